@@ -33,7 +33,7 @@ TEACHER_ROWS = 320
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of 300 entries: <pad> 0, <eos> 1, every byte, a few merges. No text is lost."""
+    """A byte-level BPE tokenizer of 300 entries: <pad> 0, <eos> 1, all bytes, a few merges. Loses no text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from vopd import errors
 def heavy_modules_after(statement: str) -> str:
     names = "('torch', 'numpy', 'transformers', 'trl')"
     probe = f"{statement}\nimport sys\nprint([m for m in {names} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(vopd.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment
+    )
     return done.stdout.strip().splitlines()[-1]
 
 
