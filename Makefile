@@ -1,0 +1,56 @@
+# `make demo` and `make test` work on a fresh machine: both make .venv first, and only once.
+
+BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# Read before anything is installed and again by pip: the one place that names the tested torch.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+# Tests and the demo use small models on the CPU and never the network.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export OMP_NUM_THREADS := 1
+
+.PHONY: help install demo test check format embedded-pair clean
+
+help:
+	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
+	@echo "make test           run the tests"
+	@echo "make check          run ruff, mypy and the import contract"
+	@echo "make format         let ruff rewrite the sources"
+	@echo "make embedded-pair  train the demo's pair of models again"
+	@echo "make clean          remove .venv and caches"
+
+install: $(STAMP)
+
+# torch goes in first and by itself: later steps then find it there and never pull another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet $(TORCH)
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[train,eval,server,report,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/vopd demo
+
+test: $(STAMP)
+	$(PYTHON) -m pytest -n 2
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+embedded-pair: $(STAMP)
+	$(PYTHON) -m vopd.experiments.embedded_pair
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

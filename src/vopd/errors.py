@@ -1,0 +1,67 @@
+"""Errors that a user can meet, each with the exit code that `vopd` ends with.
+
+Every message is one clear line that names what is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class VOPDError(Exception):
+    """Base of every error that vopd raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigurationError(VOPDError, ValueError):
+    """A setting is unknown, out of range, or does not go with another one."""
+
+    exit_code = 2
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """A package of an optional extra is not installed."""
+
+
+class DataError(VOPDError, ValueError):
+    """Prompts or problems are missing, empty, or not in the expected form."""
+
+    exit_code = 3
+
+
+class MismatchError(VOPDError, ValueError):
+    """A model or tokenizer cannot be loaded, or student and teacher do not fit each other."""
+
+    exit_code = 4
+
+
+class TeacherServerError(VOPDError, RuntimeError):
+    """The teacher server is out of reach or answered something that cannot be used."""
+
+    exit_code = 5
+
+
+class NonFiniteError(VOPDError, RuntimeError, FloatingPointError):
+    """Training met a NaN or an infinity."""
+
+    exit_code = 6
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module` and return it; if its package is absent, name the extra of vopd that brings it.
+
+    Raises:
+        MissingExtraError: the package is not installed. An import error from inside an installed package is
+            passed on as it is, since installing the extra again would not mend it.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(
+            f"{package} is needed for this; install it with pip install 'vopd[{extra}]'"
+        ) from error

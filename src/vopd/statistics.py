@@ -1,0 +1,1 @@
+"""Scores with intervals, bootstrap over problems, paired tests."""
