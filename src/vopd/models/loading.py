@@ -1,0 +1,132 @@
+"""Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
+
+Code that a model's repository brings along (`trust_remote_code`) is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vopd.errors import ConfigurationError, MismatchError, require
+
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Names that tokenizers give to a token that is there for padding and that no text contains.
+_PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
+    """Load the tokenizer of a local folder or hub id, padding on the left, with a padding token.
+
+    Where the tokenizer names no padding token, an existing one that differs from the end token is taken. If
+    there
+    is none it is the end token: padding must then be told from the text by lengths, never by ids, as `sample`
+    does. The vocabulary never grows.
+
+    Raises:
+        MismatchError: there is no such model, it has no tokenizer, or it needs code of its own.
+    """
+    _check_folder(source)
+    transformers = require("transformers", "train")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, revision=revision, padding_side="left", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MismatchError(_why("tokenizer", source, error)) from error
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        # From a folder without tokenizer files transformers makes a tokenizer with nothing in it.
+        raise MismatchError(f"'{source}' has no tokenizer; save the model's tokenizer into the same folder")
+    _choose_pad_token(tokenizer, source)
+    return tokenizer
+
+
+def load_model(
+    source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None
+) -> Any:
+    """Load the causal language model of a local folder or hub id, in evaluation mode.
+
+    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top.
+
+    Args:
+        source: a folder made by `save_pretrained`, or a hub id.
+        dtype: auto (as saved), float32, bfloat16 or float16.
+        device: where the weights go, such as cpu or cuda.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ConfigurationError: unknown dtype.
+        MismatchError: there is no such model, weights are missing, or it needs code of its own.
+    """
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+    _check_folder(source)
+    transformers = require("transformers", "train")
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MismatchError(_why("model", source, error)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers fills these with random numbers and only warns.
+        raise MismatchError(
+            f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}"
+        )
+    return model.to(device).eval()
+
+
+def _check_folder(source: str | Path) -> None:
+    path = Path(source)
+    if not path.is_dir():
+        text = os.fspath(source)
+        if path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or not text:
+            raise MismatchError(f"there is no model folder '{source}'")
+        return  # may be a hub id
+    if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
+        raise MismatchError(
+            f"'{source}' has no config.json; give the folder that save_pretrained wrote "
+            "(for a training run, one of its checkpoints or its model folder)"
+        )
+    try:
+        json.loads((path / "config.json").read_text() if (path / "config.json").exists() else "{}")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MismatchError(f"'{source}/config.json' is not valid JSON: {error}") from error
+
+
+def _why(what: str, source: str | Path, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
+            "use a model whose architecture transformers itself supports"
+        )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    where = "" if Path(source).is_dir() else "; give a local folder, or a hub id that this machine can reach"
+    return f"cannot load the {what} of '{source}'{where}: {first}"
+
+
+def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:
+    if tokenizer.pad_token is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for candidate in _PAD_CANDIDATES:
+        if candidate in vocabulary and candidate != tokenizer.eos_token:
+            tokenizer.pad_token = candidate
+            return
+    if tokenizer.eos_token is None:
+        raise MismatchError(
+            f"the tokenizer of '{source}' has neither a padding nor an end token; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,112 @@
+"""Do student and teacher mean the same thing by the same token id?
+
+Distillation compares probabilities id by id. Two tokenizers that disagree on one id give losses that look
+fine and train towards nonsense, so the check covers every id before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vopd.errors import MismatchError
+
+_SHOWN = 3
+
+
+def common_vocabulary(
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    *,
+    student_rows: int | None = None,
+    teacher_rows: int | None = None,
+) -> int:
+    """Return the number of real token ids that student and teacher share: both heads are cut to it.
+
+    Output heads often have more rows than there are tokens (151,936 for one size of a family, 152,064 for
+    another). The rows past the last real id stand for no text; they must not get probability on either side.
+
+    Args:
+        student_tokenizer, teacher_tokenizer: the tokenizers of the two models.
+        student_rows, teacher_rows: rows of the two output heads, checked against the vocabulary when given.
+
+    Raises:
+        MismatchError: some id stands for different tokens, or a head has fewer rows than there are tokens.
+    """
+    student, teacher = _by_id(student_tokenizer), _by_id(teacher_tokenizer)
+    differing = sorted(
+        token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{token} is {student.get(token)!r} for the student and {teacher.get(token)!r} for the teacher"
+            for token in differing[:_SHOWN]
+        )
+        raise MismatchError(
+            f"student and teacher use different vocabularies ({len(student)} and {len(teacher)} tokens, "
+            f"{len(differing)} ids differ: {shown}); take models of one family, "
+            "or TRL's GOLD trainer, which distils across tokenizers"
+        )
+    size = max(student) + 1
+    for name, rows in (("student", student_rows), ("teacher", teacher_rows)):
+        if rows is not None and rows < size:
+            raise MismatchError(
+                f"the {name}'s output head has {rows} rows but its tokenizer has {size} ids; "
+                "this tokenizer does not belong to this model"
+            )
+    return size
+
+
+def end_ids(model: Any, tokenizer: Any | None = None) -> tuple[int, ...]:
+    """Return every id that ends a completion of this model, ascending.
+
+    These are the ids of the model's generation configuration (one or a list) and the tokenizer's end token.
+    """
+    ids: set[int] = set()
+    configured = getattr(model, "generation_config", None)
+    for holder in (configured, getattr(model, "config", None)):
+        value = getattr(holder, "eos_token_id", None)
+        if value is not None:
+            ids.update(value if isinstance(value, Iterable) else [value])
+            break
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def end_token_difference(
+    student: Any, teacher: Any, student_tokenizer: Any, teacher_tokenizer: Any
+) -> str | None:
+    """Say how the models' end tokens differ and what to do; None where the student knows all of them.
+
+    A teacher that ends with a token on which the student does not stop teaches the student to emit that
+    token and
+    to go on: completions grow to the limit. Base students under instruct teachers are the usual case.
+    """
+    own = end_ids(student, student_tokenizer)
+    theirs = end_ids(teacher, teacher_tokenizer)
+    unknown = [token for token in theirs if token not in own]
+    if not unknown:
+        return None
+    together = sorted({*own, *theirs})
+    return (
+        f"the teacher ends completions with {_named(theirs, teacher_tokenizer)}, the student stops at "
+        f"{_named(own, student_tokenizer)} only and would run on to the length limit; "
+        f"let the student stop at all of them: generation_config.eos_token_id = {together}"
+    )
+
+
+def set_end_ids(model: Any, ids: Iterable[int]) -> None:
+    """Let the model stop at each of `ids`: sampling uses them, and a saved model keeps them."""
+    model.generation_config.eos_token_id = sorted(set(ids))
+
+
+def _by_id(tokenizer: Any) -> dict[int, str]:
+    by_id = {token: text for text, token in tokenizer.get_vocab().items()}
+    if not by_id:
+        raise MismatchError("a tokenizer without tokens; save the model's tokenizer next to the model")
+    return by_id
+
+
+def _named(ids: Iterable[int], tokenizer: Any) -> str:
+    return " or ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)})" for token in ids) or "nothing"

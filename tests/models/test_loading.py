@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vopd.errors import ConfigurationError, MismatchError
+from vopd.models import load_model, load_tokenizer
+
+
+@pytest.fixture
+def copied(tiny_student_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_student_dir, tmp_path / "model"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_loads_model_and_tokenizer_of_a_folder(tiny_student_dir: Path) -> None:
+    model, tokenizer = load_model(tiny_student_dir), load_tokenizer(tiny_student_dir)
+    assert not model.training and model.dtype == torch.float32
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token == "<pad>"
+
+
+def test_dtype(tiny_student_dir: Path) -> None:
+    assert load_model(tiny_student_dir, dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ConfigurationError, match="'int8'; choose one of auto, float32"):
+        load_model(tiny_student_dir, dtype="int8")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+class TestClearErrors:
+    def test_missing_folder(self, load, tmp_path: Path) -> None:
+        with pytest.raises(MismatchError, match="there is no model folder"):
+            load(tmp_path / "nothing")
+
+    def test_folder_without_config(self, load, tmp_path: Path) -> None:
+        with pytest.raises(MismatchError, match=r"no config\.json"):
+            load(tmp_path)
+
+    def test_broken_config(self, load, copied: Path) -> None:
+        (copied / "config.json").write_text('{"model_type": ')
+        with pytest.raises(MismatchError, match="not valid JSON"):
+            load(copied)
+
+    def test_unreachable_hub_id(self, load) -> None:
+        with pytest.raises(MismatchError, match="hub id that this machine can reach"):
+            load("nobody/no-such-model-at-all")
+
+
+def test_code_of_the_repository_is_refused_and_named(copied: Path) -> None:
+    edit(
+        copied / "config.json",
+        model_type="home_made",
+        auto_map={
+            "AutoConfig": "code.HomeMadeConfig",
+            "AutoModelForCausalLM": "code.HomeMade",
+        },
+    )
+    (copied / "code.py").write_text("raise SystemExit('this code must never run')")
+    with pytest.raises(MismatchError, match=r"code from its own repository \(trust_remote_code\)"):
+        load_model(copied)
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MismatchError, match=r"lacks 1 of the model's weights, .*layers\.1\.mlp\.up_proj"):
+        load_model(copied)
+
+
+def test_missing_weight_file(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(MismatchError, match="cannot load the model"):
+        load_model(copied)
+
+
+def test_missing_tokenizer_files(copied: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied / name).unlink()
+    with pytest.raises(MismatchError, match="tokenizer"):
+        load_tokenizer(copied)
+
+
+class TestPadToken:
+    def test_takes_an_existing_token_that_is_not_the_end(self, copied: Path) -> None:
+        edit(copied / "tokenizer_config.json", pad_token=None)
+        tokenizer = load_tokenizer(copied)
+        assert (tokenizer.pad_token, len(tokenizer)) == ("<pad>", 300)
+
+    def test_falls_back_to_the_end_token_and_never_grows_the_vocabulary(self, copied: Path) -> None:
+        edit(copied / "tokenizer_config.json", pad_token=None)
+        text = (copied / "tokenizer.json").read_text().replace("<pad>", "<spare>")
+        (copied / "tokenizer.json").write_text(text)
+        tokenizer = load_tokenizer(copied)
+        assert (tokenizer.pad_token, len(tokenizer)) == ("<eos>", 300)
+
+    def test_neither_pad_nor_end(self, copied: Path) -> None:
+        edit(copied / "tokenizer_config.json", pad_token=None, eos_token=None)
+        text = (copied / "tokenizer.json").read_text().replace("<pad>", "<spare>")
+        (copied / "tokenizer.json").write_text(text)
+        with pytest.raises(MismatchError, match="neither a padding nor an end token"):
+            load_tokenizer(copied)
+
+
+def test_an_adapter_folder_loads_its_base_model_and_the_adapter(
+    tiny_student_dir: Path, tmp_path: Path
+) -> None:
+    import peft
+
+    base = load_model(tiny_student_dir)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[40, 41, 42]])
+    loaded = load_model(tmp_path / "adapter")
+    assert torch.allclose(loaded(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert not torch.allclose(loaded(ids).logits, load_model(tiny_student_dir)(ids).logits, atol=1e-2)
