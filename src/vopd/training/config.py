@@ -60,9 +60,7 @@ class VOPDConfig(DistillationConfig):
         None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
     )
     max_prompt_length: int | None = _own(None, "Prompts of more tokens are dropped and counted, never cut.")
-    metrics_every: int = _own(
-        1, "Measure exact reverse KL and gradient variances every this many steps; 0 never."
-    )
+    metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
 
@@ -74,7 +72,7 @@ class VOPDConfig(DistillationConfig):
     gradient_checkpointing: bool | None = _default("gradient_checkpointing", None)
     logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
     logging_steps: float = _default("logging_steps", 1)
-    report_to: None | str | list[str] = _default("report_to", "none")
+    report_to: str | list[str] | None = field(default="none", metadata=_INHERITED["report_to"].metadata)
     vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
 
     def __post_init__(self) -> None:

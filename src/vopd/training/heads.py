@@ -19,8 +19,8 @@ _TRANSFORMATIONS = {
 }
 
 
-def check_head(model: Any, name: str) -> nn.Module:
-    """The output head of `model`; `name` is "student" or "teacher".
+def check_head(model: Any, name: str) -> Tensor:
+    """The weight (V, H) of the output head of `model`; `name` is "student" or "teacher".
 
     Raises:
         MismatchError: its logits are not plainly hidden @ head.T, or there is no head.
@@ -45,7 +45,7 @@ def check_head(model: Any, name: str) -> nn.Module:
                 f"the {name} transforms its logits ({setting}={value}), which is not supported; "
                 "use another model family"
             )
-    return head
+    return head.weight
 
 
 def check_plain_logits(logits: Tensor, hidden: Tensor, head: Tensor, name: str) -> None:

@@ -16,9 +16,7 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
     if dataset is None:
         raise DataError(f"{name} is missing; give a data set with a column {PROMPT!r}")
     if not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False"
-        )
+        raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
     if len(dataset) == 0:
         raise DataError(f"{name} is empty")
     columns = getattr(dataset, "column_names", None) or list(dataset[0])
@@ -42,9 +40,7 @@ def _problem(prompt: Any) -> str | None:
     return None
 
 
-def keep_short(
-    dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], list[list[int]]]
-) -> tuple[Any, int]:
+def keep_short(dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], list[list[int]]]) -> tuple[Any, int]:
     """The rows of `dataset` whose prompt has at most `limit` tokens, and how many were dropped.
 
     A prompt is never cut: without its beginning it is another problem.

@@ -55,6 +55,7 @@ class VOPDTrainer(TRLAdapter):
     _name = "vopd"
 
     args: VOPDConfig
+    train_dataset: Any
 
     def __init__(
         self,
@@ -106,11 +107,13 @@ class VOPDTrainer(TRLAdapter):
         check_not_shared(self.model, teacher)
         teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
         teacher_tokenizer = teacher_tokenizer or self._tokenizer
-        rows = {
-            f"{name}_rows": self._checked_head(model, name).weight.shape[0]
-            for name, model in (("student", self.model), ("teacher", teacher))
-        }
-        self.vocab_size = common_vocabulary(self._tokenizer, teacher_tokenizer, **rows)
+        student_rows = self._checked_rows(self.model, "student")
+        self.vocab_size = common_vocabulary(
+            self._tokenizer,
+            teacher_tokenizer,
+            student_rows=student_rows,
+            teacher_rows=self._checked_rows(teacher, "teacher"),
+        )
         if self.args.loss_top_k is not None and self.args.loss_top_k > self.vocab_size:
             raise ConfigurationError(
                 f"loss_top_k={self.args.loss_top_k} is more than the vocabulary has ({self.vocab_size})"
@@ -120,15 +123,16 @@ class VOPDTrainer(TRLAdapter):
             logger.warning(warning)
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, rows["student_rows"])
+        self.sample_only(self.vocab_size, student_rows)
         self._teacher_name = teacher.config.name_or_path
         self.attach_teacher(teacher)
 
-    def _checked_head(self, model: Any, name: str) -> Any:
+    def _checked_rows(self, model: Any, name: str) -> int:
+        """Rows of the model's output head, once the loss is known to be able to read it."""
         head = check_head(model, name)
-        if not self.is_deepspeed_enabled and head.weight.is_floating_point():
-            check_plain_logits(*self.probe(model), head.weight.detach(), name)
-        return head
+        if not self.is_deepspeed_enabled:  # which may have sharded it already
+            check_plain_logits(*self.probe(model), head.detach(), name)
+        return len(head)
 
     def _prepare_prompts(self) -> None:
         self.train_dataset, self.dropped_prompts = keep_short(

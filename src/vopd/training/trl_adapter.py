@@ -148,9 +148,7 @@ class TRLAdapter(DistillationTrainer):
     def generation_batch_size(self) -> int:
         """Prompts of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
         args = self.args
-        return int(
-            args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        )
+        return int(args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps)
 
     @property
     def micro_batches(self) -> list[dict[str, Any]]:
@@ -261,9 +259,7 @@ class TRLAdapter(DistillationTrainer):
         started = time.perf_counter()
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         self.teacher_model.eval()
-        hidden = self._forward_redirection(
-            self.teacher_model, teacher, self._get_last_hidden_state, teacher, *sequence
-        )
+        hidden = self._forward_redirection(self.teacher_model, teacher, self._get_last_hidden_state, teacher, *sequence)
         _synchronize(self.accelerator.device)
         self.scoring_done(time.perf_counter() - started)
         return hidden
