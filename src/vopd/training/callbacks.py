@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,12 +45,20 @@ class RunLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if state.is_world_process_zero and _is_step(logs):
-            append(self.folder / METRICS_FILE, [{"step": state.global_step, **logs}])
+            record = {name: value for name, value in logs.items() if _strict(value) is not None}
+            append(self.folder / METRICS_FILE, [{"step": state.global_step, **record}])
 
 
 def _is_step(logs: dict[str, Any]) -> bool:
     """False for the summary that ends a run, which belongs to no step."""
     return "loss" in logs or any(name.startswith("eval_") for name in logs)
+
+
+def _strict(value: Any) -> Any:
+    """`value` as JSON can hold it: null for NaN and infinities, which fp16 loss scaling meets now and then."""
+    if isinstance(value, list):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_log(path: Path, step: int) -> None:
@@ -79,7 +88,8 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
 
     Everything but ASCII is escaped: terminal escapes and lone surrogates in model text come out harmless.
     """
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    strict = ({name: _strict(value) for name, value in record.items()} for record in records)
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in strict)
     if not text:
         return
     with _clear_errors(path):

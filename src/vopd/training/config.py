@@ -116,6 +116,11 @@ class VOPDConfig(DistillationConfig):
         if self.max_completion_length is None:
             raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
         _at_least("max_completion_length", self.max_completion_length, 1)
+        if self.log_completions:
+            raise ConfigurationError(
+                "log_completions prints what the model wrote to the terminal unescaped; remove it: completions are in "
+                "samples.jsonl, as many a step as samples_per_step says"
+            )
         if self.loss_normalizer is not None and not self.loss_normalizer > 0:
             raise ConfigurationError(f"loss_normalizer must be positive, got {self.loss_normalizer}")
 
