@@ -135,6 +135,7 @@ class VOPDTrainer(TRLAdapter):
         return len(head)
 
     def _prepare_prompts(self) -> None:
+        self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
         self.train_dataset, self.dropped_prompts = keep_short(
             self.train_dataset, self.args.max_prompt_length, self.tokenize
         )
