@@ -116,9 +116,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}") from error
     if path.suffix == ".jsonl":
-        return [
-            _row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()
-        ]
+        return [_row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
         rows = _parse(text, f"'{path}'")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -323,7 +321,5 @@ def _drop_long(dataset: Any, tokenizer: Any, limit: int, source: str) -> Any:
         )
     if not dropped:
         return dataset
-    logger.warning(
-        "dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit
-    )
+    logger.warning("dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit)
     return dataset.select(kept)

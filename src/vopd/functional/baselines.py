@@ -10,28 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .losses import truncated_reverse_kl
 from .moments import Moments
 
 REST_FLOOR = 1e-9
 """Least probability that a truncated teacher distribution is taken to leave outside its top k."""
 
 
-def value_baseline(probs: Tensor, rewards: Tensor) -> Tensor:
-    """The value function V = E_p[r] = -KL(p || q).
-
-    Follows any shift of the rewards: centred rewards give the centred baseline. The fused pass computes the same sum
-    without holding the rows.
+def value_baseline(moments: Moments) -> Tensor:
+    """The value function V = E_p[r] = -KL(p || q), centred: V - r_top = sum p r'.
 
     Args:
-        probs: p over the vocabulary (or over its classes), (..., V).
-        rewards: r, up to a constant per row, (..., V).
+        moments: fields of shape (...); the squared sums are not needed.
 
     Returns:
-        (...), nats.
+        V - r_top, shape (...), nats.
 
     Source: "KL for a KL", arXiv 2605.07865, Eq. 9.
     """
-    return (probs * rewards).sum(-1)
+    return moments.reward
 
 
 def optimal_baseline(moments: Moments) -> Tensor:
@@ -67,9 +64,7 @@ def renormalised_top_k_baseline(student_top_k_logits: Tensor, teacher_top_k_logi
 
     Source: arXiv 2605.07865, Eqs. 14-15.
     """
-    student = torch.log_softmax(student_top_k_logits, dim=-1)
-    teacher = torch.log_softmax(teacher_top_k_logits, dim=-1)
-    return (student.exp() * (teacher - student)).sum(-1)
+    return -truncated_reverse_kl(student_top_k_logits, teacher_top_k_logits)
 
 
 def sparse_top_k_baseline(student_top_k_logits: Tensor, top_k_rewards: Tensor) -> Tensor:

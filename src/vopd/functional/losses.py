@@ -43,7 +43,7 @@ def reverse_kl(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     Source: arXiv 2306.13649 (on-policy distillation); "full-vocabulary" in arXiv 2605.07865.
     """
     probs = student_logprobs.exp()
-    return torch.where(probs > 0, probs * (student_logprobs - teacher_logprobs), 0).sum(-1)
+    return (probs * (student_logprobs - teacher_logprobs).masked_fill(probs == 0, 0)).sum(-1)
 
 
 def truncated_reverse_kl(student_top_k_logits: Tensor, teacher_top_k_logits: Tensor) -> Tensor:
@@ -90,6 +90,6 @@ def rao_blackwell_loss(
     sampled = completion_ids.unsqueeze(-1)
     outside = 1 - inside.gather(-1, sampled).squeeze(-1)
     advantages = outside * centred.gather(-1, sampled).squeeze(-1)
-    return policy_gradient_loss(
-        student_logprobs.gather(-1, sampled).squeeze(-1), advantages, importance_weights
-    ) - summed
+    return (
+        policy_gradient_loss(student_logprobs.gather(-1, sampled).squeeze(-1), advantages, importance_weights) - summed
+    )

@@ -19,19 +19,19 @@ class Moments:
     Attributes:
         top_prob: p_top.
         rest_prob: sum of p over the rest.
-        rest_square_prob: sum of p^2 over the rest.
         reward: sum of p r' (the top token contributes exactly 0).
-        square_reward: sum of p^2 r'.
+        rest_square_prob: sum of p^2 over the rest; None unless the optimal baseline is wanted.
+        square_reward: sum of p^2 r'; likewise.
         reward_square: sum of p r'^2; None unless the variance is wanted.
-        square_reward_square: sum of p^2 r'^2; None unless the variance is wanted.
+        square_reward_square: sum of p^2 r'^2; likewise.
         top_reward: r_top, or None where only differences of rewards are known.
     """
 
     top_prob: Tensor
     rest_prob: Tensor
     reward: Tensor
-    rest_square_prob: Tensor
-    square_reward: Tensor
+    rest_square_prob: Tensor | None = None
+    square_reward: Tensor | None = None
     reward_square: Tensor | None = None
     square_reward_square: Tensor | None = None
     top_reward: Tensor | None = None
@@ -39,17 +39,24 @@ class Moments:
     @property
     def square_prob(self) -> Tensor:
         """S2 = sum of p^2 over the whole vocabulary."""
-        return self.top_prob.square() + self.rest_square_prob
+        return self.top_prob.square() + computed(self.rest_square_prob)
 
     @property
     def weight(self) -> Tensor:
         """E_p[w] = 1 - S2 for the score-function weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, without cancellation."""
-        return self.rest_prob * (1 + self.top_prob) - self.rest_square_prob
+        return self.rest_prob * (1 + self.top_prob) - computed(self.rest_square_prob)
 
     @property
     def weighted_reward(self) -> Tensor:
         """E_p[w r'] = (1 + S2) sum p r' - 2 sum p^2 r'."""
-        return (1 + self.square_prob) * self.reward - 2 * self.square_reward
+        return (1 + self.square_prob) * self.reward - 2 * computed(self.square_reward)
+
+
+def computed(value: Tensor | None) -> Tensor:
+    """The statistic, which whoever asks for it must have had computed."""
+    if value is None:
+        raise AssertionError("an equation read a statistic that was not computed")
+    return value
 
 
 def moments(student_logits: Tensor, teacher_logits: Tensor) -> Moments:
@@ -91,7 +98,7 @@ def bucketed_moments(
     support_probs: Tensor,
     support_rewards: Tensor,
     outside_prob: Tensor,
-    outside_square_prob: Tensor,
+    outside_square_prob: Tensor | None,
     outside_reward: Tensor,
 ) -> Moments:
     """Moments of a reward known one by one on a support and by a single value for every token outside it.
@@ -105,16 +112,20 @@ def bucketed_moments(
         support_probs: p on the support without the top token, 0 in columns that do not count, (..., k).
         support_rewards: r at the same tokens, (..., k).
         outside_prob: sum of p over the tokens neither in the support nor the top one, (...).
-        outside_square_prob: sum of p^2 over the same tokens, (...).
+        outside_square_prob: sum of p^2 over the same tokens, (...), or None to leave out the squared sums.
         outside_reward: r_rest, (...).
     """
     centred = torch.where(support_probs > 0, support_rewards - top_reward.unsqueeze(-1), 0)
     outside = outside_reward - top_reward
+    squares: dict[str, Tensor] = {}
+    if outside_square_prob is not None:
+        support_square = support_probs.square()
+        squares["rest_square_prob"] = support_square.sum(-1) + outside_square_prob
+        squares["square_reward"] = (support_square * centred).sum(-1) + outside_square_prob * outside
     return Moments(
         top_prob=top_prob,
         rest_prob=support_probs.sum(-1) + outside_prob,
-        rest_square_prob=support_probs.square().sum(-1) + outside_square_prob,
         reward=(support_probs * centred).sum(-1) + outside_prob * outside,
-        square_reward=(support_probs.square() * centred).sum(-1) + outside_square_prob * outside,
         top_reward=top_reward,
+        **squares,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .moments import Moments
+from .moments import Moments, computed
 
 
 def squared_gradient_norm(moments: Moments) -> Tensor:
@@ -18,10 +18,9 @@ def squared_gradient_norm(moments: Moments) -> Tensor:
     Returns:
         (...), nats^2.
     """
-    assert moments.square_reward_square is not None
     return (
-        moments.square_reward_square
-        - 2 * moments.reward * moments.square_reward
+        computed(moments.square_reward_square)
+        - 2 * moments.reward * computed(moments.square_reward)
         + moments.reward.square() * moments.square_prob
     )
 
@@ -40,8 +39,7 @@ def gradient_variance(moments: Moments, centred_baseline: Tensor) -> Tensor:
 
     Source: Greensmith, Bartlett, Baxter, JMLR 5 (2004), applied to a categorical policy.
     """
-    assert moments.reward_square is not None and moments.square_reward_square is not None
-    second = (1 + moments.square_prob) * moments.reward_square - 2 * moments.square_reward_square
+    second = (1 + moments.square_prob) * computed(moments.reward_square) - 2 * computed(moments.square_reward_square)
     cross = moments.weighted_reward
     raw = second - 2 * centred_baseline * cross + centred_baseline.square() * moments.weight
     return (raw - squared_gradient_norm(moments)).clamp_min(0)

@@ -7,12 +7,13 @@ on the top token: d' = d - d_top, so that the log-normalisers of both models can
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from torch import Tensor
 
 from ..functional import Moments
+from ..functional.moments import computed
 
 SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
 
@@ -31,6 +32,35 @@ class Needs:
     support: SupportKind = "top"
     order: Literal[0, 1, 2] = 0
     full_teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows that count in the loss and all that is known of each, (N,) or (N, k).
+
+    Attributes:
+        rows: their places in the flattened inputs.
+        sampled_ids: y.
+        teacher_logprobs, top_k_ids, top_k_logprobs: a server's scores, None with teacher tensors.
+        importance: weights given by the caller.
+        rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
+        importance_cap: largest such weight.
+    """
+
+    rows: Tensor
+    sampled_ids: Tensor
+    teacher_logprobs: Tensor | None = None
+    top_k_ids: Tensor | None = None
+    top_k_logprobs: Tensor | None = None
+    importance: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
+    importance_cap: float = 2.0
+
+    def chunks(self, size: int) -> list[Batch]:
+        """The batch cut into parts of at most ``size`` rows."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        parts = {name: value.split(size) for name, value in tensors.items()}
+        return [replace(self, **{name: split[i] for name, split in parts.items()}) for i in range(len(parts["rows"]))]
 
 
 @dataclass(frozen=True)
@@ -79,40 +109,40 @@ class Rows:
         """r_y = log q(y) - log p(y), (N,)."""
         return None if self.teacher_logprobs is None else self.teacher_logprobs - self.student_logprobs
 
-    @property
-    def expected_difference(self) -> Tensor:
-        """E_p[d'], (N,). Needs order 1."""
-        probs, difference = self._distinct()
-        return (probs * difference).sum(-1) + _known(self.other_difference)
-
     def moments(self) -> Moments:
-        """The moments that the full-vocabulary baselines are functions of. Needs order 2 for the squared sums."""
+        """The moments that the full-vocabulary baselines are functions of: of the order that ``Needs`` names."""
         probs, difference = self._distinct()
-        rest_probs = probs[:, 1:]
-        rest_difference = difference[:, 1:]
-        square = rest_probs.square()
-        squares: dict[str, Tensor] = {}
+        rest, rest_difference = probs[:, 1:], difference[:, 1:]
+        square = rest.square()
+        sums: dict[str, Tensor] = {}
+        if self.other_square_prob is not None:
+            sums["rest_square_prob"] = square.sum(-1) + self.other_square_prob
+        if self.other_square_difference is not None:
+            sums["square_reward"] = -(square * rest_difference).sum(-1) - self.other_square_difference
         if self.other_difference_square is not None:
-            squares["reward_square"] = (rest_probs * rest_difference.square()).sum(-1) + self.other_difference_square
-            squares["square_reward_square"] = (square * rest_difference.square()).sum(-1) + _known(
-                self.other_square_difference_square
-            )
+            squared = rest_difference.square()
+            sums["reward_square"] = (rest * squared).sum(-1) + self.other_difference_square
+            sums["square_reward_square"] = (square * squared).sum(-1) + computed(self.other_square_difference_square)
         return Moments(
             top_prob=probs[:, 0],
-            rest_prob=rest_probs.sum(-1) + self.other_prob,
-            rest_square_prob=square.sum(-1) + _known(self.other_square_prob),
-            reward=-self.expected_difference,
-            square_reward=-((square * rest_difference).sum(-1) + _known(self.other_square_difference)),
+            rest_prob=rest.sum(-1) + self.other_prob,
+            reward=-(rest * rest_difference).sum(-1) - computed(self.other_difference),
             top_reward=self.top_reward,
-            **squares,
+            **sums,
         )
 
     def _distinct(self) -> tuple[Tensor, Tensor]:
-        """(p, d') of the columns, each token counted once: the top one in column 0 even where it is not in S."""
-        counted = self.in_support.clone()
-        counted[:, 0] = True
-        difference = _known(self.support_difference)
+        """(p, d') of the columns that count, 0 in the others."""
+        counted = counted_columns(self.in_support)
+        difference = computed(self.support_difference)
         return self.support_logprobs.exp() * counted, difference.masked_fill(~counted, 0)
+
+
+def counted_columns(in_support: Tensor) -> Tensor:
+    """The columns that hold each token once: the support's, and the top token's even where it is outside, (N, K)."""
+    counted = in_support.clone()
+    counted[:, 0] = True
+    return counted
 
 
 @dataclass(frozen=True)
@@ -134,17 +164,14 @@ class GradientForm:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator returns for N rows: the token losses, their gradient form, and what it used."""
+    """What an estimator returns for N rows: the token losses, their gradient form, and what it
+    subtracted from the reward."""
 
     loss: Tensor
     form: GradientForm
-    rewards: Tensor | None = None
     baseline: Tensor | None = None
     advantages: Tensor | None = None
-    reverse_kl: Tensor | None = None
 
-
-def _known(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise AssertionError("an estimator read a statistic that its Needs do not name")
-    return value
+    def with_baseline(self, baseline: Tensor) -> Estimate:
+        """The same with the baseline to report, (N,)."""
+        return replace(self, baseline=baseline)

@@ -97,9 +97,7 @@ def sample(
     return [row * (samples // copies) for row in found]
 
 
-def _tokenize(
-    tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int
-) -> list[list[int]]:
+def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:
     encoded = []
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
