@@ -60,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(
-            HELP.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end=""
-        )
+        print(HELP.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
         return 0
     if arguments[0] in {"-V", "--version", "version"}:
         from vopd import __version__

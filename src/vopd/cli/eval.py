@@ -34,13 +34,9 @@ class EvalOptions:
     task: str | None = setting(None, "reasoning_gym:NAME")
     data: str | None = setting(None, ".jsonl, .json or .parquet file with problem and answer")
     kind: str = setting("math", "how the answers of --data are graded: math or choice")
-    count: int | None = setting(
-        None, "use the first N problems of --data; how many --task makes (default 100)"
-    )
+    count: int | None = setting(None, "use the first N problems of --data; how many --task makes (default 100)")
     task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
-    template: str | None = setting(
-        None, "prompt text, with {column} for a column of the data, such as {problem}"
-    )
+    template: str | None = setting(None, "prompt text, with {column} for a column of the data, such as {problem}")
     chat_template: bool = setting(False, "put prompts into the model's chat template")
     samples: int | None = setting(None, f"completions a problem; default {_SAMPLES}, and 1 at temperature 0")
     temperature: float = setting(0.6, "0 takes the most likely token")
@@ -52,23 +48,17 @@ class EvalOptions:
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     device: str = setting("auto", "auto, cpu, cuda")
     output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(
-        None, "folder of this evaluation in output_dir; default: eval-MODEL-PROBLEMS"
-    )
+    run_name: str | None = setting(None, "folder of this evaluation in output_dir; default: eval-MODEL-PROBLEMS")
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.data is None):
             raise ConfigurationError("vopd eval needs either --task reasoning_gym:NAME or --data FILE")
         if self.task is not None and not self.task.startswith(_TASK_PREFIX):
-            raise ConfigurationError(
-                f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file"
-            )
+            raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file")
         if self.samples is None:
             self.samples = _SAMPLES if self.temperature > 0 else 1
         elif self.temperature == 0 and self.samples > 1:
-            raise ConfigurationError(
-                "at temperature 0 all samples are equal; leave --samples out or raise it"
-            )
+            raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ class Problems:
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
     options = parse("eval", SUMMARY, options_of(EvalOptions), arguments).build(EvalOptions)
-    require("transformers", "eval")
+    require("transformers", "eval").utils.logging.disable_progress_bar()
     problems = task_problems(options) if options.task else file_problems(options)
     name = options.run_name or run_directory.suggest_name("eval", options.model, problems.name)
     folder = run_directory.run_directory(options.output_dir, name)
@@ -125,9 +115,7 @@ def file_problems(options: EvalOptions) -> Problems:
     from vopd.evaluation import grade_many
 
     source = str(options.data)
-    rows = [
-        {name.lower(): value for name, value in row.items()} for row in read_rows(source)[: options.count]
-    ]
+    rows = [{name.lower(): value for name, value in row.items()} for row in read_rows(source)[: options.count]]
     if not rows:
         raise DataError(f"'{source}' has no rows")
     golds = [_gold(row, index, source) for index, row in enumerate(rows)]
@@ -214,22 +202,23 @@ def _answers(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    records = [
+    drawn = [
+        (index, number, completion) for index, row in enumerate(completions) for number, completion in enumerate(row)
+    ]
+    grades = problems.grade([(index, completion.text) for index, _, completion in drawn])
+    return [
         {
             "problem": index,
             "sample": number,
             "prompt": prompts[index],
             "completion": completion.text,
             "gold": problems.golds[index],
+            "answer": answer,
+            "outcome": outcome,
             "truncated": completion.truncated,
             "length": len(completion.ids),
         }
-        for index, row in enumerate(completions)
-        for number, completion in enumerate(row)
-    ]
-    grades = problems.grade([(int(record["problem"]), str(record["completion"])) for record in records])
-    return [
-        {**record, "outcome": outcome, "answer": answer} for record, (outcome, answer) in zip(records, grades)
+        for (index, number, completion), (outcome, answer) in zip(drawn, grades)
     ]
 
 

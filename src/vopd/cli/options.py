@@ -22,6 +22,9 @@ from vopd.errors import ConfigurationError, VOPDError, require
 
 T = TypeVar("T")
 
+CHOSEN_HERE = "chosen for this machine"
+_CHOSEN = ("default", CHOSEN_HERE)
+
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
@@ -36,11 +39,12 @@ class Option:
     default: Any
     help: str | None
     required: bool = False
+    group: str = "options"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The value of every option and where it came from: "default", the file's name or "command line"."""
+    """The value of every option and where it came from: "default", the name of a file, "command line"."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
@@ -52,9 +56,7 @@ class Settings:
         """
         names = {entry.name for entry in dataclasses.fields(target) if entry.init}  # type: ignore[arg-type]
         given = {
-            name: value
-            for name, value in self.values.items()
-            if name in names and self.origins[name] != "default"
+            name: value for name, value in self.values.items() if name in names and self.origins[name] != "default"
         }
         try:
             return target(**{**given, **fixed})
@@ -76,10 +78,12 @@ def needed(help_text: str) -> Any:
     return field(metadata={"help": help_text, "required": True}, default=None)
 
 
-def options_of(target: type, *, shown: Iterable[str] | None = None) -> dict[str, Option]:
-    """Return the options that the fields of a dataclass make; the help shows all, or those in `shown`."""
+def options_of(target: type, *, group: str = "options", shown: Sequence[str] | None = None) -> dict[str, Option]:
+    """Return the options that the fields of a dataclass make.
+
+    The help lists them under `group`: all, or those in `shown` and in its order.
+    """
     kinds = typing.get_type_hints(target)
-    visible = None if shown is None else set(shown)
     found = {}
     for entry in dataclasses.fields(target):
         if not entry.init or entry.name.startswith("_"):
@@ -87,10 +91,11 @@ def options_of(target: type, *, shown: Iterable[str] | None = None) -> dict[str,
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:
             default = entry.default_factory()
-        text = entry.metadata.get("help", "") if visible is None or entry.name in visible else None
+        text = entry.metadata.get("help", "") if shown is None or entry.name in shown else None
         required = bool(entry.metadata.get("required"))
-        found[entry.name] = Option(entry.name, kinds[entry.name], default, text, required)
-    return found
+        found[entry.name] = Option(entry.name, kinds[entry.name], default, text, required, group)
+    first = {name: found[name] for name in shown or () if name in found}
+    return {**first, **found}
 
 
 def parse(command: str, summary: str, options: Mapping[str, Option], arguments: Sequence[str]) -> Settings:
@@ -138,20 +143,13 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return None
     if bool in kinds and lowered in _TRUE | _FALSE:
         return lowered in _TRUE
-    for number in (int, float):
-        if number in kinds:
-            try:
-                return number(text)
-            except ValueError:
-                continue
+    number = _number(text, kinds)
+    if number is not None:
+        return number
     if dict in kinds and lowered.startswith("{"):
         return _yaml_value(text, dict, name)
     if list in kinds:
-        return (
-            _yaml_value(text, list, name)
-            if lowered.startswith("[")
-            else [part.strip() for part in text.split(",")]
-        )
+        return _yaml_value(text, list, name) if lowered.startswith("[") else [part.strip() for part in text.split(",")]
     if str in kinds:
         return text
     raise ConfigurationError(f"{name} must be {_describe(kinds)}, not '{text}'")
@@ -164,12 +162,12 @@ def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """
     yaml = require("yaml", "train")
     lines = []
-    for name in sorted(settings, key=lambda name: (origins.get(name, "default") == "default", name)):
+    for name in sorted(settings, key=lambda name: (origins[name] in _CHOSEN, origins[name] == "default", name)):
         if _is_secret(name):
             continue
         # Flow style and no width limit: one line whatever the value, so that a comment can follow.
         text = yaml.safe_dump([_plain(settings[name])], default_flow_style=True, width=float("inf")).strip()
-        lines.append(f"{name}: {text[1:-1]}  # {origins.get(name, 'default')}")
+        lines.append(f"{name}: {text[1:-1]}  # {origins[name]}")
     return "\n".join(lines) + "\n"
 
 
@@ -188,18 +186,24 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
         usage=f"vopd {command} [--config FILE.yaml] [--key value ...]",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    groups: dict[str, Any] = {"options": parser}
     for option in options.values():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
         text = argparse.SUPPRESS if option.help is None else _help_line(option)
-        parser.add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text)
+        groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text)
     return parser
 
 
 def _help_line(option: Option) -> str:
     text = " ".join((option.help or "").split()).replace("`", "")
+    if len(text) > 100:
+        text = text.split(". ")[0].rstrip(".")
     if option.required:
         text = f"(required) {text}"
     elif option.default not in (None, "", False):
-        text = f"{text} [{option.default}]"
+        default = ",".join(option.default) if isinstance(option.default, list) else option.default
+        text = f"{text} [{default}]"
     return text.replace("%%", "%").replace("%", "%%")
 
 
@@ -218,9 +222,7 @@ def _underscored(argument: str) -> str:
 
 def _unknown(name: str, options: Mapping[str, Option]) -> str:
     close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.6)
-    return f"unknown option '{name}'" + (
-        f"; did you mean '{close[0]}'?" if close else "; --help lists the options"
-    )
+    return f"unknown option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "; --help lists the options")
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -251,13 +253,24 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     if type(value) in kinds:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
+        return value
     raise ConfigurationError(f"{where}{option.name} must be {_describe(kinds)}, not {value!r}")
 
 
 def _converted(text: str, option: Option) -> Any:
     # report_to's default is the text "none", which is not None.
     return text if text == option.default else convert(text, option.kind, option.name)
+
+
+def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
+    """The number in `text`, whole where it is written as one (500 steps are not 500.0 steps), or None."""
+    for number in (int, float):
+        if float in kinds or number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    return None
 
 
 def _members(kind: Any) -> list[Any]:

@@ -68,9 +68,7 @@ def create(folder: Path, *, resume: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot write to '{folder}': {error.strerror}; choose another output_dir"
-        ) from error
+        raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.cli import run_directory
-from vopd.cli.options import Option, Settings, needed, options_of, parse, setting, to_yaml
+from vopd.cli.options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
 from vopd.errors import ConfigurationError, require
 
 logger = logging.getLogger(__name__)
@@ -40,23 +40,17 @@ class TrainOptions:
     teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
     dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
     output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(
-        None, "folder of this run in output_dir; default: from models and estimator"
-    )
+    run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
     resume: bool = setting(False, "continue the run of this name from its last checkpoint")
     dataset_split: str = setting("train", "split of a hub data set")
-    dataset_options: dict | None = setting(
-        None, "options of a reasoning_gym task, or of datasets.load_dataset"
-    )
+    dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
     chat_template: bool = setting(False, "put prompts into the student's chat template")
     dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
     teacher_dtype: str = setting("auto", "of the teacher's weights; auto is as saved")
     lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
-    lora_alpha: int | None = setting(
-        None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank"
-    )
+    lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
     lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
 
     def __post_init__(self) -> None:
@@ -69,6 +63,7 @@ class TrainOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
     require("trl", "train")
+    require("transformers", "train").utils.logging.disable_progress_bar()
     from vopd.training import VOPDConfig
 
     settings = parse("train", SUMMARY + _MORE, options(VOPDConfig), arguments)
@@ -82,6 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     trainer.train(resume_from_checkpoint=_checkpoint(folder) if train_options.resume else None)
     trainer.save_model(str(folder / "model"))
     if run_directory.is_main_process():
+        (folder / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle; no model needs it
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         print(f"trained {trainer.state.global_step} steps; the model is in {folder / 'model'}")
         print(f"next: vopd eval --model {folder / 'model'} --data problems.jsonl")
@@ -89,12 +85,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def options(config: type) -> dict[str, Option]:
-    """The options of `vopd train`: its own first, then those of the trainer's configuration."""
-    own = options_of(TrainOptions)
-    return {
-        **own,
-        **{name: o for name, o in options_of(config, shown=_MAIN_FIELDS).items() if name not in own},
-    }
+    """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
+    own = options_of(TrainOptions, group="models, prompts, run")
+    of_config = options_of(config, group="method and optimiser", shown=_MAIN_FIELDS)
+    return {**own, **{name: option for name, option in of_config.items() if name not in own}}
 
 
 def build_trainer(train_options: TrainOptions, config: Any) -> Any:
@@ -139,11 +133,12 @@ def build_trainer(train_options: TrainOptions, config: Any) -> Any:
 def write_resolved(path: Path, settings: Settings, config: Any, run_name: str) -> None:
     """Write every setting with its origin; what the configuration chose itself is written as chosen."""
     values: dict[str, Any] = {**settings.values, "run_name": run_name}
+    del values["resume"]  # says how the run was called, not what it is
     origins = dict(settings.origins)
     for name, value in values.items():
         chosen = getattr(config, name, None)
         if value is None and origins[name] == "default" and isinstance(chosen, bool | int | float | str):
-            values[name], origins[name] = chosen, "chosen for this machine"
+            values[name], origins[name] = chosen, CHOSEN_HERE
     path.write_text(to_yaml(values, origins), encoding="utf-8")
 
 
