@@ -17,6 +17,9 @@ _BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\\\(?!(?:boxed|fbox)\s*\{)|\\[{}
 _BETWEEN = re.compile(
     r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*"
 )
+_FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\([^\\]*(?:\\[^)(][^\\]*)*\\\)|\\\[[^\]]*\\\]")
+_PREFIXED = re.compile(rf"[A-Za-z]+:?\s*(?:{_FORMULA.pattern})\.?")
+_ENDING = re.compile(r"(?:\b(?:is|are|be|equals)|:|=)\s*(\$[^$]+\$|-?[^\sA-Za-z:=,.]+(?:[.,][^\sA-Za-z:=,.]+)*)\s*\.?\s*$")
 _LONE = re.compile(r"[^\n]{1,200}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _KNOWN_WORDS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "frac", "abs"}
@@ -85,14 +88,11 @@ def _without_inner(content: str, depth: int = 8) -> str:
     inner = _boxes(content)
     if not inner or depth == 0:
         return content
-    contents = [_without_inner(content[box.inner : box.close], depth - 1) for box in inner]
-    edges = [0, *(box.close + 1 for box in inner)]
-    between = [content[edge : box.start] for edge, box in zip(edges, inner, strict=False)] + [
-        content[edges[-1] :]
-    ]
-    if len(inner) > 1 and all(_BETWEEN.fullmatch(text) for text in between):
-        return ", ".join(contents)
-    return contents[-1]
+    # The boxes at the end that only separators hold apart belong together.
+    first = len(inner) - 1
+    while first and _BETWEEN.fullmatch(content[inner[first - 1].close + 1 : inner[first].start]):
+        first -= 1
+    return ", ".join(_without_inner(content[box.inner : box.close], depth - 1) for box in inner[first:])
 
 
 def math_answer(text: str) -> tuple[str | None, bool]:
@@ -104,9 +104,21 @@ def math_answer(text: str) -> tuple[str | None, bool]:
     """
     box = last_box(text)
     if box is not None:
-        return (box.strip() or None), True
+        return (_out_of_sentence(box.strip()) or None), True
     lone = text.strip()
     return (lone if _is_expression(lone) else None), False
+
+
+def _out_of_sentence(content: str) -> str:
+    """The expression in a box that holds a sentence: what it ends with ("the sum is 5."), else its last formula."""
+    words = _WORD.findall(_FORMULA.sub(" ", content))
+    if "\\text" in content or not words or (len(words) == 1 and not _PREFIXED.fullmatch(content)):
+        return content
+    ending = _ENDING.search(content)
+    if ending:
+        return ending[1]
+    formulas = _FORMULA.findall(content)
+    return formulas[-1] if formulas else content
 
 
 def _is_expression(text: str) -> bool:

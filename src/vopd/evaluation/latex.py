@@ -62,14 +62,13 @@ Replacement = str | Callable[[re.Match[str]], str]
 _RULES: list[tuple[re.Pattern[str], Replacement]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\\\(?=(?:d|t|c)?frac|sqrt|text|pi|infty|cup|boxed|left|right|times|cdot|pm|leq|geq|circ)", r"\\"),
         (r"\\(?:left|right|middle)\s*(?=[\[\](){}|\\/<>.])\.?(?![A-Za-z])", ""),
         (r"\\(?:big|Big|bigg|Bigg)[lrm]?(?![A-Za-z])", ""),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])", ""),
         (r"\\!\s*", ""),
         (r"\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|hspace\*?\{[^{}]*\}|hfill(?![A-Za-z]))|~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\s*\{\s*,\s*\}\s*", ","),
+        (r"\s*\{\s*([,:])\s*\}\s*", r"\1"),
         (r"\\(?:phantom|label|tag)\{[^{}]*\}", ""),
         (r"\{\\rm\s+([^{}]*)\}", r"\\mathrm{\1}"),
         (r"_\{?\\text\{\s*([A-Za-z]+)\s*\}\}?", _base),
@@ -108,6 +107,8 @@ _RULES: list[tuple[re.Pattern[str], Replacement]] = [
 ]  # fmt: skip
 
 
+_ROWS = re.compile(r"matrix|array|cases|aligned")
+_ROW_END = "\ue000"
 _SPACES = re.compile(r"(\\[A-Za-z]+ (?=[A-Za-z])|(?<=\d) (?=\d))| ")
 
 
@@ -115,9 +116,14 @@ def normalise(answer: str) -> str:
     """One spelling for an answer: delimiters, fonts, spacing and sizing removed, symbols unified."""
     text = _unwrap(answer.translate(_UNICODE))
     text = re.sub("(?<=[0-9A-Za-z)])([₀-₉]+)", lambda m: "_{" + m[1].translate(_SUBSCRIPT_DIGITS) + "}", text)
+    if not _ROWS.search(text):
+        # Text that went through one escaping too many.
+        text = re.sub(r"(?<!\\)\\\\(?=[A-Za-z])", r"\\", text)
+    # A row ends in two backslashes; no rule below may take the second one for the start of a command.
+    text = re.sub(r"\\\\(?:\[[^\]]{0,9}\])?", _ROW_END, text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    return _unwrap(text)
+    return _unwrap(text.replace(_ROW_END, r"\\ "))
 
 
 def squeezed(text: str) -> str:

@@ -33,7 +33,10 @@ _TEXT = re.compile(r"(?:\\text\{[^{}]*\}[\s.]*)+")
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![A-Za-z])")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+# In a gold only these are decimals: 1,2 is the list of 1 and 2.
+_GOLD_COMMA = re.compile(r"-?0,\d+|-?\d+,\d\d")
 _COMMA_NUMBER = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 _MAX_ITEMS = 60
 
 
@@ -63,7 +66,9 @@ def same(gold: str, answer: str, leaf: Leaf) -> bool | None:
     answer, answer_unit = split_unit(answer)
     if conflicting(gold_unit, answer_unit):
         return False
-    for decide in (_numbers, _bases, _texts, _named, _collections, _inequalities):
+    if squeezed(gold) == squeezed(answer):
+        return True
+    for decide in (_numbers, _clocks, _bases, _texts, _named, _collections, _inequalities):
         verdict = decide(gold, answer, leaf)
         if verdict is not None:
             return verdict.equal
@@ -81,9 +86,10 @@ def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     """Plain numbers, percentages, and numbers whose comma could also be a list's."""
     gold_number, gold_percent = _percent(gold)
     answer_number, answer_percent = _percent(answer)
-    if gold_number and _DECIMAL_COMMA.fullmatch(answer) and gold_number.decimal:
-        rounded = read_number(answer.replace(",", "."))
-        return _RIGHT if rounded and close_enough(rounded, gold_number) else None
+    if gold_number and gold_number.decimal and _DECIMAL_COMMA.fullmatch(answer):
+        answer_number = read_number(answer.replace(",", "."))
+    if answer_number and answer_number.decimal and _GOLD_COMMA.fullmatch(gold):
+        gold_number = read_number(gold.replace(",", "."))
     if gold_number is None or answer_number is None:
         return None
     if close_enough(answer_number, gold_number):
@@ -114,6 +120,13 @@ def base_numeral(text: str) -> tuple[str, str] | None:
     """Digits and base of a numeral such as ``1A_{16}``."""
     match = _BASE.fullmatch(squeezed(text))
     return (match[1].lower(), match[2]) if match else None
+
+
+def _clocks(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
+    """12:30 is a time of day, not twice 6:15."""
+    if _CLOCK.fullmatch(squeezed(gold)) and _CLOCK.fullmatch(squeezed(answer)):
+        return _WRONG
+    return None
 
 
 def _bases(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
@@ -154,9 +167,10 @@ def _texts(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
 
 def split_name(text: str) -> tuple[str, str] | None:
     """``x = 5`` as (x, 5), ``x = 2 + 3 = 5`` too; None where there is no name for a value."""
-    parts = _equals(text)
-    if len(parts) > 1 and _NAMES.fullmatch(parts[0].strip()):
-        return squeezed(parts[0]), parts[-1].strip()
+    parts = [part.strip() for part in _equals(text)]
+    for part in parts[:-1]:
+        if _NAMES.fullmatch(part):
+            return squeezed(part), parts[-1]
     return None
 
 
@@ -174,18 +188,20 @@ def _equals(text: str) -> list[str]:
 def _named(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     if len(split_top(gold, ",;")) > 1 and not _value_is_list(gold):
         return None
-    gold_parts, answer_parts = _equals(gold), _equals(answer)
+    gold_parts, answer_parts = ([part.strip() for part in _equals(text)] for text in (gold, answer))
     gold_name, answer_name = split_name(gold), split_name(answer)
     if gold_name and answer_name:
         return _Decision(same(gold_name[1], answer_name[1], leaf)) if gold_name[0] == answer_name[0] else None
     if gold_name and len(answer_parts) == 1:
-        return _Decision(same(gold_name[1], answer_parts[0].strip(), leaf))
+        return _Decision(same(gold_name[1], answer_parts[0], leaf))
+    if len(gold_parts) > 1 and len(answer_parts) == 1 and not _whole(answer):
+        return _WRONG  # an equation is not a value, though algebra takes its right-hand side for one
     if len(gold_parts) == 1 and len(answer_parts) > 1 and not _value_list_of_names(answer):
-        value = answer_parts[-1].strip()
-        if answer_name or value != "0":
-            return _Decision(same(gold_parts[0].strip(), value, leaf))
+        value = answer_parts[-1]
+        equation = value == "0" and not answer_name
+        return _WRONG if equation else _Decision(same(gold_parts[0], value, leaf))
     if len(gold_parts) == len(answer_parts) == 1 and (gold_parts[0], answer_parts[0]) != (gold, answer):
-        return _Decision(same(gold_parts[0].strip(), answer_parts[0].strip(), leaf))
+        return _Decision(same(gold_parts[0], answer_parts[0], leaf))
     return None
 
 
@@ -248,11 +264,20 @@ def _one_group(text: str) -> bool:
 
 
 def _items(text: str) -> list[str]:
+    groups = split_top(text, ";")
+    if len(groups) > 1 and any(len(split_top(group, ",")) > 1 for group in groups):
+        # p = 5, q = 2; p = 7, q = 2 is a list of pairs.
+        return [f"({_values(group)})" for group in groups if group.strip()]
     items: list[str] = []
     for part in split_top(text, ",;"):
         if part.strip():
             items.extend(_plus_minus(part.strip()))
     return items or [text]
+
+
+def _values(group: str) -> str:
+    named = [(split_name(item), item) for item in split_top(group, ",")]
+    return ",".join(name[1] if name else item for name, item in named)
 
 
 def _plus_minus(item: str) -> list[str]:

@@ -29,7 +29,7 @@ _PLAIN_UNIT = re.compile(
     r"(?P<value>.*[\d.})%])\s+(?P<unit>[A-Za-z]{2,}(?:[ /.]+[A-Za-z]+\.?)*" + _POWER + ")", re.DOTALL
 )
 _GLUED_UNIT = re.compile(
-    r"(?P<value>[-+]?[\d.,]+)(?P<unit>mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)" + _POWER
+    r"(?P<value>[-+]?[\d.,]+)(?P<unit>[ckm]?m(?=\^)|mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)" + _POWER
 )
 
 
