@@ -74,6 +74,8 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
         check_prompts(train_dataset)
+        for name, dataset in _named(eval_dataset):
+            check_prompts(dataset, name)
         self._prepare_books(args)
         with _clear_errors():
             super().__init__(
@@ -89,6 +91,7 @@ class VOPDTrainer(TRLAdapter):
                 peft_config=peft_config,
                 tools=tools,
             )
+        self.refuse_processors()
         self._prepare_teacher(teacher_model)
         self._prepare_prompts()
         self._prepare_callbacks()
@@ -293,6 +296,14 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
         raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)
+
+
+def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
+    if eval_dataset is None:
+        return []
+    if isinstance(eval_dataset, dict):
+        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    return [("eval_dataset", eval_dataset)]
 
 
 @contextmanager
