@@ -83,18 +83,27 @@ def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, caps
     assert (run / "metrics.jsonl").read_text() == "precious"
 
 
-def test_resume_ends_where_the_whole_run_does(train: Train, run: Path) -> None:
-    train("--max_steps", "4", "--lr_scheduler_type", "constant", name="whole")
-    train("--save_steps", "1", "--lr_scheduler_type", "constant")
-    assert train("--max_steps", "4", "--lr_scheduler_type", "constant", "--resume", "true") == 0
+def test_resume_goes_on_after_the_checkpoint_and_ends_where_the_whole_run_does(
+    train: Train, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = ["--lr_scheduler_type", "constant"]
+    train("--max_steps", "4", *constant, name="whole")
+    train("--save_steps", "1", *constant)
+    capsys.readouterr()
+    assert train("--max_steps", "4", "--resume", "true", *constant) == 0
+    shown = capsys.readouterr().err
+    assert "step 2/4" not in shown and "step 3/4" in shown
     whole, resumed = weights(run.parent / "whole" / "model"), weights(run / "model")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_lora_saves_an_adapter_that_loads_and_leaves_the_head(train: Train, run: Path, tiny_teacher_dir: Path) -> None:
-    """The teacher's folder serves as student here: its head is a module of its own, which all-linear might take."""
-    assert train("--model", str(tiny_teacher_dir), "--lora_rank", "2") == 0
+def test_lora_saves_an_adapter_that_loads_and_leaves_the_head(
+    train: Train, run: Path, tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    """The two change places: the head of the untied model is a module that all-linear might take."""
+    swapped = ["--model", str(tiny_teacher_dir), "--teacher_model", str(tiny_student_dir)]
+    assert train(*swapped, "--lora_rank", "2") == 0
     config = json.loads((run / "model" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 4, 0.0)
     names = {target.split(".")[-1] for target in config["target_modules"]}
@@ -130,6 +139,8 @@ class TestRefusals:
             (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),
             (["--model", "./missing"], 4, "there is no model folder"),
             (["--prompt_template", "{text}"], 2, "the columns are problem, answer"),
+            (["--trust_remote_code", "true"], 2, "never runs code from a model's repository"),
+            (["--resume_from_checkpoint", "x"], 2, "has no effect in vopd train: set resume"),
             (["--max_steps", "soon"], 2, "max_steps must be a whole number, not 'soon'"),
         ],
     )
