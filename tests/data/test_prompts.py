@@ -245,7 +245,7 @@ def test_reasoning_gym_task() -> None:
     dataset = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     again = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     assert len(dataset) == 5 and dataset.to_list() == again.to_list()
-    assert {"prompt", "answer", "task", "metadata"} == set(dataset.column_names)
+    assert {"prompt", "problem", "answer", "task", "metadata"} == set(dataset.column_names)
     with pytest.raises(ConfigurationError, match="no_such_task"):
         load_prompts("reasoning_gym:no_such_task")
 

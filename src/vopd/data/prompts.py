@@ -176,7 +176,7 @@ def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> lis
 
     return [
         {
-            "prompt": problem.question,
+            "problem": problem.question,
             "answer": problem.answer,
             "task": problem.task,
             "metadata": json.dumps(problem.metadata, default=str),
