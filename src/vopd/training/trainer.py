@@ -74,7 +74,9 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
         check_prompts(train_dataset)
-        self._prepare_books(args)
+        for name, dataset in _named(eval_dataset):
+            check_prompts(dataset, name)
+        self._prepare_books()
         with _clear_errors():
             super().__init__(
                 model=model,
@@ -89,13 +91,14 @@ class VOPDTrainer(TRLAdapter):
                 peft_config=peft_config,
                 tools=tools,
             )
+        self.refuse_processors()
         self._prepare_teacher(teacher_model)
         self._prepare_prompts()
         self._prepare_callbacks()
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
-    def _prepare_books(self, args: VOPDConfig) -> None:
+    def _prepare_books(self) -> None:
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
         self._tokens = 0.0
@@ -293,6 +296,14 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
         raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)
+
+
+def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
+    if eval_dataset is None:
+        return []
+    if isinstance(eval_dataset, dict):
+        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    return [("eval_dataset", eval_dataset)]
 
 
 @contextmanager

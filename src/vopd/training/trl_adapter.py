@@ -167,13 +167,21 @@ class TRLAdapter(DistillationTrainer):
         except (ValueError, TypeError, TemplateError) as error:
             raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
 
+    def refuse_processors(self) -> None:
+        """Raises ConfigurationError for a vision-language student: the loss would not see its images."""
+        if self._is_vlm:
+            raise ConfigurationError(
+                "vision-language models are not supported; to train one on text alone pass its tokenizer as "
+                "processing_class"
+            )
+
     def sample_only(self, vocab_size: int, rows: int) -> None:
         """Never sample the head rows past `vocab_size`: they stand for no text, and the loss gives them no mass."""
         tail = list(range(vocab_size, rows))
         if not tail:
             return
         self.generation_config.suppress_tokens = sorted({*(self.generation_config.suppress_tokens or ()), *tail})
-        if self.use_vllm:
+        if self.use_vllm and self.vllm_mode == "colocate":  # a server's JSON would turn the ids into texts
             sampling = self.vllm_generation.generation_kwargs or {}
             bias = dict.fromkeys(tail, -100.0) | (sampling.get("logit_bias") or {})
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": bias}
