@@ -193,7 +193,7 @@ class TestLength:
             load_prompts(write(ROWS), tokenizer=tiny_tokenizer, max_prompt_length=1)
 
     def test_needs_a_tokenizer(self, write) -> None:
-        with pytest.raises(ConfigurationError, match="need a tokenizer"):
+        with pytest.raises(ConfigurationError, match="needs a tokenizer"):
             load_prompts(write(ROWS), max_prompt_length=5)
 
 

@@ -10,10 +10,18 @@ from torch import Tensor
 
 
 class LogitSource(Protocol):
-    """Gives float32 (or wider) logits of chosen rows in buffers of its own, and takes their gradient."""
+    """Gives float32 (or wider) logits of chosen rows in buffers of its own, and takes their gradient.
+
+    Attributes:
+        vocab_size: columns of the logits.
+        full_teacher_is_free: full teacher rows cost no product, so they are used even where a few ids would do.
+        may_exclude: logits of -inf may occur.
+        dtype: of the logits.
+    """
 
     vocab_size: int
     full_teacher_is_free: bool
+    may_exclude: bool
     dtype: torch.dtype
 
     def student(self, rows: Tensor) -> Tensor:
@@ -53,6 +61,7 @@ class DenseLogits:
     wants_gradient: bool
     gradient: Tensor | None = None
     full_teacher_is_free = True
+    may_exclude = True
 
     def __post_init__(self) -> None:
         self.dtype = compute_dtype(self.student_logits, self.teacher_logits)
@@ -106,6 +115,7 @@ class LinearHeads:
     hidden_gradient: Tensor | None = None
     head_gradient: Tensor | None = None
     full_teacher_is_free = False
+    may_exclude = False
     _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

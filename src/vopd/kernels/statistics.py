@@ -47,7 +47,7 @@ def compute_chunk(source: LogitSource, part: Batch, needs: Needs, top_k: int, di
     known_ids = torch.cat([support_ids, part.sampled_ids.unsqueeze(-1)], dim=-1)
     student_known = student.gather(-1, known_ids)
     if teacher is not None:
-        scores = _full_scores(student, teacher, known_ids)
+        scores = _full_scores(student, teacher, known_ids, source.may_exclude)
     elif part.teacher_logprobs is not None:
         scores = _server_scores(part, support_ids if needs.support == "teacher_top_k" else None)
     else:
@@ -98,11 +98,11 @@ def _support(
     return torch.cat([top, ids], dim=-1), torch.cat([top_present, present & ~is_top], dim=-1)
 
 
-def _full_scores(student: Tensor, teacher: Tensor, known_ids: Tensor) -> dict[str, Tensor]:
+def _full_scores(student: Tensor, teacher: Tensor, known_ids: Tensor, may_exclude: bool) -> dict[str, Tensor]:
     """Scores at the known ids from full teacher rows, which turn into d' on the way."""
     log_normalizers = torch_rows.log_normalizers(teacher).unsqueeze(-1)
     logprobs = teacher.gather(-1, known_ids) - log_normalizers
-    torch_rows.subtract_into_teacher(student, teacher, known_ids[:, 0])
+    torch_rows.subtract_into_teacher(student, teacher, known_ids[:, 0], may_exclude)
     difference = teacher.gather(-1, known_ids)
     return {
         "support_teacher_logprobs": logprobs[:, :-1],

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .rows import GradientForm
 
-CPU_BLOCK = 1 << 18
-"""Elements of a block of rows on a CPU: 1 MiB in float32, about a core's second-level cache."""
+CPU_BLOCK = 1 << 16
+"""Elements of a block of rows on a CPU: 256 KiB in float32, which two operands keep in a second-level cache."""
 
 
 def row_blocks(buffer: Tensor) -> Iterator[slice]:
@@ -35,18 +35,18 @@ def log_normalizers(logits: Tensor) -> Tensor:
     return by_blocks(logits, lambda rows: torch.logsumexp(logits[rows], dim=-1))
 
 
-def subtract_into_teacher(student: Tensor, teacher: Tensor, top_ids: Tensor) -> Tensor:
-    """Overwrites the teacher's logits with d' = d - d_top and returns d_top, (C,).
+def subtract_into_teacher(student: Tensor, teacher: Tensor, top_ids: Tensor, may_exclude: bool) -> None:
+    """Overwrites the teacher's logits with d' = d - d_top.
 
-    A token that the student's logits exclude (-inf) has no mass, whatever the teacher says: its d' is set to 0, lest
-    0 * inf turn the sums into NaN.
+    A token that the student's logits exclude (-inf, which ``may_exclude`` says can occur) has no mass, whatever the
+    teacher says: its d' is set to 0, lest 0 * inf turn the sums into NaN.
     """
     top = top_ids.unsqueeze(-1)
     top_difference = student.gather(-1, top) - teacher.gather(-1, top)
     for rows in row_blocks(student):
         torch.sub(student[rows], teacher[rows], out=teacher[rows]).sub_(top_difference[rows])
-        teacher[rows].masked_fill_(student[rows] == -torch.inf, 0)
-    return top_difference.squeeze(-1)
+        if may_exclude:
+            teacher[rows].masked_fill_(student[rows] == -torch.inf, 0)
 
 
 def exponentiate(student: Tensor, top_logits: Tensor, support_ids: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ def moment_sums(student: Tensor, difference: Tensor, order: int, diagnostics: bo
         weighted = mass * centred
         result = [weighted.sum(-1)]
         if order >= 2:
-            result += [row_dot(mass, mass), row_dot(mass, weighted)]
+            result += [square_masses(mass), (mass * weighted).sum(-1)]
         if diagnostics:
-            result += [row_dot(weighted, centred), row_dot(weighted, weighted)]
+            result += [(weighted * centred).sum(-1), square_masses(weighted)]
         return torch.stack(result, dim=-1)
 
     return list(by_blocks(student, sums).unbind(-1))
@@ -81,17 +81,18 @@ def moment_sums(student: Tensor, difference: Tensor, order: int, diagnostics: bo
 
 def square_masses(student: Tensor) -> Tensor:
     """Sum of squares of each row, (C,)."""
-    return row_dot(student, student)
+    return torch.linalg.vector_norm(student, dim=-1).square()
 
 
 def entropy_sums(student: Tensor) -> Tensor:
     """Sum of -e log e of each row, (C,)."""
-    return by_blocks(student, lambda rows: torch.special.entr(student[rows]).sum(-1))
+    smallest = torch.finfo(student.dtype).tiny  # log 0 would turn 0 log 0 into NaN
 
+    def sums(rows: slice) -> Tensor:
+        mass = student[rows]
+        return -(mass.clamp_min(smallest).log_().mul_(mass)).sum(-1)
 
-def row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """Dot product of each pair of rows without a scratch row, (C,)."""
-    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).flatten()
+    return by_blocks(student, sums)
 
 
 def write_gradient(

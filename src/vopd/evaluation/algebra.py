@@ -1,0 +1,126 @@
+"""Equality through math-verify and sympy, for the inside of a worker process: nothing here limits its own
+time.
+
+math-verify parses LaTeX; its verdict is taken only where it is safe. Numbers are compared here, relatively,
+because math-verify rounds to six decimals (1e-10 equals 2e-10) and drops small differences of exact numbers;
+a "yes" about expressions with symbols is checked at random points.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
+
+from vopd.evaluation.exact import read_number
+from vopd.evaluation.structure import base_numeral, collection, same, split_name, words
+from vopd.evaluation.units import split_unit
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+# Units are taken off before (math-verify would read 2m as 2) and boxes are already open.
+_CONFIG = LatexExtractionConfig(
+    normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+)
+_DIGITS = 30
+_POINTS = 4
+
+
+@lru_cache(maxsize=2048)
+def parsed(text: str) -> Any:
+    """The sympy object of a normalised answer, or None. Always wrapped in dollars: unwrapped, ``x+1`` parses
+    to nothing."""
+    found = parse(
+        "$" + text.replace("\n", " ") + "$",
+        [_CONFIG],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=None,  # type: ignore[arg-type]  # the parent process holds the limit
+    )
+    return found[0] if found else None
+
+
+@lru_cache(maxsize=2048)
+def readable(gold: str) -> bool:
+    """Whether a normalised gold answer means anything to the grader."""
+    gold = split_unit(gold)[0].removesuffix("%").strip()
+    if not gold:
+        return False
+    if read_number(gold) or base_numeral(gold) or words(gold):
+        return True
+    name = split_name(gold)
+    if name and name[1] != gold:
+        return readable(name[1])
+    group = collection(gold)
+    if (group.opening or len(group.items) > 1) and all(readable(item) for item in group.items):
+        return True
+    return parsed(gold) is not None
+
+
+def judge(gold: str, answer: str) -> bool:
+    """Whether two normalised answers are equal; the gold is readable."""
+    return bool(same(gold, answer, equal_expressions))
+
+
+def equal_expressions(gold: str, answer: str) -> bool:
+    """Equality of two single expressions in LaTeX."""
+    one, other = parsed(gold), parsed(answer)
+    if one is None or other is None:
+        return False
+    verdict = _equal_numbers(one, other)
+    if verdict is not None:
+        return verdict
+    if not verify(one, other, allow_set_relation_comp=True, timeout_seconds=None):
+        return False
+    return _agree_at_points(one, other)
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, sympy.Expr) and not isinstance(value, sympy.MatrixExpr)
+
+
+def _equal_numbers(gold: Any, answer: Any) -> bool | None:
+    """Numbers without symbols: exact to 15 digits relatively; decimals as in
+    `vopd.evaluation.exact.close_enough`."""
+    if not (_is_expression(gold) and _is_expression(answer)) or gold.free_symbols or answer.free_symbols:
+        return None
+    try:
+        gold, answer = gold.doit(), answer.doit()
+        if any(value.has(sympy.zoo, sympy.nan) for value in (gold, answer)):
+            return False  # 12:00 and 1:00 both divide by zero
+        if gold == answer:
+            return True
+        size = abs(sympy.N(gold, _DIGITS))
+        gap = abs(sympy.N(gold - answer, _DIGITS))
+        if not (size.is_Float or size.is_Integer) or not (gap.is_Float or gap.is_Integer):
+            return None
+    except (ArithmeticError, TypeError, ValueError, AttributeError):
+        return None
+    if gold.has(sympy.Float) or answer.has(sympy.Float):
+        return bool(gap <= min(sympy.Float("5e-7"), size * sympy.Float("1e-4")))
+    return bool(gap <= size * sympy.Float("1e-15"))
+
+
+def _agree_at_points(gold: Any, answer: Any) -> bool:
+    """Veto of a "yes": expressions that differ by more than 1e-6 relatively at a random point are not
+    equal."""
+    if not (_is_expression(gold) and _is_expression(answer)) or gold.free_symbols != answer.free_symbols:
+        return True
+    draw = random.Random(0)
+    for _ in range(_POINTS):
+        point = {
+            symbol: sympy.Rational(draw.randint(11, 99), 37) for symbol in sorted(gold.free_symbols, key=str)
+        }
+        try:
+            one, other = complex(gold.subs(point).doit()), complex(answer.subs(point).doit())
+        except (ArithmeticError, TypeError, ValueError, AttributeError):
+            continue
+        if abs(one - other) > 1e-6 * max(abs(one), abs(other)):
+            return False
+    return True

@@ -1,0 +1,133 @@
+"""Where in a completion the answer stands: thinking stripped, then the last balanced ``\\boxed{}``.
+
+Everything here is one linear pass over the text, so that no completion, however malformed, costs more than
+its length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_THINK = re.compile(r"<(/?)(think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
+# A box, an escaped brace or line break (which must not count as a brace), or a brace. The line break is
+# skipped only where no box follows: text that went through one escaping too many writes \\boxed.
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\\\(?!(?:boxed|fbox)\s*\{)|\\[{}]|([{}])")
+# What may stand between the boxes of "\boxed{1} and \boxed{2}" inside one outer box.
+_BETWEEN = re.compile(
+    r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*"
+)
+_FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\([^\\]*(?:\\[^)(][^\\]*)*\\\)|\\\[[^\]]*\\\]")
+_PREFIXED = re.compile(rf"[A-Za-z]+:?\s*(?:{_FORMULA.pattern})\.?")
+_ENDING = re.compile(r"(?:\b(?:is|are|be|equals)|:|=)\s*(\$[^$]+\$|-?[^\sA-Za-z:=,.]+(?:[.,][^\sA-Za-z:=,.]+)*)\s*\.?\s*$")
+_LONE = re.compile(r"[^\n]{1,200}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_KNOWN_WORDS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "frac", "abs"}
+
+
+def strip_thinking(text: str) -> str | None:
+    """The part of a completion outside its thinking, or None where a thinking block was opened and never
+    closed.
+
+    A close tag without an open one belongs to a block that the chat template opened in the prompt: all before
+    it is thinking. None means that the completion never scores, whatever stands before or inside the open
+    block.
+    """
+    kept: list[str] = []
+    start, depth = 0, 0
+    for tag in _THINK.finditer(text):
+        closes = bool(tag.group(1) or tag.group(3))
+        if closes:
+            if depth <= 1:
+                if depth == 0:
+                    kept.clear()
+                start = tag.end()
+            depth = max(depth - 1, 0)
+        else:
+            if depth == 0:
+                kept.append(text[start : tag.start()])
+            depth += 1
+    if depth:
+        return None
+    kept.append(text[start:])
+    return "".join(kept)
+
+
+class _Box(NamedTuple):
+    start: int  # of the command
+    inner: int  # of the content
+    close: int  # position of the closing brace
+
+
+def _boxes(text: str) -> list[_Box]:
+    """The balanced ``\\boxed{}`` and ``\\fbox{}`` of a text that are not inside another one, in order."""
+    open_braces: list[tuple[int, int] | None] = []
+    found: list[_Box] = []
+    for token in _BRACES.finditer(text):
+        if token.group(1):
+            open_braces.append((token.start(), token.end()))
+        elif token.group(2) == "{":
+            open_braces.append(None)
+        elif token.group(2) == "}" and open_braces:
+            opened = open_braces.pop()
+            if opened is not None:
+                while found and found[-1].start >= opened[0]:
+                    found.pop()
+                found.append(_Box(*opened, token.start()))
+    return found
+
+
+def last_box(text: str) -> str | None:
+    """Content of the last balanced box, or None. Of boxes inside a box: all, if only separators stand between
+    them, else the last one."""
+    found = _boxes(text)
+    return _without_inner(text[found[-1].inner : found[-1].close]) if found else None
+
+
+def _without_inner(content: str, depth: int = 8) -> str:
+    inner = _boxes(content)
+    if not inner or depth == 0:
+        return content
+    # The boxes at the end that only separators hold apart belong together.
+    first = len(inner) - 1
+    while first and _BETWEEN.fullmatch(content[inner[first - 1].close + 1 : inner[first].start]):
+        first -= 1
+    return ", ".join(_without_inner(content[box.inner : box.close], depth - 1) for box in inner[first:])
+
+
+def math_answer(text: str) -> tuple[str | None, bool]:
+    """The answer in a text without thinking, and whether it was boxed.
+
+    The last balanced box. Without any box, only a text that is nothing but one expression ("42",
+    "$\\frac12$") is read as its own answer: prose without a box gives None, as in the paper, which grades the
+    last box alone.
+    """
+    box = last_box(text)
+    if box is not None:
+        return (_out_of_sentence(box.strip()) or None), True
+    lone = text.strip()
+    return (lone if _is_expression(lone) else None), False
+
+
+def _out_of_sentence(content: str) -> str:
+    """The expression in a box that holds a sentence: what it ends with ("the sum is 5."), else its last formula."""
+    words = _WORD.findall(_FORMULA.sub(" ", content))
+    if "\\text" in content or not words or (len(words) == 1 and not _PREFIXED.fullmatch(content)):
+        return content
+    ending = _ENDING.search(content)
+    if ending:
+        return ending[1]
+    formulas = _FORMULA.findall(content)
+    return formulas[-1] if formulas else content
+
+
+def _is_expression(text: str) -> bool:
+    if (
+        not _LONE.fullmatch(text)
+        or not re.search(r"[0-9A-Za-z\\]", text)
+        or "boxed" in text
+        or "fbox" in text
+    ):
+        return False
+    words = [word for word in _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))]
+    return all(word.lower() in _KNOWN_WORDS for word in words)
