@@ -89,6 +89,14 @@ def test_a_configuration_can_be_built_again_from_its_own_values(tmp_path: Path) 
     assert (again.estimator, again.loss_top_k, again.temperature) == ("vopd_top_k", 3, 0.8)
 
 
+def test_the_parser_of_transformers_reads_it(tmp_path: Path) -> None:
+    from transformers import HfArgumentParser
+
+    line = ["--output_dir", str(tmp_path), "--estimator", "vopd_top_k", "--loss_top_k", "5", "--report_to", "none"]
+    (args,) = HfArgumentParser(VOPDConfig).parse_args_into_dataclasses(line)
+    assert (args.estimator, args.loss_top_k, args.report_to) == ("vopd_top_k", 5, [])
+
+
 def test_pickles_and_dictionaries_hold_no_token(tmp_path: Path) -> None:
     args = config(tmp_path, hub_token="hf_secret", model_init_kwargs={"token": "hf_secret", "dtype": "float32"})
     assert b"hf_secret" not in pickle.dumps(args)

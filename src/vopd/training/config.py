@@ -72,7 +72,10 @@ class VOPDConfig(DistillationConfig):
     gradient_checkpointing: bool | None = _default("gradient_checkpointing", None)
     logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
     logging_steps: float = _default("logging_steps", 1)
-    report_to: str | list[str] | None = field(default="none", metadata=_INHERITED["report_to"].metadata)
+    # In the parents' order, which HfArgumentParser depends on.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata=_INHERITED["report_to"].metadata
+    )
     vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
 
     def __post_init__(self) -> None:

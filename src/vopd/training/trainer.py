@@ -76,7 +76,7 @@ class VOPDTrainer(TRLAdapter):
         check_prompts(train_dataset)
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
-        self._prepare_books(args)
+        self._prepare_books()
         with _clear_errors():
             super().__init__(
                 model=model,
@@ -98,7 +98,7 @@ class VOPDTrainer(TRLAdapter):
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
-    def _prepare_books(self, args: VOPDConfig) -> None:
+    def _prepare_books(self) -> None:
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
         self._tokens = 0.0
