@@ -40,6 +40,8 @@ class EvalOptions:
     task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
     template: str | None = setting(None, "prompt text, with {column} for a column of the data, such as {problem}")
     chat_template: bool = setting(False, "put prompts into the model's chat template")
+    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
+    chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
     samples: int | None = setting(None, f"completions a problem; default {_SAMPLES}, and 1 at temperature 0")
     temperature: float = setting(0.6, "0 takes the most likely token")
     top_p: float = setting(1.0, "keep the smallest set of tokens with this mass")
@@ -202,7 +204,7 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def _completions(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
-    from vopd.data.prompts import render_prompts
+    from vopd.data.rendering import render_prompts, thinking_options
     from vopd.models import load_model, load_tokenizer, sample
 
     tokenizer = load_tokenizer(options.model, revision=options.model_revision)
@@ -212,6 +214,10 @@ def _completions(options: EvalOptions, problems: Problems) -> list[dict[str, Any
         template=options.template,
         tokenizer=tokenizer,
         chat_template=options.chat_template,
+        chat_options={
+            **(options.chat_template_kwargs or {}),
+            **thinking_options(options.thinking, options.chat_template, tokenizer),
+        },
     )
     device = _device(options.device)
     model = load_model(options.model, dtype=options.dtype, device=device, revision=options.model_revision)

@@ -49,15 +49,17 @@ class TrainOptions:
 
     model: str = needed("student: folder or hub id")
     teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
-    dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
+    dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
     resume: bool = setting(False, "continue the run of this name from its last checkpoint")
     dataset_split: str = setting("train", "split of a hub data set")
+    dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
     chat_template: bool = setting(False, "put prompts into the student's chat template")
+    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
     model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
     teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
     dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
@@ -135,23 +137,26 @@ def build_trainer(train_options: TrainOptions, config: Any) -> Any:
     The student is made to stop at the teacher's end tokens too: it learns to emit them, and would otherwise run
     on to the length limit after each.
     """
-    from vopd.data.prompts import load_prompts
+    from vopd.data.prompts import read_prompts
+    from vopd.data.rendering import thinking_options
     from vopd.models import end_ids, end_token_difference, load_model, load_tokenizer, set_end_ids
     from vopd.training import VOPDTrainer
 
     own, teachers = train_options.model_revision, train_options.teacher_model_revision
     tokenizer = load_tokenizer(train_options.model, revision=own)
     teacher_tokenizer = load_tokenizer(train_options.teacher_model, revision=teachers)
-    prompts = load_prompts(
+    switch = thinking_options(train_options.thinking, train_options.chat_template, tokenizer)
+    prompts = read_prompts(
         train_options.dataset,
         split=train_options.dataset_split,
+        revision=train_options.dataset_revision,
         count=train_options.max_prompts,
         seed=config.seed,
         options=train_options.dataset_options,
         template=train_options.prompt_template,
         tokenizer=tokenizer,
         chat_template=train_options.chat_template,
-        chat_options=config.chat_template_kwargs,
+        chat_options={**(config.chat_template_kwargs or {}), **switch},
     )
     student = load_model(train_options.model, dtype=train_options.dtype, revision=own)
     teacher = load_model(train_options.teacher_model, dtype=train_options.teacher_dtype, revision=teachers)
@@ -163,7 +168,7 @@ def build_trainer(train_options: TrainOptions, config: Any) -> Any:
         model=student,
         teacher_model=teacher,
         args=config,
-        train_dataset=prompts,
+        train_dataset=prompts.dataset,
         processing_class=tokenizer,
         peft_config=_lora(train_options, student),
     )
@@ -185,6 +190,8 @@ def plan_accuracy(train_options: TrainOptions, config: Any, folder: Path) -> Acc
         "task_options": train_options.eval_task_options,
         "template": train_options.eval_template or train_options.prompt_template,
         "chat_template": train_options.chat_template,
+        "thinking": train_options.thinking,
+        "chat_template_kwargs": config.chat_template_kwargs,
         "max_new_tokens": train_options.eval_max_new_tokens or config.max_completion_length,
         "seed": train_options.eval_seed,
         "device": "cpu" if config.use_cpu else "auto",
