@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +175,65 @@ def test_every_setting_that_the_help_shows_exists() -> None:
     known: dict[str, Any] = options(VOPDConfig)
     assert [name for name in _MAIN_FIELDS if name not in known] == []
     assert [name for name, option in known.items() if option.help == ""] == []
+
+
+class TestSources:
+    def test_a_parquet_file(self, train: Train, run: Path, tmp_path: Path) -> None:
+        import datasets
+
+        path = tmp_path / "p.parquet"
+        datasets.Dataset.from_dict({"question": [f"{n} + 1" for n in range(16)]}).to_parquet(path)
+        assert train("--dataset", str(path)) == 0
+        assert " + 1" in (run / "samples.jsonl").read_text()
+
+    def test_a_task(self, train: Train, run: Path) -> None:
+        assert train("--dataset", "reasoning_gym:chain_sum", "--max_prompts", "16") == 0
+        assert "arithmetic problem" in (run / "samples.jsonl").read_text()
+
+    def test_a_mixture_of_the_command_line_and_its_resolved_config(
+        self, train: Train, run: Path, prompts: Path
+    ) -> None:
+        mixture = f"[{{source: {prompts}, weight: 3}}, 'reasoning_gym:chain_sum']"
+        assert train("--dataset", mixture) == 0
+        given = yaml.safe_load((run / "resolved_config.yaml").read_text())["dataset"]
+        assert given == [{"source": str(prompts), "weight": 3}, "reasoning_gym:chain_sum"]
+
+    def test_a_hub_id_from_the_local_cache(
+        self, tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+    ) -> None:
+        """In a process of its own: where the cache lies is read once, from HF_HOME."""
+        commit = "0123456789" * 4
+        put_into_hub_cache(tmp_path / "home", "me/tiny", commit, [{"problem": f"{n} + 1"} for n in range(16)])
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        environment |= {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "vopd", "train", "--model", str(tiny_student_dir), "--dataset", "me/tiny",
+                "--teacher_model", str(tiny_teacher_dir), "--output_dir", str(tmp_path), "--run_name", "hub",
+                "--max_steps", "1", "--max_completion_length", "4", "--use_cpu", "true",
+                "--dataset_revision", commit,
+            ],
+            capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert " + 1" in (tmp_path / "hub" / "samples.jsonl").read_text()
+
+
+def put_into_hub_cache(home: Path, name: str, commit: str, rows: list[dict[str, Any]]) -> None:
+    """Leave a data set in the cache under `home` as `datasets.load_dataset(name)` would have from the hub."""
+    import datasets
+
+    owner, _, short = name.partition("/")
+    home.mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(home / "rows.parquet")
+    datasets.load_dataset("parquet", data_files=str(home / "rows.parquet"), cache_dir=str(home / "built"))
+    built = next((home / "built" / "parquet").glob("*/*/*/dataset_info.json")).parent
+    folder = home / "datasets" / f"{owner}___{short}" / "default" / "0.0.0" / commit
+    folder.parent.mkdir(parents=True)
+    shutil.move(built, folder)
+    (folder / "parquet-train.arrow").rename(folder / f"{short}-train.arrow")
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"parquet"', f'"{short}"'))
 
 
 class TestAccuracy:

@@ -106,6 +106,9 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
         return _some(to_dataset(rows[:count], source.source), source.source), f"sha256 {digest}"
     dataset = _from_hub(source)
     version = _commit(dataset) or source.revision or "revision not known"
+    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
+        # Without network `datasets` takes whatever commit its cache holds.
+        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
     dataset = dataset if count is None else dataset.select(range(min(count, len(dataset))))
     return _some(dataset, source.source), version
 
