@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
@@ -29,6 +28,8 @@ TESTED_TRL = ("1.16", "1.17")
 
 def check_trl_version(version: str) -> None:
     """Raises ConfigurationError unless `version` of TRL is one whose private hooks this module was tested with."""
+    from packaging.version import Version  # which comes with trl
+
     low, high = TESTED_TRL
     if not Version(low) <= Version(version) < Version(high):
         raise ConfigurationError(
