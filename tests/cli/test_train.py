@@ -117,8 +117,9 @@ def test_lora_saves_an_adapter_that_loads_and_leaves_the_head(
     assert not torch.equal(load_model(run / "model")(ids).logits, load_model(tiny_teacher_dir)(ids).logits)
 
 
+@pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
 def test_the_student_learns_to_stop_where_the_teacher_does(
-    train: Train, run: Path, tiny_teacher_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, run: Path, tiny_teacher_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: list[str]
 ) -> None:
     """A teacher ending with an id that the student does not know as an end makes completions explode."""
     teacher = tmp_path / "teacher"
@@ -126,7 +127,7 @@ def test_the_student_learns_to_stop_where_the_teacher_does(
     model.generation_config.eos_token_id = [1, 42]
     model.save_pretrained(teacher)
     load_tokenizer(tiny_teacher_dir).save_pretrained(teacher)
-    assert train("--teacher_model", str(teacher)) == 0
+    assert train("--teacher_model", str(teacher), *more) == 0
     assert load_model(run / "model").generation_config.eos_token_id == [1, 42]
     assert "done for this run" in caplog.text
 

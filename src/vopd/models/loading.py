@@ -53,7 +53,8 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
 def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Any:
     """Load the causal language model of a local folder or hub id, in evaluation mode.
 
-    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top.
+    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top; a generation
+    configuration next to the adapter, with the end tokens that it was trained with, wins over the base model's.
 
     Args:
         source: a folder made by `save_pretrained`, or a hub id.
@@ -79,6 +80,8 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", 
     if missing:
         # transformers fills these with random numbers and only warns.
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
+    if (Path(source) / "adapter_config.json").exists() and (Path(source) / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     return model.to(device).eval()
 
 
