@@ -56,7 +56,28 @@ def _base(match: re.Match[str]) -> str:
 
 _LETTER_FONTS = (r"\mathbf", r"\mathit", r"\boldsymbol", r"\bm", r"\mathsf")
 _FUNCTIONS = set(
-    ["sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "lim", "max", "min", "gcd", "det"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "sec",
+        "csc",
+        "cot",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "exp",
+        "lim",
+        "max",
+        "min",
+        "gcd",
+        "det",
+    ]
 )
 Replacement = str | Callable[[re.Match[str]], str]
 _RULES: list[tuple[re.Pattern[str], Replacement]] = [

@@ -30,7 +30,7 @@ _NAMES = re.compile(
 )
 _BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{(\d+)\}")
 _TEXT = re.compile(r"(?:\\text\{[^{}]*\}[\s.]*)+")
-_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
+_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*|[A-Za-z]{3,}[ -][A-Za-z0-9' .-]*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![A-Za-z])")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 # In a gold only these are decimals: 1,2 is the list of 1 and 2.

@@ -7,11 +7,12 @@ import re
 
 _CANONICAL = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
-    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
+    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
+    "mi": "mi mile",
     "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce",
     "ml": "ml milliliter millilitre", "l": "l liter litre", "mol": "mol",
-    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
-    "year": "year yr", "am": "am", "pm": "pm", "mph": "mph", "km/h": "kmh km/h kph",
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
+    "month": "month", "year": "year yr", "am": "am", "pm": "pm", "mph": "mph", "km/h": "kmh km/h kph",
     "degree": "degree deg", "radian": "radian rad",
     "north": "north", "south": "south", "east": "east", "west": "west",
     "k": "k kelvin", "ev": "ev", "j": "j joule", "kj": "kj", "n": "n newton", "w": "w watt", "kw": "kw",
@@ -29,7 +30,8 @@ _PLAIN_UNIT = re.compile(
     r"(?P<value>.*[\d.})%])\s+(?P<unit>[A-Za-z]{2,}(?:[ /.]+[A-Za-z]+\.?)*" + _POWER + ")", re.DOTALL
 )
 _GLUED_UNIT = re.compile(
-    r"(?P<value>[-+]?[\d.,]+)(?P<unit>[ckm]?m(?=\^)|mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)" + _POWER
+    r"(?P<value>[-+]?[\d.,]+)(?P<unit>[ckm]?m(?=\^)|mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)"
+    + _POWER
 )
 
 
