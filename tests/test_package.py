@@ -15,9 +15,7 @@ def heavy_modules_after(statement: str) -> str:
     names = "('torch', 'numpy', 'transformers', 'trl')"
     probe = f"{statement}\nimport sys\nprint([m for m in {names} if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(vopd.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment)
     return done.stdout.strip().splitlines()[-1]
 
 

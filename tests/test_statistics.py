@@ -26,9 +26,7 @@ class TestAvgAtK:
     def test_is_the_mean_over_problems_of_the_share_of_right_samples(self) -> None:
         assert avg_at_k(OUTCOMES).value == pytest.approx((0.5 + 0 + 1) / 3)
 
-    @pytest.mark.parametrize(
-        "as_type", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]]
-    )
+    @pytest.mark.parametrize("as_type", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]])
     def test_takes_lists_arrays_and_tensors(self, as_type) -> None:
         assert avg_at_k(as_type(OUTCOMES)) == avg_at_k(OUTCOMES)
 
@@ -121,10 +119,7 @@ class TestPairedDifference:
     def test_exact_p_value_matches_enumeration(self) -> None:
         differences = [0.5, 0.25, -0.1, 0.3, 0.2]
         observed = abs(sum(differences))
-        flips = [
-            abs(sum(s * d for s, d in zip(signs, differences)))
-            for signs in itertools.product((1, -1), repeat=5)
-        ]
+        flips = [abs(sum(s * d for s, d in zip(signs, differences))) for signs in itertools.product((1, -1), repeat=5)]
         expected = sum(value >= observed - 1e-12 for value in flips) / len(flips)
         assert paired_difference(differences, [0.0] * 5).p_value == pytest.approx(expected)
 
@@ -132,9 +127,7 @@ class TestPairedDifference:
         draw = random.Random(3)
         a = [draw.gauss(0.1, 0.5) for _ in range(100)]
         z = abs(sum(a)) / math.sqrt(sum(value**2 for value in a))
-        assert paired_difference(a, [0.0] * 100).p_value == pytest.approx(
-            math.erfc(z / math.sqrt(2)), abs=0.02
-        )
+        assert paired_difference(a, [0.0] * 100).p_value == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.02)
 
     def test_equal_scores_have_p_value_one(self) -> None:
         assert paired_difference([0.1] * 40, [0.1] * 40) == Difference(0.0, 0.0, 0.0, 1.0)

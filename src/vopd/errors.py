@@ -62,6 +62,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise MissingExtraError(
-            f"{package} is needed for this; install it with pip install 'vopd[{extra}]'"
-        ) from error
+        raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error

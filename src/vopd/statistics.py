@@ -126,9 +126,7 @@ def paired_difference(a: Any, b: Any) -> Difference:
     """
     first, second = _per_problem(a), _per_problem(b)
     if first.numel() != second.numel():
-        raise DataError(
-            f"a paired comparison needs the same problems: {first.numel()} in a, {second.numel()} in b"
-        )
+        raise DataError(f"a paired comparison needs the same problems: {first.numel()} in a, {second.numel()} in b")
     differences = first - second
     low, high = bootstrap_interval(differences)
     return Difference(differences.mean().item(), low, high, _sign_flip_p_value(differences))
@@ -169,13 +167,10 @@ def _outcomes(correct: Any) -> Tensor:
     outcomes = _tensor(correct)
     if outcomes.dim() != 2 or 0 in outcomes.shape:
         raise DataError(
-            "expected (problems, samples) outcomes with at least one of each, "
-            f"got shape {tuple(outcomes.shape)}"
+            f"expected (problems, samples) outcomes with at least one of each, got shape {tuple(outcomes.shape)}"
         )
     if not ((outcomes == 0) | (outcomes == 1)).all():
-        raise DataError(
-            "outcomes must be True or False (1 or 0); grade partial scores to right or wrong first"
-        )
+        raise DataError("outcomes must be True or False (1 or 0); grade partial scores to right or wrong first")
     return outcomes
 
 
@@ -187,9 +182,7 @@ def _per_problem(values: Any) -> Tensor:
 def _vector(values: Any) -> Tensor:
     data = _tensor(values)
     if data.dim() != 1 or data.numel() == 0:
-        raise DataError(
-            f"expected one value a problem and at least one problem, got shape {tuple(data.shape)}"
-        )
+        raise DataError(f"expected one value a problem and at least one problem, got shape {tuple(data.shape)}")
     if not data.isfinite().all():
         raise DataError("a value is NaN or infinite; every problem needs a finite value")
     return data

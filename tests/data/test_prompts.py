@@ -186,16 +186,14 @@ class TestLength:
         assert "dropped 1 of 3 prompts" in caplog.text
 
     def test_the_limit_itself_is_allowed(self, write, tiny_tokenizer: Any) -> None:
-        assert (
-            len(load_prompts(write([{"prompt": "xqxq"}]), tokenizer=tiny_tokenizer, max_prompt_length=4)) == 1
-        )
+        assert len(load_prompts(write([{"prompt": "xqxq"}]), tokenizer=tiny_tokenizer, max_prompt_length=4)) == 1
 
     def test_all_too_long(self, write, tiny_tokenizer: Any) -> None:
         with pytest.raises(DataError, match="more than 1 tokens, the shortest"):
             load_prompts(write(ROWS), tokenizer=tiny_tokenizer, max_prompt_length=1)
 
     def test_needs_a_tokenizer(self, write) -> None:
-        with pytest.raises(ConfigurationError, match="need a tokenizer"):
+        with pytest.raises(ConfigurationError, match="needs a tokenizer"):
             load_prompts(write(ROWS), max_prompt_length=5)
 
 
@@ -244,9 +242,7 @@ class TestChatTemplate:
 
 def test_reasoning_gym_task() -> None:
     pytest.importorskip("vopd.data.reasoning")
-    dataset = load_prompts(
-        "reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2}
-    )
+    dataset = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     again = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     assert len(dataset) == 5 and dataset.to_list() == again.to_list()
     assert {"prompt", "answer", "task", "metadata"} == set(dataset.column_names)

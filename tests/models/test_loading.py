@@ -112,9 +112,7 @@ class TestPadToken:
             load_tokenizer(copied)
 
 
-def test_an_adapter_folder_loads_its_base_model_and_the_adapter(
-    tiny_student_dir: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_folder_loads_its_base_model_and_the_adapter(tiny_student_dir: Path, tmp_path: Path) -> None:
     import peft
 
     base = load_model(tiny_student_dir)

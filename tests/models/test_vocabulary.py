@@ -36,9 +36,7 @@ def model_ending_with(eos: int | list[int] | None) -> Any:
 
 
 class TestCommonVocabulary:
-    def test_is_the_real_size_whatever_the_heads(
-        self, tiny_student_dir: Path, tiny_teacher_dir: Path
-    ) -> None:
+    def test_is_the_real_size_whatever_the_heads(self, tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
         student, teacher = load_model(tiny_student_dir), load_model(tiny_teacher_dir)
         size = common_vocabulary(
             load_tokenizer(tiny_student_dir),
@@ -64,9 +62,7 @@ class TestCommonVocabulary:
 
 
 class TestEndIds:
-    @pytest.mark.parametrize(
-        ("eos", "expected"), [(3, (2, 3)), ([5, 3], (2, 3, 5)), (None, (2,)), (0, (0, 2))]
-    )
+    @pytest.mark.parametrize(("eos", "expected"), [(3, (2, 3)), ([5, 3], (2, 3, 5)), (None, (2,)), (0, (0, 2))])
     def test_model_and_tokenizer_together(self, eos, expected) -> None:
         assert end_ids(model_ending_with(eos), Vocabulary(eos_token_id=2)) == expected
 

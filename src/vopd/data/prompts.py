@@ -55,21 +55,49 @@ def load_prompts(
         DataError: missing or unreadable file, no rows, missing column, a prompt that is not text.
         ConfigurationError: a template without columns, or a tokenizer needed and not given.
     """
-    if tokenizer is None and (chat_template or max_prompt_length is not None):
-        raise ConfigurationError("chat_template and max_prompt_length need a tokenizer")
+    if tokenizer is None and max_prompt_length is not None:
+        raise ConfigurationError("max_prompt_length needs a tokenizer")
     dataset = _read(str(source), split, count, seed, dict(options or {}))
     if len(dataset) == 0:
         raise DataError(f"'{source}' has no rows")
-    prompts = _prompts(dataset, str(source), template)
-    if chat_template:
-        prompts = [_render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
-    for row, prompt in enumerate(prompts):
-        _check_text(prompt, row, str(source))
+    prompts = render_prompts(
+        dataset.to_list(),
+        str(source),
+        template=template,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        chat_options=chat_options,
+    )
     dataset = _with_prompts(dataset, prompts)
     _warn_of_duplicates(prompts, str(source))
     if max_prompt_length is not None:
         dataset = _drop_long(dataset, tokenizer, max_prompt_length, str(source))
     return dataset
+
+
+def render_prompts(
+    rows: Sequence[Mapping[str, Any]],
+    source: str,
+    *,
+    template: str | None = None,
+    tokenizer: Any | None = None,
+    chat_template: bool = False,
+    chat_options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Return the prompt text of every row; `source` is what errors call the rows. See `load_prompts`.
+
+    Raises:
+        DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
+        ConfigurationError: a template without columns, or a chat template that is not there.
+    """
+    if chat_template and tokenizer is None:
+        raise ConfigurationError("chat_template needs a tokenizer")
+    prompts = _prompts(rows, source, template)
+    if chat_template:
+        prompts = [_render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
+    for row, prompt in enumerate(prompts):
+        _check_text(prompt, row, source)
+    return prompts
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -88,9 +116,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}") from error
     if path.suffix == ".jsonl":
-        return [
-            _row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()
-        ]
+        return [_row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
         rows = _parse(text, f"'{path}'")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -212,11 +238,12 @@ def _row(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _prompts(dataset: Any, source: str, template: str | None) -> list[Any]:
+def _prompts(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[Any]:
     if template is None:
-        return list(dataset[prompt_column(dataset.column_names, source)])
+        column = prompt_column(list(dict.fromkeys(name for row in rows for name in row)), source)
+        return [row.get(column) for row in rows]
     prompts = []
-    for index, row in enumerate(dataset):
+    for index, row in enumerate(rows):
         try:
             prompts.append(fill_template(template, row))
         except DataError as error:
@@ -294,7 +321,5 @@ def _drop_long(dataset: Any, tokenizer: Any, limit: int, source: str) -> Any:
         )
     if not dropped:
         return dataset
-    logger.warning(
-        "dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit
-    )
+    logger.warning("dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit)
     return dataset.select(kept)

@@ -50,9 +50,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_model(
-    source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None
-) -> Any:
+def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Any:
     """Load the causal language model of a local folder or hub id, in evaluation mode.
 
     A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top.
@@ -80,9 +78,7 @@ def load_model(
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers fills these with random numbers and only warns.
-        raise MismatchError(
-            f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}"
-        )
+        raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
     return model.to(device).eval()
 
 

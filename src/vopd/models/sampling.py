@@ -97,9 +97,7 @@ def sample(
     return [row * (samples // copies) for row in found]
 
 
-def _tokenize(
-    tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int
-) -> list[list[int]]:
+def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:
     encoded = []
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
@@ -147,13 +145,12 @@ def _completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:
 
 
 def _generation_config(model: Any, tokenizer: Any, settings: _Settings) -> Any:
-    shaping = {}
+    shaping: dict[str, float] = {}
     if settings.temperature > 0:
-        shaping = {"temperature": settings.temperature, "top_p": settings.top_p}
+        # top_k is given even when off: an absent one means 50.
+        shaping = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
     return require("transformers", "train").GenerationConfig(
         do_sample=settings.temperature > 0,
-        # Given even when off: an absent top_k means 50.
-        top_k=settings.top_k,
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=list(end_ids(model, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,

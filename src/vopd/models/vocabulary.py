@@ -34,9 +34,7 @@ def common_vocabulary(
         MismatchError: some id stands for different tokens, or a head has fewer rows than there are tokens.
     """
     student, teacher = _by_id(student_tokenizer), _by_id(teacher_tokenizer)
-    differing = sorted(
-        token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token)
-    )
+    differing = sorted(token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token))
     if differing:
         shown = ", ".join(
             f"{token} is {student.get(token)!r} for the student and {teacher.get(token)!r} for the teacher"
@@ -74,9 +72,7 @@ def end_ids(model: Any, tokenizer: Any | None = None) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def end_token_difference(
-    student: Any, teacher: Any, student_tokenizer: Any, teacher_tokenizer: Any
-) -> str | None:
+def end_token_difference(student: Any, teacher: Any, student_tokenizer: Any, teacher_tokenizer: Any) -> str | None:
     """Say how the models' end tokens differ and what to do; None where the student knows all of them.
 
     A teacher that ends with a token on which the student does not stop teaches the student to emit that

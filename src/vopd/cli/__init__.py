@@ -1,0 +1,85 @@
+"""The `vopd` command: one file a command, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from vopd.errors import ConfigurationError, VOPDError
+
+# Command: what the help says. The module of the same name in this package has run(arguments).
+COMMANDS = {
+    "demo": "distil an embedded pair of small models on this computer, and write a report",
+    "train": "distil your teacher into your student on your prompts",
+    "eval": "sample a model on problems and score it, with intervals",
+}
+
+HELP = """\
+usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
+
+Train a small language model (the student) to match a stronger one (the teacher)
+on the student's own samples, with losses of low variance.
+
+commands:
+{commands}
+
+first steps:
+  vopd demo
+  vopd train --model STUDENT --teacher_model TEACHER --dataset prompts.jsonl --run_name first
+  vopd eval --model runs/first/model --data problems.jsonl
+
+STUDENT and TEACHER are folders with models, or ids on the Hugging Face Hub.
+'vopd COMMAND --help' lists the options of a command; 'vopd --version' prints the version.
+
+exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
+5 teacher server, 6 non-finite training, 130 interrupted. VOPD_DEBUG=1 shows tracebacks.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; errors that vopd raises become one line on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="vopd: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("vopd").setLevel(logging.INFO)
+    try:
+        return _run(arguments)
+    except VOPDError as error:
+        return _report(error, error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("vopd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if arguments[0] in {"-V", "--version", "version"}:
+        from vopd import __version__
+
+        print(f"vopd {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
+        raise ConfigurationError(f"unknown command '{command}'; {hint}")
+    code: int = importlib.import_module(f"vopd.cli.{command}").run(rest)
+    return code
+
+
+def _report(error: Exception, code: int) -> int:
+    if os.environ.get("VOPD_DEBUG") == "1":
+        raise error
+    # One line whatever the message holds, and no control characters from data that it quotes.
+    text = " ".join(str(error).split())
+    print("vopd: error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
+    return code

@@ -1,0 +1,42 @@
+"""`vopd demo`: the embedded pair of small models, distilled and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from vopd.cli import run_directory
+from vopd.cli.options import options_of, parse, setting
+from vopd.errors import require
+
+SUMMARY = """\
+Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU.
+"""
+
+
+@dataclass
+class DemoOptions:
+    """The options of `vopd demo`."""
+
+    output_dir: str = setting("runs", "folder of all runs")
+    run_name: str | None = setting(None, "folder of the demo in output_dir; default: demo, demo-2, demo-3, ...")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `vopd demo` with these arguments and return its exit code."""
+    options = parse("demo", SUMMARY, options_of(DemoOptions), arguments).build(DemoOptions)
+    require("trl", "train")
+    require("transformers", "train").utils.logging.disable_progress_bar()
+    from vopd.experiments.demo import run_demo
+
+    folder = run_directory.run_directory(options.output_dir, options.run_name or _free_name(options.output_dir))
+    run_directory.create(folder, resume=False)
+    run_demo(folder)
+    return 0
+
+
+def _free_name(output_dir: str) -> str:
+    names = (f"demo-{number}" if number > 1 else "demo" for number in count(1))
+    return next(name for name in names if not (Path(output_dir) / name).exists())

@@ -1,0 +1,15 @@
+"""Estimators: one short file each, and the two loss functions that take them by name."""
+
+from .base import Estimator
+from .catalogue import ESTIMATORS
+from .loss import distillation_loss, linear_distillation_loss
+from .output import DistillationOutput, Variance
+
+__all__ = [
+    "ESTIMATORS",
+    "DistillationOutput",
+    "Estimator",
+    "Variance",
+    "distillation_loss",
+    "linear_distillation_loss",
+]

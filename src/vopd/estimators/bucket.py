@@ -1,0 +1,34 @@
+"""The teacher's top k with one bucket for the rest: all that a plain server gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..functional import Moments, bucketed_moments, rest_log_ratio
+from ..functional.moments import computed
+from ..kernels import Rows
+
+
+def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
+    teacher = computed(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
+    rewards = (teacher - rows.support_logprobs).masked_fill(~rows.in_support, 0)
+    top_prob = rows.support_logprobs[:, 0].exp()
+    bucket_prob = rows.other_prob + top_prob.masked_fill(rows.in_support[:, 0], 0)
+    return rewards, rest_log_ratio(teacher, bucket_prob)
+
+
+def bucket_moments(rows: Rows) -> Moments:
+    """Moments of the bucketed reward, on which the value and the optimal baseline are the teacher-top-k ones."""
+    rewards, bucket_reward = bucket_rewards(rows)
+    probs = rows.support_logprobs.exp().masked_fill(~rows.in_support, 0)
+    return bucketed_moments(
+        top_prob=rows.support_logprobs[:, 0].exp(),
+        top_reward=torch.where(rows.in_support[:, 0], rewards[:, 0], bucket_reward),
+        support_probs=probs[:, 1:],
+        support_rewards=rewards[:, 1:],
+        outside_prob=rows.other_prob,
+        outside_square_prob=rows.other_square_prob,
+        outside_reward=bucket_reward,
+    )

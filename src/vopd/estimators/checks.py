@@ -1,0 +1,104 @@
+"""Checks of what callers hand to the loss functions: one clear line each, naming the fix."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from ..teachers.scores import TopKScores
+from .base import Estimator
+from .catalogue import ESTIMATORS
+
+
+def find_estimator(name: str) -> Estimator:
+    """The estimator of that name.
+
+    Raises:
+        ConfigurationError: there is none; the nearest name is suggested.
+    """
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
+    near = difflib.get_close_matches(str(name), ESTIMATORS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigurationError(f"unknown estimator {name!r}: {hint}known are {', '.join(ESTIMATORS)}")
+
+
+def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScores | None) -> None:
+    """Exactly one of teacher tensors and server scores, and scores only where they are enough."""
+    if (teacher is None) == (scores is None):
+        raise ConfigurationError("give either the teacher's tensors or teacher_scores, with the other one None")
+    if scores is not None and not estimator.teacher_scores:
+        able = ", ".join(name for name, other in ESTIMATORS.items() if other.teacher_scores)
+        raise ConfigurationError(
+            f"{estimator.name} needs more of the teacher than a server's top k gives; with teacher_scores use {able}"
+        )
+
+
+def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | None, vocab_size: int) -> int:
+    """The k of the estimator's support; 1 for estimators without one."""
+    if not estimator.needs_top_k:
+        if top_k is not None:
+            raise ConfigurationError(f"{estimator.name} has no top_k: leave it out")
+        return 1
+    if scores is not None:
+        return _scores_top_k(estimator, top_k, scores)
+    if top_k is None:
+        raise ConfigurationError(f"{estimator.name} needs top_k, for example top_k=20")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise ConfigurationError(f"top_k must be a positive integer, not {top_k!r}")
+    if top_k > vocab_size:
+        raise ConfigurationError(f"top_k = {top_k} is more than the vocabulary of {vocab_size} tokens")
+    return top_k
+
+
+def _scores_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores) -> int:
+    if scores.top_k_ids is None or scores.top_k_logprobs is None:
+        raise ConfigurationError(f"{estimator.name} needs top_k_ids and top_k_logprobs in teacher_scores")
+    if scores.top_k_ids.shape != scores.top_k_logprobs.shape:
+        raise ConfigurationError("top_k_ids and top_k_logprobs of teacher_scores differ in shape")
+    held = scores.top_k_ids.shape[-1]
+    if top_k is not None and top_k != held:
+        raise ConfigurationError(f"top_k = {top_k}, but teacher_scores hold {held} tokens a position")
+    return held
+
+
+def common_vocabulary(student_rows: int, teacher_rows: int | None, vocab_size: int | None) -> int:
+    """How many tokens both models have; never padded, since padding with zeros would give columns mass."""
+    common = student_rows if teacher_rows is None else min(student_rows, teacher_rows)
+    if vocab_size is None:
+        return common
+    if not 1 <= vocab_size <= common:
+        raise ConfigurationError(f"vocab_size = {vocab_size}, but the smaller model has {common} output rows")
+    return vocab_size
+
+
+def check_leading(name: str, tensor: Tensor | None, shape: torch.Size, trailing: int = 0) -> None:
+    """The tensor's shape is that of the completion ids, with ``trailing`` more dimensions."""
+    if tensor is None:
+        return
+    leading = tensor.shape[: tensor.ndim - trailing]
+    if tensor.ndim < trailing or leading != shape:
+        extra = ", ·" * trailing
+        wanted = f"({', '.join(map(str, shape))}{extra})"
+        raise ConfigurationError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted} to fit completion_ids")
+
+
+def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
+    """Every id that counts is a token of the vocabulary. One look at the device for the whole batch."""
+    if ids.numel() and bool(((ids < 0) | (ids >= vocab_size)).any()):
+        raise ConfigurationError(
+            f"{name} has ids outside the common vocabulary of {vocab_size} tokens (from {ids.min()} to {ids.max()})"
+        )
+
+
+def check_head(model: str, hidden: Tensor | None, head: Tensor | None) -> None:
+    """The head has one row a token, as wide as the hidden states."""
+    if (hidden is None) != (head is None):
+        raise ConfigurationError(f"{model}_hidden and {model}_head go together")
+    if hidden is not None and head is not None and (head.ndim != 2 or head.shape[-1] != hidden.shape[-1]):
+        raise ConfigurationError(
+            f"{model}_head has shape {tuple(head.shape)}, expected (vocabulary, {hidden.shape[-1]}) as {model}_hidden"
+        )

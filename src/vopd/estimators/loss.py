@@ -1,0 +1,254 @@
+"""The two loss functions: on full logits, and on hidden states and output heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from ..kernels import Batch, DenseLogits, LinearHeads, chunk_rows, run_chunks
+from ..kernels.sources import LogitSource
+from ..teachers.scores import TopKScores
+from . import checks
+from .base import Estimator
+from .output import DistillationOutput, GradientInHand, unpack
+
+BACKENDS = ("auto", "torch")
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    completion_ids: Tensor,
+    completion_mask: Tensor | None = None,
+    *,
+    estimator: str = "vopd",
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    normalizer: Tensor | float | None = None,
+    teacher_scores: TopKScores | None = None,
+    importance_weights: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    importance_cap: float = 2.0,
+    vocab_size: int | None = None,
+    diagnostics: bool = False,
+    chunk_size: int | None = None,
+) -> DistillationOutput:
+    """On-policy distillation loss from full logits.
+
+    loss = sum of the token losses over masked-in tokens / normalizer. For policy-gradient estimators the token loss
+    is -sg[w (r_y - b)] log p(y) with r = log q - log p and a state-only baseline b; for ``full_rkl`` and
+    ``top_k_rkl`` it is the KL itself. Logits at t predict ``completion_ids[:, t]``: already shifted.
+
+    Args:
+        student_logits: (B, T, V) or (N, V); the only input that gets gradient.
+        teacher_logits: (B, T, V') or (N, V'); None with ``teacher_scores``. Both are cut to the common vocabulary
+            before the softmax.
+        completion_ids: y, sampled from the student untruncated at ``temperature``, (B, T) or (N,).
+        completion_mask: nonzero = counts in the loss, same shape; None counts all.
+        estimator: a name in ``vopd.ESTIMATORS``.
+        top_k: k of the estimators that have one.
+        temperature: divides both models' logits.
+        normalizer: what the sum is divided by; default: the number of masked-in tokens.
+        teacher_scores: a server's scores instead of teacher logits, at the same temperature.
+        importance_weights: w of each token, applied to sampled terms only, (B, T) or (N,).
+        rollout_logprobs: instead, log p(y) as the sampler reported it: w = min(exp(log p(y) - that), importance_cap).
+        importance_cap: largest such w.
+        vocab_size: the real vocabulary, where both models have padded rows beyond it.
+        diagnostics: also return the student's entropy and, with full teacher rows, exact KL and variances.
+        chunk_size: rows at a time; changes speed and memory, not the result.
+
+    Returns:
+        A DistillationOutput. Its loss can be backpropagated once.
+
+    Raises:
+        ConfigurationError: unknown estimator, shapes that do not fit, missing or meaningless ``top_k``, an id
+            outside the vocabulary.
+
+    Source: arXiv 2605.07865 for the paper's estimators; the README's table has each formula.
+    """
+    chosen = checks.find_estimator(estimator)
+    checks.check_teacher(chosen, teacher_logits, teacher_scores)
+    checks.check_leading("student_logits", student_logits, completion_ids.shape, trailing=1)
+    checks.check_leading("teacher_logits", teacher_logits, completion_ids.shape, trailing=1)
+    teacher_rows = None if teacher_logits is None else teacher_logits.shape[-1]
+    source = DenseLogits(
+        _flat(student_logits),
+        None if teacher_logits is None else _flat(teacher_logits),
+        vocab_size=checks.common_vocabulary(student_logits.shape[-1], teacher_rows, vocab_size),
+        temperature=_checked_temperature(temperature),
+        wants_gradient=_wants_gradient(student_logits),
+    )
+    batch = _batch(
+        source.vocab_size, completion_ids, completion_mask, teacher_scores,
+        importance_weights, rollout_logprobs, importance_cap,
+    )  # fmt: skip
+    return _distill(
+        chosen, source, batch, [student_logits], completion_ids.shape,
+        checks.resolve_top_k(chosen, top_k, teacher_scores, source.vocab_size),
+        normalizer, diagnostics, chunk_size,
+    )  # fmt: skip
+
+
+def linear_distillation_loss(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | None,
+    completion_ids: Tensor,
+    completion_mask: Tensor | None = None,
+    *,
+    estimator: str = "vopd",
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    normalizer: Tensor | float | None = None,
+    teacher_scores: TopKScores | None = None,
+    importance_weights: Tensor | None = None,
+    backend: str = "auto",
+    rollout_logprobs: Tensor | None = None,
+    importance_cap: float = 2.0,
+    vocab_size: int | None = None,
+    diagnostics: bool = False,
+    chunk_size: int | None = None,
+) -> DistillationOutput:
+    """``distillation_loss`` of logits = hidden @ head.T, a chunk of tokens at a time, never [tokens, vocabulary].
+
+    Value and gradient are those of ``distillation_loss``; only what is particular is told here. The gradient is
+    formed in the forward pass: (D_s + D_t) + 2 D_s products of 2 N V each with a trainable head, (D_s + D_t) + D_s
+    with a frozen one. ``vopd_sparse`` and ``top_k_rkl`` read only those rows of the teacher's head that they need.
+
+    Args:
+        student_hidden: last hidden states, (B, T, D_s) or (N, D_s); gets gradient.
+        student_head: output weights, (V, D_s); gets gradient if it requires it.
+        teacher_hidden: (B, T, D_t) or (N, D_t), D_t may differ from D_s; None with ``teacher_scores``.
+        teacher_head: (V', D_t), V' may differ from V; None with ``teacher_scores``.
+        completion_ids: as in ``distillation_loss``, as are the arguments not named here.
+        backend: "torch", or "auto" for the fastest that this machine has.
+
+    Returns:
+        A DistillationOutput. Its loss can be backpropagated once.
+
+    Raises:
+        ConfigurationError: as ``distillation_loss``, and for an unknown backend.
+    """
+    chosen = checks.find_estimator(estimator)
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    checks.check_teacher(chosen, teacher_hidden, teacher_scores)
+    checks.check_leading("student_hidden", student_hidden, completion_ids.shape, trailing=1)
+    checks.check_leading("teacher_hidden", teacher_hidden, completion_ids.shape, trailing=1)
+    checks.check_head("student", student_hidden, student_head)
+    checks.check_head("teacher", teacher_hidden, teacher_head)
+    source = LinearHeads(
+        _flat(student_hidden),
+        student_head.detach(),
+        None if teacher_hidden is None else _flat(teacher_hidden),
+        None if teacher_head is None else teacher_head.detach(),
+        vocab_size=checks.common_vocabulary(
+            len(student_head), None if teacher_head is None else len(teacher_head), vocab_size
+        ),
+        temperature=_checked_temperature(temperature),
+        wants_hidden_gradient=_wants_gradient(student_hidden),
+        wants_head_gradient=_wants_gradient(student_head),
+    )
+    batch = _batch(
+        source.vocab_size, completion_ids, completion_mask, teacher_scores,
+        importance_weights, rollout_logprobs, importance_cap,
+    )  # fmt: skip
+    return _distill(
+        chosen, source, batch, [student_hidden, student_head], completion_ids.shape,
+        checks.resolve_top_k(chosen, top_k, teacher_scores, source.vocab_size),
+        normalizer, diagnostics, chunk_size,
+    )  # fmt: skip
+
+
+def _distill(
+    estimator: Estimator,
+    source: LogitSource,
+    batch: Batch,
+    inputs: list[Tensor],
+    shape: torch.Size,
+    top_k: int,
+    normalizer: Tensor | float | None,
+    diagnostics: bool,
+    chunk_size: int | None,
+) -> DistillationOutput:
+    """Runs the pass and ties the gradients that the source then holds to the inputs they belong to."""
+    result = run_chunks(
+        source,
+        batch,
+        estimator.estimate,
+        estimator.needs,
+        top_k=top_k,
+        weight=_weight(normalizer, batch, source.dtype),
+        chunk_size=chunk_size or chunk_rows(source.vocab_size, batch.rows.device, inputs[-1].requires_grad),
+        diagnostics=diagnostics,
+    )
+    gradients = [g if g is None else g.view_as(x).to(x.dtype) for g, x in zip(source.gradients(), inputs)]
+    loss = result.loss.sum() * _weight(normalizer, batch, source.dtype)
+    if any(gradient is not None for gradient in gradients):
+        loss = GradientInHand.apply(loss, gradients, *inputs)
+    return unpack(loss, result, batch.rows, shape)
+
+
+def _weight(normalizer: Tensor | float | None, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """One over the normaliser, a scalar tensor; without rows to weigh it is 0, whatever the normaliser."""
+    if len(batch.rows) == 0:
+        return batch.rows.new_zeros((), dtype=dtype)
+    count = len(batch.rows) if normalizer is None else normalizer
+    return 1 / torch.as_tensor(count, dtype=dtype, device=batch.rows.device).detach()
+
+
+def _batch(
+    vocab_size: int,
+    completion_ids: Tensor,
+    completion_mask: Tensor | None,
+    scores: TopKScores | None,
+    importance_weights: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    importance_cap: float,
+) -> Batch:
+    """Packs the tokens that count, in order, and checks all that comes with one entry a token."""
+    if importance_weights is not None and rollout_logprobs is not None:
+        raise ConfigurationError("give importance_weights or rollout_logprobs, not both")
+    shape = completion_ids.shape
+    if completion_mask is None:
+        rows = torch.arange(shape.numel(), device=completion_ids.device)
+    else:
+        checks.check_leading("completion_mask", completion_mask, shape)
+        rows = completion_mask.reshape(-1).nonzero().squeeze(-1)
+
+    def pack(name: str, values: Tensor | None, trailing: int = 0) -> Tensor | None:
+        checks.check_leading(name, values, shape, trailing)
+        if values is None:
+            return None
+        return values.detach().reshape(shape.numel(), *values.shape[values.ndim - trailing :])[rows]
+
+    batch = Batch(
+        rows=rows,
+        sampled_ids=completion_ids.reshape(-1)[rows],
+        teacher_logprobs=None if scores is None else pack("sampled_logprobs", scores.sampled_logprobs),
+        top_k_ids=None if scores is None else pack("top_k_ids", scores.top_k_ids, 1),
+        top_k_logprobs=None if scores is None else pack("top_k_logprobs", scores.top_k_logprobs, 1),
+        importance=pack("importance_weights", importance_weights),
+        rollout_logprobs=pack("rollout_logprobs", rollout_logprobs),
+        importance_cap=importance_cap,
+    )
+    checks.check_ids(batch.sampled_ids, vocab_size, "completion_ids")
+    if batch.top_k_ids is not None:
+        checks.check_ids(batch.top_k_ids, vocab_size, "top_k_ids")
+    return batch
+
+
+def _checked_temperature(temperature: float) -> float:
+    if not temperature > 0:
+        raise ConfigurationError(f"temperature must be above 0, not {temperature}; greedy rollouts carry no gradient")
+    return float(temperature)
+
+
+def _wants_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1, tensor.shape[-1])

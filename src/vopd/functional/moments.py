@@ -1,0 +1,131 @@
+"""Moments of the reward under the student, centred on the student's most likely token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over a next-token distribution that every full-vocabulary baseline is a function of.
+
+    With p the student's probabilities, r the reward of each token and ``top`` the student's most likely token,
+    r' = r - r_top. All fields have one entry a token. ``rest`` means every token but ``top``: sums that leave the
+    top token out keep their digits when the student is nearly certain, where 1 - p_top is lost in rounding.
+
+    Attributes:
+        top_prob: p_top.
+        rest_prob: sum of p over the rest.
+        reward: sum of p r' (the top token contributes exactly 0).
+        rest_square_prob: sum of p^2 over the rest; None unless the optimal baseline is wanted.
+        square_reward: sum of p^2 r'; likewise.
+        reward_square: sum of p r'^2; None unless the variance is wanted.
+        square_reward_square: sum of p^2 r'^2; likewise.
+        top_reward: r_top, or None where only differences of rewards are known.
+    """
+
+    top_prob: Tensor
+    rest_prob: Tensor
+    reward: Tensor
+    rest_square_prob: Tensor | None = None
+    square_reward: Tensor | None = None
+    reward_square: Tensor | None = None
+    square_reward_square: Tensor | None = None
+    top_reward: Tensor | None = None
+
+    @property
+    def square_prob(self) -> Tensor:
+        """S2 = sum of p^2 over the whole vocabulary."""
+        return self.top_prob.square() + computed(self.rest_square_prob)
+
+    @property
+    def weight(self) -> Tensor:
+        """E_p[w] = 1 - S2 for the score-function weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, without cancellation."""
+        return self.rest_prob * (1 + self.top_prob) - computed(self.rest_square_prob)
+
+    @property
+    def weighted_reward(self) -> Tensor:
+        """E_p[w r'] = (1 + S2) sum p r' - 2 sum p^2 r'."""
+        return (1 + self.square_prob) * self.reward - 2 * computed(self.square_reward)
+
+
+def computed(value: Tensor | None) -> Tensor:
+    """The statistic, which whoever asks for it must have had computed."""
+    if value is None:
+        raise AssertionError("an equation read a statistic that was not computed")
+    return value
+
+
+def moments(student_logits: Tensor, teacher_logits: Tensor) -> Moments:
+    """Computes the moments of the log-ratio reward r = log q - log p from dense logits.
+
+    The reference for the fused kernels, and the way in for callers who hold full logits:
+    ``optimal_baseline(moments(student_logits, teacher_logits))``.
+
+    Args:
+        student_logits: (..., V), any shift per row.
+        teacher_logits: (..., V), same tokens in the same order.
+
+    Returns:
+        Moments with fields of shape (...), in the inputs' dtype. Gradient flows through them; callers that use a
+        baseline in a loss detach it.
+    """
+    student_logprobs = torch.log_softmax(student_logits, dim=-1)
+    rewards = torch.log_softmax(teacher_logits, dim=-1) - student_logprobs
+    top_ids = student_logits.argmax(dim=-1, keepdim=True)
+    probs = student_logprobs.exp()
+    rest = probs.scatter(-1, top_ids, 0)
+    difference = student_logits - teacher_logits
+    centred = difference.gather(-1, top_ids) - difference
+    return Moments(
+        top_prob=probs.gather(-1, top_ids).squeeze(-1),
+        rest_prob=rest.sum(-1),
+        rest_square_prob=rest.square().sum(-1),
+        reward=(rest * centred).sum(-1),
+        square_reward=(rest.square() * centred).sum(-1),
+        reward_square=(rest * centred.square()).sum(-1),
+        square_reward_square=(rest.square() * centred.square()).sum(-1),
+        top_reward=rewards.gather(-1, top_ids).squeeze(-1),
+    )
+
+
+def bucketed_moments(
+    top_prob: Tensor,
+    top_reward: Tensor,
+    support_probs: Tensor,
+    support_rewards: Tensor,
+    outside_prob: Tensor,
+    outside_square_prob: Tensor | None,
+    outside_reward: Tensor,
+) -> Moments:
+    """Moments of a reward known one by one on a support and by a single value for every token outside it.
+
+    With these, ``value_baseline`` gives sum_S p r + p_rest r_rest and ``optimal_baseline`` gives
+    [sum_S p w r + (sum_{v not in S} p w) r_rest] / E_p[w]: the baselines that a plain teacher server allows.
+
+    Args:
+        top_prob: probability of the student's most likely token, (...).
+        top_reward: its reward: its own if it is in the support, else ``outside_reward``, (...).
+        support_probs: p on the support without the top token, 0 in columns that do not count, (..., k).
+        support_rewards: r at the same tokens, (..., k).
+        outside_prob: sum of p over the tokens neither in the support nor the top one, (...).
+        outside_square_prob: sum of p^2 over the same tokens, (...), or None to leave out the squared sums.
+        outside_reward: r_rest, (...).
+    """
+    centred = torch.where(support_probs > 0, support_rewards - top_reward.unsqueeze(-1), 0)
+    outside = outside_reward - top_reward
+    squares: dict[str, Tensor] = {}
+    if outside_square_prob is not None:
+        support_square = support_probs.square()
+        squares["rest_square_prob"] = support_square.sum(-1) + outside_square_prob
+        squares["square_reward"] = (support_square * centred).sum(-1) + outside_square_prob * outside
+    return Moments(
+        top_prob=top_prob,
+        rest_prob=support_probs.sum(-1) + outside_prob,
+        reward=(support_probs * centred).sum(-1) + outside_prob * outside,
+        top_reward=top_reward,
+        **squares,
+    )

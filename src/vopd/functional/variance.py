@@ -1,0 +1,45 @@
+"""Closed-form variance of the one-sample policy gradient, in logit space, for any baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .moments import Moments, computed
+
+
+def squared_gradient_norm(moments: Moments) -> Tensor:
+    """|g|^2 of the exact gradient g_v = p_v (V - r_v) of KL(p || q) in the student's logits.
+
+    |g|^2 = sum p^2 r'^2 - 2 V' sum p^2 r' + V'^2 S2 with V' = sum p r'.
+
+    Args:
+        moments: with the squared sums, fields of shape (...).
+
+    Returns:
+        (...), nats^2.
+    """
+    return (
+        computed(moments.square_reward_square)
+        - 2 * moments.reward * computed(moments.square_reward)
+        + moments.reward.square() * moments.square_prob
+    )
+
+
+def gradient_variance(moments: Moments, centred_baseline: Tensor) -> Tensor:
+    """Trace of the covariance over y ~ p of the token gradient (r_y - b)(p - e_y), in logit space.
+
+    sum_v p_v w_v (r_v - b)^2 - |g|^2, from the moments alone; b' = b - r_top.
+
+    Args:
+        moments: with the squared sums, fields of shape (...).
+        centred_baseline: b' = b - r_top, (...). For vanilla OPD (b = 0) that is -r_top.
+
+    Returns:
+        (...), nats^2, not below 0.
+
+    Source: Greensmith, Bartlett, Baxter, JMLR 5 (2004), applied to a categorical policy.
+    """
+    second = (1 + moments.square_prob) * computed(moments.reward_square) - 2 * computed(moments.square_reward_square)
+    cross = moments.weighted_reward
+    raw = second - 2 * centred_baseline * cross + centred_baseline.square() * moments.weight
+    return (raw - squared_gradient_norm(moments)).clamp_min(0)

@@ -1,0 +1,177 @@
+"""What the estimators see: per-token statistics of one pass over both models' logits.
+
+A row is one completion token. Some tokens of the vocabulary are kept one by one (the support columns, whose first is
+always the student's most likely token, "top"); the others enter through sums. Differences are d = z_s - z_t, centred
+on the top token: d' = d - d_top, so that the log-normalisers of both models cancel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..functional import Moments
+from ..functional.moments import computed
+
+SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The statistics an estimator asks for.
+
+    Attributes:
+        support: which tokens to keep one by one.
+        order: highest power of the student's probability in the sums over the other tokens: 0 for none beyond
+            their mass, 1 for sum p d', 2 for sum p^2 and sum p^2 d' as well.
+        full_teacher: False if the teacher is needed at the support and the sampled token only, not normalised.
+    """
+
+    support: SupportKind = "top"
+    order: Literal[0, 1, 2] = 0
+    full_teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows that count in the loss and all that is known of each, (N,) or (N, k).
+
+    Attributes:
+        rows: their places in the flattened inputs.
+        sampled_ids: y.
+        teacher_logprobs, top_k_ids, top_k_logprobs: a server's scores, None with teacher tensors.
+        importance: weights given by the caller.
+        rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
+        importance_cap: largest such weight.
+    """
+
+    rows: Tensor
+    sampled_ids: Tensor
+    teacher_logprobs: Tensor | None = None
+    top_k_ids: Tensor | None = None
+    top_k_logprobs: Tensor | None = None
+    importance: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
+    importance_cap: float = 2.0
+
+    def chunks(self, size: int) -> list[Batch]:
+        """The batch cut into parts of at most ``size`` rows."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        parts = {name: value.split(size) for name, value in tensors.items()}
+        return [replace(self, **{name: split[i] for name, split in parts.items()}) for i in range(len(parts["rows"]))]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Statistics of N rows; detached; float32 or wider. None marks what the caller's teacher or ``Needs`` leave out.
+
+    Attributes:
+        sampled_ids: y, (N,).
+        student_logprobs: log p(y), (N,).
+        teacher_logprobs: log q(y), (N,).
+        sampled_difference: d'_y, (N,).
+        top_reward: r_top = log q - log p at the top token, (N,).
+        support_ids: (N, K), column 0 is the top token.
+        in_support: (N, K) booleans: whether a column belongs to the estimator's support, each token once.
+        support_logprobs: log p there, (N, K).
+        support_difference: d' there, (N, K).
+        support_teacher_logprobs: log q there, (N, K).
+        other_prob, other_square_prob: sums of p, p^2 over tokens in no column, (N,).
+        other_difference, other_square_difference: sums of p d', p^2 d' over the same, (N,).
+        other_difference_square, other_square_difference_square: sums of p d'^2, p^2 d'^2, (N,), for diagnostics.
+        entropy: of the student, (N,), for diagnostics.
+        importance: weight of the sampled terms, (N,), 1 on-policy.
+    """
+
+    sampled_ids: Tensor
+    student_logprobs: Tensor
+    support_ids: Tensor
+    in_support: Tensor
+    support_logprobs: Tensor
+    importance: Tensor
+    other_prob: Tensor
+    other_square_prob: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    sampled_difference: Tensor | None = None
+    top_reward: Tensor | None = None
+    support_difference: Tensor | None = None
+    support_teacher_logprobs: Tensor | None = None
+    other_difference: Tensor | None = None
+    other_square_difference: Tensor | None = None
+    other_difference_square: Tensor | None = None
+    other_square_difference_square: Tensor | None = None
+    entropy: Tensor | None = None
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """r_y = log q(y) - log p(y), (N,)."""
+        return None if self.teacher_logprobs is None else self.teacher_logprobs - self.student_logprobs
+
+    def moments(self) -> Moments:
+        """The moments that the full-vocabulary baselines are functions of: of the order that ``Needs`` names."""
+        probs, difference = self._distinct()
+        rest, rest_difference = probs[:, 1:], difference[:, 1:]
+        square = rest.square()
+        sums: dict[str, Tensor] = {}
+        if self.other_square_prob is not None:
+            sums["rest_square_prob"] = square.sum(-1) + self.other_square_prob
+        if self.other_square_difference is not None:
+            sums["square_reward"] = -(square * rest_difference).sum(-1) - self.other_square_difference
+        if self.other_difference_square is not None:
+            squared = rest_difference.square()
+            sums["reward_square"] = (rest * squared).sum(-1) + self.other_difference_square
+            sums["square_reward_square"] = (square * squared).sum(-1) + computed(self.other_square_difference_square)
+        return Moments(
+            top_prob=probs[:, 0],
+            rest_prob=rest.sum(-1) + self.other_prob,
+            reward=-(rest * rest_difference).sum(-1) - computed(self.other_difference),
+            top_reward=self.top_reward,
+            **sums,
+        )
+
+    def _distinct(self) -> tuple[Tensor, Tensor]:
+        """(p, d') of the columns that count, 0 in the others."""
+        counted = counted_columns(self.in_support)
+        difference = computed(self.support_difference)
+        return self.support_logprobs.exp() * counted, difference.masked_fill(~counted, 0)
+
+
+def counted_columns(in_support: Tensor) -> Tensor:
+    """The columns that hold each token once: the support's, and the top token's even where it is outside, (N, K)."""
+    counted = in_support.clone()
+    counted[:, 0] = True
+    return counted
+
+
+@dataclass(frozen=True)
+class GradientForm:
+    """The gradient of a token loss in the student's logits: a p + b p d' + values at ids.
+
+    Attributes:
+        a: (N,).
+        b: (N,), or None for 0.
+        ids: (N, J), may repeat: values add up.
+        values: (N, J).
+    """
+
+    a: Tensor
+    ids: Tensor
+    values: Tensor
+    b: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator returns for N rows: the token losses, their gradient form, and what it
+    subtracted from the reward."""
+
+    loss: Tensor
+    form: GradientForm
+    baseline: Tensor | None = None
+    advantages: Tensor | None = None
+
+    def with_baseline(self, baseline: Tensor) -> Estimate:
+        """The same with the baseline to report, (N,)."""
+        return replace(self, baseline=baseline)

@@ -1,0 +1,5 @@
+"""What teachers give."""
+
+from .scores import TopKScores
+
+__all__ = ["TopKScores"]

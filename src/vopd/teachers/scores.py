@@ -1,0 +1,26 @@
+"""Scores of a completion by a teacher that is not in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TopKScores:
+    """A teacher's log-probabilities at the sampled tokens and at its own k most likely ones.
+
+    The support must not depend on the sampled token: a server that appends the sampled token's entry to its top k
+    must have it removed, or every baseline built on it is biased. The scores must be taken at the temperature of the
+    rollout, since a truncated row cannot be renormalised to another one.
+
+    Attributes:
+        sampled_logprobs: log q(y), (B, T) or (N,), nats.
+        top_k_ids: the teacher's k most likely tokens, distinct, (B, T, k) or (N, k); None if not asked for.
+        top_k_logprobs: log q there, same shape; -inf marks an absent entry, whose id is ignored.
+    """
+
+    sampled_logprobs: Tensor
+    top_k_ids: Tensor | None = None
+    top_k_logprobs: Tensor | None = None

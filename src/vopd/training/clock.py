@@ -1,0 +1,51 @@
+"""Where the seconds of a step go."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from .metrics import Averages
+
+
+class StepClock:
+    """Wall time of the optimizer steps since the last report, split into rollout, scoring and the rest.
+
+    ``update`` is what a step takes beyond rollout and scoring: the student's forward and backward pass and the
+    optimizer. Evaluation and checkpoints between steps count for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._parts = {"rollout": 0.0, "scoring": 0.0}
+        self._total = 0.0
+        self._steps = 0
+
+    def begin(self) -> None:
+        """A step begins, with its rollout."""
+        self._started = time.perf_counter()
+
+    def spend(self, part: str, seconds: float) -> None:
+        """`seconds` of the step that is under way went to `part`."""
+        if self._started is not None:
+            self._parts[part] += seconds
+
+    def end(self) -> None:
+        """The optimizer step has been taken."""
+        if self._started is not None:
+            self._total += time.perf_counter() - self._started
+            self._steps += 1
+        self._started = None
+
+    def report(self, averages: Averages, tokens: float, device: torch.device) -> None:
+        """Add seconds a step and this rank's `tokens` a second, and start over."""
+        if self._steps:
+            update = self._total - sum(self._parts.values())
+            for part, seconds in (*self._parts.items(), ("update", update)):
+                averages.add_total(f"seconds/{part}", seconds, self._steps, device)
+            averages.add_total("tokens_per_second", tokens, self._total, device)
+        self._restart()

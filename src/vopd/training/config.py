@@ -1,0 +1,160 @@
+"""Settings of a training run, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import ConfigurationError
+from ..estimators import ESTIMATORS
+from .sampling import check_sampling
+from .trl_adapter import DistillationConfig
+
+_INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
+
+# transformers renamed the field in the 5.2x series and warns about the older name.
+_CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _INHERITED else "gradient_checkpointing"
+
+
+def _default(name: str, value: Any) -> Any:
+    """The inherited field `name` with another default, its help text kept."""
+    return field(default=value, metadata=_INHERITED[name].metadata)
+
+
+def _own(value: Any, help_text: str) -> Any:
+    return field(default=value, metadata={"help": help_text})
+
+
+@dataclass
+class VOPDConfig(DistillationConfig):
+    """Settings of VOPDTrainer: everything of ``trl.DistillationConfig`` and ``transformers.TrainingArguments``, and
+    the fields below.
+
+    Args:
+        estimator: name of the loss, one of ``vopd.ESTIMATORS``.
+        loss_top_k: k of the estimators that need one; an error for the others. (``top_k`` is the sampler's.)
+        loss_normalizer: constant that the summed token losses of one optimizer step are divided by. Default None
+            divides by the number of sampled tokens, which favours short completions a little: a length is
+            sampled too. ``batch size * max_completion_length`` is a neutral choice.
+        max_prompt_length: prompts of more tokens are dropped and counted, never cut. None keeps all.
+        metrics_every: measure the exact reverse KL and the closed-form gradient variances every this many steps;
+            0 never.
+        samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
+        telemetry: let TRL report the kind of run to Hugging Face.
+
+    Other defaults than the parents': no dropout (a rollout and its gradient must see one policy), a NaN loss is not
+    hidden, bf16 and gradient checkpointing only where an accelerator supports them, a log line every step,
+    no outside reports, vLLM on this host only. ``beta`` must not be set: the estimator chooses the objective.
+
+    Raises:
+        ConfigurationError: a value is out of range, or does not go with another one.
+    """
+
+    estimator: str = _own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
+    loss_top_k: int | None = _own(None, "k of the estimators that need one.")
+    loss_normalizer: float | None = _own(
+        None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
+    )
+    max_prompt_length: int | None = _own(None, "Prompts of more tokens are dropped and counted, never cut.")
+    metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
+    samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
+    telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
+
+    beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
+    bf16: bool | None = _default("bf16", None)
+    dataloader_pin_memory: bool | None = _default("dataloader_pin_memory", None)
+    disable_dropout: bool = _default("disable_dropout", True)
+    disable_tqdm: bool | None = _default("disable_tqdm", True)
+    gradient_checkpointing: bool | None = _default("gradient_checkpointing", None)
+    logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
+    logging_steps: float = _default("logging_steps", 1)
+    report_to: str | list[str] | None = field(default="none", metadata=_INHERITED["report_to"].metadata)
+    vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
+
+    def __post_init__(self) -> None:
+        self._check_estimator()
+        self._check_ranges()
+        accelerated = not self.use_cpu and torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = accelerated and not self.fp16 and _supports_bf16()
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = accelerated
+        if getattr(self, _CHECKPOINTING) is None and self.gradient_checkpointing is None:
+            setattr(self, _CHECKPOINTING, accelerated)
+        if self.beta is not None:
+            raise ConfigurationError(
+                f"beta={self.beta} chooses a divergence in TRL and means nothing here; remove it and choose the "
+                "objective with estimator (estimator='full_rkl' is TRL's beta=1)"
+            )
+        self.beta = 1.0  # what TRL's own check wants to see
+        super().__post_init__()
+        self.beta = None  # so that a saved configuration loads again
+        check_sampling(self)
+
+    def _check_estimator(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ConfigurationError(_unknown_estimator(self.estimator))
+        needs_top_k = ESTIMATORS[self.estimator].needs_top_k
+        if needs_top_k and self.loss_top_k is None:
+            raise ConfigurationError(f"estimator {self.estimator!r} needs loss_top_k, for example loss_top_k=5")
+        if not needs_top_k and self.loss_top_k is not None:
+            users = ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.needs_top_k)
+            raise ConfigurationError(
+                f"loss_top_k={self.loss_top_k} means nothing to estimator {self.estimator!r}; remove it, or choose "
+                f"an estimator that uses it: {users}"
+            )
+
+    def _check_ranges(self) -> None:
+        _at_least("loss_top_k", self.loss_top_k, 1)
+        _at_least("max_prompt_length", self.max_prompt_length, 1)
+        _at_least("metrics_every", self.metrics_every, 0)
+        _at_least("samples_per_step", self.samples_per_step, 0)
+        if self.max_completion_length is None:
+            raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
+        _at_least("max_completion_length", self.max_completion_length, 1)
+        if self.log_completions:
+            raise ConfigurationError(
+                "log_completions prints what the model wrote to the terminal unescaped; remove it: completions are in "
+                "samples.jsonl, as many a step as samples_per_step says"
+            )
+        if self.loss_normalizer is not None and not self.loss_normalizer > 0:
+            raise ConfigurationError(f"loss_normalizer must be positive, got {self.loss_normalizer}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the parents', without the access tokens that keyword arguments for the models may hold."""
+        return _without_tokens(super().to_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every checkpoint holds a pickle of the arguments, training_args.bin: it must not give away a token.
+        return _without_tokens(self.__dict__)
+
+
+def _supports_bf16() -> bool:
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else not torch.backends.mps.is_available()
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ConfigurationError(f"{name} must be at least {low}, got {value}")
+
+
+def _unknown_estimator(name: str) -> str:
+    close = difflib.get_close_matches(str(name), ESTIMATORS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(ESTIMATORS)}"
+    return f"unknown estimator {name!r}; {hint}"
+
+
+def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` with every entry blanked whose name is or ends in "token"."""
+    return {
+        name: None
+        if name == "token" or name.endswith("_token")
+        else _without_tokens(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,73 @@
+"""The training prompts: checked before the first step, dropped whole if too long, never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DataError
+
+PROMPT = "prompt"
+_CHUNK = 1000
+
+
+def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
+    """Raises DataError unless every row has a prompt: a text, or a list of chat messages."""
+    if dataset is None:
+        raise DataError(f"{name} is missing; give a data set with a column {PROMPT!r}")
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
+    if len(dataset) == 0:
+        raise DataError(f"{name} is empty")
+    columns = getattr(dataset, "column_names", None) or list(dataset[0])
+    if PROMPT not in columns:
+        raise DataError(f"{name} has no column {PROMPT!r}; it has {', '.join(map(repr, columns))}")
+    for row, prompt in enumerate(dataset[PROMPT]):
+        problem = _problem(prompt)
+        if problem:
+            raise DataError(f"row {row} of {name}: the prompt {problem}")
+
+
+def _problem(prompt: Any) -> str | None:
+    if isinstance(prompt, str):
+        return None if prompt else "is empty"
+    if not isinstance(prompt, list):
+        return f"is neither a text nor a list of chat messages, but {type(prompt).__name__}"
+    if not prompt:
+        return "is empty"
+    if not all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt):
+        return "is a list whose entries are not all chat messages with 'role' and 'content'"
+    return None
+
+
+def keep_short(dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], list[list[int]]]) -> tuple[Any, int]:
+    """The rows of `dataset` whose prompt has at most `limit` tokens, and how many were dropped.
+
+    A prompt is never cut: without its beginning it is another problem.
+
+    Raises:
+        DataError: none is left.
+    """
+    if limit is None:
+        return dataset, 0
+    prompts = list(dataset[PROMPT])
+    lengths = [
+        len(ids) for start in range(0, len(prompts), _CHUNK) for ids in tokenize(prompts[start : start + _CHUNK])
+    ]
+    kept = [row for row, length in enumerate(lengths) if length <= limit]
+    if not kept:
+        raise DataError(
+            f"all {len(prompts)} prompts are longer than max_prompt_length={limit} tokens; "
+            f"the shortest has {min(lengths)}"
+        )
+    dropped = len(prompts) - len(kept)
+    return (dataset.select(kept) if dropped else dataset), dropped
+
+
+def check_enough(num_prompts: int, batch_size: int) -> None:
+    """Raises DataError if the prompts do not fill one generation batch: nothing would be trained."""
+    if num_prompts < batch_size:
+        raise DataError(
+            f"{num_prompts} prompts are fewer than one step takes ({batch_size}); give more prompts, or lower "
+            "per_device_train_batch_size or gradient_accumulation_steps"
+        )

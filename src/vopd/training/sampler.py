@@ -1,0 +1,53 @@
+"""The order of the prompts, a function of the seed and the epoch alone, so that every resume point is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffled prompts in whole generation batches, each repeated once for every micro-batch that it feeds.
+
+    TRL generates for all micro-batches of an optimizer step at once and reads the same batch again for each of them.
+    Its own sampler has no ``set_epoch``, so a run that resumes in epoch 2 replays the order of epoch 1. Here the
+    order is that of a generator seeded with ``seed + epoch``, the same on every rank.
+
+    Prompts beyond the last whole generation batch wait for an epoch that shuffles them forward.
+
+    Args:
+        num_prompts: size of the data set.
+        batch_size: prompts of one generation batch over all ranks.
+        repeats: how often each generation batch is read: the accumulation steps.
+        shuffle: False keeps the order of the data set in every epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, num_prompts: int, batch_size: int, repeats: int, *, shuffle: bool, seed: int) -> None:
+        self.num_prompts = num_prompts
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration yields the order of `epoch`."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._order()
+        for start in range(0, self.num_prompts - self.batch_size + 1, self.batch_size):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return self.num_prompts // self.batch_size * self.batch_size * self.repeats
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.num_prompts))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(self.num_prompts, generator=generator).tolist()

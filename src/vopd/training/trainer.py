@@ -1,0 +1,320 @@
+"""On-policy distillation: the student samples, the teacher scores, an estimator makes a gradient of both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+
+from ..errors import ConfigurationError, MismatchError, VOPDError
+from ..estimators import linear_distillation_loss
+from ..models import common_vocabulary, end_token_difference, load_tokenizer
+from .callbacks import Progress, RunLog
+from .card import model_card
+from .clock import StepClock
+from .config import VOPDConfig
+from .finite import FiniteGuard
+from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .metrics import Averages, add_completion_metrics, add_token_metrics
+from .prompts import check_enough, check_prompts, keep_short
+from .sampler import EpochSampler
+from .samples import SampleBook
+from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
+
+logger = logging.getLogger("vopd")
+
+
+class VOPDTrainer(TRLAdapter):
+    """Trains a student to match a teacher on the student's own samples.
+
+    The conventions are TRL's: arguments, data set format (a column "prompt" of texts or chat messages), callbacks,
+    distribution through accelerate. The run directory gets metrics.jsonl and samples.jsonl; models are saved as
+    safetensors.
+
+    Args:
+        model: the student: a path or hub id, or a causal language model, with or without LoRA.
+        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained.
+        args: a VOPDConfig.
+        train_dataset: the prompts.
+        eval_dataset: prompts to measure the same loss and metrics on.
+        processing_class: the student's tokenizer; default: the one next to the model.
+        callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
+
+    Raises:
+        ConfigurationError, DataError, MismatchError: see their messages; before anything is trained.
+        NonFiniteError: from ``train``, before a step with a non-finite loss or gradient is taken.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["vopd", "trl", "on-policy-distillation"]
+    _name = "vopd"
+
+    args: VOPDConfig
+    train_dataset: Any
+
+    def __init__(
+        self,
+        model: Any,
+        teacher_model: Any = None,
+        args: VOPDConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Callable[..., Any]] | None = None,
+    ) -> None:
+        args = VOPDConfig() if args is None else args
+        _check_arguments(model, teacher_model, args)
+        check_prompts(train_dataset)
+        self._prepare_books(args)
+        with _clear_errors():
+            super().__init__(
+                model=model,
+                teacher_model=None,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+            )
+        self._prepare_teacher(teacher_model)
+        self._prepare_prompts()
+        self._prepare_callbacks()
+
+    # ---- setting up -------------------------------------------------------------------------------------------
+
+    def _prepare_books(self, args: VOPDConfig) -> None:
+        # Before TRL's __init__, which may log.
+        self._averages = {"train": Averages(), "eval": Averages()}
+        self._tokens = 0.0
+        self._clock = StepClock()
+        self._samples = SampleBook(0)
+
+    def _prepare_teacher(self, teacher_model: Any) -> None:
+        teacher = self.load_teacher(teacher_model)
+        check_not_shared(self.model, teacher)
+        teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
+        teacher_tokenizer = teacher_tokenizer or self._tokenizer
+        student_rows = self._checked_rows(self.model, "student")
+        self.vocab_size = common_vocabulary(
+            self._tokenizer,
+            teacher_tokenizer,
+            student_rows=student_rows,
+            teacher_rows=self._checked_rows(teacher, "teacher"),
+        )
+        if self.args.loss_top_k is not None and self.args.loss_top_k > self.vocab_size:
+            raise ConfigurationError(
+                f"loss_top_k={self.args.loss_top_k} is more than the vocabulary has ({self.vocab_size})"
+            )
+        warning = end_token_difference(self.model, teacher, self._tokenizer, teacher_tokenizer)
+        if warning:
+            logger.warning(warning)
+        if self.args.disable_dropout:
+            disable_dropout(self.model)
+        self.sample_only(self.vocab_size, student_rows)
+        self._teacher_name = teacher.config.name_or_path
+        self.attach_teacher(teacher)
+
+    def _checked_rows(self, model: Any, name: str) -> int:
+        """Rows of the model's output head, once the loss is known to be able to read it."""
+        head = check_head(model, name)
+        if not self.is_deepspeed_enabled:  # which may have sharded it already
+            check_plain_logits(*self.probe(model), head.detach(), name)
+        return len(head)
+
+    def _prepare_prompts(self) -> None:
+        self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
+        self.train_dataset, self.dropped_prompts = keep_short(
+            self.train_dataset, self.args.max_prompt_length, self.tokenize
+        )
+        if self.dropped_prompts:
+            logger.warning(
+                f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
+                f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
+            )
+        check_enough(len(self.train_dataset), self.generation_batch_size)
+
+    def _prepare_callbacks(self) -> None:
+        if self.accelerator.is_main_process:
+            self._samples = SampleBook(self.args.samples_per_step)
+        self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
+        for default in (PrinterCallback, ProgressCallback):
+            self.remove_callback(default)
+        self._progress = Progress()
+        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+            self.add_callback(callback)
+
+    def _take_samples(self, step: int) -> list[dict[str, Any]]:
+        return self._samples.take(step, self._tokenizer, self.eos_token_ids)
+
+    # ---- what TRL's trainer asks of the method ------------------------------------------------------------------
+
+    def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
+        self._order = EpochSampler(
+            num_prompts,
+            self.generation_batch_size,
+            self.args.gradient_accumulation_steps,
+            shuffle=bool(self.args.shuffle_dataset),
+            seed=self.args.seed,
+        )
+        return self._order
+
+    def token_loss(self, batch: MicroBatch, normalizer: Any) -> tuple[Tensor, Tensor]:
+        training = self.model.training
+        if training and self.args.loss_normalizer is not None:
+            normalizer = self.args.loss_normalizer / self.accelerator.num_processes
+        output = linear_distillation_loss(
+            batch.student_hidden,
+            batch.student_head,
+            batch.teacher_hidden,
+            batch.teacher_head,
+            batch.completion_ids,
+            batch.loss_mask,
+            estimator=self.args.estimator,
+            top_k=self.args.loss_top_k,
+            temperature=self.args.temperature,
+            normalizer=normalizer,
+            vocab_size=self.vocab_size,
+            diagnostics=self._measures_now(),
+        )
+        add_token_metrics(self._averages["train" if training else "eval"], output, batch.loss_mask)
+        if training:
+            self._samples.offer(batch.inputs, output)
+        entropy = batch.loss_mask.new_zeros(()) if output.entropy is None else output.entropy.sum()
+        return output.loss, entropy
+
+    def _measures_now(self) -> bool:
+        every = self.args.metrics_every
+        return every > 0 and self.state.global_step % every == 0
+
+    def rollout_done(self, batch: dict[str, Any], seconds: float) -> None:
+        mask = loss_mask(batch)
+        mode = "train" if self.model.training else "eval"
+        add_completion_metrics(self._averages[mode], batch, mask, self.eos_token_ids)
+        highest = int((batch["completion_ids"] * mask).max())
+        if highest >= self.vocab_size:
+            raise MismatchError(
+                f"the student sampled id {highest}, which stands for no text: the vocabulary has {self.vocab_size} ids"
+            )
+        if mode == "train":
+            self._tokens += float(mask.sum())
+            self._clock.spend("rollout", seconds)
+
+    def scoring_done(self, seconds: float) -> None:
+        self._clock.spend("scoring", seconds)
+
+    def loss_ready(self, loss: Tensor) -> None:
+        self._guard.watch(loss)
+        if self.is_deepspeed_enabled:  # its backward pass takes the step as well
+            self._guard.check(None, [self.micro_batch], self.state.global_step + 1)
+
+    def gradient_ready(self, grad_norm: Any) -> None:
+        if not self.is_deepspeed_enabled:
+            self._guard.check(grad_norm, self.micro_batches, self.state.global_step + 1)
+
+    def step_metrics(self, mode: str) -> dict[str, float]:
+        averages = self._averages[mode]
+        if mode == "train":
+            self._clock.report(averages, self._tokens, self.accelerator.device)
+            self._tokens = 0.0
+        return averages.reduce(self.accelerator)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
+
+    # ---- saving -------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student as safetensors, with its tokenizer and a model card."""
+        super().save_model(output_dir, _internal_call)
+        self._write_card(output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write the model card into the run directory; called by transformers with every checkpoint."""
+        self._write_card(self.args.output_dir, model_name)
+
+    def _write_card(self, folder: str, name: str | None = None) -> None:
+        if not self.is_world_process_zero():
+            return
+        facts = {
+            "name": name or Path(folder).name,
+            "student": self.model.config.name_or_path,
+            "teacher": self._teacher_name,
+            "estimator": self.args.estimator,
+            "temperature": self.args.temperature,
+            "steps": self.state.global_step,
+            "prompts": self.generation_batch_size,
+            "learning_rate": self.args.learning_rate,
+            "seed": self.args.seed,
+            "adapter": hasattr(self.model, "peft_config"),
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "README.md").write_text(model_card(facts, self._tag_names), encoding="utf-8")
+
+
+class _StepEvents(TrainerCallback):
+    """Tells the trainer's clock when steps begin and end, and its sampler which epoch begins."""
+
+    def __init__(self, trainer: VOPDTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate passes set_epoch on to the sampler through some of its wrappers only.
+        self.trainer._order.set_epoch(int(state.epoch))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._clock.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._clock.end()
+
+
+def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
+    """What can be refused before any model is loaded."""
+    if not isinstance(args, VOPDConfig):
+        raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
+    if teacher_model is None:
+        raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
+    if model is teacher_model and not isinstance(model, str):
+        check_not_shared(model, teacher_model)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What TRL and transformers raise while a trainer is set up, as vopd's own errors."""
+    try:
+        yield
+    except VOPDError:
+        raise
+    except OSError as error:
+        raise MismatchError(f"the student cannot be loaded: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
+    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
+    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
+    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
+        return None
+    try:
+        return load_tokenizer(source, revision=revision)
+    except MismatchError as error:
+        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
+        return None

@@ -1,0 +1,330 @@
+"""The only module that touches TRL.
+
+TRL's ``DistillationTrainer`` brings generation (transformers or vLLM), the buffer of one generation batch for all
+micro-batches of a step, and forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and move between
+minor versions, so the tested range is narrow, is checked at import, and every override of a hook is in this file.
+``TRLAdapter`` turns the hooks into a few named extension points that know nothing of TRL.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from ..errors import ConfigurationError, MismatchError, require
+
+TESTED_TRL = ("1.16", "1.17")
+
+
+def check_trl_version(version: str) -> None:
+    """Raises ConfigurationError unless `version` of TRL is one whose private hooks this module was tested with."""
+    low, high = TESTED_TRL
+    if not Version(low) <= Version(version) < Version(high):
+        raise ConfigurationError(
+            f"vopd is tested with trl >= {low}, < {high}, but trl {version} is installed; "
+            f"install it with pip install 'trl>={low},<{high}'"
+        )
+
+
+check_trl_version(require("trl", "train").__version__)
+
+from accelerate.utils import is_peft_model  # noqa: E402
+from jinja2.exceptions import TemplateError  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
+from trl import DistillationConfig, DistillationTrainer  # noqa: E402
+from trl.models import prepare_deepspeed  # noqa: E402
+from trl.trainer.utils import create_model_from_path  # noqa: E402
+
+__all__ = ["DistillationConfig", "MicroBatch", "TRLAdapter"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one micro-batch brings to the loss. Hidden states at t predict ``completion_ids[:, t]``.
+
+    Attributes:
+        student_hidden: (B, T, H_s), with gradient.
+        student_head: (V_s, H_s).
+        teacher_hidden: (B, T, H_t), no gradient.
+        teacher_head: (V_t, H_t), no gradient.
+        completion_ids: (B, T).
+        loss_mask: (B, T), completion_mask * tool_mask.
+        inputs: the whole micro-batch as TRL made it: prompt_ids, prompt_mask, completion_mask, ...
+    """
+
+    student_hidden: Tensor
+    student_head: Tensor
+    teacher_hidden: Tensor
+    teacher_head: Tensor
+    completion_ids: Tensor
+    loss_mask: Tensor
+    inputs: dict[str, Any]
+
+
+class TRLAdapter(DistillationTrainer):
+    """DistillationTrainer with a teacher of any head size, exact positions, and these extension points:
+    ``token_loss``, ``rollout_done``, ``scoring_done``, ``loss_ready``, ``gradient_ready``, ``step_metrics``,
+    ``prompt_sampler``.
+    """
+
+    # ---- extension points -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def token_loss(self, batch: MicroBatch, normalizer: Any) -> tuple[Tensor, Tensor]:
+        """Loss of one micro-batch (scalar, with gradient) and its summed entropy. No collectives in here."""
+
+    @abstractmethod
+    def rollout_done(self, batch: dict[str, Any], seconds: float) -> None:
+        """Called with every generated batch, before it is split into micro-batches."""
+
+    @abstractmethod
+    def scoring_done(self, seconds: float) -> None:
+        """Called after the teacher's forward pass of a micro-batch."""
+
+    @abstractmethod
+    def loss_ready(self, loss: Tensor) -> None:
+        """Called with the loss of every micro-batch of a training step, outside the wrapped forward."""
+
+    @abstractmethod
+    def gradient_ready(self, grad_norm: Any) -> None:
+        """Called once an optimizer step, after accumulation and before the step is taken."""
+
+    @abstractmethod
+    def step_metrics(self, mode: str) -> dict[str, float]:
+        """Metrics gathered since the last call, added to the log on every rank. `mode` is "train" or "eval"."""
+
+    @abstractmethod
+    def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
+        """Order of the prompts: every generation batch once for each of its micro-batches."""
+
+    # ---- the teacher ------------------------------------------------------------------------------------------
+
+    def load_teacher(self, teacher: str | PreTrainedModel) -> PreTrainedModel:
+        """The teacher on the host, frozen and in eval mode. A path is loaded in the dtype it was saved in."""
+        if not isinstance(teacher, str):
+            if self.args.teacher_model_init_kwargs is not None:
+                raise ConfigurationError(
+                    "teacher_model_init_kwargs means nothing when teacher_model is a model already; "
+                    "remove it or pass the teacher's path"
+                )
+            return teacher
+        kwargs = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
+        kwargs |= self.args.teacher_model_init_kwargs or {}
+        if self.args.teacher_model_revision is not None:
+            kwargs.setdefault("revision", self.args.teacher_model_revision)
+        if self.args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            kwargs["device_map"] = None
+        try:
+            return create_model_from_path(teacher, **kwargs)
+        except (OSError, ValueError) as error:
+            raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
+
+    def attach_teacher(self, teacher: PreTrainedModel) -> None:
+        """Freeze the teacher and place it as the student's backend wants.
+
+        TRL's own ``__init__`` was given None: it refuses a teacher whose head has another number of rows.
+        """
+        teacher.requires_grad_(False)
+        teacher.eval()
+        if self.is_deepspeed_enabled:
+            self.teacher_model = prepare_deepspeed(teacher, self.accelerator)
+        else:
+            self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+    # ---- what the method may know of TRL's state ----------------------------------------------------------------
+
+    @property
+    def generation_batch_size(self) -> int:
+        """Prompts of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
+        args = self.args
+        return int(args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps)
+
+    @property
+    def micro_batches(self) -> list[dict[str, Any]]:
+        """This rank's micro-batches of the current optimizer step, in the order they are trained on."""
+        return self._buffered_inputs
+
+    @property
+    def micro_batch(self) -> dict[str, Any]:
+        """The one that is being trained on."""
+        return self._buffered_inputs[self._step % self.args.gradient_accumulation_steps]
+
+    def tokenize(self, prompts: list[Any]) -> list[list[int]]:
+        """Token ids of prompts exactly as the rollout will see them."""
+        try:
+            return self._tokenize_prompts(prompts)[0]
+        except (ValueError, TypeError, TemplateError) as error:
+            raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
+
+    def sample_only(self, vocab_size: int, rows: int) -> None:
+        """Never sample the head rows past `vocab_size`: they stand for no text, and the loss gives them no mass."""
+        tail = list(range(vocab_size, rows))
+        if not tail:
+            return
+        self.generation_config.suppress_tokens = sorted({*(self.generation_config.suppress_tokens or ()), *tail})
+        if self.use_vllm:
+            sampling = self.vllm_generation.generation_kwargs or {}
+            bias = dict.fromkeys(tail, -100.0) | (sampling.get("logit_bias") or {})
+            self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": bias}
+
+    @torch.no_grad()
+    def probe(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and hidden states (N, H) of a few fixed tokens: two ways to the same distribution."""
+        ids = torch.arange(5, device=model.get_output_embeddings().weight.device).unsqueeze(0)
+        training = model.training
+        model.eval()
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, 1:-1]
+        hidden = self._get_last_hidden_state(model, ids, torch.ones_like(ids), ids.size(1) - 2)[0]
+        model.train(training)
+        return logits, hidden
+
+    # ---- TRL's hooks ------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        started = time.perf_counter()
+        batch = super()._generate_and_score_completions(inputs)
+        self.rollout_done(batch, time.perf_counter() - started)
+        return batch
+
+    def _get_last_hidden_state(
+        self, unwrapped_model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
+    ) -> Tensor:
+        """Hidden states (B, logits_to_keep, H) that predict the last `logits_to_keep` tokens.
+
+        Position ids are counted from the first token that is not padding, as ``generate`` counts them. TRL leaves
+        them out, so a model with absolute positions would score a left-padded prompt at other positions than it
+        was continued at.
+        """
+        model = unwrapped_model.base_model.model if is_peft_model(unwrapped_model) else unwrapped_model
+        backbone = model.base_model
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if "position_ids" in inspect.signature(backbone.forward).parameters:
+            inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = backbone(**inputs).last_hidden_state
+        return hidden[:, -1 - logits_to_keep : -1]
+
+    def _compute_loss(
+        self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, summed entropy and token count of a micro-batch. Runs inside the student wrapper's forward."""
+        sequence = (
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+        )
+        student_hidden = self._get_last_hidden_state(unwrapped_student, *sequence)
+        teacher_hidden = self._teacher_hidden_states(*sequence)
+        student_head = unwrapped_student.get_output_embeddings()
+        teacher_head = self.accelerator.unwrap_model(self.teacher_model).get_output_embeddings()
+        device = student_head.weight.device
+        mask = loss_mask(inputs).to(device)
+        batch = MicroBatch(
+            student_hidden=_autocast(student_hidden.to(device)),
+            student_head=_autocast(_gathered(student_head.weight)),
+            teacher_hidden=_autocast(teacher_hidden.to(device)),
+            teacher_head=_autocast(_gathered(teacher_head.weight.detach()).to(device)),
+            completion_ids=inputs["completion_ids"].to(device),
+            loss_mask=mask,
+            inputs=inputs,
+        )
+        # The statistics choose their own precision; under autocast their matrix products would fall to half of it.
+        with torch.autocast(device.type, enabled=False):
+            loss, entropy = self.token_loss(batch, num_items_in_batch)
+        return loss, entropy.detach(), mask.sum()
+
+    @torch.no_grad()
+    def _teacher_hidden_states(self, *sequence: Any) -> Tensor:
+        """The teacher's hidden states, through its own wrapper so that sharded parameters are gathered."""
+        _synchronize(self.accelerator.device)
+        started = time.perf_counter()
+        teacher = self.accelerator.unwrap_model(self.teacher_model)
+        self.teacher_model.eval()
+        hidden = self._forward_redirection(self.teacher_model, teacher, self._get_last_hidden_state, teacher, *sequence)
+        _synchronize(self.accelerator.device)
+        self.scoring_done(time.perf_counter() - started)
+        return hidden
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.model.training:
+            self.loss_ready(loss.detach())
+        return (loss, None) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.gradient_ready(grad_norm)
+        return grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode].clear()  # TRL's own, averaged over micro-batches whatever their length
+        prefix = "" if mode == "train" else "eval_"
+        logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
+        super().log(logs, start_time)
+
+    def _send_telemetry(self) -> None:
+        if self.args.telemetry:
+            super()._send_telemetry()
+
+
+def loss_mask(inputs: dict[str, Any]) -> Tensor:
+    """(B, T): 1 where a completion token was sampled by the student, 0 on padding and on what a tool returned."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+@contextmanager
+def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
+    """Let ``generate`` sample with `config` alone.
+
+    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
+    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
+    comes back afterwards, for it is saved with the model.
+    """
+    holders = [model, model.get_base_model()] if is_peft_model(model) else [model]
+    originals = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = config
+        yield
+    finally:
+        for holder, original in zip(holders, originals, strict=True):
+            holder.generation_config = original
+
+
+def _gathered(weight: Tensor) -> Tensor:
+    """The whole head on this rank, gathered once a micro-batch where FSDP sharded it."""
+    return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """Under autocast the dtype a linear head would compute in, so the loss sees the logits that were sampled from."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

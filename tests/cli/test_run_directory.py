@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vopd.cli.run_directory import create, last_checkpoint, run_directory, suggest_name
+from vopd.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "../up", "/abs", "a\\b", ".hidden", "a b", "x\x1b[31m", "a" * 200]
+)
+def test_a_name_cannot_leave_the_output_directory(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="run name"):
+        run_directory(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["first", "qwen3-1.7b_vopd", "2026.05.01", "a..b"])
+def test_good_names(tmp_path: Path, name: str) -> None:
+    assert run_directory(tmp_path, name).resolve().parent == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("Qwen/Qwen3-1.7B", "vopd_top_k"), "Qwen3-1.7B-vopd-top-k"),
+        (("/models/../student/", "opd"), "student-opd"),
+        (("runs/first/model", "data/p.jsonl"), "first-p"),
+        (("runs/first/checkpoint-30",), "first-30"),
+        (("..", "/"), "run"),
+        (("x" * 300,), "x" * 128),
+    ],
+)
+def test_suggested_names_are_good_names(tmp_path: Path, parts: tuple[str, ...], name: str) -> None:
+    assert suggest_name(*parts) == name
+    run_directory(tmp_path, name)
+
+
+class TestCreate:
+    def test_makes_the_folder(self, tmp_path: Path) -> None:
+        create(tmp_path / "runs" / "first", resume=False)
+        assert list((tmp_path / "runs" / "first").iterdir()) == []
+
+    def test_refuses_a_folder_in_use_and_touches_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text("precious")
+        with pytest.raises(ConfigurationError, match=r"in use; continue it with --resume true or choose another"):
+            create(tmp_path, resume=False)
+        assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+    def test_resume_needs_a_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text("")
+        with pytest.raises(ConfigurationError, match="no checkpoint to resume from"):
+            create(tmp_path, resume=True)
+        (tmp_path / "checkpoint-5").mkdir()
+        (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+        create(tmp_path, resume=True)
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").write_text("a file")
+        with pytest.raises(ConfigurationError, match="cannot write to .* choose another output_dir"):
+            create(tmp_path / "runs" / "first", resume=False)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_read_only_output(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(ConfigurationError, match="cannot write to"):
+            create(tmp_path / "first", resume=False)
+
+    def test_only_the_first_process_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "metrics.jsonl").write_text("")
+        monkeypatch.setenv("RANK", "1")
+        create(tmp_path, resume=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_last_checkpoint_is_the_latest_complete_one(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for name, complete in (
+        ("checkpoint-9", True),
+        ("checkpoint-10", True),
+        ("checkpoint-11", False),
+        ("checkpoint-x", True),
+    ):
+        (tmp_path / name).mkdir()
+        if complete:
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from vopd import cli
+from vopd.cli.train import _MAIN_FIELDS, TrainOptions, options
+from vopd.errors import ConfigurationError
+from vopd.models import load_model, load_tokenizer
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"problem": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def train(tiny_student_dir: Path, tiny_teacher_dir: Path, prompts: Path, tmp_path: Path) -> Train:
+    """train("--key", "value", ...): `vopd train` on the tiny models with a run of two steps."""
+
+    def call(*more: str, name: str = "first") -> int:
+        return cli.main([
+            "train", "--model", str(tiny_student_dir), "--teacher_model", str(tiny_teacher_dir),
+            "--dataset", str(prompts), "--output_dir", str(tmp_path / "runs"), "--run_name", name,
+            "--max_completion_length", "4", "--per_device_train_batch_size", "2", "--max_steps", "2",
+            "--learning_rate", "1e-2", "--use_cpu", "true", *more,
+        ])  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "first"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+def test_trains_and_leaves_a_complete_run_directory(
+    train: Train, run: Path, tiny_student_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert {"resolved_config.yaml", "metrics.jsonl", "samples.jsonl", "model"} <= {p.name for p in run.iterdir()}
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    before, after = weights(tiny_student_dir), weights(run / "model")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert (run / "model" / "README.md").is_file() and (run / "model" / "model.safetensors").is_file()
+    assert not list((run / "model").glob("*.bin"))
+    assert len(load_tokenizer(run / "model")) == 300
+    assert f"--model {run / 'model'}" in capsys.readouterr().out
+
+
+def test_resolved_config_repeats_the_run(train: Train, run: Path) -> None:
+    train("--seed", "3", "--report_to", "none")
+    resolved = run / "resolved_config.yaml"
+    text = resolved.read_text()
+    assert "learning_rate: 0.01  # command line" in text and "estimator: vopd  # default" in text
+    assert yaml.safe_load(text)["bf16"] is False  # as chosen, not as left open
+    assert cli.main(["train", "--config", str(resolved), "--run_name", "again"]) == 0
+    first, second = weights(run / "model"), weights(run.parent / "again" / "model")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("precious")
+    assert train() == 2
+    assert "in use" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+    assert (run / "metrics.jsonl").read_text() == "precious"
+
+
+def test_resume_ends_where_the_whole_run_does(train: Train, run: Path) -> None:
+    train("--max_steps", "4", "--lr_scheduler_type", "constant", name="whole")
+    train("--save_steps", "1", "--lr_scheduler_type", "constant")
+    assert train("--max_steps", "4", "--lr_scheduler_type", "constant", "--resume", "true") == 0
+    whole, resumed = weights(run.parent / "whole" / "model"), weights(run / "model")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_lora_saves_an_adapter_that_loads_and_leaves_the_head(
+    train: Train, run: Path, tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    """The two change places: the head of the untied model is a module that all-linear might take."""
+    swapped = ["--model", str(tiny_teacher_dir), "--teacher_model", str(tiny_student_dir)]
+    assert train(*swapped, "--lora_rank", "2") == 0
+    config = json.loads((run / "model" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 4, 0.0)
+    names = {target.split(".")[-1] for target in config["target_modules"]}
+    assert {"q_proj", "down_proj"} <= names and "lm_head" not in names
+    ids = torch.tensor([[40, 41, 42]])
+    assert not torch.equal(load_model(run / "model")(ids).logits, load_model(tiny_teacher_dir)(ids).logits)
+
+
+def test_the_student_learns_to_stop_where_the_teacher_does(
+    train: Train, run: Path, tiny_teacher_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A teacher ending with an id that the student does not know as an end makes completions explode."""
+    teacher = tmp_path / "teacher"
+    model = load_model(tiny_teacher_dir)
+    model.generation_config.eos_token_id = [1, 42]
+    model.save_pretrained(teacher)
+    load_tokenizer(tiny_teacher_dir).save_pretrained(teacher)
+    assert train("--teacher_model", str(teacher)) == 0
+    assert load_model(run / "model").generation_config.eos_token_id == [1, 42]
+    assert "done for this run" in caplog.text
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            (["--estimator", "vodp"], 2, "did you mean 'vopd'?"),
+            (["--learning_rat", "1"], 2, "did you mean 'learning_rate'?"),
+            (["--top_k", "5"], 2, "loss_top_k"),
+            (["--lora_alpha", "8"], 2, "lora_alpha needs lora_rank"),
+            (["--lora_rank", "2", "--lora_target_modules", "q_proj,lm_head"], 2, "names the output head 'lm_head'"),
+            (["--run_name", "../x"], 2, "run name"),
+            (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),
+            (["--model", "./missing"], 4, "there is no model folder"),
+            (["--prompt_template", "{text}"], 2, "the columns are problem, answer"),
+            (["--max_steps", "soon"], 2, "max_steps must be a whole number, not 'soon'"),
+        ],
+    )
+    def test_one_clear_line_and_the_right_exit_code(
+        self, train: Train, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+    ) -> None:
+        assert train(*arguments) == code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vopd: error:")]
+        assert len(lines) == 1 and message in lines[0]
+
+    def test_nothing_is_written_before_the_settings_are_good(self, train: Train, run: Path) -> None:
+        train("--estimator", "vodp")
+        assert not run.exists()
+
+    def test_a_run_that_could_not_start_can_be_started_again(self, train: Train, run: Path) -> None:
+        assert train("--dataset", "missing.jsonl") == 3
+        assert train() == 0
+
+    def test_negative_rank(self) -> None:
+        with pytest.raises(ConfigurationError, match="lora_rank"):
+            TrainOptions("a", "b", "c", lora_rank=-1)
+
+
+def test_every_setting_that_the_help_shows_exists() -> None:
+    from vopd.training import VOPDConfig
+
+    known: dict[str, Any] = options(VOPDConfig)
+    assert [name for name in _MAIN_FIELDS if name not in known] == []
+    assert [name for name, option in known.items() if option.help == ""] == []

@@ -1,0 +1,136 @@
+"""The loss reads hidden states and heads itself: only what it reads rightly may be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vopd.errors import ConfigurationError, MismatchError
+from vopd.training.heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+
+
+@pytest.fixture
+def student(tiny_student_dir: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_student_dir, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.5), ("logits_scaling", 8.0)]
+)
+def test_transformed_logits_are_refused(setting: str, value: float, student: Any) -> None:
+    check_head(student, "student")
+    setattr(student.config, setting, value)
+    with pytest.raises(MismatchError, match=rf"the student transforms its logits \({setting}={value}\)"):
+        check_head(student, "student")
+
+
+def test_a_head_with_bias_is_refused(student: Any) -> None:
+    student.lm_head = nn.Linear(32, 304, bias=True)
+    with pytest.raises(MismatchError, match="has a bias"):
+        check_head(student, "student")
+
+
+def test_logits_that_are_something_else_are_refused_whatever_the_configuration_says() -> None:
+    hidden, head = torch.randn(4, 8), torch.randn(20, 8)
+    check_plain_logits(hidden @ head.T, hidden, head, "teacher")
+    check_plain_logits((hidden @ head.T).bfloat16(), hidden.bfloat16(), head.bfloat16(), "teacher")
+    with pytest.raises(MismatchError, match="the teacher's logits are not"):
+        check_plain_logits(0.5 * hidden @ head.T, hidden, head, "teacher")
+
+
+def test_a_family_that_caps_its_logits_is_refused_by_the_trainer(
+    make_trainer: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=304, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    with pytest.raises(MismatchError, match="final_logit_softcapping"):
+        make_trainer(model=Gemma2ForCausalLM(config), trainer={"processing_class": tiny_tokenizer})
+
+
+def test_sharing_with_the_teacher_is_refused(student: Any, make_trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match="the same object"):
+        make_trainer(model=student, trainer={"teacher_model": student})
+    other = nn.Module()
+    other.inner = student.model
+    with pytest.raises(ConfigurationError, match="share parameters"):
+        check_not_shared(student, other)
+
+
+def test_dropout_is_off_wherever_a_model_keeps_it(student: Any) -> None:
+    student.model.layers[0].self_attn.attention_dropout = 0.1
+    student.model.extra = nn.Dropout(0.3)
+    disable_dropout(student)
+    assert student.model.layers[0].self_attn.attention_dropout == 0.0
+    assert student.model.extra.p == 0.0
+
+
+def lora(**settings: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", r=2, **({"target_modules": ["q_proj", "v_proj"]} | settings))
+
+
+def test_adapters_and_only_they_get_gradient(make_trainer: Callable[..., Any], take_step: Callable[..., Any]) -> None:
+    trainer = make_trainer(trainer={"peft_config": lora()}, max_grad_norm=0)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    gradient = take_step(trainer)
+    assert gradient and all("lora_" in name for name in gradient)
+    assert any(value.abs().max() > 0 for value in gradient.values())
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) == ("lora_" not in name), name
+
+
+def test_an_adapter_on_the_head_is_refused_with_the_reason(make_trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match="adapter.*lm_head.*never trained.*target_modules"):
+        make_trainer(trainer={"peft_config": lora(target_modules=["q_proj", "lm_head"])})
+
+
+def test_a_teacher_with_an_adapter_on_its_head_is_refused(
+    make_trainer: Callable[..., Any], tiny_teacher_dir: Path
+) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    teacher = get_peft_model(teacher, lora(target_modules=["lm_head"]))
+    with pytest.raises(ConfigurationError, match="adapter on the teacher's output head"):
+        make_trainer(trainer={"teacher_model": teacher})
+
+
+def test_a_head_trained_whole_beside_adapters_is_the_head_of_the_loss(
+    make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any
+) -> None:
+    """With modules_to_save the model's logits come from a copy of the head: its gradient must be the whole one."""
+    peft_config = lora(modules_to_save=["lm_head"], target_modules=["q_proj"])
+    plain = take_step(make_trainer(max_steps=1, max_grad_norm=0), recorded_completions)
+    trainer = make_trainer(trainer={"peft_config": peft_config}, max_steps=1, max_grad_norm=0)
+    copy = trainer.model.get_output_embeddings().modules_to_save["default"].weight
+    gradient = take_step(trainer, recorded_completions)
+    (head,) = (value for name, value in gradient.items() if "lm_head" in name)
+    assert copy.requires_grad and head.abs().max() > 0
+    # The untouched student ties its head to its embedding, whose gradient has a share of both: rows of tokens that
+    # no prompt and no completion holds get theirs through the head alone.
+    tied = plain["model.embed_tokens.weight"]
+    seen = {token for ids in trainer.tokenize(trainer.train_dataset["prompt"][:]) for token in ids}
+    seen |= {
+        token for ids in trainer.tokenize(trainer.train_dataset["prompt"][:]) for token in recorded_completions(ids)
+    }
+    unseen = [token for token in range(300) if token not in seen]
+    torch.testing.assert_close(head[unseen], tied[unseen], rtol=1e-4, atol=1e-6)
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Model config is :UserWarning"),
+]

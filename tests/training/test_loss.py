@@ -1,0 +1,169 @@
+"""The gradient of a training step: against an independent computation, and whatever the accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vopd import ESTIMATORS
+
+REAL_TOKENS = 300
+
+
+def top_k_of(estimator: str) -> int | None:
+    return 4 if ESTIMATORS[estimator].needs_top_k else None
+
+
+def logits_alone(model: Any, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
+    """Logits of one sequence without any padding, each at the position that predicts the completion token."""
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1, :REAL_TOKENS] / temperature
+
+
+def written_out(
+    student: Any, teacher: Any, pairs: list[tuple[list[int], list[int]]], estimator: str, temperature: float
+) -> torch.Tensor:
+    total, tokens = torch.zeros(()), 0
+    for prompt, completion in pairs:
+        log_p = logits_alone(student, prompt, completion, temperature).log_softmax(-1)
+        with torch.no_grad():
+            log_q = logits_alone(teacher, prompt, completion, temperature).log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        if estimator == "full_rkl":
+            total = total + kl.sum()
+        else:
+            sampled = torch.tensor(completion).unsqueeze(-1)
+            reward = (log_q - log_p).gather(-1, sampled).squeeze(-1)
+            advantage = (reward + kl).detach()
+            total = total - (advantage * log_p.gather(-1, sampled).squeeze(-1)).sum()
+        tokens += len(completion)
+    return total / tokens
+
+
+@pytest.mark.parametrize("estimator", ["vopd", "full_rkl"])
+def test_gradient_of_a_step_is_that_of_the_formula_written_out(
+    estimator: str,
+    make_trainer: Callable[..., Any],
+    take_step: Callable[..., Any],
+    recorded_completions: Any,
+    tiny_student_dir: Path,
+    tiny_teacher_dir: Path,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    prompts = ["Hi", "How many legs do two dogs have?", "4 + 5 =", "So the answer is"]
+    trainer = make_trainer(
+        prompts=prompts,
+        estimator=estimator,
+        temperature=0.7,
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        max_grad_norm=0,
+    )
+    gradient = take_step(trainer, recorded_completions)
+
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (tiny_student_dir, tiny_teacher_dir)
+    )
+    pairs = [(ids, recorded_completions(ids)) for ids in trainer.tokenize(prompts)]
+    assert {len(completion) for _, completion in pairs} != {len(pairs[0][1])}
+    loss = written_out(student, teacher, pairs, estimator, 0.7)
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in student.named_parameters()}
+    assert gradient.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(gradient[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_accumulation_does_not_change_the_gradient(
+    estimator: str, make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any
+) -> None:
+    gradients = []
+    for accumulation in (1, 2, 8):
+        trainer = make_trainer(
+            prompts=[f"{'so ' * a}{a} + {a}" for a in range(8)],
+            estimator=estimator,
+            loss_top_k=top_k_of(estimator),
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            max_grad_norm=0,
+        )
+        gradients.append(take_step(trainer, recorded_completions))
+    largest = max(value.abs().max() for value in gradients[0].values())
+    assert largest > 1e-3
+    for other in gradients[1:]:
+        for name, value in gradients[0].items():
+            assert (value - other[name]).abs().max() <= 1e-5 * largest, name
+
+
+def test_normalizer_is_a_constant_where_one_is_given(
+    make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any
+) -> None:
+    def gradient(**config: Any) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(gradient_accumulation_steps=2, max_steps=1, max_grad_norm=0, **config)
+        tokens.append(sum(len(recorded_completions(ids)) for ids in first_prompts(trainer)))
+        return take_step(trainer, recorded_completions)
+
+    def first_prompts(trainer: Any) -> list[list[int]]:
+        order = list(trainer.prompt_sampler(len(trainer.train_dataset)))[:4]
+        return trainer.tokenize(trainer.train_dataset[order]["prompt"])
+
+    tokens: list[int] = []
+    by_length, by_constant = gradient(), gradient(loss_normalizer=40.0)
+    for name, value in by_length.items():
+        torch.testing.assert_close(by_constant[name], value * tokens[0] / 40.0, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_that_a_tool_returned_do_not_count(make_trainer: Callable[..., Any]) -> None:
+    """Nor does padding: the masked step must equal one whose loss sees only the student's own tokens."""
+    trainer = make_trainer(max_steps=1)
+    trainer.model.train()
+    ids = torch.tensor([[5, 6, 7, 8, 1], [9, 10, 1, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    own = torch.tensor([[1, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    inputs = {
+        "prompt_ids": torch.tensor([[0, 3], [4, 3]]),
+        "prompt_mask": torch.tensor([[0, 1], [1, 1]]),
+        "completion_ids": ids,
+        "completion_mask": mask,
+        "num_items_in_batch": torch.tensor(6.0),
+    }
+    unmasked = trainer.compute_loss(trainer.model, dict(inputs))
+    trainer.step_metrics("train")
+    loss = trainer.compute_loss(trainer.model, {**inputs, "tool_mask": own})
+    assert loss.item() != pytest.approx(unmasked.item(), rel=1e-3)
+    tool = {name: value[:1] if value.ndim else value for name, value in inputs.items()}
+    other = {name: value[1:] if value.ndim else value for name, value in inputs.items()}
+    kept = trainer.compute_loss(trainer.model, {**tool, "tool_mask": own[:1]}) + trainer.compute_loss(
+        trainer.model, other
+    )
+    torch.testing.assert_close(loss, kept)
+    output = []
+    trainer._samples.offer = lambda inputs, out: output.append(out)
+    trainer.compute_loss(trainer.model, {**inputs, "tool_mask": own})
+    assert (output[0].rewards != 0).long().tolist() == (mask * own).tolist()
+
+
+def test_a_fully_masked_micro_batch_has_zero_loss_and_gradient(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.model.train()
+    inputs = {
+        "prompt_ids": torch.tensor([[4, 3]]),
+        "prompt_mask": torch.ones(1, 2, dtype=torch.long),
+        "completion_ids": torch.tensor([[5, 1]]),
+        "completion_mask": torch.zeros(1, 2, dtype=torch.long),
+        "num_items_in_batch": torch.tensor(3.0),
+    }
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in trainer.model.parameters() if p.grad is not None)
+    assert "reverse_kl" not in trainer.step_metrics("train")
