@@ -2,8 +2,9 @@
 
     python tests/evaluation/grading_speed.py
 
-Easy answers are what models write on MATH-500: two thirds plain numbers and fractions, the rest roots, polynomials,
-multiples of pi, tuples, intervals and words, each problem with eight samples of which two are wrong.
+Easy answers are what models write on MATH-500: two thirds plain numbers and fractions, the rest roots,
+polynomials, multiples of pi, tuples, intervals and words, each problem with eight samples of which two are
+wrong.
 """
 
 from __future__ import annotations

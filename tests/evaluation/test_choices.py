@@ -9,12 +9,8 @@ import pytest
 from vopd.evaluation import grade
 
 TABLE = Path(__file__).with_name("choices.txt")
-LINES = [
-    line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# ")
-]
-CASES = [
-    (line.partition("::")[0].strip(), line.partition("::")[2].strip().replace("\\n", "\n")) for line in LINES
-]
+LINES = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# ")]
+CASES = [(line.partition("::")[0].strip(), line.partition("::")[2].strip().replace("\\n", "\n")) for line in LINES]
 
 
 @pytest.mark.parametrize(("letter", "text"), CASES, ids=[f"{case[0]}-{case[1][:40]}" for case in CASES])

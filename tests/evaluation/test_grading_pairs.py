@@ -12,9 +12,7 @@ TABLE = Path(__file__).with_name("pairs.txt")
 
 
 def read_table() -> list[tuple[str, str, str, str]]:
-    lines = [
-        line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
-    ]
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return [tuple(part.strip() for part in line.split("::")) for line in lines]  # type: ignore[misc]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vopd.evaluation.grading import Grade as Grade
     from vopd.evaluation.grading import grade as grade
     from vopd.evaluation.grading import grade_many as grade_many
+    from vopd.evaluation.metrics import maj_at_k as maj_at_k
     from vopd.statistics import avg_at_k as avg_at_k
     from vopd.statistics import pass_at_k as pass_at_k
 
@@ -20,10 +21,11 @@ _HOMES = {
     "avg_at_k": "vopd.statistics",
     "grade": "vopd.evaluation.grading",
     "grade_many": "vopd.evaluation.grading",
+    "maj_at_k": "vopd.evaluation.metrics",
     "pass_at_k": "vopd.statistics",
 }
 
-__all__ = ["Grade", "avg_at_k", "grade", "grade_many", "pass_at_k"]
+__all__ = ["Grade", "avg_at_k", "grade", "grade_many", "maj_at_k", "pass_at_k"]
 
 
 def __getattr__(name: str) -> Any:

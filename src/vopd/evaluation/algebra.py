@@ -114,9 +114,7 @@ def _agree_at_points(gold: Any, answer: Any) -> bool:
         return True
     draw = random.Random(0)
     for _ in range(_POINTS):
-        point = {
-            symbol: sympy.Rational(draw.randint(11, 99), 37) for symbol in sorted(gold.free_symbols, key=str)
-        }
+        point = {symbol: sympy.Rational(draw.randint(11, 99), 37) for symbol in sorted(gold.free_symbols, key=str)}
         try:
             one, other = complex(gold.subs(point).doit()), complex(answer.subs(point).doit())
         except (ArithmeticError, TypeError, ValueError, AttributeError):

@@ -19,9 +19,7 @@ _L = r"(?P<letter>[A-Ja-j])"
 # Bounded, because several stand side by side: a long run of one character must not be tried in every split.
 _OPEN = r"(?:[\s*_`\"'(\[{$]|\\text|\\textbf|\\mathbf|\\mathrm|\\boxed|\\\(){0,8}"
 _SHUT = r"(?:[\s*_`\")\]}$:.,;!]|['-](?!\w)|$|\\\))"
-_WHOLE = re.compile(
-    rf"{_OPEN}(?:(?:option|choice|answer)\b[\s:]*)?{_OPEN}{_L}[\s*_`\"')\]}}$.,:;!]*", re.IGNORECASE
-)
+_WHOLE = re.compile(rf"{_OPEN}(?:(?:option|choice|answer)\b[\s:]*)?{_OPEN}{_L}[\s*_`\"')\]}}$.,:;!]*", re.IGNORECASE)
 _LABELLED = re.compile(rf"{_OPEN}(?P<letter>[A-J])(?:\*\*)?[).:](?!\w)[^\n]*", re.DOTALL)
 _JSON = re.compile(
     r"[\"'](?:final_?answer|correct_?answer|answer|choice|option|answer_choice|prediction|letter)[\"']\s*:\s*[\"']?\s*\(?"
@@ -56,9 +54,7 @@ _BOLD = re.compile(
     r"(?:\*\*|__)\s*\(?(?P<letter>[A-J])(?:[).:][^*_\n]*|\s*)(?:\*\*|__)|\\textbf\{\(?(?P<tex>[A-J])\)?[^{}]*\}"
 )
 _PARENTHESISED = re.compile(r"\((?P<letter>[A-J])\)|\[(?P<square>[A-J])\]")
-_PLAIN = re.compile(
-    r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])"
-)
+_PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])")
 _RUNS = re.compile(r"([\s*_(\[{$])\1{2,}")
 _FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-Z(]")
 
@@ -113,21 +109,14 @@ def _tags(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """The last sentence that says which letter is the answer."""
-    found = [
-        match
-        for pattern in (_STATED, _CHOSEN, _CORRECT)
-        for match in pattern.finditer(text)
-        if _is_letter(match)
-    ]
+    found = [match for pattern in (_STATED, _CHOSEN, _CORRECT) for match in pattern.finditer(text) if _is_letter(match)]
     return max(found, key=lambda match: match.start("letter"))["letter"].upper() if found else None
 
 
 def _named(text: str) -> str | None:
     """The last "option X" that is not being turned down."""
     found = [
-        match
-        for match in _NAMED.finditer(text)
-        if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
+        match for match in _NAMED.finditer(text) if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
     ]
     return found[-1]["letter"].upper() if found else None
 

@@ -14,9 +14,7 @@ _THINK = re.compile(r"<(/?)(think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECA
 # skipped only where no box follows: text that went through one escaping too many writes \\boxed.
 _BRACES = re.compile(r"(\\(?:boxed|fbox)\s{0,20}\{)|\\\\(?!(?:boxed|fbox)\s{0,20}\{)|\\[{}]|([{}])")
 # What may stand between the boxes of "\boxed{1} and \boxed{2}" inside one outer box.
-_BETWEEN = re.compile(
-    r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*"
-)
+_BETWEEN = re.compile(r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*")
 _FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\([^\\]*(?:\\[^)(][^\\]*)*\\\)|\\\[[^\]]*\\\]")
 _LONG_SENTENCE = 2000
 _PREFIXED = re.compile(rf"[A-Za-z]+:?\s*(?:{_FORMULA.pattern})\.?")
@@ -128,12 +126,7 @@ def _out_of_sentence(content: str) -> str:
 
 
 def _is_expression(text: str) -> bool:
-    if (
-        not _LONE.fullmatch(text)
-        or not re.search(r"[0-9A-Za-z\\]", text)
-        or "boxed" in text
-        or "fbox" in text
-    ):
+    if not _LONE.fullmatch(text) or not re.search(r"[0-9A-Za-z\\]", text) or "boxed" in text or "fbox" in text:
         return False
     words = [word for word in _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))]
     return all(word.lower() in _KNOWN_WORDS for word in words)

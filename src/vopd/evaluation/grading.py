@@ -63,9 +63,7 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
     return grade_many([(prediction_text, gold)], kind, limit_s=limit_s)[0]
 
 
-def grade_many(
-    pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S
-) -> list[Grade]:
+def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
     """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
     `grade`."""
     if kind not in KINDS:
@@ -129,9 +127,7 @@ def _grade_choice(text: str, gold: str) -> Grade:
 
 def _key(gold: str, answer: str) -> tuple[str, str]:
     # An over-long side is cut to just over the limit: it is turned down by its length.
-    return tuple(
-        normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer)
-    )  # type: ignore[return-value]
+    return tuple(normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
 
 
 def _quick(gold: str, answer: str) -> Reply | None:

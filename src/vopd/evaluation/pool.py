@@ -216,9 +216,7 @@ def shared_pool() -> Pool:
     """The pool of this process, made on first use; one worker a core, two to eight."""
     global _pool
     if importlib.util.find_spec("math_verify") is None:
-        raise MissingExtraError(
-            "math-verify is needed to grade mathematics; install it with pip install 'vopd[eval]'"
-        )
+        raise MissingExtraError("math-verify is needed to grade mathematics; install it with pip install 'vopd[eval]'")
     with _lock:
         if _pool is None or _pool.pid != os.getpid():
             _pool = Pool(max(2, min(_cores(), 8)))

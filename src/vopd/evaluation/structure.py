@@ -149,9 +149,7 @@ def words(text: str) -> str | None:
         content = text
     else:
         return None
-    content = re.sub(
-        r"[^0-9A-Za-z+-]", "", re.sub(r"^\s*(?:the|an?)\s+(?=\w)", "", content, flags=re.IGNORECASE)
-    )
+    content = re.sub(r"[^0-9A-Za-z+-]", "", re.sub(r"^\s*(?:the|an?)\s+(?=\w)", "", content, flags=re.IGNORECASE))
     return content.lower() if len(content) > 1 else content
 
 
@@ -319,9 +317,7 @@ def _grouped(group: Collection) -> Collection:
     names = [split_name(item) for item in group.items]
     if all(names) and len({name[0] for name in names if name}) == len(names) > 1:
         return Collection("=", "=", [name[0] + "=" + name[1] for name in names if name])
-    return group._replace(
-        items=[name[1] if name else item for name, item in zip(names, group.items, strict=True)]
-    )
+    return group._replace(items=[name[1] if name else item for name, item in zip(names, group.items, strict=True)])
 
 
 def _compare_collections(gold: Collection, answer: Collection, leaf: Leaf) -> bool | None:

@@ -47,13 +47,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 def conflicting(one: str | None, other: str | None) -> bool:
     """Whether two units are both known and not the same."""
-    return (
-        one is not None
-        and other is not None
-        and one != other
-        and one.startswith("!")
-        and other.startswith("!")
-    )
+    return one is not None and other is not None and one != other and one.startswith("!") and other.startswith("!")
 
 
 def _scales(unit: str) -> bool:
@@ -64,9 +58,7 @@ def _spelling(unit: str) -> str:
     """``square centimeters``, ``cm^2`` as ``!cm^2``; the mark says that every word is known."""
     power = re.search(r"\^\s*\{?\s*(-?\d+)", unit)
     exponent = power[1] if power else "1"
-    plain = (
-        re.sub(r"\\text|\^\s*\{?\s*-?\d+\s*\}?", " ", unit).lower().replace("p.m", "pm").replace("a.m", "am")
-    )
+    plain = re.sub(r"\\text|\^\s*\{?\s*-?\d+\s*\}?", " ", unit).lower().replace("p.m", "pm").replace("a.m", "am")
     names = re.findall(r"[a-z$/]+", plain)
     if {"square", "sq"} & set(names):
         exponent = "2"
@@ -74,8 +66,7 @@ def _spelling(unit: str) -> str:
         exponent = "3"
     names = [name for name in names if name not in ("square", "sq", "cubic", "cu", "of", "the")]
     known = [
-        _UNITS.get(name) or _UNITS.get(name.removesuffix("s")) or _UNITS.get(name.removesuffix("es"))
-        for name in names
+        _UNITS.get(name) or _UNITS.get(name.removesuffix("s")) or _UNITS.get(name.removesuffix("es")) for name in names
     ]
     if not known or None in known:
         return " ".join(names)
