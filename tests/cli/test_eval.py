@@ -53,6 +53,9 @@ class TestOptions:
             ({"task": "reasoning_gym:a", "data": "b"}, "either --task"),
             ({"task": "gsm8k"}, "write reasoning_gym:NAME"),
             ({"data": "b", "temperature": 0, "samples": 4}, "all samples are equal"),
+            ({"data": "b", "kind": "maths"}, "choose one of math, choice"),
+            ({"data": "b", "samples": 0}, "samples must be at least 1"),
+            ({"data": "b", "count": 0}, "count must be at least 1"),
         ],
     )
     def test_refusals(self, given: dict[str, Any], message: str) -> None:
@@ -112,6 +115,19 @@ def test_right_answers_count(
     answers_with(r"so \boxed{4}", monkeypatch)
     evaluate("--data", str(problems))
     assert results(tmp_path)["avg_at_k"]["value"] == pytest.approx(1 / 3)
+
+
+def test_completions_survive_a_failure_of_grading(
+    evaluate: Evaluate, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vopd import evaluation
+
+    def fail(*arguments: Any) -> None:
+        raise DataError("grading failed")
+
+    monkeypatch.setattr(evaluation, "grade_many", fail, raising=False)
+    assert evaluate("--data", str(problems)) == 3
+    assert len((tmp_path / "runs" / "scored" / "samples.jsonl").read_text().splitlines()) == 6
 
 
 def test_multiple_choice(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

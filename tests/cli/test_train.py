@@ -133,6 +133,8 @@ class TestRefusals:
             (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),
             (["--model", "./missing"], 4, "there is no model folder"),
             (["--prompt_template", "{text}"], 2, "the columns are problem, answer"),
+            (["--trust_remote_code", "true"], 2, "never runs code from a model's repository"),
+            (["--resume_from_checkpoint", "x"], 2, "has no effect in vopd train: set resume"),
             (["--max_steps", "soon"], 2, "max_steps must be a whole number, not 'soon'"),
         ],
     )

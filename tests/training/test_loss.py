@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +167,33 @@ def test_a_fully_masked_micro_batch_has_zero_loss_and_gradient(make_trainer: Cal
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in trainer.model.parameters() if p.grad is not None)
     assert "reverse_kl" not in trainer.step_metrics("train")
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps the precision of the first trainer of a process; forget it before and after."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_reaches_rollout_and_loss_alike(
+    make_trainer: Callable[..., Any], fresh_accelerate: None
+) -> None:
+    trainer = make_trainer(bf16=True, max_steps=1)
+    seen: dict[str, set[torch.dtype]] = {"rollout": set(), "loss": set()}
+    part = ["rollout"]
+    trainer.model.model.layers[0].mlp.down_proj.register_forward_hook(
+        lambda module, inputs, output: seen[part[0]].add(output.dtype)
+    )
+    original, batches = trainer.token_loss, []
+    trainer.token_loss = lambda batch, normalizer: (batches.append(batch), original(batch, normalizer))[1]
+    rollout_done = trainer.rollout_done
+    trainer.rollout_done = lambda *done: (part.__setitem__(0, "loss"), rollout_done(*done))[1]
+    trainer.train()
+    assert seen == {"rollout": {torch.bfloat16}, "loss": {torch.bfloat16}}
+    assert batches[0].student_hidden.dtype == batches[0].student_head.dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert not torch.is_autocast_enabled("cpu")

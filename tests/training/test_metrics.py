@@ -76,14 +76,14 @@ def test_the_clock_splits_a_step_and_ignores_what_lies_between_steps() -> None:
     clock.spend("rollout", 0.5)
     clock.end()
     clock._total = 2.0
-    clock.report(averages, 30.0, CPU)
+    clock.report(averages, 30.0, 1, CPU)
     assert averages.reduce(Ranks()) == {
         "seconds/rollout": 0.5,
         "seconds/scoring": 0.0,
         "seconds/update": 1.5,
         "tokens_per_second": 15.0,
     }
-    clock.report(averages, 0.0, CPU)
+    clock.report(averages, 0.0, 1, CPU)
     assert averages.reduce(Ranks()) == {}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from vopd.cli import run_directory
 from vopd.cli.options import needed, options_of, parse, setting
 from vopd.errors import ConfigurationError, DataError, require
+from vopd.evaluation.grading import KINDS
 
 SUMMARY = """\
 Sample a model on problems and score it: avg@k and pass@k with 95 % intervals over problems.
@@ -59,6 +60,12 @@ class EvalOptions:
             self.samples = _SAMPLES if self.temperature > 0 else 1
         elif self.temperature == 0 and self.samples > 1:
             raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
+        if self.kind not in KINDS:
+            raise ConfigurationError(f"unknown kind '{self.kind}'; choose one of {', '.join(KINDS)}")
+        for name in ("samples", "count", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,13 @@ def run(arguments: Sequence[str]) -> int:
     name = options.run_name or run_directory.suggest_name("eval", options.model, problems.name)
     folder = run_directory.run_directory(options.output_dir, name)
     run_directory.create(folder, resume=False)
-    records = _answers(options, problems)
+    records = _completions(options, problems)
+    _write_samples(folder, records)  # before grading: hours of sampling must not hang on one bad gold answer
+    grades = problems.grade([(record["problem"], record["completion"]) for record in records])
+    records = [{**record, "outcome": outcome, "answer": answer} for record, (outcome, answer) in zip(records, grades)]
     results = {**score(records, len(problems.golds)), "settings": asdict(options)}
-    _write(folder, records, results)
+    _write_samples(folder, records)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
     print(summary(results))
     print(f"written to {folder}")
     return 0
@@ -176,7 +187,7 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _answers(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
+def _completions(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
     from vopd.data.prompts import render_prompts
     from vopd.models import load_model, load_tokenizer, sample
 
@@ -202,10 +213,6 @@ def _answers(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    drawn = [
-        (index, number, completion) for index, row in enumerate(completions) for number, completion in enumerate(row)
-    ]
-    grades = problems.grade([(index, completion.text) for index, _, completion in drawn])
     return [
         {
             "problem": index,
@@ -213,12 +220,11 @@ def _answers(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
             "prompt": prompts[index],
             "completion": completion.text,
             "gold": problems.golds[index],
-            "answer": answer,
-            "outcome": outcome,
             "truncated": completion.truncated,
             "length": len(completion.ids),
         }
-        for (index, number, completion), (outcome, answer) in zip(drawn, grades)
+        for index, row in enumerate(completions)
+        for number, completion in enumerate(row)
     ]
 
 
@@ -239,8 +245,7 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _write(folder: Path, records: Sequence[dict[str, Any]], results: dict[str, Any]) -> None:
+def _write_samples(folder: Path, records: Sequence[dict[str, Any]]) -> None:
     # ASCII only: terminal escapes in what a model wrote come out harmless.
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "samples.jsonl").write_text(lines, encoding="ascii")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ _MAIN_FIELDS = (
     "gradient_checkpointing", "use_vllm", "vllm_mode", "metrics_every", "samples_per_step", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
+# Fields of the trainer's configuration that would do nothing here, and what does their work.
+_ELSEWHERE = {
+    "trust_remote_code": "vopd never runs code from a model's repository",
+    "model_init_kwargs": "set dtype and model_revision",
+    "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
+    "teacher_model_name_or_path": "set teacher_model",
+    "resume_from_checkpoint": "set resume, which takes the run's last checkpoint",
+}
 _MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
 
 
@@ -47,6 +55,8 @@ class TrainOptions:
     max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
     chat_template: bool = setting(False, "put prompts into the student's chat template")
+    model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
+    teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
     dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
     teacher_dtype: str = setting("auto", "of the teacher's weights; auto is as saved")
     lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
@@ -66,8 +76,10 @@ def run(arguments: Sequence[str]) -> int:
     require("transformers", "train").utils.logging.disable_progress_bar()
     from vopd.training import VOPDConfig
 
-    settings = parse("train", SUMMARY + _MORE, options(VOPDConfig), arguments)
+    known = options(VOPDConfig)
+    settings = parse("train", SUMMARY + _MORE, known, arguments)
     train_options = settings.build(TrainOptions)
+    _refuse_without_effect(settings, known)
     folder = _folder(train_options, settings)
     config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name)
     run_directory.create(folder, resume=train_options.resume)
@@ -101,8 +113,9 @@ def build_trainer(train_options: TrainOptions, config: Any) -> Any:
     from vopd.models import end_ids, end_token_difference, load_model, load_tokenizer, set_end_ids
     from vopd.training import VOPDTrainer
 
-    tokenizer = load_tokenizer(train_options.model)
-    teacher_tokenizer = load_tokenizer(train_options.teacher_model)
+    own, teachers = train_options.model_revision, train_options.teacher_model_revision
+    tokenizer = load_tokenizer(train_options.model, revision=own)
+    teacher_tokenizer = load_tokenizer(train_options.teacher_model, revision=teachers)
     prompts = load_prompts(
         train_options.dataset,
         split=train_options.dataset_split,
@@ -114,8 +127,8 @@ def build_trainer(train_options: TrainOptions, config: Any) -> Any:
         chat_template=train_options.chat_template,
         chat_options=config.chat_template_kwargs,
     )
-    student = load_model(train_options.model, dtype=train_options.dtype)
-    teacher = load_model(train_options.teacher_model, dtype=train_options.teacher_dtype)
+    student = load_model(train_options.model, dtype=train_options.dtype, revision=own)
+    teacher = load_model(train_options.teacher_model, dtype=train_options.teacher_dtype, revision=teachers)
     difference = end_token_difference(student, teacher, tokenizer, teacher_tokenizer)
     if difference is not None:
         set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher, teacher_tokenizer)})
@@ -140,6 +153,12 @@ def write_resolved(path: Path, settings: Settings, config: Any, run_name: str) -
         if value is None and origins[name] == "default" and isinstance(chosen, bool | int | float | str):
             values[name], origins[name] = chosen, CHOSEN_HERE
     path.write_text(to_yaml(values, origins), encoding="utf-8")
+
+
+def _refuse_without_effect(settings: Settings, known: Mapping[str, Option]) -> None:
+    for name, instead in _ELSEWHERE.items():
+        if name in known and settings.values[name] != known[name].default:
+            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
 
 
 def _folder(train_options: TrainOptions, settings: Settings) -> Path:

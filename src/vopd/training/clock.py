@@ -41,11 +41,11 @@ class StepClock:
             self._steps += 1
         self._started = None
 
-    def report(self, averages: Averages, tokens: float, device: torch.device) -> None:
-        """Add seconds a step and this rank's `tokens` a second, and start over."""
+    def report(self, averages: Averages, tokens: float, ranks: int, device: torch.device) -> None:
+        """Add seconds a step and the tokens a second of all `ranks`, of which this one made `tokens`; start over."""
         if self._steps:
             update = self._total - sum(self._parts.values())
             for part, seconds in (*self._parts.items(), ("update", update)):
                 averages.add_total(f"seconds/{part}", seconds, self._steps, device)
-            averages.add_total("tokens_per_second", tokens, self._total, device)
+            averages.add_total("tokens_per_second", tokens, self._total / ranks, device)
         self._restart()

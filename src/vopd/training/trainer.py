@@ -227,7 +227,7 @@ class VOPDTrainer(TRLAdapter):
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
         if mode == "train":
-            self._clock.report(averages, self._tokens, self.accelerator.device)
+            self._clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
             self._tokens = 0.0
         return averages.reduce(self.accelerator)
 

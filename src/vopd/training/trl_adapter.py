@@ -227,30 +227,34 @@ class TRLAdapter(DistillationTrainer):
         self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, summed entropy and token count of a micro-batch. Runs inside the student wrapper's forward."""
+        # accelerate puts autocast around a model's forward, which the redirection to this method leaves out: without
+        # it the student would be trained in float32 on what it sampled in bf16.
+        with self.accelerator.autocast():
+            batch = self._both_forward(unwrapped_student, inputs)
+        loss, entropy = self.token_loss(batch, num_items_in_batch)
+        return loss, entropy.detach(), batch.loss_mask.sum()
+
+    def _both_forward(self, student: Any, inputs: dict[str, Any]) -> MicroBatch:
+        """One forward pass of each model over prompts and completions."""
         sequence = (
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].size(1),
         )
-        student_hidden = self._get_last_hidden_state(unwrapped_student, *sequence)
+        student_hidden = self._get_last_hidden_state(student, *sequence)
         teacher_hidden = self._teacher_hidden_states(*sequence)
-        student_head = unwrapped_student.get_output_embeddings()
-        teacher_head = self.accelerator.unwrap_model(self.teacher_model).get_output_embeddings()
-        device = student_head.weight.device
-        mask = loss_mask(inputs).to(device)
-        batch = MicroBatch(
-            student_hidden=_autocast(student_hidden.to(device)),
-            student_head=_autocast(_gathered(student_head.weight)),
-            teacher_hidden=_autocast(teacher_hidden.to(device)),
-            teacher_head=_autocast(_gathered(teacher_head.weight.detach()).to(device)),
+        student_head = student.get_output_embeddings().weight
+        teacher_head = self.accelerator.unwrap_model(self.teacher_model).get_output_embeddings().weight.detach()
+        device = student_head.device  # a model split over devices can end on another one than its head
+        return MicroBatch(
+            student_hidden=_as_autocast(student_hidden.to(device)),
+            student_head=_as_autocast(_gathered(student_head)),
+            teacher_hidden=_as_autocast(teacher_hidden.to(device)),
+            teacher_head=_as_autocast(_gathered(teacher_head).to(device)),
             completion_ids=inputs["completion_ids"].to(device),
-            loss_mask=mask,
+            loss_mask=loss_mask(inputs).to(device),
             inputs=inputs,
         )
-        # The statistics choose their own precision; under autocast their matrix products would fall to half of it.
-        with torch.autocast(device.type, enabled=False):
-            loss, entropy = self.token_loss(batch, num_items_in_batch)
-        return loss, entropy.detach(), mask.sum()
 
     @torch.no_grad()
     def _teacher_hidden_states(self, *sequence: Any) -> Tensor:
@@ -319,7 +323,7 @@ def _gathered(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
 
 
-def _autocast(tensor: Tensor) -> Tensor:
+def _as_autocast(tensor: Tensor) -> Tensor:
     """Under autocast the dtype a linear head would compute in, so the loss sees the logits that were sampled from."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor

@@ -1,0 +1,69 @@
+"""Two processes train what one does, resume exactly, and stop together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+PROGRAM = Path(__file__).with_name("distributed_run.py")
+SOURCES = Path(__file__).parents[2] / "src"
+
+
+def launch(*arguments: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(PROGRAM), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def program() -> Any:
+    spec = importlib.util.spec_from_file_location("distributed_run", PROGRAM)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path) -> None:
+    models = (str(tiny_student_dir), str(tiny_teacher_dir))
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = program()
+    alone.train_recorded(alone.make(*models, one / "recorded", batch_size=2))
+    launch(*models, str(two), "1")
+
+    expected, found = weights(one / "recorded"), weights(two / "recorded")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
+    for ours, theirs in zip(metrics(two / "recorded"), metrics(one / "recorded"), strict=True):
+        for name in theirs.keys() - {"tokens_per_second"}:
+            if not name.startswith("seconds"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+    whole, resumed = weights(two / "whole"), weights(two / "resumed")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+    assert "its batch is on another rank" in (two / "stopped-0").read_text()
+    assert "nonfinite_batch.rank1.safetensors" in (two / "stopped-1").read_text()
