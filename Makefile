@@ -50,7 +50,7 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 embedded-pair: $(STAMP)
-	$(PYTHON) -m vopd.experiments.embedded_pair
+	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

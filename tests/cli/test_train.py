@@ -83,10 +83,16 @@ def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, caps
     assert (run / "metrics.jsonl").read_text() == "precious"
 
 
-def test_resume_ends_where_the_whole_run_does(train: Train, run: Path) -> None:
-    train("--max_steps", "4", "--lr_scheduler_type", "constant", name="whole")
-    train("--save_steps", "1", "--lr_scheduler_type", "constant")
-    assert train("--max_steps", "4", "--lr_scheduler_type", "constant", "--resume", "true") == 0
+def test_resume_goes_on_after_the_checkpoint_and_ends_where_the_whole_run_does(
+    train: Train, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = ["--lr_scheduler_type", "constant"]
+    train("--max_steps", "4", *constant, name="whole")
+    train("--save_steps", "1", *constant)
+    capsys.readouterr()
+    assert train("--max_steps", "4", "--resume", "true", *constant) == 0
+    shown = capsys.readouterr().err
+    assert "step 2/4" not in shown and "step 3/4" in shown
     whole, resumed = weights(run.parent / "whole" / "model"), weights(run / "model")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

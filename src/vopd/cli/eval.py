@@ -110,6 +110,7 @@ def task_problems(options: EvalOptions) -> Problems:
     found = reasoning_problems(name, options.count or 100, options.seed, **(options.task_options or {}))
 
     def grade(pairs: list[tuple[int, str]]) -> list[tuple[str, str | None]]:
+        """Right is full marks from the verifier; some tasks give partial ones."""
         answers = [extract_answer(text) for _, text in pairs]
         return [
             ("no_answer" if answer is None else "right" if is_right(found[index], text) else "wrong", answer)
