@@ -39,6 +39,8 @@ class Protocol:
 
 
 CHOICE_PROTOCOL = Protocol(top_p=0.95, top_k=20)
+# For files and tasks, which the paper says nothing about.
+OTHER_PROTOCOL = Protocol(max_new_tokens=1024)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def load_benchmark(
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
         logger.warning("'%s' has %d questions, %s has %d", where, len(questions), name, definition.count)
-    protocol = definition.protocol if name in DEFINITIONS else CHOICE_PROTOCOL if kind == "choice" else Protocol()
+    protocol = definition.protocol if name in DEFINITIONS else OTHER_PROTOCOL
     return _benchmark(definition.name, kind, questions[:count], where, commit, protocol)
 
 
@@ -192,7 +194,7 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
         for index, problem in enumerate(problems)
     ]
     source = f"{name} seed {seed}" + (f" {json.dumps(options, sort_keys=True)}" if options else "")
-    return _benchmark(name, "task", questions, source, None, Protocol(max_new_tokens=1024))
+    return _benchmark(name, "task", questions, source, None, OTHER_PROTOCOL)
 
 
 def _file_definition(name: str, kind: str | None) -> Definition:
