@@ -15,7 +15,7 @@ import pytest
 
 from vopd.data.benchmarks import DEFINITIONS, load_benchmark
 from vopd.data.benchmarks_fields import Question, find, read_question, shuffled
-from vopd.data.benchmarks_overlap import contamination
+from vopd.data.benchmarks_overlap import contamination, training_texts
 from vopd.errors import ConfigurationError, DataError
 
 FILES = Path(__file__).with_name("benchmarks")
@@ -265,3 +265,10 @@ def test_contamination() -> None:
     found = contamination(questions, prompts)
     assert [(overlap.question_id, overlap.prompt, overlap.share) for overlap in found] == [("a", 1, 1.0), ("b", 2, 1.0)]
     assert contamination(questions, prompts[:1]) == [] == contamination([], prompts)
+
+
+def test_training_prompts_from_a_set_or_a_file(tmp_path: Path) -> None:
+    assert training_texts(f"dapo_math={FILES / 'dapo14k.jsonl'}") == ["If $x + 5 = 12$, what is $x$?"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert training_texts(str(path)) == ["a", "b"]

@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vopd.data.benchmarks import DEFINITIONS, load_benchmark
 from vopd.data.benchmarks_fields import Question
+from vopd.data.prompts import load_prompts
 
 _WORDS = 8
 SHARE = 0.8
@@ -45,6 +47,17 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str], *, shar
             if part >= share and part > best.get(index, (0.0, 0))[0]:
                 best[index] = (part, number)
     return [Overlap(questions[index].id, best[index][1], best[index][0]) for index in sorted(best)]
+
+
+def training_texts(source: str) -> list[str]:
+    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `load_prompts` reads them.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if source.partition("=")[0] in DEFINITIONS:
+        return [question.text for question in load_benchmark(source).questions]
+    return list(load_prompts(source)["prompt"])
 
 
 def _found(prompt: str, wanted: list[set[str]], holders: dict[str, list[int]]) -> dict[int, int]:
