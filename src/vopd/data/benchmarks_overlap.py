@@ -50,7 +50,8 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str], *, shar
 
 
 def training_texts(source: str) -> list[str]:
-    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `load_prompts` reads them.
+    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `load_prompts` reads
+    them.
 
     Raises:
         DataError: the source cannot be read.
