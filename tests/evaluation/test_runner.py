@@ -19,7 +19,7 @@ from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.evaluation import compare_results, evaluate, load_results
 from vopd.evaluation.drawing import Settings, plan
 from vopd.evaluation.journal import Journal, only_one
-from vopd.evaluation.results import plain_table, print_table, table_rows
+from vopd.evaluation.results import plain_table, print_table, remarks, table_rows
 from vopd.evaluation.runner import short_names
 from vopd.evaluation.sampler import Sampler
 from vopd.models import Completion, load_model, load_tokenizer
@@ -28,6 +28,7 @@ PROBLEMS = [
     {"id": f"p{n}", "problem": f"How many legs have {n} dogs?" + " Think." * n, "answer": str(4 * n)}
     for n in range(1, 7)
 ]
+METRICS = ("avg", "pass", "maj")
 FAST = {"samples": 2, "temperature": 1.0, "max_new_tokens": 8, "batch_size": 3, "dtype": "float32", "device": "cpu"}
 
 
@@ -313,8 +314,32 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, problems: str, tmp_path: Pat
     header, rows = table_rows(evaluate("m", [problems], tmp_path))
     print_table(header, rows)
     printed = capsys.readouterr().out
-    assert printed.rstrip("\n") == plain_table(header, rows)
-    assert "@8 50.0 % [" in printed and "6 problems" in printed and "\x1b" not in printed
+    assert printed.rstrip("\n") == plain_table(header, rows) and "\x1b" not in printed
+    assert [line.split()[2:4] for line in printed.splitlines()[2:]] == [[f"{name}@8", "50.0"] for name in METRICS]
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_terminal_gets_the_same_cells(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(["a", "interval"], [["x", "[0.0, 1.0]"]])
+    assert "[0.0, 1.0]" in capsys.readouterr().out
+
+
+def test_remarks() -> None:
+    row = {"checkpoint": "m", "problems": 9, "truncation_rate": 0.25, "mean_length": 99.6}
+    results = {
+        "benchmarks": [{"name": "a", "kind": "math"}, {"name": "b", "kind": "math"}],
+        "results": [
+            {**row, "benchmark": "a", "format_rate": 0.1, "ungradable": 1, "timed_out": 2},
+            {**row, "benchmark": "b", "format_rate": 0.9, "ungradable": 0, "timed_out": 0},
+        ],
+        "contamination": {"a": [1, 2]},
+    }
+    first, second, seen, hint = remarks(results)
+    assert "1 problems left out" in first and "2 comparisons ran past" in first and "100 tokens" in first
+    assert second.endswith("cut at the length limit 25.0%, mean length 100 tokens")
+    assert seen == "a: 2 problems occur among the training prompts"
+    assert hint.startswith("hint: most completions of a") and r"\boxed{}" in hint
 
 
 def test_short_names() -> None:

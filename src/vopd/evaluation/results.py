@@ -10,7 +10,7 @@ from typing import Any
 
 from vopd.errors import DataError
 from vopd.evaluation.metrics import Summary
-from vopd.statistics import Difference, Score, paired_difference
+from vopd.statistics import Difference, paired_difference
 
 
 def entry(checkpoint: str, benchmark: str, summary: Summary, per_problem: dict[str, float]) -> dict[str, Any]:
@@ -76,24 +76,51 @@ def _per_problem(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: scores in per cent with their intervals, rates after them."""
-    header = ["checkpoint", "benchmark", "avg@k", "pass@k", "maj@k", "format", "cut", "tokens", "notes"]
+    """Header and rows of the table: avg@k, pass@k and maj@k at the number of samples, each with its interval."""
+    header = ["checkpoint", "benchmark", "metric", "per cent", "95 % interval"]
     rows = []
     for row in results["results"]:
-        k = str(row["samples"])
-        rates = [f"{row['format_rate']:.1%}", f"{row['truncation_rate']:.1%}", f"{row['mean_length']:.0f}"]
-        scores = [f"@{k} {Score(**found)}" for found in (row["avg_at_k"], row["pass_at_k"][k], row["maj_at_k"])]
-        rows.append([row["checkpoint"], row["benchmark"], *scores, *rates, _notes(row)])
+        k = row["samples"]
+        scores = {f"avg@{k}": row["avg_at_k"]}
+        if k > 1:
+            scores |= {f"pass@{k}": row["pass_at_k"][str(k)], f"maj@{k}": row["maj_at_k"]}
+        for name, score in scores.items():
+            value, low, high = (f"{100 * score[part]:.1f}" for part in ("value", "low", "high"))
+            rows.append([row["checkpoint"], row["benchmark"], name, value, f"[{low}, {high}]"])
     return header, rows
 
 
-def _notes(row: dict[str, Any]) -> str:
-    notes = [f"{row['problems']} problems"]
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What goes below the table, a line each: counts and rates, problems seen in training, missing answers."""
+    lines = [_rates(row) for row in results["results"]]
+    for name, overlaps in results.get("contamination", {}).items():
+        lines.append(f"{name}: {len(overlaps)} problems occur among the training prompts")
+    kinds = {benchmark["name"]: benchmark["kind"] for benchmark in results["benchmarks"]}
+    silent = dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5)
+    return lines + [
+        f"hint: most completions of {name} give no answer that can be read{_ASK[kinds[name]]}" for name in silent
+    ]
+
+
+_ASK = {
+    "math": r"; ask for one, for example with the template '{problem} Put your final answer within \boxed{}.'",
+    "task": "; ask for one, for example with the template '{problem} Answer in <answer></answer> tags.'",
+    "choice": "",
+}
+
+
+def _rates(row: dict[str, Any]) -> str:
+    parts = [
+        f"{row['problems']} problems",
+        f"answers in the form asked for {row['format_rate']:.1%}",
+        f"cut at the length limit {row['truncation_rate']:.1%}",
+        f"mean length {row['mean_length']:.0f} tokens",
+    ]
     if row["ungradable"]:
-        notes.append(f"{row['ungradable']} left out: gold cannot be read")
+        parts.append(f"{row['ungradable']} problems left out, their gold answer cannot be read")
     if row["timed_out"]:
-        notes.append(f"{row['timed_out']} comparisons timed out")
-    return ", ".join(notes)
+        parts.append(f"{row['timed_out']} comparisons ran past their time limit")
+    return f"{row['checkpoint']}, {row['benchmark']}: " + ", ".join(parts)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
