@@ -55,6 +55,8 @@ _BOLD = re.compile(
 )
 _PARENTHESISED = re.compile(r"\((?P<letter>[A-J])\)|\[(?P<square>[A-J])\]")
 _PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[A-J])[\s.!*)\]$]*$")
+_SHORT_LINE = 80
 _RUNS = re.compile(r"([\s*_(\[{$])\1{2,}")
 _FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-Z(]")
 
@@ -141,6 +143,16 @@ def _labelled(text: str) -> str | None:
     labels = [match["letter"] for line in text.splitlines() if (match := _LABELLED.fullmatch(line.strip()))]
     opens = _LABELLED.match(text.strip())
     return opens["letter"] if opens and len(set(labels)) == 1 else None
+
+
+def _ending(text: str) -> str | None:
+    """The letter that a short last line ends with ("So D."), where it is the only one there."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(lines[-1]) > _SHORT_LINE:
+        return None
+    ending = _LAST_LETTER.search(lines[-1])
+    letters = {match["letter"] for match in _PLAIN.finditer(lines[-1])}
+    return ending["letter"] if ending and letters <= {ending["letter"]} else None
 
 
 def _marked(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
