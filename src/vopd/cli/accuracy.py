@@ -28,7 +28,7 @@ class Accuracy:
     def __init__(self, before: EvalOptions, after: EvalOptions, folder: Path) -> None:
         self._options = {"start": before, "trained": after}
         self._folder = folder
-        self._problems: Problems = find_problems(before)
+        self.problems: Problems = find_problems(before)
         self._results: dict[str, dict[str, Any]] = {}
         self._records: dict[str, Records] = {}
 
@@ -40,17 +40,17 @@ class Accuracy:
         if which in self._results:
             return
         options = self._options[which]
-        found, records = evaluate(options, self._problems, self._folder / "evaluation" / which)
+        found, records = evaluate(options, self.problems, self._folder / "evaluation" / which)
         self._results[which], self._records[which] = found, records
         shared = len({record["prompt"] for record in records} & set(prompts))
         if shared:
             logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
         _write(self._folder / "results.json", self.results())
-        print(f"accuracy of the {which} model on {self._problems.name}: {_percent(found)}")
+        print(f"accuracy of the {which} model on {self.problems.name}: {_percent(found)}")
 
     def results(self) -> dict[str, Any]:
         """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
-        found: dict[str, Any] = {"problems": self._problems.name, **self._results}
+        found: dict[str, Any] = {"problems": self.problems.name, **self._results}
         if len(self._records) == len(self._options):
             found["difference"] = dataclasses.asdict(self._difference())
         found["repeat"] = {name: command(self._options[name]) for name in self._results}
