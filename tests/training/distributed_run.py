@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import fully_shard
 
 from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import NonFiniteError
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
+RECORDED = {"by_tokens": None, "by_constant": 8.0}
 
 
 def recorded(prompt_ids: list[int]) -> list[int]:
@@ -23,7 +25,7 @@ def recorded(prompt_ids: list[int]) -> list[int]:
     return [2 + (17 * sum(prompt_ids) + 29 * place) % 298 for place in range(length)]
 
 
-def make(student: str, teacher: str, out: Path, batch_size: int) -> Any:
+def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: float | None = None) -> Any:
     args = VOPDConfig(
         output_dir=str(out),
         per_device_train_batch_size=batch_size,
@@ -31,6 +33,7 @@ def make(student: str, teacher: str, out: Path, batch_size: int) -> Any:
         num_train_epochs=2,
         max_completion_length=4,
         learning_rate=1e-2,
+        loss_normalizer=normalizer,
         save_strategy="steps",
         save_steps=1,
         use_cpu=True,
@@ -47,6 +50,31 @@ def train_recorded(trainer: Any) -> None:
     trainer.save_model()
 
 
+def sharding_errors(trainer: Any) -> list[float]:
+    """How far loss and gradient are from those of whole models once FSDP has sharded both, heads too."""
+    ids = torch.tensor([[5, 6, 7, 1]])
+    inputs = {
+        "prompt_ids": torch.tensor([[4, 3]]),
+        "prompt_mask": torch.ones(1, 2, dtype=torch.long),
+        "completion_ids": ids,
+        "completion_mask": torch.ones_like(ids),
+        "num_items_in_batch": torch.tensor(8.0),
+    }
+    trainer.model.train()
+    whole = trainer.compute_loss(trainer.model, dict(inputs))
+    whole.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    for model in (trainer.model, trainer.teacher_model):
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    sharded = trainer.compute_loss(trainer.model, dict(inputs))
+    sharded.backward()
+    found = {name: parameter.grad.full_tensor() for name, parameter in trainer.model.named_parameters()}
+    return [(found[name] - value).abs().max().item() for name, value in expected.items()] + [(sharded - whole).item()]
+
+
 def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
@@ -54,13 +82,16 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     def trainer(name: str) -> Any:
         return make(student, teacher, folder / name, int(batch_size))
 
-    train_recorded(trainer("recorded"))
+    for name, normalizer in RECORDED.items():
+        train_recorded(make(student, teacher, folder / name, int(batch_size), normalizer))
     whole = trainer("whole")
     whole.train()
     whole.save_model()
     resumed = trainer("resumed")
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
+
+    torch.save(sharding_errors(trainer("sharded")), folder / f"sharded-{resumed.args.process_index}.pt")
 
     poisoned = trainer("poisoned")
     if poisoned.args.process_index == 1:

@@ -41,7 +41,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"estimator": "vopdd"}, "did you mean 'vopd'"),
-        ({"estimator": "zzzz"}, "choose one of opd, vopd"),
+        ({"estimator": "zzzz"}, "known are opd, vopd"),
         ({"estimator": "vopd_top_k"}, "needs loss_top_k"),
         ({"loss_top_k": 5}, "means nothing to estimator 'vopd'"),
         ({"estimator": "vopd_top_k", "loss_top_k": 0}, "loss_top_k must be at least 1"),
@@ -65,6 +65,14 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
         ({"samples_per_step": -1}, "samples_per_step must be at least 0"),
         ({"log_completions": True}, "completions are in samples.jsonl"),
         ({"loss_normalizer": 0.0}, "loss_normalizer must be positive"),
+        ({"importance_sampling": True}, "set use_vllm=true"),
+        ({"importance_cap": 0.5}, "importance_cap must be at least 1"),
+        (
+            {"importance_sampling": True, "use_vllm": True, "estimator": "full_rkl"},
+            "means nothing to estimator 'full_rkl'",
+        ),
+        ({"generation_kwargs": {"thinking_token_budget": 100}}, "remove thinking_token_budget"),
+        ({"generation_kwargs": {"n": 4}}, "a prompt has one completion"),
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -87,6 +95,14 @@ def test_a_configuration_can_be_built_again_from_its_own_values(tmp_path: Path) 
     args = config(tmp_path, estimator="vopd_top_k", loss_top_k=3, temperature=0.8)
     again = dataclasses.replace(args, learning_rate=1e-3)
     assert (again.estimator, again.loss_top_k, again.temperature) == ("vopd_top_k", 3, 0.8)
+
+
+def test_the_parser_of_transformers_reads_it(tmp_path: Path) -> None:
+    from transformers import HfArgumentParser
+
+    line = ["--output_dir", str(tmp_path), "--estimator", "vopd_top_k", "--loss_top_k", "5", "--report_to", "none"]
+    (args,) = HfArgumentParser(VOPDConfig).parse_args_into_dataclasses(line)
+    assert (args.estimator, args.loss_top_k, args.report_to) == ("vopd_top_k", 5, [])
 
 
 def test_pickles_and_dictionaries_hold_no_token(tmp_path: Path) -> None:

@@ -46,24 +46,33 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def check_equal_runs(one: Path, two: Path) -> None:
+    """Weights and metrics of two runs on the same completions, up to the order of summation."""
+    found = weights(two)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
+    for ours, theirs in zip(metrics(two), metrics(one), strict=True):
+        for name in theirs.keys() - {"tokens_per_second"}:
+            if not name.startswith("seconds"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
 @pytest.mark.slow
 def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path) -> None:
     models = (str(tiny_student_dir), str(tiny_teacher_dir))
     one, two = tmp_path / "one", tmp_path / "two"
     alone = program()
-    alone.train_recorded(alone.make(*models, one / "recorded", batch_size=2))
+    for name, normalizer in alone.RECORDED.items():
+        alone.train_recorded(alone.make(*models, one / name, 2, normalizer))
     launch(*models, str(two), "1")
-
-    expected, found = weights(one / "recorded"), weights(two / "recorded")
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
-    for ours, theirs in zip(metrics(two / "recorded"), metrics(one / "recorded"), strict=True):
-        for name in theirs.keys() - {"tokens_per_second"}:
-            if not name.startswith("seconds"):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    for name in alone.RECORDED:
+        check_equal_runs(one / name, two / name)
 
     whole, resumed = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+    for rank in range(2):
+        assert max(map(abs, torch.load(two / f"sharded-{rank}.pt"))) < 1e-5
 
     assert "its batch is on another rank" in (two / "stopped-0").read_text()
     assert "nonfinite_batch.rank1.safetensors" in (two / "stopped-1").read_text()

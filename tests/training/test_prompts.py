@@ -29,6 +29,8 @@ def test_texts_and_messages_pass() -> None:
         (rows(3), "row 0 .* but int"),
         (rows([{"text": "a"}]), "not all chat messages"),
         (rows([]), "row 0 .* is empty"),
+        ([{"prompt": "a"}], "is a list; give a datasets.Dataset"),
+        (Dataset.from_dict({"prompt": ["a"], "image": [None]}), "has images"),
         (rows("a").to_iterable_dataset(), "is a stream"),
     ],
 )

@@ -28,6 +28,7 @@ def run(make_trainer: Callable[..., Any], folder: Path, resume_from: Path | None
         max_completion_length=3,
         save_strategy="steps",
         save_steps=1,
+        samples_per_step=2 * ACCUMULATION,
     )
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -60,10 +61,13 @@ def test_resume_at_every_step_ends_with_the_same_bits(make_trainer: Callable[...
 def test_epochs_have_different_orders(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     """Guards the test above: with one order in all epochs it would pass without ``set_epoch``."""
     run(make_trainer, tmp_path / "whole")
-    samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
-    prompts = [sample["prompt"] for sample in samples]
-    third = len(prompts) // EPOCHS
-    assert prompts[:third] != prompts[third : 2 * third]
+    prompts: dict[int, set[str]] = {}
+    for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        prompts.setdefault(sample["step"], set()).add(sample["prompt"])
+    steps = [prompts[step] for step in sorted(prompts)]
+    assert all(len(step) == 2 * ACCUMULATION for step in steps)
+    assert steps[:STEPS_PER_EPOCH] != steps[STEPS_PER_EPOCH : 2 * STEPS_PER_EPOCH]
 
 
 def test_checkpoints_hold_safetensors(make_trainer: Callable[..., Any], tmp_path: Path) -> None:

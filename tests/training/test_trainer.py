@@ -166,6 +166,13 @@ def test_long_prompts_are_dropped_and_said_so(
     assert "dropped 1 prompts" in caplog.text
 
 
+def test_evaluation_prompts_are_checked_too(make_trainer: Callable[..., Any]) -> None:
+    from datasets import Dataset
+
+    with pytest.raises(DataError, match=r"eval_dataset\['hard'\] has no column 'prompt'"):
+        make_trainer(trainer={"eval_dataset": {"hard": Dataset.from_dict({"question": ["a"]})}})
+
+
 def test_arguments_of_the_wrong_kind(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     from trl import DistillationConfig
 

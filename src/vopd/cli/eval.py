@@ -32,6 +32,7 @@ class EvalOptions:
     """The options of `vopd eval`."""
 
     model: str = needed("folder or hub id of the model, or folder of a LoRA adapter")
+    model_revision: str | None = setting(None, "branch, tag or commit of the model on the hub")
     task: str | None = setting(None, "reasoning_gym:NAME")
     data: str | None = setting(None, ".jsonl, .json or .parquet file with problem and answer")
     kind: str = setting("math", "how the answers of --data are graded: math or choice")
@@ -39,6 +40,8 @@ class EvalOptions:
     task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
     template: str | None = setting(None, "prompt text, with {column} for a column of the data, such as {problem}")
     chat_template: bool = setting(False, "put prompts into the model's chat template")
+    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
+    chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
     samples: int | None = setting(None, f"completions a problem; default {_SAMPLES}, and 1 at temperature 0")
     temperature: float = setting(0.6, "0 takes the most likely token")
     top_p: float = setting(1.0, "keep the smallest set of tokens with this mass")
@@ -86,20 +89,32 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
     options = parse("eval", SUMMARY, options_of(EvalOptions), arguments).build(EvalOptions)
     require("transformers", "eval").utils.logging.disable_progress_bar()
-    problems = task_problems(options) if options.task else file_problems(options)
+    problems = find_problems(options)
     name = options.run_name or run_directory.suggest_name("eval", options.model, problems.name)
     folder = run_directory.run_directory(options.output_dir, name)
     run_directory.create(folder, resume=False)
+    results, _ = evaluate(options, problems, folder)
+    print(summary(results))
+    print(f"written to {folder}")
+    return 0
+
+
+def find_problems(options: EvalOptions) -> Problems:
+    """Return the problems that `options` name."""
+    return task_problems(options) if options.task else file_problems(options)
+
+
+def evaluate(options: EvalOptions, problems: Problems, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Sample the model on `problems`, grade, and write results.json and samples.jsonl to `folder`; return both."""
     records = _completions(options, problems)
+    folder.mkdir(parents=True, exist_ok=True)
     _write_samples(folder, records)  # before grading: hours of sampling must not hang on one bad gold answer
     grades = problems.grade([(record["problem"], record["completion"]) for record in records])
     records = [{**record, "outcome": outcome, "answer": answer} for record, (outcome, answer) in zip(records, grades)]
     results = {**score(records, len(problems.golds)), "settings": asdict(options)}
     _write_samples(folder, records)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
-    print(summary(results))
-    print(f"written to {folder}")
-    return 0
+    return results, records
 
 
 def task_problems(options: EvalOptions) -> Problems:
@@ -189,18 +204,23 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def _completions(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
-    from vopd.data.prompts import render_prompts
+    from vopd.data.rendering import render_prompts, thinking_options
     from vopd.models import load_model, load_tokenizer, sample
 
-    tokenizer = load_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model, revision=options.model_revision)
     prompts = render_prompts(
         problems.rows,
         problems.name,
         template=options.template,
         tokenizer=tokenizer,
         chat_template=options.chat_template,
+        chat_options={
+            **(options.chat_template_kwargs or {}),
+            **thinking_options(options.thinking, options.chat_template, tokenizer),
+        },
     )
-    model = load_model(options.model, dtype=options.dtype, device=_device(options.device))
+    device = _device(options.device)
+    model = load_model(options.model, dtype=options.dtype, device=device, revision=options.model_revision)
     print(f"sampling {options.samples} x {len(prompts)} completions on {model.device}", file=sys.stderr)
     completions = sample(
         model,

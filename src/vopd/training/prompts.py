@@ -17,9 +17,13 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
         raise DataError(f"{name} is missing; give a data set with a column {PROMPT!r}")
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:
+        raise DataError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset, from_list makes one of rows")
     if len(dataset) == 0:
         raise DataError(f"{name} is empty")
-    columns = getattr(dataset, "column_names", None) or list(dataset[0])
+    if {"image", "images"} & set(columns):
+        raise DataError(f"{name} has images, which are not supported; remove the column or use TRL's trainer")
     if PROMPT not in columns:
         raise DataError(f"{name} has no column {PROMPT!r}; it has {', '.join(map(repr, columns))}")
     for row, prompt in enumerate(dataset[PROMPT]):

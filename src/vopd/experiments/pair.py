@@ -1,0 +1,104 @@
+"""The embedded pair: two small trained models of one tokenizer, and the problems that they were trained for.
+
+Everything here works offline: the weights lie inside the package and the problems are generated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vopd.data.reasoning import Problem, stream_problems
+from vopd.errors import ConfigurationError, DataError, require
+
+EMBEDDED = Path(__file__).parent / "embedded"
+# Longest worked completion of the tasks below, end of text included, with some room.
+MAX_COMPLETION_TOKENS = 56
+
+Split = Literal["train", "held_out"]
+# Two tasks, two problems of the first for one of the second.
+TASKS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("leg_counting", {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 5}),
+    ("chain_sum", {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}),
+)
+_SCHEDULE = (0, 1, 0)
+
+
+@dataclass(frozen=True)
+class PairPaths:
+    """Directories of the two models, each loadable with transformers, each with the common tokenizer's files."""
+
+    teacher: Path
+    student: Path
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """The two models in float32 on the CPU, in evaluation mode, and their tokenizer."""
+
+    teacher: Any
+    student: Any
+    tokenizer: Any
+
+
+def embedded_pair() -> PairPaths:
+    """Return the directories of the embedded teacher and student.
+
+    Raises:
+        DataError: the package was installed without its weights.
+    """
+    paths = PairPaths(EMBEDDED / "teacher", EMBEDDED / "student")
+    for path in (paths.teacher, paths.student):
+        if not (path / "model.safetensors").is_file():
+            raise DataError(f"no weights in {path}; reinstall vopd or build them with `make embedded-pair`")
+    return paths
+
+
+def load_embedded_pair() -> LoadedPair:
+    """Load the embedded teacher, student and tokenizer. Needs the extra `train`."""
+    transformers = require("transformers", "train")
+    paths = embedded_pair()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    teacher, student = (load(path, dtype="float32").eval() for path in (paths.teacher, paths.student))
+    return LoadedPair(teacher, student, transformers.AutoTokenizer.from_pretrained(paths.student))
+
+
+def split_of(question: str) -> Split:
+    """Return the split that a question text belongs to, by a hash of the text: one question in five is held out.
+
+    The split depends on nothing but the text, so that no seed and no count can bring a held-out problem into
+    the training problems, those of the pair's own supervised training included.
+    """
+    bucket = hashlib.sha256(question.encode()).digest()[0] % 5
+    return "held_out" if bucket == 0 else "train"
+
+
+def stream_pair_problems(split: Split, seed: int) -> Iterator[Problem]:
+    """Yield distinct problems of one split, two of the first task for one of the second."""
+    if split not in ("train", "held_out"):
+        raise ConfigurationError(f"unknown split '{split}'; choose 'train' or 'held_out'")
+    streams = [_of_split(stream_problems(name, seed, **options), split) for name, options in TASKS]
+    while True:
+        for index in _SCHEDULE:
+            yield next(streams[index])
+
+
+def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
+    """Return `count` distinct problems of the pair's tasks from one split; the same seed gives the same list."""
+    stream = stream_pair_problems(split, seed)
+    return [next(stream) for _ in range(count)]
+
+
+def prompt_text(problem: Problem) -> str:
+    """Return the prompt that the pair was trained on: the library's question text as it is.
+
+    So the pair also answers prompts that are read as "reasoning_gym:chain_sum" or "reasoning_gym:leg_counting".
+    """
+    return problem.question
+
+
+def _of_split(stream: Iterator[Problem], split: Split) -> Iterator[Problem]:
+    return (problem for problem in stream if split_of(problem.question) == split)

@@ -1,0 +1,68 @@
+"""Reader of a run's metrics.jsonl: one JSON object a logged step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import DataError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Return the records of a metrics.jsonl, or of the run directory that holds one, in the order written.
+
+    A last line that was cut off, because the run is still writing or was killed, is left out.
+
+    Raises:
+        DataError: there is no such file, or a line before the last is not a JSON object.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / METRICS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a run directory that vopd wrote") from error
+    # A whole file ends in a line break, so that its last piece is empty; a cut one leaves half a record there.
+    records = [_record(line, path, number) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+    try:
+        last = json.loads(lines[-1])
+    except json.JSONDecodeError:
+        return records
+    return [*records, last] if isinstance(last, dict) else records
+
+
+def series(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Return the steps at which the metric `name` was logged, and its values; both empty if it never was.
+
+    Values that are not finite are left out. Of two records of one step (an evaluation at its end, say) the later wins.
+    """
+    points: dict[int, float] = {}
+    for record in records:
+        value = record.get(name)
+        if isinstance(value, int | float) and math.isfinite(value) and isinstance(record.get("step"), int):
+            points[record["step"]] = float(value)
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+def smoothed(values: Sequence[float], width: int) -> list[float]:
+    """Return the centred running mean over `width` values; narrower at both ends, where fewer are there."""
+    half = width // 2
+    windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _record(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {number} is not valid JSON: {error.msg}; remove the line") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} line {number} is not a JSON object; remove the line")
+    return record
