@@ -188,7 +188,7 @@ def plan_accuracy(train_options: TrainOptions, config: Any, folder: Path) -> Acc
         "kind": train_options.eval_kind,
         "count": train_options.eval_count,
         "task_options": train_options.eval_task_options,
-        "template": train_options.eval_template or train_options.prompt_template,
+        "template": train_options.eval_template or train_options.prompt_template or "{problem}",
         "chat_template": train_options.chat_template,
         "thinking": train_options.thinking,
         "chat_template_kwargs": config.chat_template_kwargs,
