@@ -12,11 +12,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test check format embedded-pair clean
+.PHONY: help install demo test test-grader check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make test           run the tests"
+	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -38,6 +39,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
+
+# Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
+test-grader: $(STAMP)
+	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

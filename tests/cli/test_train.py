@@ -227,14 +227,13 @@ class TestAccuracy:
 
     @pytest.fixture
     def graded_by_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from types import SimpleNamespace
-
-        from vopd import evaluation
+        from vopd.evaluation import Grade, runner
 
         def grade_many(pairs: Any, kind: str) -> Any:
-            return [SimpleNamespace(outcome="right" if a == b else "wrong", answer=a) for a, b in pairs]
+            return [Grade("right" if a.strip() == b else "wrong", a) for a, b in pairs]
 
-        monkeypatch.setattr(evaluation, "grade_many", grade_many, raising=False)
+        monkeypatch.setattr(runner, "grade_many", grade_many)
+        monkeypatch.setattr(runner, "ungradable", lambda golds, kind: [False] * len(golds))
 
     @pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
     def test_the_printed_command_gives_the_accuracy_that_training_reported(
@@ -250,7 +249,7 @@ class TestAccuracy:
             assert command[:2] == ["vopd", "eval"]
             assert cli.main([*command[1:], "--output_dir", str(run.parent), "--run_name", which]) == 0
             again = json.loads((run.parent / which / "results.json").read_text())
-            assert again["avg_at_k"] == reported[which]["avg_at_k"]
+            assert again["results"][0]["avg_at_k"] == reported[which]["avg_at_k"]
             first = (run / "evaluation" / which / "samples.jsonl").read_text()
             assert (run.parent / which / "samples.jsonl").read_text() == first
         assert f"to repeat: {reported['repeat']['trained']}" in shown

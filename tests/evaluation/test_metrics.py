@@ -79,6 +79,7 @@ def test_credit_of_a_class_is_that_of_its_answer() -> None:
     assert majority_credit([0, 0, 1], [True, True, False]) == 1
     assert majority_credit([0, 1, 1], [True, False, False]) == 0
     assert majority_credit([None, 0], [False, True]) == 0.5
+    assert majority_credit([None, None, 0], [True, True, True]) == 0  # no answer is never right, whatever it says
 
 
 def test_ungradable_is_a_property_of_the_gold() -> None:

@@ -46,10 +46,21 @@ def test_a_hard_expression_costs_its_limit_and_nothing_else(pool: Pool) -> None:
     assert 2 <= elapsed < 8
 
 
-def test_a_gold_that_runs_past_the_limit_is_ungradable(pool: Pool) -> None:
-    # It is read before the answer is looked at; reading this one takes seconds.
-    gold = r"\sqrt{" * 220 + "2" + "}" * 220
-    assert pool.ask(gold, "1", 1) == ("ungradable", "timed out")
+@pytest.mark.parametrize(("said", "verdict"), [("ready", "ungradable"), ("ready gold", "wrong")])
+def test_a_limit_passed_while_reading_the_gold_is_no_fault_of_the_answer(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, said: str, verdict: str
+) -> None:
+    silent = f"import json, time\nfor word in {said.split()}: print(json.dumps(word), flush=True)\ntime.sleep(60)"
+    monkeypatch.setattr("vopd.evaluation.pool._COMMAND", silent)
+    assert pool.ask("1", "2", 1) == (verdict, "timed out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_limited(pool: Pool) -> None:
+    pool.ask("1+x", "x+1", 60)
+    limits = Path(f"/proc/{pool.pids[0]}/limits").read_text().splitlines()
+    (line,) = (line for line in limits if line.startswith("Max address space"))
+    assert str(4 << 30) in line
 
 
 def test_a_dead_worker_loses_nothing(pool: Pool) -> None:

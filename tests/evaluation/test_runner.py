@@ -260,10 +260,17 @@ def test_chat_template_and_thinking_mode(tiny_student_dir: Path, problems: str, 
     )
     for thinking in (True, False):
         folder = tmp_path / str(thinking)
-        options = {"enable_thinking": thinking}
-        evaluate(model, [problems], folder, tokenizer=tokenizer, chat_template=True, chat_options=options, **FAST)
+        evaluate(model, [problems], folder, tokenizer=tokenizer, chat_template=True, thinking=thinking, **FAST)
         prompt = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["prompt"]
         assert prompt.startswith("[user] How many") and prompt.endswith("<think>" if thinking else "</think>")
+
+
+def test_templates_name_any_text_column(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "legs of have 2 dogs?", "answer": "8", "Hint": "count"}\n')
+    calls = scripted(monkeypatch, {"m": ["x"]})
+    evaluate("m", [str(path)], tmp_path / "out", samples=1, template="{hint}: {problem}")
+    assert calls[0][0] == ["count: legs of have 2 dogs?"]
 
 
 def test_tasks_are_graded_by_their_own_verifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -370,5 +377,5 @@ def test_vllm_draws_through_its_engine(
     module.LLM, module.SamplingParams = Engine, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     (entry,) = evaluate(tiny_student_dir, [problems], tmp_path / "out", backend="vllm", **FAST)["results"]
-    assert engines == [{"model": str(tiny_student_dir), "dtype": "float32"}]
+    assert engines == [{"model": str(tiny_student_dir), "dtype": "float32", "revision": None}]
     assert entry["per_problem"]["p1"] == 1 and entry["truncation_rate"] == 1

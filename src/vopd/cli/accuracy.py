@@ -6,15 +6,14 @@ import dataclasses
 import json
 import logging
 import shlex
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.eval import EvalOptions, Problems, evaluate, find_problems
+from vopd.cli.eval import EvalOptions, evaluate, find_problems
 
 logger = logging.getLogger(__name__)
-
-Records = Sequence[dict[str, Any]]
 
 
 class Accuracy:
@@ -28,32 +27,35 @@ class Accuracy:
     def __init__(self, before: EvalOptions, after: EvalOptions, folder: Path) -> None:
         self._options = {"start": before, "trained": after}
         self._folder = folder
-        self.problems: Problems = find_problems(before)
-        self._results: dict[str, dict[str, Any]] = {}
-        self._records: dict[str, Records] = {}
+        (self._benchmark,) = find_problems(before)
+        self.problems = len(self._benchmark.questions)
+        self.name = self._benchmark.name.rpartition(":")[2]
+        self._evaluations: dict[str, dict[str, Any]] = {}
 
     def measure(self, which: str, prompts: Iterable[str] = ()) -> None:
         """Sample and grade the "start" or the "trained" model, print its accuracy, and write what is known so far.
 
         `prompts` are the training prompts: problems that are among them are counted in a warning.
         """
-        if which in self._results:
+        if which in self._evaluations:
             return
-        options = self._options[which]
-        found, records = evaluate(options, self.problems, self._folder / "evaluation" / which)
-        self._results[which], self._records[which] = found, records
-        shared = len({record["prompt"] for record in records} & set(prompts))
+        folder = self._folder / "evaluation" / which
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that went on: the weights are others now
+        self._evaluations[which] = evaluate(self._options[which], [self._benchmark], folder)
+        asked = {json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()}
+        shared = len(asked & set(prompts))
         if shared:
             logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
         _write(self._folder / "results.json", self.results())
-        print(f"accuracy of the {which} model on {self.problems.name}: {_percent(found)}")
+        print(f"accuracy of the {which} model on {self.name}: {_percent(_entry(self._evaluations[which]))}")
 
     def results(self) -> dict[str, Any]:
         """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
-        found: dict[str, Any] = {"problems": self.problems.name, **self._results}
-        if len(self._records) == len(self._options):
+        entries = {which: _entry(found) for which, found in self._evaluations.items()}
+        found: dict[str, Any] = {"problems": self.name, **entries}
+        if len(entries) == len(self._options):
             found["difference"] = dataclasses.asdict(self._difference())
-        found["repeat"] = {name: command(self._options[name]) for name in self._results}
+        found["repeat"] = {name: command(self._options[name]) for name in entries}
         return found
 
     def summary(self) -> str:
@@ -61,14 +63,15 @@ class Accuracy:
         return f"trained - start: {self._difference()}\nto repeat: {command(self._options['trained'])}"
 
     def _difference(self) -> Any:
-        from vopd.statistics import paired_difference
+        from vopd.evaluation.results import compare_results
 
-        after, before = self._records["trained"], self._records["start"]
-        # Which gold answers can be read is the same for both: the same problems are left out of each.
-        graded = [
-            (a, b) for a, b in zip(after, before, strict=True) if "ungradable" not in (a["outcome"], b["outcome"])
-        ]
-        return paired_difference(*([record["outcome"] == "right" for record in one] for one in zip(*graded)))
+        (difference,) = compare_results(self._evaluations["start"], self._evaluations["trained"]).values()
+        return difference
+
+
+def _entry(evaluation: dict[str, Any]) -> dict[str, Any]:
+    (entry,), (benchmark,) = evaluation["results"], evaluation["benchmarks"]
+    return {**entry, "settings": benchmark["protocol"]}
 
 
 def command(options: EvalOptions) -> str:
@@ -76,8 +79,7 @@ def command(options: EvalOptions) -> str:
     words = ["vopd", "eval"]
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)
-        # The number of samples follows from the temperature.
-        if value == entry.default or (entry.name == "samples" and options.temperature == 0):
+        if value == entry.default:
             continue
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         words += [f"--{entry.name}", shlex.quote(text)]
@@ -87,7 +89,7 @@ def command(options: EvalOptions) -> str:
 def _percent(results: dict[str, Any]) -> str:
     from vopd.statistics import Score
 
-    cut = f", {results['truncated']:.0%} cut at the length limit" if results["truncated"] else ""
+    cut = f", {results['truncation_rate']:.0%} cut at the length limit" if results["truncation_rate"] else ""
     return f"{Score(**results['avg_at_k'])} ({results['problems']} problems, greedy{cut})"
 
 

@@ -91,7 +91,7 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
         "kind": options.eval_kind,
         "count": options.eval_count,
         "task_options": options.eval_task_options,
-        "template": options.eval_template or options.prompt_template,
+        "template": options.eval_template or options.prompt_template or "{problem}",
         "chat_template": options.chat_template,
         "thinking": options.thinking,
         "chat_template_kwargs": config.chat_template_kwargs,

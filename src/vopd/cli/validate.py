@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     if facts.prompts is not None:
         lines.append(f"prompts: {len(facts.prompts.dataset)}")
     if accuracy is not None:
-        lines.append(f"accuracy is measured on {accuracy.problems.name}: {len(accuracy.problems.golds)} problems")
+        lines.append(f"accuracy is measured on {accuracy.name}: {accuracy.problems} problems")
     print("\n".join([*lines, "good"]))
     return 0
 

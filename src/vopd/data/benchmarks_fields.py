@@ -57,6 +57,7 @@ class Question:
     gold: str
     kind: str
     extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    columns: dict[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
 
 def find(row: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -104,7 +105,8 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
         text, gold = _choice(row, text, identity, where)
     else:
         gold = _answer(find(row, ANSWER), where)
-    return Question(identity, text, gold, kind, _extra(row))
+    columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
+    return Question(identity, text, gold, kind, _extra(row), columns)
 
 
 def _question_text(value: Any) -> str | None:

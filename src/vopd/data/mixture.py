@@ -26,7 +26,9 @@ def most_without_repeats(weights: Sequence[float], sizes: Sequence[int | None]) 
 
     A size of None is a source that never does; None is returned where all are such.
     """
-    limits = [int(size * sum(weights) / weight) for weight, size in zip(weights, sizes, strict=True) if size is not None]
+    limits = [
+        int(size * sum(weights) / weight) for weight, size in zip(weights, sizes, strict=True) if size is not None
+    ]
     total = min(limits, default=None)
     # Rounding to whole prompts can ask for one more than is there.
     while total and any(size is not None and count > size for count, size in zip(shares(weights, total), sizes)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.benchmarks import Benchmark, Protocol
-from vopd.data.prompts import render_prompts
+from vopd.data.rendering import render_prompts, thinking_options
 from vopd.errors import ConfigurationError
 from vopd.evaluation.journal import Journal, weights_digest
 from vopd.evaluation.sampler import Sampler, open_sampler, transformers_sampler
@@ -36,7 +36,13 @@ class Checkpoint:
         """The sampler of this checkpoint."""
         if self.source is None:
             return transformers_sampler(self.model, self.tokenizer)
-        return open_sampler(self.source, backend=settings.backend, dtype=settings.dtype, device=settings.device)
+        return open_sampler(
+            self.source,
+            backend=settings.backend,
+            dtype=settings.dtype,
+            device=settings.device,
+            revision=settings.revision,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint's weights from others."""
@@ -49,9 +55,10 @@ class Checkpoint:
 class Settings:
     """How completions are drawn and prompts are made.
 
-    `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` stand above each benchmark's own protocol where they
-    are given. `template` makes the prompt, with {question}; `chat_options` go to the chat template, such as
-    enable_thinking.
+    `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` stand above each benchmark's own protocol where
+    they are given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text
+    columns of the row. `thinking` turns the chat template's thinking on or off, `chat_options` are its further
+    arguments. `revision` is that of models on the Hub.
     """
 
     samples: int | None = None
@@ -63,8 +70,10 @@ class Settings:
     seed: int = 0
     template: str | None = None
     chat_template: bool = False
+    thinking: bool | None = None
     chat_options: Mapping[str, Any] | None = None
     backend: str = "transformers"
+    revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
 
@@ -125,13 +134,18 @@ class Work:
         return [sorted(row, key=lambda record: record["sample"]) for row in rows]
 
     def _prompts(self, sampler: Sampler) -> list[str]:
+        thinking = thinking_options(self.settings.thinking, self.settings.chat_template, sampler.tokenizer)
+        options = {**(self.settings.chat_options or {}), **thinking}
         return render_prompts(
-            [{"question": question.text, "problem": question.text} for question in self.benchmark.questions],
+            [
+                {**question.columns, "question": question.text, "problem": question.text}
+                for question in self.benchmark.questions
+            ],
             self.benchmark.name,
             template=self.settings.template or self.benchmark.template,
             tokenizer=sampler.tokenizer,
             chat_template=self.settings.chat_template,
-            chat_options=self.settings.chat_options,
+            chat_options=options,
         )
 
     def _draw(self, sampler: Sampler, prompts: list[str], batch: list[tuple[int, int]], index: int) -> list[Record]:

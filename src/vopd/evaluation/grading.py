@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.choices import gold_letter, read_choice
 from vopd.evaluation.exact import read_number
 from vopd.evaluation.extract import last_box, math_answer, strip_thinking
@@ -58,6 +58,7 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
 
     Raises:
         ConfigurationError: unknown kind, or a limit that is no whole number of seconds.
+        DataError: a completion or gold that is not text.
         MissingExtraError: math-verify is needed and not installed.
     """
     return grade_many([(prediction_text, gold)], kind, limit_s=limit_s)[0]
@@ -70,6 +71,9 @@ def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s:
         raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
     check_limit(limit_s)
     pairs = list(pairs)
+    for index, pair in enumerate(pairs):
+        if not all(isinstance(text, str) for text in pair):
+            raise DataError(f"pair {index}: completion and gold must be text; give str(gold) where it is a number")
     if kind == "choice":
         return [_grade_choice(text, gold) for text, gold in pairs]
     return _grade_math(pairs, limit_s)

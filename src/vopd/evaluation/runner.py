@@ -126,7 +126,7 @@ def _head(
         }
         for benchmark, protocol in zip(benchmarks, protocols)
     ]
-    names = ("batch_size", "seed", "chat_template", "chat_options", "backend", "dtype")
+    names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
     return {
         "settings": {name: getattr(settings, name) for name in names},
         "checkpoints": [checkpoint.identity() for checkpoint in checkpoints],

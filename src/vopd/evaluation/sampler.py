@@ -26,7 +26,12 @@ class Sampler:
 
 
 def open_sampler(
-    model: str | Path, *, backend: str = "transformers", dtype: str = "auto", device: str = "auto"
+    model: str | Path,
+    *,
+    backend: str = "transformers",
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
 ) -> Sampler:
     """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
 
@@ -39,9 +44,9 @@ def open_sampler(
     if backend == "vllm":
         from vopd.evaluation.vllm_sampler import open_vllm
 
-        return open_vllm(model, dtype)
-    loaded = load_model(model, dtype=dtype, device=_device(device))
-    return transformers_sampler(loaded, load_tokenizer(model))
+        return open_vllm(model, dtype, revision)
+    loaded = load_model(model, dtype=dtype, device=_device(device), revision=revision)
+    return transformers_sampler(loaded, load_tokenizer(model, revision=revision))
 
 
 def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:

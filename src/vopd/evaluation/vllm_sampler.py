@@ -17,7 +17,7 @@ from vopd.models import Completion, load_tokenizer
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def open_vllm(model: str | Path, dtype: str) -> Sampler:
+def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
     """A sampler on a vLLM engine of this process; a LoRA adapter is served on its base model.
 
     Raises:
@@ -27,13 +27,18 @@ def open_vllm(model: str | Path, dtype: str) -> Sampler:
         raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
     vllm = importlib.import_module("vllm")
     folder, adapter = Path(model), None
-    options: dict[str, Any] = {"model": str(model), "dtype": dtype}
+    options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision}
     if (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
         if rank is None:
             raise MismatchError(f"'{model}' has rank {config['r']}; vLLM serves up to {_LORA_RANKS[-1]}")
-        options |= {"model": config["base_model_name_or_path"], "enable_lora": True, "max_lora_rank": rank}
+        options |= {
+            "model": config["base_model_name_or_path"],
+            "revision": None,
+            "enable_lora": True,
+            "max_lora_rank": rank,
+        }
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
     engine = vllm.LLM(**options)
 
@@ -52,7 +57,7 @@ def open_vllm(model: str | Path, dtype: str) -> Sampler:
         replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
         return [_completion(reply.outputs[0]) for reply in replies]
 
-    return Sampler(load_tokenizer(model), draw)
+    return Sampler(load_tokenizer(model, revision=revision), draw)
 
 
 def _completion(output: Any) -> Completion:

@@ -68,7 +68,7 @@ def run_demo(
     estimators: Sequence[str] = DEMO_ESTIMATORS,
     seeds: int = 1,
     processes: int = 2,
-    steps: int = 200,
+    steps: int = 300,
     problems: int = 600,
     say: Say = print,
 ) -> Comparison:
