@@ -66,6 +66,11 @@ class TrainOptions:
     eval_seed: int = setting(0, "of eval_task's problems; another than seed, whose problems are trained on")
 
     def __post_init__(self) -> None:
+        from vopd.models.loading import DTYPES
+
+        for dtype in (self.dtype, self.teacher_dtype):
+            if dtype not in DTYPES:
+                raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
         if self.lora_rank < 0:
             raise ConfigurationError(f"lora_rank must be 0 or above, got {self.lora_rank}")
         if self.lora_rank == 0 and self.lora_alpha is not None:
