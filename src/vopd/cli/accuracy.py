@@ -58,6 +58,14 @@ class Accuracy:
         found["repeat"] = {name: command(self._options[name]) for name in entries}
         return found
 
+    def table(self) -> list[str]:
+        """Return the lines of the model card: both accuracies and the command that repeats the trained model's."""
+        scores = {which: _percent(_entry(found)) for which, found in self._evaluations.items()}
+        return [
+            *(f"- {self.name}, {which} model: {score}" for which, score in scores.items()),
+            f"- trained - start: {self._difference()}",
+        ]
+
     def summary(self) -> str:
         """Return the lines that end a run: the difference, and how to get the trained model's number again."""
         return f"trained - start: {self._difference()}\nto repeat: {command(self._options['trained'])}"

@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "model_init_kwargs": "set dtype and model_revision",
     "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
     "teacher_model_name_or_path": "set teacher_model",
+    "hub_strategy": "push_to_hub uploads the trained model once, at the end",
     "resume_from_checkpoint": "set resume, which takes the run's last checkpoint",
 }
 _MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
@@ -56,6 +57,9 @@ class TrainOptions:
     lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
     lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
     lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
+    push_to_hub: bool = setting(
+        False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
+    )
     eval_task: str | None = setting(None, "measure accuracy before and after on reasoning_gym:NAME")
     eval_data: str | None = setting(None, "measure accuracy before and after on a file with problem and answer")
     eval_kind: str = setting("math", "how the answers of eval_data are graded: math or choice")
@@ -106,7 +110,10 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     train_options = settings.build(TrainOptions)
     _refuse_without_effect(settings, known)
     folder = _folder(train_options, settings)
-    config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name)
+    # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
+    config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name, push_to_hub=False)
+    if train_options.push_to_hub and not config.hub_model_id:
+        raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
     return Plan(train_options, config, settings, folder)
 
 

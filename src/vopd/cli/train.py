@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vopd.cli import run_directory
+from vopd.cli import publish, run_directory
 from vopd.cli.accuracy import Accuracy
 from vopd.cli.eval import EvalOptions
 from vopd.cli.facts import Facts, look
@@ -66,7 +66,7 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     if difference is not None:
         set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher, teacher_tokenizer)})
         logger.warning("%s (done for this run)", difference)
-    return VOPDTrainer(
+    trainer = VOPDTrainer(
         model=student,
         teacher_model=teacher,
         args=plan.config,
@@ -74,6 +74,8 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
         processing_class=tokenizer,
         peft_config=lora_config(options, student),
     )
+    trainer.card_notes = publish.data_notes(facts.prompts.sources)
+    return trainer
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:
@@ -113,14 +115,18 @@ def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
     (model / "training_args.bin").unlink(missing_ok=True)  # a pickle; no model needs it
     trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
     print(f"trained {trainer.state.global_step} steps; the model is in {model}")
-    if accuracy is None:
+    if accuracy is not None:
+        card, tags = trainer.card_facts(plan.folder.name), trainer._tag_names
+        prompts = list(trainer.train_dataset["prompt"])
+        _free(trainer)
+        accuracy.measure("start", prompts)
+        accuracy.measure("trained")
+        publish.add_results(model, card, tags, accuracy)
+        print(accuracy.summary())
+    else:
         print(f"next: vopd eval --model {model} --data problems.jsonl")
-        return
-    prompts = list(trainer.train_dataset["prompt"])
-    _free(trainer)
-    accuracy.measure("start", prompts)
-    accuracy.measure("trained")
-    print(accuracy.summary())
+    if plan.options.push_to_hub:
+        print(f"uploaded to {publish.push(model, plan.config)}")
 
 
 def _free(trainer: Any) -> None:
