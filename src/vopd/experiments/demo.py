@@ -22,7 +22,7 @@ DEMO_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k",
 # k of the estimators that have one.
 _TOP_K = 20
 _BATCH = 16
-# Where vanilla OPD does best on this pair: larger steps would favour the estimators of low noise.
+# Small enough for vanilla OPD to improve too: larger steps favour the estimators of low noise.
 _LEARNING_RATE = 3e-4
 _WARMUP_STEPS = 20
 _CHECKPOINTS = 5
