@@ -10,7 +10,7 @@ from torch import Tensor
 from .row_pass import soft_cap
 
 BUFFER_ALIGNMENT = 128
-"""Row strides of buffers are multiples of it, whatever the vocabulary, so that every row can be read 16 bytes a time."""
+"""Row strides of buffers are multiples of it, whatever the vocabulary, so that loads of 16 bytes never straddle."""
 
 GATHER_ELEMENTS = 1 << 25
 """Elements of a head that are gathered at a time: 64 MiB in half precision."""

@@ -33,7 +33,9 @@ class TorchPass:
 
     def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits at ids, (C, J) each; before ``sums``."""
-        return self._student.gather(-1, ids), None if self._teacher is None else self._teacher.gather(-1, ids)
+        student = self._student.gather(-1, ids)
+        self._known_ids, self._known_logits = ids, student
+        return student, None if self._teacher is None else self._teacher.gather(-1, ids)
 
     def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
         """Overwrites the teacher's buffer with d', the student's with exp(z - z_top), 0 at top and support."""
@@ -68,7 +70,7 @@ class TorchPass:
         exponentials = self._student.scatter_(-1, self._kept, self._kept_values)
         values = form.values
         if self._cap is not None:
-            values = values * self._slope(exponentials.gather(-1, form.ids), slice(None))
+            values = values * self._slope_at(form.ids)
         a = (form.a / totals).unsqueeze(-1)
         b = None if form.b is None else (form.b / totals).unsqueeze(-1)
         for rows in row_blocks(exponentials):
@@ -82,14 +84,21 @@ class TorchPass:
                 block.mul_(slope)
         return exponentials.scatter_add_(-1, form.ids, values).to(dtype)
 
+    def _slope_at(self, ids: Tensor) -> Tensor:
+        """Slope of the soft cap at the top token and those of ``at``, from their own logits, (C, J)."""
+        top_ids, tops = self._kept[:, :1], self._tops.unsqueeze(-1)
+        logits = self._student.scatter_(-1, top_ids, tops).scatter_(-1, self._known_ids, self._known_logits)
+        assert self._cap is not None
+        slope = soft_cap_slope(logits.gather(-1, ids), self._cap)
+        self._student.scatter_(-1, self._known_ids, (self._known_logits - tops).exp())
+        self._student.scatter_(-1, top_ids, 1)
+        return slope
+
     def _slope(self, exponentials: Tensor, rows: slice) -> Tensor:
-        """Slope of the soft cap, from z = z_top + log e: logits within a cap below 43 are no further apart than the
-        logarithm of the smallest float32, so none has underflowed; with a wider cap, those that have get nothing."""
+        """Slope of the soft cap from z = z_top + log e; where e has underflowed the gradient is 0 whatever it is."""
         smallest = torch.finfo(exponentials.dtype).tiny
         assert self._cap is not None
-        return soft_cap_slope(
-            exponentials.clamp_min(smallest).log_().add_(self._tops[rows].unsqueeze(-1)), self._cap
-        )
+        return soft_cap_slope(exponentials.clamp_min(smallest).log_().add_(self._tops[rows].unsqueeze(-1)), self._cap)
 
 
 def _top(student: Tensor, support: Support) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ moves, what was summed about the old one is moved to the new one, and the old on
 Centring matters: about any other token the sums lose all their digits when the student is certain.
 """
 
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton
@@ -24,19 +26,20 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _soft_cap(logits, CAP: tl.constexpr):
-    """CAP tanh(logits / CAP); the logits themselves for CAP = 0."""
+    """CAP tanh(logits / CAP); the logits themselves for CAP = 0. Minus infinity stays: it marks an absent column."""
     if CAP > 0:
         decay = tl.exp(tl.abs(logits) * (-2 / CAP))
         size = CAP * (1 - decay) / (1 + decay)
-        logits = tl.where(logits < 0, -size, size)
+        capped = tl.where(logits < 0, -size, size)
+        logits = tl.where(logits == float("-inf"), logits, capped)
     return logits
 
 
 @triton.jit
-def _load(row, columns, vocab, TAIL: tl.constexpr):
-    """Logits of the columns; minus infinity beyond the vocabulary. Unmasked loads are 128 bits wide."""
+def _load(row, columns, VOCAB: tl.constexpr, TAIL: tl.constexpr, BEYOND: tl.constexpr = float("-inf")):
+    """Logits of the columns; BEYOND what is beyond the vocabulary. Unmasked loads are 128 bits wide."""
     if TAIL:
-        logits = tl.load(row + columns, mask=columns < vocab, other=float("-inf"))
+        logits = tl.load(row + columns, mask=columns < VOCAB, other=BEYOND)
     else:
         logits = tl.load(row + columns)
     return logits
@@ -141,7 +144,7 @@ def _join(
 
 @triton.jit
 def row_sums(
-    student, teacher, sums, top_ids, stride, teacher_stride, sums_stride, vocab,
+    student, teacher, sums, top_ids, stride, teacher_stride, sums_stride, VOCAB: tl.constexpr,
     CAP: tl.constexpr, TEACHER_CAP: tl.constexpr,
     TEACHER: tl.constexpr, ORDER: tl.constexpr, DIAGNOSTICS: tl.constexpr, HOLES: tl.constexpr,
     LANES: tl.constexpr, WIDTH: tl.constexpr,
@@ -164,15 +167,15 @@ def row_sums(
     top_id = tl.full([LANES], NO_TOKEN, tl.int32)
     top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_mass = zero, zero, zero, zero, zero, zero, zero, zero, zero
     teacher_top = top
-    full = vocab // (2 * TILE) * (2 * TILE)
-    for start in range(0, full, 2 * TILE):  # two tiles at a time: both are on their way before either is needed
+    FULL: tl.constexpr = VOCAB // (2 * TILE) * (2 * TILE)
+    for start in range(0, FULL, 2 * TILE):  # two tiles at a time: both are on their way before either is needed
         columns = start + lanes
-        z0 = _load(student, columns, vocab, False)
-        z1 = _load(student, columns + TILE, vocab, False)
+        z0 = _load(student, columns, VOCAB, False)
+        z1 = _load(student, columns + TILE, VOCAB, False)
         t0, t1 = z0, z1
         if TEACHER:
-            t0 = _load(teacher, columns, vocab, False)
-            t1 = _load(teacher, columns + TILE, vocab, False)
+            t0 = _load(teacher, columns, VOCAB, False)
+            t1 = _load(teacher, columns + TILE, VOCAB, False)
         top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass = _fold(
             z0, t0, columns,
             top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass,
@@ -183,12 +186,12 @@ def row_sums(
             top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass,
             CAP, TEACHER_CAP, TEACHER, ORDER, DIAGNOSTICS, HOLES,
         )  # fmt: skip
-    for start in range(full, vocab, TILE):
+    for start in range(FULL, VOCAB, TILE):
         columns = start + lanes
-        z0 = _load(student, columns, vocab, True)
+        z0 = _load(student, columns, VOCAB, True)
         t0 = z0
         if TEACHER:
-            t0 = _load(teacher, columns, vocab, True)
+            t0 = _load(teacher, columns, VOCAB, True)
         top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass = _fold(
             z0, t0, columns,
             top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass,
@@ -204,35 +207,36 @@ def row_sums(
 
 @triton.jit
 def _gradient_tile(
-    student, teacher, out, columns, vocab, top, top_d, a, b,
+    student, teacher, out, columns, top, top_d, a, b, VOCAB: tl.constexpr,
     CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, SLOPE: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    z = _soft_cap(_load(student, columns, vocab, TAIL), CAP)
+    z = _soft_cap(_load(student, columns, VOCAB, TAIL, 0.0), CAP)
     factor = a
     if SLOPE:
-        t = _soft_cap(_load(teacher, columns, vocab, TAIL), TEACHER_CAP)
+        t = _soft_cap(_load(teacher, columns, VOCAB, TAIL, 0.0), TEACHER_CAP)
         factor = a + b * (z - t - top_d)
     gradient = tl.exp(z - top) * factor
     if CAP > 0:
         gradient *= 1 - z * z * (1 / (CAP * CAP))
     gradient = gradient.to(out.dtype.element_ty)
     if TAIL:
-        tl.store(out + columns, gradient, mask=columns < vocab)
+        tl.store(out + columns, gradient, mask=columns < VOCAB)
     else:
         tl.store(out + columns, gradient)
 
 
 @triton.jit
 def write_gradient(
-    student, teacher, out, tops, top_differences, a, b, stride, teacher_stride, out_stride, vocab, tiles,
+    student, teacher, out, tops, top_differences, a, b, stride, teacher_stride, out_stride, VOCAB: tl.constexpr,
     CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """e (a + b d') of a row, times the slope 1 - (z / CAP)^2 of a soft cap; program i does tile i mod ``tiles``.
+    """e (a + b d') of a row, times the slope 1 - (z / CAP)^2 of a soft cap; a program does one tile.
 
     ``a`` and ``b`` have one number a row; ``b`` and the teacher are read with SLOPE only. ``out`` may be ``student``.
     """
-    row = (tl.program_id(0) // tiles).to(tl.int64)
-    start = tl.program_id(0) % tiles * BLOCK
+    TILES: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // TILES).to(tl.int64)
+    start = tl.program_id(0) % TILES * BLOCK
     columns = start + tl.arange(0, BLOCK)
     student += row * stride
     teacher += row * teacher_stride
@@ -243,11 +247,7 @@ def write_gradient(
     if SLOPE:
         top_d = tl.load(top_differences + row)
         row_b = tl.load(b + row)
-    if start + BLOCK <= vocab:
-        _gradient_tile(
-            student, teacher, out, columns, vocab, top, top_d, row_a, row_b, CAP, TEACHER_CAP, SLOPE, False
-        )
+    if start + BLOCK <= VOCAB:
+        _gradient_tile(student, teacher, out, columns, top, top_d, row_a, row_b, VOCAB, CAP, TEACHER_CAP, SLOPE, False)
     else:
-        _gradient_tile(
-            student, teacher, out, columns, vocab, top, top_d, row_a, row_b, CAP, TEACHER_CAP, SLOPE, True
-        )
+        _gradient_tile(student, teacher, out, columns, top, top_d, row_a, row_b, VOCAB, CAP, TEACHER_CAP, SLOPE, True)

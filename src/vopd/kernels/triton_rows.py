@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,10 +16,27 @@ from .rows import GradientForm
 LANES, WIDTH = 512, 4
 """Columns of a tile of ``row_sums``: a 16-byte load for each lane."""
 
-GRADIENT_BLOCK = 4096
+GRADIENT_BLOCK, GRADIENT_WARPS = 4096, 8
+"""Columns and warps of a program of ``write_gradient``."""
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1 was set when this was imported."""
+
+
+class _Found(NamedTuple):
+    """What ``row_sums`` writes, in its order, (C,) each."""
+
+    top: Tensor
+    top_d: Tensor
+    teacher_top: Tensor
+    mass: Tensor
+    mass2: Tensor
+    d1: Tensor
+    d2: Tensor
+    dd1: Tensor
+    dd2: Tensor
+    logs: Tensor
+    teacher_log_mass: Tensor
 
 
 class TritonPass:
@@ -49,24 +66,24 @@ class TritonPass:
             # be anything, also that of another entry.
             exclude = torch.where(support.present, -torch.inf, torch.inf).to(student.dtype)
             student.scatter_reduce_(-1, support.ids, exclude, "amin")
-        sums, top_ids = self._row_sums(order, diagnostics, holes=self._holes or support.ids.shape[-1] > 0)
+        found, top_ids = self._row_sums(order, diagnostics, holes=self._holes or support.ids.shape[-1] > 0)
         if support.ids.shape[-1]:
-            sums, top_ids = self._with_support(sums, top_ids, support)
-        self._tops, self._top_differences = sums[0], sums[1]
+            found, top_ids = self._with_support(found, top_ids, support)
+        self._tops, self._top_differences = found.top, found.top_d
         teacher = self._teacher is not None
         return Sums(
             top_ids,
-            top_logits=sums[0],
-            mass=sums[3],
-            square_mass=sums[4] if order >= 2 else None,
-            difference=sums[5] if teacher and order >= 1 else None,
-            square_difference=sums[6] if teacher and order >= 2 else None,
-            difference_square=sums[7] if teacher and diagnostics else None,
-            square_difference_square=sums[8] if teacher and diagnostics else None,
-            entropy=-sums[9] if diagnostics else None,
-            top_difference=sums[1] if teacher else None,
-            teacher_top_logits=sums[2] if teacher else None,
-            teacher_log_mass=sums[10] if teacher else None,
+            top_logits=found.top,
+            mass=found.mass,
+            square_mass=found.mass2 if order >= 2 else None,
+            difference=found.d1 if teacher and order >= 1 else None,
+            square_difference=found.d2 if teacher and order >= 2 else None,
+            difference_square=found.dd1 if teacher and diagnostics else None,
+            square_difference_square=found.dd2 if teacher and diagnostics else None,
+            entropy=-found.logs if diagnostics else None,
+            top_difference=found.top_d if teacher else None,
+            teacher_top_logits=found.teacher_top if teacher else None,
+            teacher_log_mass=found.teacher_log_mass if teacher else None,
         )
 
     def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
@@ -91,56 +108,51 @@ class TritonPass:
         student.scatter_(-1, form.ids, softmax * slope).scatter_add_(-1, form.ids, form.values * slope)
         return out.scatter_(-1, form.ids, student.gather(-1, form.ids).to(dtype))
 
-    def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[Tensor, Tensor]:
-        """The kernel's sums, (11, C), and the top tokens, (C,)."""
+    def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Tensor]:
+        """What the kernel finds, and the top tokens, (C,)."""
         student, teacher = self._student, self._teacher
-        count = len(student)
-        # Zeros, since what is not asked for is not written and must not be rebased from garbage.
-        sums = student.new_zeros(11, count)
+        count, vocab = student.shape
+        # Zeros, since what is not asked for is not written and must not be moved about as garbage.
+        found = student.new_zeros(len(_Found._fields), count)
         top_ids = torch.empty(count, dtype=torch.int64, device=student.device)
         other = student if teacher is None else teacher
         with _on(student):
             triton_kernels.row_sums[(count,)](
-                student, other, sums, top_ids, student.stride(0), other.stride(0), count, student.shape[1],
-                CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0, TEACHER=teacher is not None,
-                ORDER=order, DIAGNOSTICS=diagnostics, HOLES=holes, LANES=LANES, WIDTH=WIDTH,
-                num_warps=max(1, LANES // 32),
+                student, other, found, top_ids, student.stride(0), other.stride(0), count,
+                VOCAB=vocab, CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0,
+                TEACHER=teacher is not None, ORDER=order, DIAGNOSTICS=diagnostics, HOLES=holes,
+                LANES=LANES, WIDTH=WIDTH, num_warps=max(1, LANES // 32),
             )  # fmt: skip
-        return sums, top_ids
+        return _Found(*found), top_ids
 
-    def _with_support(self, sums: Tensor, top_ids: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+    def _with_support(self, found: _Found, top_ids: Tensor, support: Support) -> tuple[_Found, Tensor]:
         """The same about the top token of all, which may be in the support: the rule of ``triton_kernels`` once more.
 
         Where it is, the kernel's own top token becomes one of the others.
         """
         known = soft_cap(self._support_logits, self._cap).masked_fill(~support.present, -torch.inf)
-        best, column = known.max(dim=-1, keepdim=True)
-        inside = torch.ones_like(column, dtype=torch.bool) if support.holds_top else best >= sums[0].unsqueeze(-1)
-        ids = support.ids.gather(-1, column)
-        difference = sums[1].unsqueeze(-1)
+        best, column = known.max(dim=-1)
+        ids = support.ids.gather(-1, column.unsqueeze(-1))
+        inside = torch.ones_like(best, dtype=torch.bool) if support.holds_top else best >= found.top
+        difference = found.top_d
         if self._teacher is not None:
-            difference = best - soft_cap(self._teacher.gather(-1, ids), self._teacher_cap)
-        inside, best, ids, difference = (value.squeeze(-1) for value in (inside, best, ids, difference))
-        top = torch.where(inside, best, sums[0])
-        top_difference = torch.where(inside, difference, sums[1])
-        step, delta = sums[0] - top, sums[1] - top_difference
-        scale, square_scale = step.exp(), (2 * step).exp()
-        mass, mass2 = sums[3] + inside, sums[4] + inside
-        _, _, teacher_top, _, _, d1, d2, dd1, dd2, logs, teacher_log_mass = sums
-        rebased = [
-            top,
-            top_difference,
-            teacher_top,
-            scale * mass,
-            square_scale * mass2,
-            scale * (d1 + delta * mass),
-            square_scale * (d2 + delta * mass2),
-            scale * (dd1 + delta * (2 * d1 + delta * mass)),
-            square_scale * (dd2 + delta * (2 * d2 + delta * mass2)),
-            scale * (logs + step * mass),
-            teacher_log_mass,
-        ]
-        return torch.stack(rebased), torch.where(inside, ids, top_ids)
+            difference = best - soft_cap(self._teacher.gather(-1, ids), self._teacher_cap).squeeze(-1)
+        top, top_d = torch.where(inside, best, found.top), torch.where(inside, difference, found.top_d)
+        step, delta = found.top - top, found.top_d - top_d
+        scale, scale2 = step.exp(), (2 * step).exp()
+        mass, mass2 = found.mass + inside, found.mass2 + inside
+        moved = found._replace(
+            top=top,
+            top_d=top_d,
+            mass=scale * mass,
+            mass2=scale2 * mass2,
+            d1=scale * (found.d1 + delta * mass),
+            d2=scale2 * (found.d2 + delta * mass2),
+            dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
+            dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
+            logs=scale * (found.logs + step * mass),
+        )
+        return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
     def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None) -> None:
         student = self._student
@@ -150,9 +162,9 @@ class TritonPass:
         with _on(student):
             triton_kernels.write_gradient[(count * tiles,)](
                 student, teacher, out, self._tops, self._top_differences, a, a if b is None else b,
-                student.stride(0), teacher.stride(0), out.stride(0), vocab, tiles,
-                CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0, SLOPE=b is not None,
-                BLOCK=GRADIENT_BLOCK, num_warps=8,
+                student.stride(0), teacher.stride(0), out.stride(0),
+                VOCAB=vocab, CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0, SLOPE=b is not None,
+                BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
             )  # fmt: skip
 
     def _spare(self, dtype: torch.dtype) -> Tensor:
