@@ -1,4 +1,4 @@
-"""Hidden states and heads with every option, and their dense logits by autograd: what the fused pass must agree with."""
+"""Hidden states and heads with every option, and their dense logits by autograd: what the fused pass must give."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..functional import importance_weights
 from ..functional.moments import computed
 from .row_pass import MakePass, RowPass, Sums, Support
-from .rows import Batch, GradientForm, Needs, Rows, counted_columns
+from .rows import Batch, GradientForm, Needs, Rows
 from .sources import LogitSource
 from .support import top_k_ids
 
@@ -43,34 +43,35 @@ def compute_chunk(
     logits = source.logits(part.rows, needs.full_teacher or source.full_teacher_is_free)
     row_pass = make_pass(logits)
     support = _support(logits.student, logits.teacher, part, needs, top_k)
-    known_ids = torch.cat([support.ids, part.sampled_ids.unsqueeze(-1)], dim=-1)
+    known_ids = _append(support.ids, part.sampled_ids)
     student_known, teacher_known = row_pass.at(known_ids)
     if teacher_known is None and part.teacher_logprobs is None:
         teacher_known = source.teacher_at(part.rows, known_ids)
     sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
 
     is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
-    in_support = _in_support(support, is_top, needs)
     # Relative to the top token, whose own logit is then exactly 0: no digits are lost on large logits.
     relative = student_known - sums.top_logits.unsqueeze(-1)
-    support_relative = torch.cat([torch.zeros_like(relative[:, :1]), relative[:, :-1]], dim=-1)
-    counted = support_relative.exp() * counted_columns(in_support)
-    totals = sums.mass + counted.sum(-1)
+    counted = relative[:, :-1].exp() * (support.present & ~is_top)
+    totals = sums.mass + 1
+    if support.ids.shape[-1]:
+        totals = totals + counted.sum(-1)
     log_totals = totals.log()
-    student_logprobs = relative[:, -1] - log_totals
+    logprobs = relative - log_totals.unsqueeze(-1)
+    student_logprobs = logprobs[:, -1]
     if teacher_known is None:
         scores = _server_scores(part, is_top if needs.support == "teacher_top_k" else None)
     else:
         scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
     others = _other_sums(sums, totals)
     if sums.entropy is not None:
-        others["entropy"] = log_totals + (sums.entropy + torch.special.entr(counted).sum(-1)) / totals
+        others["entropy"] = log_totals + (sums.entropy + torch.special.entr(counted).sum(-1)) / totals  # top: 0
     rows = Rows(
         sampled_ids=part.sampled_ids,
         student_logprobs=student_logprobs,
-        support_ids=torch.cat([sums.top_ids.unsqueeze(-1), support.ids], dim=-1),
-        in_support=in_support,
-        support_logprobs=support_relative - log_totals.unsqueeze(-1),
+        support_ids=_prepend(sums.top_ids, support.ids),
+        in_support=_in_support(support, is_top, needs),
+        support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
         importance=_importance(part, student_logprobs),
         other_prob=sums.mass / totals,
         **scores,
@@ -97,7 +98,15 @@ def _in_support(support: Support, is_top: Tensor, needs: Needs) -> Tensor:
     """Columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
     if needs.support == "top":
         return torch.ones(len(is_top), 1, dtype=torch.bool, device=is_top.device)
-    return torch.cat([is_top.any(-1, keepdim=True), support.present & ~is_top], dim=-1)
+    return _prepend(is_top.any(-1), support.present & ~is_top)
+
+
+def _prepend(column: Tensor, columns: Tensor) -> Tensor:
+    return torch.cat([column.unsqueeze(-1), columns], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
+
+
+def _append(columns: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([columns, column.unsqueeze(-1)], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
 
 
 def _scores(
@@ -110,12 +119,12 @@ def _scores(
         top_difference = difference[:, :-1].masked_fill(~is_top, 0).sum(-1)
     centred = difference - top_difference.unsqueeze(-1)
     scores = {
-        "support_difference": torch.cat([torch.zeros_like(centred[:, :1]), centred[:, :-1]], dim=-1),
+        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1]),
         "sampled_difference": centred[:, -1],
     }
     if sums.teacher_top_logits is not None:
-        top = (sums.top_logits - top_difference).unsqueeze(-1)
-        relative = torch.cat([top, teacher_known], dim=-1) - sums.teacher_top_logits.unsqueeze(-1)
+        known = _prepend(sums.top_logits - top_difference, teacher_known)
+        relative = known - sums.teacher_top_logits.unsqueeze(-1)
         logprobs = relative - computed(sums.teacher_log_mass).unsqueeze(-1)
         scores["support_teacher_logprobs"] = logprobs[:, :-1]
         scores["teacher_logprobs"] = logprobs[:, -1]

@@ -68,7 +68,7 @@ class TritonPass:
             student.scatter_reduce_(-1, support.ids, exclude, "amin")
         found, top_ids = self._row_sums(order, diagnostics, holes=self._holes or support.ids.shape[-1] > 0)
         if support.ids.shape[-1]:
-            found, top_ids = self._with_support(found, top_ids, support)
+            found, top_ids = self._with_support(found, top_ids, support, order, diagnostics)
         self._tops, self._top_differences = found.top, found.top_d
         teacher = self._teacher is not None
         return Sums(
@@ -125,7 +125,9 @@ class TritonPass:
             )  # fmt: skip
         return _Found(*found), top_ids
 
-    def _with_support(self, found: _Found, top_ids: Tensor, support: Support) -> tuple[_Found, Tensor]:
+    def _with_support(
+        self, found: _Found, top_ids: Tensor, support: Support, order: int, diagnostics: bool
+    ) -> tuple[_Found, Tensor]:
         """The same about the top token of all, which may be in the support: the rule of ``triton_kernels`` once more.
 
         Where it is, the kernel's own top token becomes one of the others.
@@ -139,19 +141,20 @@ class TritonPass:
             difference = best - soft_cap(self._teacher.gather(-1, ids), self._teacher_cap).squeeze(-1)
         top, top_d = torch.where(inside, best, found.top), torch.where(inside, difference, found.top_d)
         step, delta = found.top - top, found.top_d - top_d
-        scale, scale2 = step.exp(), (2 * step).exp()
-        mass, mass2 = found.mass + inside, found.mass2 + inside
-        moved = found._replace(
-            top=top,
-            top_d=top_d,
-            mass=scale * mass,
-            mass2=scale2 * mass2,
-            d1=scale * (found.d1 + delta * mass),
-            d2=scale2 * (found.d2 + delta * mass2),
-            dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
-            dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
-            logs=scale * (found.logs + step * mass),
-        )
+        scale = step.exp()
+        mass = found.mass + inside
+        moved = found._replace(top=top, top_d=top_d, mass=scale * mass)
+        if order >= 1:
+            moved = moved._replace(d1=scale * (found.d1 + delta * mass))
+        if order >= 2:
+            scale2, mass2 = scale.square(), found.mass2 + inside
+            moved = moved._replace(mass2=scale2 * mass2, d2=scale2 * (found.d2 + delta * mass2))
+            if diagnostics:
+                moved = moved._replace(
+                    dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
+                    dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
+                    logs=scale * (found.logs + step * mass),
+                )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
     def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None) -> None:
