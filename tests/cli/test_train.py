@@ -15,39 +15,11 @@ import torch
 import yaml
 
 from vopd import cli
-from vopd.cli.train import _MAIN_FIELDS, TrainOptions, options
+from vopd.cli.plan import MAIN_FIELDS, TrainOptions, options
 from vopd.errors import ConfigurationError
 from vopd.models import load_model, load_tokenizer
 
 Train = Callable[..., int]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    rows = [{"problem": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(16)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def train(tiny_student_dir: Path, tiny_teacher_dir: Path, prompts: Path, tmp_path: Path) -> Train:
-    """train("--key", "value", ...): `vopd train` on the tiny models with a run of two steps."""
-
-    def call(*more: str, name: str = "first") -> int:
-        return cli.main([
-            "train", "--model", str(tiny_student_dir), "--teacher_model", str(tiny_teacher_dir),
-            "--dataset", str(prompts), "--output_dir", str(tmp_path / "runs"), "--run_name", name,
-            "--max_completion_length", "4", "--per_device_train_batch_size", "2", "--max_steps", "2",
-            "--learning_rate", "1e-2", "--use_cpu", "true", *more,
-        ])  # fmt: skip
-
-    return call
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "first"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -117,8 +89,9 @@ def test_lora_saves_an_adapter_that_loads_and_leaves_the_head(
     assert not torch.equal(load_model(run / "model")(ids).logits, load_model(tiny_teacher_dir)(ids).logits)
 
 
+@pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
 def test_the_student_learns_to_stop_where_the_teacher_does(
-    train: Train, run: Path, tiny_teacher_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, run: Path, tiny_teacher_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: list[str]
 ) -> None:
     """A teacher ending with an id that the student does not know as an end makes completions explode."""
     teacher = tmp_path / "teacher"
@@ -126,7 +99,7 @@ def test_the_student_learns_to_stop_where_the_teacher_does(
     model.generation_config.eos_token_id = [1, 42]
     model.save_pretrained(teacher)
     load_tokenizer(tiny_teacher_dir).save_pretrained(teacher)
-    assert train("--teacher_model", str(teacher)) == 0
+    assert train("--teacher_model", str(teacher), *more) == 0
     assert load_model(run / "model").generation_config.eos_token_id == [1, 42]
     assert "done for this run" in caplog.text
 
@@ -173,7 +146,7 @@ def test_every_setting_that_the_help_shows_exists() -> None:
     from vopd.training import VOPDConfig
 
     known: dict[str, Any] = options(VOPDConfig)
-    assert [name for name in _MAIN_FIELDS if name not in known] == []
+    assert [name for name in MAIN_FIELDS if name not in known] == []
     assert [name for name, option in known.items() if option.help == ""] == []
 
 

@@ -191,7 +191,9 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         text = argparse.SUPPRESS if option.help is None else _help_line(option)
-        groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text)
+        # --dry_run alone is --dry_run true.
+        bare = {"nargs": "?", "const": "true"} if bool in _members(option.kind) else {}
+        groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text, **bare)
     return parser
 
 

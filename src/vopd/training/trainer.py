@@ -257,7 +257,11 @@ class VOPDTrainer(TRLAdapter):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
         super().save_model(output_dir, _internal_call)
-        self._write_card(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
+            # An adapter is saved without it, and the end tokens that the student was given would be lost.
+            self.model.get_base_model().generation_config.save_pretrained(folder)
+        self._write_card(folder)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the model card into the run directory; called by transformers with every checkpoint."""
