@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,43 +166,6 @@ class TestSources:
         assert train("--dataset", mixture) == 0
         given = yaml.safe_load((run / "resolved_config.yaml").read_text())["dataset"]
         assert given == [{"source": str(prompts), "weight": 3}, "reasoning_gym:chain_sum"]
-
-    def test_a_hub_id_from_the_local_cache(
-        self, tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
-    ) -> None:
-        """In a process of its own: where the cache lies is read once, from HF_HOME."""
-        commit = "0123456789" * 4
-        put_into_hub_cache(tmp_path / "home", "me/tiny", commit, [{"problem": f"{n} + 1"} for n in range(16)])
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-        environment |= {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "vopd", "train", "--model", str(tiny_student_dir), "--dataset", "me/tiny",
-                "--teacher_model", str(tiny_teacher_dir), "--output_dir", str(tmp_path), "--run_name", "hub",
-                "--max_steps", "1", "--max_completion_length", "4", "--use_cpu", "true",
-                "--dataset_revision", commit,
-            ],
-            capture_output=True, text=True, env=environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert " + 1" in (tmp_path / "hub" / "samples.jsonl").read_text()
-
-
-def put_into_hub_cache(home: Path, name: str, commit: str, rows: list[dict[str, Any]]) -> None:
-    """Leave a data set in the cache under `home` as `datasets.load_dataset(name)` would have from the hub."""
-    import datasets
-
-    owner, _, short = name.partition("/")
-    home.mkdir()
-    datasets.Dataset.from_list(rows).to_parquet(home / "rows.parquet")
-    datasets.load_dataset("parquet", data_files=str(home / "rows.parquet"), cache_dir=str(home / "built"))
-    built = next((home / "built" / "parquet").glob("*/*/*/dataset_info.json")).parent
-    folder = home / "datasets" / f"{owner}___{short}" / "default" / "0.0.0" / commit
-    folder.parent.mkdir(parents=True)
-    shutil.move(built, folder)
-    (folder / "parquet-train.arrow").rename(folder / f"{short}-train.arrow")
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"parquet"', f'"{short}"'))
 
 
 class TestAccuracy:
