@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,11 @@ from vopd import cli
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`vopd demo` with an experiment that only leaves a file where it was told to write."""
     experiment = ModuleType("vopd.experiments.demo")
-    experiment.run_demo = lambda folder: (folder / "report.html").write_text("seen")  # type: ignore[attr-defined]
+
+    def run_demo(folder: Path, **options: Any) -> None:
+        (folder / "report.html").write_text(json.dumps(options))
+
+    experiment.run_demo = run_demo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vopd.experiments.demo", experiment)
     return lambda *more: cli.main(["demo", "--output_dir", str(tmp_path / "runs"), *more])
 
@@ -31,3 +37,11 @@ def test_a_named_demo_overwrites_nothing(demo: Callable[..., int], tmp_path: Pat
     (tmp_path / "runs" / "mine" / "report.html").write_text("precious")
     assert demo("--run_name", "mine") == 2
     assert (tmp_path / "runs" / "mine" / "report.html").read_text() == "precious"
+
+
+def test_options_reach_the_experiment_and_what_is_not_given_stays_its_own(
+    demo: Callable[..., int], tmp_path: Path
+) -> None:
+    assert demo("--run_name", "mine", "--seeds", "3", "--estimators", "opd,vopd") == 0
+    passed = json.loads((tmp_path / "runs" / "mine" / "report.html").read_text())
+    assert passed == {"estimators": ["opd", "vopd"], "seeds": 3, "processes": 2}

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +175,139 @@ def test_every_setting_that_the_help_shows_exists() -> None:
     known: dict[str, Any] = options(VOPDConfig)
     assert [name for name in _MAIN_FIELDS if name not in known] == []
     assert [name for name, option in known.items() if option.help == ""] == []
+
+
+class TestSources:
+    def test_a_parquet_file(self, train: Train, run: Path, tmp_path: Path) -> None:
+        import datasets
+
+        path = tmp_path / "p.parquet"
+        datasets.Dataset.from_dict({"question": [f"{n} + 1" for n in range(16)]}).to_parquet(path)
+        assert train("--dataset", str(path)) == 0
+        assert " + 1" in (run / "samples.jsonl").read_text()
+
+    def test_a_task(self, train: Train, run: Path) -> None:
+        assert train("--dataset", "reasoning_gym:chain_sum", "--max_prompts", "16") == 0
+        assert "arithmetic problem" in (run / "samples.jsonl").read_text()
+
+    def test_a_mixture_of_the_command_line_and_its_resolved_config(
+        self, train: Train, run: Path, prompts: Path
+    ) -> None:
+        mixture = f"[{{source: {prompts}, weight: 3}}, 'reasoning_gym:chain_sum']"
+        assert train("--dataset", mixture) == 0
+        given = yaml.safe_load((run / "resolved_config.yaml").read_text())["dataset"]
+        assert given == [{"source": str(prompts), "weight": 3}, "reasoning_gym:chain_sum"]
+
+    def test_a_hub_id_from_the_local_cache(
+        self, tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+    ) -> None:
+        """In a process of its own: where the cache lies is read once, from HF_HOME."""
+        commit = "0123456789" * 4
+        put_into_hub_cache(tmp_path / "home", "me/tiny", commit, [{"problem": f"{n} + 1"} for n in range(16)])
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        environment |= {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "vopd", "train", "--model", str(tiny_student_dir), "--dataset", "me/tiny",
+                "--teacher_model", str(tiny_teacher_dir), "--output_dir", str(tmp_path), "--run_name", "hub",
+                "--max_steps", "1", "--max_completion_length", "4", "--use_cpu", "true",
+                "--dataset_revision", commit,
+            ],
+            capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert " + 1" in (tmp_path / "hub" / "samples.jsonl").read_text()
+
+
+def put_into_hub_cache(home: Path, name: str, commit: str, rows: list[dict[str, Any]]) -> None:
+    """Leave a data set in the cache under `home` as `datasets.load_dataset(name)` would have from the hub."""
+    import datasets
+
+    owner, _, short = name.partition("/")
+    home.mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(home / "rows.parquet")
+    datasets.load_dataset("parquet", data_files=str(home / "rows.parquet"), cache_dir=str(home / "built"))
+    built = next((home / "built" / "parquet").glob("*/*/*/dataset_info.json")).parent
+    folder = home / "datasets" / f"{owner}___{short}" / "default" / "0.0.0" / commit
+    folder.parent.mkdir(parents=True)
+    shutil.move(built, folder)
+    (folder / "parquet-train.arrow").rename(folder / f"{short}-train.arrow")
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"parquet"', f'"{short}"'))
+
+
+class TestAccuracy:
+    """`vopd train` reports what `vopd eval` finds."""
+
+    @pytest.fixture
+    def answering(self, tiny_student_dir: Path, tmp_path: Path) -> Path:
+        """Problems whose answer is what the tiny student writes before training, so that accuracy is not 0."""
+        from vopd.models import sample
+
+        model, tokenizer = load_model(tiny_student_dir), load_tokenizer(tiny_student_dir)
+        texts = ["one", "two 2", "three", "four", "legs", "dogs", "hens", "total"]
+        written = sample(model, tokenizer, texts, temperature=0, max_new_tokens=4)
+        path = tmp_path / "written.jsonl"
+        rows = [{"problem": text, "answer": found[0].text} for text, found in zip(texts, written)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    @pytest.fixture
+    def graded_by_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vopd.evaluation import Grade, runner
+
+        def grade_many(pairs: Any, kind: str) -> Any:
+            return [Grade("right" if a.strip() == b else "wrong", a) for a, b in pairs]
+
+        monkeypatch.setattr(runner, "grade_many", grade_many)
+        monkeypatch.setattr(runner, "ungradable", lambda golds, kind: [False] * len(golds))
+
+    @pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
+    def test_the_printed_command_gives_the_accuracy_that_training_reported(
+        self, train: Train, run: Path, answering: Path, graded_by_text: None, more: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        assert train("--eval_data", str(answering), "--learning_rate", "3e-3", *more) == 0
+        shown = capsys.readouterr().out
+        reported = json.loads((run / "results.json").read_text())
+        assert reported["start"]["avg_at_k"]["value"] == 1.0
+        for which in ("start", "trained"):
+            command = shlex.split(reported["repeat"][which])
+            assert command[:2] == ["vopd", "eval"]
+            assert cli.main([*command[1:], "--output_dir", str(run.parent), "--run_name", which]) == 0
+            again = json.loads((run.parent / which / "results.json").read_text())
+            assert again["results"][0]["avg_at_k"] == reported[which]["avg_at_k"]
+            first = (run / "evaluation" / which / "samples.jsonl").read_text()
+            assert (run.parent / which / "samples.jsonl").read_text() == first
+        assert f"to repeat: {reported['repeat']['trained']}" in shown
+        assert 0 < reported["trained"]["avg_at_k"]["value"] < 1  # training moved it, so the two models are told apart
+        difference = reported["trained"]["avg_at_k"]["value"] - reported["start"]["avg_at_k"]["value"]
+        assert reported["difference"]["value"] == pytest.approx(difference)
+
+    def test_a_task(self, train: Train, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert train("--eval_task", "reasoning_gym:chain_sum", "--eval_count", "3", "--eval_max_new_tokens", "2") == 0
+        reported = json.loads((run / "results.json").read_text())
+        assert (reported["problems"], reported["trained"]["problems"]) == ("chain_sum", 3)
+        assert reported["trained"]["settings"]["max_new_tokens"] == 2
+        assert "accuracy of the start model on chain_sum: 0.0 %" in capsys.readouterr().out
+
+    def test_problems_that_are_trained_on_are_counted(
+        self, train: Train, prompts: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert train("--eval_data", str(prompts), "--eval_count", "5") == 0
+        assert "5 of the problems that accuracy is measured on are also training prompts" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            (["--eval_data", "missing.jsonl"], 3, "there is no file"),
+            (["--eval_task", "chain_sum"], 2, "write reasoning_gym:NAME"),
+            (["--eval_task", "reasoning_gym:a", "--eval_data", "b.jsonl"], 2, "give one of them"),
+            (["--eval_task", "reasoning_gym:nothing"], 2, "nothing"),
+        ],
+    )
+    def test_wrong_problems_stop_the_run_before_it_begins(
+        self, train: Train, run: Path, arguments: list[str], code: int, message: str, capsys: Any
+    ) -> None:
+        assert train(*arguments) == code
+        assert message in capsys.readouterr().err and not run.exists()

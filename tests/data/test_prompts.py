@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vopd.data.prompts import fill_template, load_prompts, read_rows
+from vopd.data.mixture import most_without_repeats, shares
+from vopd.data.prompts import fill_template, load_prompts, read_prompts, read_rows
+from vopd.data.rendering import thinking_options
 from vopd.errors import ConfigurationError, DataError
 
 
@@ -145,9 +149,17 @@ class TestClearErrors:
         with pytest.raises(DataError, match="mixes kinds of values"):
             load_prompts(write([{"prompt": "a", "x": 1}, {"prompt": "b", "x": "one"}]))
 
-    def test_empty_prompt(self, write) -> None:
-        with pytest.raises(DataError, match="row 1: the prompt is empty"):
-            load_prompts(write([{"prompt": "a"}, {"prompt": " \n"}]))
+    def test_nothing_but_empty_prompts(self, write) -> None:
+        with pytest.raises(DataError, match="every prompt of .* is empty"):
+            load_prompts(write([{"prompt": ""}, {"prompt": " \n"}]))
+
+    def test_a_directory_or_a_long_path_is_not_taken_for_a_hub_id(self) -> None:
+        with pytest.raises(DataError, match="there is no file '/data/none'"):
+            load_prompts("/data/none")
+
+    def test_options_of_a_file(self, write) -> None:
+        with pytest.raises(ConfigurationError, match="options mean nothing to the file"):
+            load_prompts(write(ROWS), options={"name": "x"})
 
     @pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
     def test_empty_data_set(self, write, name: str) -> None:
@@ -173,6 +185,107 @@ def test_duplicates_are_kept_and_counted(write, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         assert len(load_prompts(write([*ROWS, ROWS[0], ROWS[0]]))) == 4
     assert "2 of 4 prompts" in caplog.text and "repeats" in caplog.text
+
+
+class TestEmpty:
+    def test_empty_prompts_are_dropped_and_counted(self, write, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING):
+            dataset = load_prompts(write([ROWS[0], {"prompt": " \n", "answer": "0"}, ROWS[1]]))
+        assert dataset["prompt"][:] == ["1 + 1 =", "2 + 3 ="] and dataset["answer"][:] == ["2", "5"]
+        assert "dropped 1 of 3 prompts" in caplog.text and "the first is row 1" in caplog.text
+
+    def test_a_template_does_not_hide_an_empty_problem(self, write) -> None:
+        dataset = load_prompts(write([{"problem": ""}, {"problem": "a"}]), template="{problem} Step by step.")
+        assert dataset["prompt"][:] == ["a Step by step."]
+
+    def test_one_empty_column_of_two_is_no_empty_prompt(self, write) -> None:
+        rows = [{"problem": "a", "hint": ""}]
+        assert load_prompts(write(rows), template="{problem}{hint}")["prompt"][:] == ["a"]
+
+
+class TestMixture:
+    @pytest.fixture
+    def files(self, write) -> tuple[str, str]:
+        first = write([{"prompt": f"a{n}", "answer": n, "level": 1} for n in range(20)], "a.jsonl")
+        second = write([{"problem": f"b{n}", "answer": str(n), "level": "x"} for n in range(30)], "b.parquet")
+        return str(first), str(second)
+
+    def test_weights_are_proportions_and_nothing_is_repeated(self, files: tuple[str, str]) -> None:
+        a, b = files
+        mixed = load_prompts([{"source": a, "weight": 2}, {"source": b, "weight": 1}])
+        texts = mixed["prompt"][:]
+        assert len(texts) == len(set(texts)) == 30
+        assert Counter(text[0] for text in texts) == {"a": 20, "b": 10}
+        # Evenly spread: any six in a row hold four of the one and two of the other, give or take one.
+        assert all(3 <= "".join(texts[n : n + 6]).count("a") <= 5 for n in range(24))
+
+    def test_answers_are_carried_as_text_and_rows_know_their_source(
+        self, files: tuple[str, str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        a, b = files
+        mixed = load_prompts([a, b], count=4)
+        assert [(row["prompt"], row["answer"], row["source"]) for row in mixed] == [
+            ("a0", "0", a), ("b0", "0", b), ("a1", "1", a), ("b1", "1", b),
+        ]  # fmt: skip
+        assert "level" not in mixed.column_names and "columns level differ in kind" in caplog.text
+
+    def test_a_task_makes_as_many_as_its_weight_asks(self, files: tuple[str, str]) -> None:
+        prompts = read_prompts([
+            {"source": "reasoning_gym:chain_sum", "weight": 3, "options": {"max_terms": 3}},
+            {"source": files[0], "template": "Q: {prompt}"},
+        ])  # fmt: skip
+        assert [entry["prompts"] for entry in prompts.sources] == [60, 20]
+        assert prompts.sources[0]["version"].endswith("seed 0")
+        assert sum(text.startswith("Q: a") for text in prompts.dataset["prompt"]) == 20
+
+    def test_only_tasks(self) -> None:
+        mixed = load_prompts(["reasoning_gym:chain_sum", "reasoning_gym:leg_counting"], count=7)
+        assert Counter(mixed["task"]) == {"chain_sum": 4, "leg_counting": 3}
+
+    @pytest.mark.parametrize(
+        ("sources", "settings", "message"),
+        [
+            ([{"source": "A", "weight": 0}, "B"], {}, "weight of .* must be a positive number, not 0"),
+            ([{"source": "A", "weigth": 2}, "B"], {}, "unknown key 'weigth' .* did you mean 'weight'"),
+            ([{"weight": 2}, "B"], {}, r"must be a text or \{source: ..., weight: ...\}"),
+            ([], {}, "list of sources is empty"),
+            (["A", "B"], {"options": {"a": 1}}, "options of one source among several"),
+            (["A", "B"], {"count": 50}, "has 20 prompts, but its weight asks for 25; lower max_prompts"),
+            ([{"source": "A", "weight": 1000}, "B"], {"count": 5}, "has no share in a mixture of 5 prompts"),
+            (["A", "none.jsonl"], {}, "there is no file 'none.jsonl'"),
+        ],
+    )
+    def test_refusals(self, files: Any, sources: list[Any], settings: dict[str, Any], message: str) -> None:
+        names = dict(zip("AB", files))
+        given = [
+            {**entry, "source": names[entry["source"]]} if isinstance(entry, dict) and "source" in entry
+            else names.get(entry, entry) if isinstance(entry, str) else entry
+            for entry in sources
+        ]  # fmt: skip
+        with pytest.raises((ConfigurationError, DataError), match=message):
+            load_prompts(given, **settings)
+
+    @pytest.mark.parametrize(
+        ("weights", "total", "counts"), [([1, 1, 1], 10, [4, 3, 3]), ([2, 1], 30, [20, 10]), ([0.1, 0.9], 1, [0, 1])]
+    )
+    def test_shares_add_up(self, weights: list[float], total: int, counts: list[int]) -> None:
+        assert shares(weights, total) == counts
+
+    def test_rounding_never_asks_for_more_than_is_there(self) -> None:
+        for sizes in ([1, 1, 1], [3, 7, 5], [10, 11, 13]):
+            total = most_without_repeats([1, 2, 3], sizes)
+            assert total is not None
+            assert all(count <= size for count, size in zip(shares([1, 2, 3], total), sizes))
+        assert most_without_repeats([1, 2], [None, None]) is None
+
+
+def test_what_tells_the_version_of_the_data(write) -> None:
+    path = write(ROWS)
+    first = read_prompts(path).sources
+    assert first == [{"source": str(path), "version": first[0]["version"], "prompts": 2}]
+    assert re.fullmatch("sha256 [0-9a-f]{12}", first[0]["version"])
+    write(ROWS[:1])
+    assert read_prompts(path).sources[0]["version"] != first[0]["version"]
 
 
 class TestLength:
@@ -235,6 +348,17 @@ class TestChatTemplate:
         dataset = load_prompts(path, tokenizer=ChatTokenizer(True), chat_template=True)
         assert dataset[0]["prompt"] == "[system]be brief[user]hi[assistant]"
 
+    def test_thinking_is_a_switch_of_the_template(self, tiny_tokenizer: Any) -> None:
+        switch = ChatTokenizer(False)
+        switch.chat_template = "{% if enable_thinking %}<think>{% endif %}"
+        assert thinking_options(False, True, switch) == {"enable_thinking": False}
+        assert thinking_options(True, True, switch) == {"enable_thinking": True}
+        assert thinking_options(None, False, tiny_tokenizer) == {}
+        with pytest.raises(ConfigurationError, match="set chat_template=true"):
+            thinking_options(True, False, switch)
+        with pytest.raises(ConfigurationError, match="has no enable_thinking switch"):
+            thinking_options(False, True, ChatTokenizer(False))
+
     def test_tokenizer_without_template(self, write, tiny_tokenizer: Any) -> None:
         with pytest.raises(ConfigurationError, match="no chat template"):
             load_prompts(write(ROWS), tokenizer=tiny_tokenizer, chat_template=True)
@@ -245,7 +369,7 @@ def test_reasoning_gym_task() -> None:
     dataset = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     again = load_prompts("reasoning_gym:chain_sum", count=5, seed=3, options={"min_terms": 2, "max_terms": 2})
     assert len(dataset) == 5 and dataset.to_list() == again.to_list()
-    assert {"prompt", "answer", "task", "metadata"} == set(dataset.column_names)
+    assert {"prompt", "problem", "answer", "task", "metadata"} == set(dataset.column_names)
     with pytest.raises(ConfigurationError, match="no_such_task"):
         load_prompts("reasoning_gym:no_such_task")
 

@@ -2,11 +2,12 @@
 
     python tests/evaluation/math_verify_pairs.py CHECKOUT
 
-The pairs are read with `ast`: nothing of the checkout is imported, run or copied. A pair counts where both sides
-are one answer each: an expression, bare or between delimiters, a text with a single formula or a single box. Both go into a box
-and are graded. The others are tests of math-verify's extraction from running prose and of its merging of several
-boxes, which the protocol (the last box) leaves out on purpose, or set options that this grader does not have; they
-are counted by reason. Every disagreement of a pair that counts must have its reason in `REASONS`.
+The pairs are read with `ast`: nothing of the checkout is imported, run or copied. A pair counts where both
+sides are one answer each: an expression, bare or between delimiters, a text with a single formula or a single
+box. Both go into a box and are graded. The others are tests of math-verify's extraction from running prose
+and of its merging of several boxes, which the protocol (the last box) leaves out on purpose, or set options
+that this grader does not have; they are counted by reason. Every disagreement of a pair that counts must have
+its reason in `REASONS`.
 
 Exit status: 0 where at least 99 % agree and every exception has a reason, else 1.
 """
@@ -26,7 +27,10 @@ from vopd.evaluation.extract import last_box
 
 GOAL = 0.99
 REASONS = {
-    (r"1 - \frac{1}{\mathrm{e}}", r"1 + \frac{1}{\mathrm{e}}"): "1 - 1/e is not 1 + 1/e: the expectation is wrong",
+    (
+        r"1 - \frac{1}{\mathrm{e}}",
+        r"1 + \frac{1}{\mathrm{e}}",
+    ): "1 - 1/e is not 1 + 1/e: the expectation is wrong",
 }
 DEFAULTS = {"precision": 6, "strict": True, "allow_set_relation_comp": None}
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:\\\$|[^$])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)

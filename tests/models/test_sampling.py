@@ -158,3 +158,12 @@ def test_settings_out_of_range(model: Any, tokenizer: Any, wrong: dict[str, floa
 def test_prompts_that_cannot_be_used(model: Any, tokenizer: Any, prompts: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         draw(model, tokenizer, prompts)
+
+
+def test_head_rows_past_the_tokenizer_are_never_drawn(model: Any, tokenizer: Any) -> None:
+    rows = model.get_output_embeddings().weight.shape[0]
+    assert rows > len(tokenizer)
+    model.get_output_embeddings().weight.data[len(tokenizer) :] *= 50  # now they are likely
+    for temperature in (0.0, 1.0):
+        for row in draw(model, tokenizer, temperature=temperature):
+            assert all(token < len(tokenizer) for completion in row for token in completion.ids)

@@ -41,7 +41,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"estimator": "vopdd"}, "did you mean 'vopd'"),
-        ({"estimator": "zzzz"}, "choose one of opd, vopd"),
+        ({"estimator": "zzzz"}, "known are opd, vopd"),
         ({"estimator": "vopd_top_k"}, "needs loss_top_k"),
         ({"loss_top_k": 5}, "means nothing to estimator 'vopd'"),
         ({"estimator": "vopd_top_k", "loss_top_k": 0}, "loss_top_k must be at least 1"),
@@ -65,6 +65,14 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
         ({"samples_per_step": -1}, "samples_per_step must be at least 0"),
         ({"log_completions": True}, "completions are in samples.jsonl"),
         ({"loss_normalizer": 0.0}, "loss_normalizer must be positive"),
+        ({"importance_sampling": True}, "set use_vllm=true"),
+        ({"importance_cap": 0.5}, "importance_cap must be at least 1"),
+        (
+            {"importance_sampling": True, "use_vllm": True, "estimator": "full_rkl"},
+            "means nothing to estimator 'full_rkl'",
+        ),
+        ({"generation_kwargs": {"thinking_token_budget": 100}}, "remove thinking_token_budget"),
+        ({"generation_kwargs": {"n": 4}}, "a prompt has one completion"),
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

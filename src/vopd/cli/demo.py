@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +22,11 @@ class DemoOptions:
 
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of the demo in output_dir; default: demo, demo-2, demo-3, ...")
+    estimators: list[str] | None = setting(None, "names to compare; default: five, from vanilla to exact")
+    seeds: int = setting(1, "runs of each estimator; with several, means and paired differences")
+    steps: int | None = setting(None, "optimizer steps of a run")
+    problems: int | None = setting(None, "held-out problems that measure accuracy and reverse KL")
+    processes: int = setting(2, "runs at a time, one thread each")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,7 +38,9 @@ def run(arguments: Sequence[str]) -> int:
 
     folder = run_directory.run_directory(options.output_dir, options.run_name or _free_name(options.output_dir))
     run_directory.create(folder, resume=False)
-    run_demo(folder)
+    chosen = asdict(options)
+    passed = ("estimators", "seeds", "steps", "problems", "processes")
+    run_demo(folder, **{name: chosen[name] for name in passed if chosen[name] is not None})
     return 0
 
 

@@ -1,29 +1,29 @@
-"""`vopd eval`: sample a model on problems, grade, and score with intervals over problems."""
+"""`vopd eval`: evaluate checkpoints on benchmarks, files or tasks, with intervals over problems."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vopd.cli import run_directory
 from vopd.cli.options import needed, options_of, parse, setting
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, require
 from vopd.evaluation.grading import KINDS
 
-SUMMARY = """\
-Sample a model on problems and score it: avg@k and pass@k with 95 % intervals over problems.
+if TYPE_CHECKING:
+    from vopd.data.benchmarks import Benchmark
 
-The problems come from a reasoning_gym task (graded by its own verifier) or from a file with the columns problem
-and answer (graded as mathematics or as multiple choice). Writes OUTPUT_DIR/RUN_NAME with results.json and
-samples.jsonl.
+SUMMARY = """\
+Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
+
+The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
+in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
+task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
+started again goes on where it stood.
 """
 
-_SAMPLES = 8
 _TASK_PREFIX = "reasoning_gym:"
 
 
@@ -31,222 +31,96 @@ _TASK_PREFIX = "reasoning_gym:"
 class EvalOptions:
     """The options of `vopd eval`."""
 
-    model: str = needed("folder or hub id of the model, or folder of a LoRA adapter")
+    model: str = needed("folders or hub ids of models or LoRA adapters, separated by commas")
+    model_revision: str | None = setting(None, "branch, tag or commit of the models on the hub")
+    benchmark: str | None = setting(None, "names such as math500,amc23; NAME=FILE reads one from a file or hub id")
     task: str | None = setting(None, "reasoning_gym:NAME")
     data: str | None = setting(None, ".jsonl, .json or .parquet file with problem and answer")
-    kind: str = setting("math", "how the answers of --data are graded: math or choice")
-    count: int | None = setting(None, "use the first N problems of --data; how many --task makes (default 100)")
+    kind: str | None = setting(None, "how --data is graded: math or choice; default: what its columns say")
+    count: int | None = setting(None, "only the first N problems; how many --task makes (default 100)")
     task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
-    template: str | None = setting(None, "prompt text, with {column} for a column of the data, such as {problem}")
+    template: str | None = setting(None, "prompt text with {problem}; default: the problem, then a request for a box")
     chat_template: bool = setting(False, "put prompts into the model's chat template")
-    samples: int | None = setting(None, f"completions a problem; default {_SAMPLES}, and 1 at temperature 0")
-    temperature: float = setting(0.6, "0 takes the most likely token")
-    top_p: float = setting(1.0, "keep the smallest set of tokens with this mass")
-    top_k: int = setting(0, "keep the k most likely tokens; 0 keeps all")
-    max_new_tokens: int = setting(1024, "length limit of a completion")
+    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
+    chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
+    samples: int | None = setting(None, "completions a problem; default 8, AIME 32, and 1 at temperature 0")
+    temperature: float | None = setting(None, "default 0.6; 0 takes the most likely token")
+    top_p: float | None = setting(None, "keep the smallest set of tokens with this mass; default 1, choice sets 0.95")
+    top_k: int | None = setting(None, "keep the k most likely tokens, 0 all; default 0, choice sets 20")
+    max_new_tokens: int | None = setting(None, "length limit of a completion; default 4096, files and tasks 1024")
     batch_size: int = setting(16, "completions computed together")
     seed: int = setting(0, "of the sampling, and of the task's problems")
+    backend: str = setting("transformers", "transformers or vllm")
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     device: str = setting("auto", "auto, cpu, cuda")
+    training_prompts: str | None = setting(None, "report problems that occur in this file, hub data set or dapo_math")
+    against: str | None = setting(None, "folder of an earlier evaluation: print the paired difference to it")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this evaluation in output_dir; default: eval-MODEL-PROBLEMS")
 
     def __post_init__(self) -> None:
-        if (self.task is None) == (self.data is None):
-            raise ConfigurationError("vopd eval needs either --task reasoning_gym:NAME or --data FILE")
+        if sum(given is not None for given in (self.benchmark, self.task, self.data)) != 1:
+            raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
         if self.task is not None and not self.task.startswith(_TASK_PREFIX):
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file")
-        if self.samples is None:
-            self.samples = _SAMPLES if self.temperature > 0 else 1
-        elif self.temperature == 0 and self.samples > 1:
-            raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
-        if self.kind not in KINDS:
+        if self.kind not in (None, *KINDS):
             raise ConfigurationError(f"unknown kind '{self.kind}'; choose one of {', '.join(KINDS)}")
+        if self.temperature == 0 and (self.samples or 1) > 1:
+            raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
-@dataclass(frozen=True)
-class Problems:
-    """Problems to sample: the rows that prompts are made of, the gold answers, and what grades them.
-
-    `grade` takes (problem index, completion text) pairs and returns for each the outcome ("right", "wrong",
-    "no_answer", "ungradable") and the answer that was read.
-    """
-
-    name: str
-    rows: list[dict[str, Any]]
-    golds: list[str]
-    grade: Callable[[list[tuple[int, str]]], list[tuple[str, str | None]]]
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
     options = parse("eval", SUMMARY, options_of(EvalOptions), arguments).build(EvalOptions)
     require("transformers", "eval").utils.logging.disable_progress_bar()
-    problems = task_problems(options) if options.task else file_problems(options)
-    name = options.run_name or run_directory.suggest_name("eval", options.model, problems.name)
+    from vopd.evaluation.results import compare_results, comparison_rows, load_results, print_table, remarks, table_rows
+
+    earlier = load_results(options.against) if options.against else None
+    benchmarks = find_problems(options)
+    names = [benchmark.name.removeprefix(_TASK_PREFIX) for benchmark in benchmarks]
+    name = options.run_name or run_directory.suggest_name("eval", _models(options)[-1], *names)
     folder = run_directory.run_directory(options.output_dir, name)
-    run_directory.create(folder, resume=False)
-    records = _completions(options, problems)
-    _write_samples(folder, records)  # before grading: hours of sampling must not hang on one bad gold answer
-    grades = problems.grade([(record["problem"], record["completion"]) for record in records])
-    records = [{**record, "outcome": outcome, "answer": answer} for record, (outcome, answer) in zip(records, grades)]
-    results = {**score(records, len(problems.golds)), "settings": asdict(options)}
-    _write_samples(folder, records)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
-    print(summary(results))
+    results = evaluate(options, benchmarks, folder)
+    print_table(*table_rows(results))
+    print("\n".join(remarks(results)))
+    if earlier is not None:
+        print_table(*comparison_rows(compare_results(earlier, results)))
     print(f"written to {folder}")
     return 0
 
 
-def task_problems(options: EvalOptions) -> Problems:
-    """Problems of a reasoning_gym task, graded by the task's own verifier."""
-    from vopd.data.reasoning import extract_answer, is_right, reasoning_problems
+def find_problems(options: EvalOptions) -> list[Benchmark]:
+    """Return the benchmarks that `options` name, loaded."""
+    from vopd.data.benchmarks import load_benchmark
 
-    name = str(options.task).removeprefix(_TASK_PREFIX)
-    found = reasoning_problems(name, options.count or 100, options.seed, **(options.task_options or {}))
-
-    def grade(pairs: list[tuple[int, str]]) -> list[tuple[str, str | None]]:
-        """Right is full marks from the verifier; some tasks give partial ones."""
-        answers = [extract_answer(text) for _, text in pairs]
-        return [
-            ("no_answer" if answer is None else "right" if is_right(found[index], text) else "wrong", answer)
-            for (index, text), answer in zip(pairs, answers)
-        ]
-
-    rows = [{"problem": problem.question} for problem in found]
-    return Problems(name, rows, [problem.answer for problem in found], grade)
+    sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
+    given = {"kind": options.kind, "count": options.count, "seed": options.seed, "task_options": options.task_options}
+    return [load_benchmark(source.strip(), **given) for source in sources]  # type: ignore[arg-type]
 
 
-def file_problems(options: EvalOptions) -> Problems:
-    """Problems of a local file with the columns problem (or question, prompt) and answer."""
-    from vopd.data.prompts import read_rows
-    from vopd.evaluation import grade_many
+def evaluate(options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path) -> dict[str, Any]:
+    """Sample the models on `benchmarks`, grade, and write into `folder`; return what results.json holds."""
+    from vopd.evaluation import runner
+    from vopd.evaluation.drawing import Settings
 
-    source = str(options.data)
-    rows = [{name.lower(): value for name, value in row.items()} for row in read_rows(source)[: options.count]]
-    if not rows:
-        raise DataError(f"'{source}' has no rows")
-    golds = [_gold(row, index, source) for index, row in enumerate(rows)]
-
-    def grade(pairs: list[tuple[int, str]]) -> list[tuple[str, str | None]]:
-        grades = grade_many([(text, golds[index]) for index, text in pairs], options.kind)
-        return [(found.outcome, found.answer) for found in grades]
-
-    return Problems(source, rows, golds, grade)
+    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
+    names = {field.name for field in fields(Settings)} - renamed.keys()
+    settings = {name: getattr(options, name) for name in names} | renamed
+    prompts = _training_prompts(options)
+    return runner.evaluate(_models(options), list(benchmarks), folder, training_prompts=prompts, **settings)
 
 
-def score(records: Sequence[dict[str, Any]], problems: int) -> dict[str, Any]:
-    """Return avg@k, pass@k for k = 1, 2, 4, ... and the shares of what went wrong, from the graded completions.
-
-    A problem whose gold answer cannot be read is left out and counted, never held against the model.
-    """
-    from vopd.statistics import avg_at_k, pass_at_k
-
-    rows: list[list[str]] = [[] for _ in range(problems)]
-    for record in records:
-        rows[record["problem"]].append(record["outcome"])
-    graded = [[outcome == "right" for outcome in row] for row in rows if "ungradable" not in row]
-    if not graded:
-        raise DataError("no gold answer could be read; see the column answer")
-    samples = len(graded[0])
-    ks = sorted({samples, *(2**power for power in range(samples.bit_length()) if 2**power <= samples)})
-    outcomes = Counter(record["outcome"] for record in records)
-    return {
-        "problems": len(graded),
-        "ungradable_problems": problems - len(graded),
-        "samples": samples,
-        "avg_at_k": asdict(avg_at_k(graded)),
-        "pass_at_k": {str(k): asdict(pass_at_k(graded, k)) for k in ks},
-        "no_answer": outcomes["no_answer"] / len(records),
-        "truncated": sum(record["truncated"] for record in records) / len(records),
-        "mean_length": sum(record["length"] for record in records) / len(records),
-    }
+def _models(options: EvalOptions) -> list[str]:
+    return [name.strip() for name in options.model.split(",") if name.strip()]
 
 
-def summary(results: dict[str, Any]) -> str:
-    """Return what `vopd eval` prints."""
-    from vopd.statistics import Score
+def _training_prompts(options: EvalOptions) -> list[str] | None:
+    if options.training_prompts is None:
+        return None
+    from vopd.data.benchmarks_overlap import training_texts
 
-    lines = [
-        f"{results['problems']} problems, {results['samples']} samples each",
-        f"avg@{results['samples']:<4} {Score(**results['avg_at_k'])}",
-        *(f"pass@{k:<3} {Score(**found)}" for k, found in results["pass_at_k"].items() if k != "1"),
-        f"without answer {results['no_answer']:.1%}, cut at the length limit {results['truncated']:.1%}, "
-        f"mean length {results['mean_length']:.0f} tokens",
-    ]
-    if results["ungradable_problems"]:
-        lines.append(f"left out: {results['ungradable_problems']} problems whose gold answer cannot be read")
-    if results["no_answer"] > 0.5 and results["settings"]["data"] is not None:
-        lines.append(
-            "hint: most completions give no answer that can be read; ask for one, for example "
-            r"--template '{problem} Put your final answer within \boxed{}.'"
-        )
-    return "\n".join(lines)
-
-
-def _completions(options: EvalOptions, problems: Problems) -> list[dict[str, Any]]:
-    from vopd.data.prompts import render_prompts
-    from vopd.models import load_model, load_tokenizer, sample
-
-    tokenizer = load_tokenizer(options.model)
-    prompts = render_prompts(
-        problems.rows,
-        problems.name,
-        template=options.template,
-        tokenizer=tokenizer,
-        chat_template=options.chat_template,
-    )
-    model = load_model(options.model, dtype=options.dtype, device=_device(options.device))
-    print(f"sampling {options.samples} x {len(prompts)} completions on {model.device}", file=sys.stderr)
-    completions = sample(
-        model,
-        tokenizer,
-        prompts,
-        samples=options.samples or 1,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
-    return [
-        {
-            "problem": index,
-            "sample": number,
-            "prompt": prompts[index],
-            "completion": completion.text,
-            "gold": problems.golds[index],
-            "truncated": completion.truncated,
-            "length": len(completion.ids),
-        }
-        for index, row in enumerate(completions)
-        for number, completion in enumerate(row)
-    ]
-
-
-def _gold(row: dict[str, Any], index: int, source: str) -> str:
-    if "answer" not in row:
-        raise DataError(f"'{source}' row {index} has no column answer; it has: {', '.join(row) or 'none'}")
-    value = row["answer"]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise DataError(f"'{source}' row {index}: the answer must be text or a number, not {value!r}")
-    return str(value)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _write_samples(folder: Path, records: Sequence[dict[str, Any]]) -> None:
-    # ASCII only: terminal escapes in what a model wrote come out harmless.
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "samples.jsonl").write_text(lines, encoding="ascii")
+    return training_texts(options.training_prompts)

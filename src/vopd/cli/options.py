@@ -148,7 +148,7 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return number
     if dict in kinds and lowered.startswith("{"):
         return _yaml_value(text, dict, name)
-    if list in kinds:
+    if list in kinds and (str not in kinds or "," in text or lowered.startswith("[")):
         return _yaml_value(text, list, name) if lowered.startswith("[") else [part.strip() for part in text.split(",")]
     if str in kinds:
         return text

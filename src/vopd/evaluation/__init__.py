@@ -12,18 +12,36 @@ if TYPE_CHECKING:
     from vopd.evaluation.grading import Grade as Grade
     from vopd.evaluation.grading import grade as grade
     from vopd.evaluation.grading import grade_many as grade_many
+    from vopd.evaluation.metrics import maj_at_k as maj_at_k
+    from vopd.evaluation.results import compare_results as compare_results
+    from vopd.evaluation.results import load_results as load_results
+    from vopd.evaluation.runner import evaluate as evaluate
     from vopd.statistics import avg_at_k as avg_at_k
     from vopd.statistics import pass_at_k as pass_at_k
 
 _HOMES = {
     "Grade": "vopd.evaluation.grading",
     "avg_at_k": "vopd.statistics",
+    "compare_results": "vopd.evaluation.results",
+    "evaluate": "vopd.evaluation.runner",
     "grade": "vopd.evaluation.grading",
     "grade_many": "vopd.evaluation.grading",
+    "load_results": "vopd.evaluation.results",
+    "maj_at_k": "vopd.evaluation.metrics",
     "pass_at_k": "vopd.statistics",
 }
 
-__all__ = ["Grade", "avg_at_k", "grade", "grade_many", "pass_at_k"]
+__all__ = [
+    "Grade",
+    "avg_at_k",
+    "compare_results",
+    "evaluate",
+    "grade",
+    "grade_many",
+    "load_results",
+    "maj_at_k",
+    "pass_at_k",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +31,10 @@ _CONFIG = LatexExtractionConfig(
 )
 _DIGITS = 30
 _POINTS = 4
+# Commands, text and letters with a subscript are passed over.
+_LETTERS = re.compile(r"\\text\{[^{}]*\}|\\mathbb\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_|[A-Za-z]")
+_RELATIONS = ("<", ">", "\\leq", "\\geq", "\\neq")
+_INEQUALITIES = (sympy.StrictLessThan, sympy.StrictGreaterThan, sympy.LessThan, sympy.GreaterThan, sympy.Ne)
 
 
 @lru_cache(maxsize=2048)
@@ -70,15 +75,62 @@ def judge(gold: str, answer: str) -> bool:
 
 def equal_expressions(gold: str, answer: str) -> bool:
     """Equality of two single expressions in LaTeX."""
-    one, other = parsed(gold), parsed(answer)
+    sets = _solution_set(gold), _solution_set(answer)
+    if None not in sets:
+        return bool(sets[0] == sets[1])
+    one, other = (parsed(text) for text in _capitals_apart(gold, answer))
     if one is None or other is None:
         return False
-    verdict = _equal_numbers(one, other)
+    if one.has(sympy.Derivative) or other.has(sympy.Derivative):
+        return bool(one == other)  # evaluated, dy/dx and dx/dy are both 0
+    verdict = _equal_numbers(*_with_imaginary_unit(one, other))
     if verdict is not None:
         return verdict
     if not verify(one, other, allow_set_relation_comp=True, timeout_seconds=None):
         return False
     return _agree_at_points(one, other)
+
+
+def _capitals_apart(*texts: str) -> list[str]:
+    """Give capitals a name of their own where a letter occurs in both cases: the parser takes R for r."""
+    letters = {token for text in texts for token in _LETTERS.findall(text) if len(token) == 1}
+    mixed = {letter for letter in letters if letter.isupper() and letter.lower() in letters}
+    return [_LETTERS.sub(lambda token: _capital(token[0], mixed), text) for text in texts]
+
+
+def _capital(token: str, mixed: set[str]) -> str:
+    return f"{{{token.lower()}_{{999}}}}" if token in mixed else token
+
+
+def _solution_set(text: str) -> Any:
+    """The set of reals that inequalities in one variable describe, or an interval or union of them; else None.
+
+    Several inequalities hold together where that says something (x > 1, x < 2), and are alternatives where
+    together they cannot hold (x < 1, x > 2).
+    """
+    items = collection(text).items
+    if not any(sign in text for sign in _RELATIONS):
+        found = parsed(text)
+        return found if isinstance(found, sympy.Interval | sympy.Union) else None
+    relations = [parsed(item) for item in items]
+    if not all(isinstance(one, _INEQUALITIES) for one in relations):
+        return None
+    if len({symbol for one in relations for symbol in one.free_symbols}) != 1:
+        return None
+    try:
+        found = [one.as_set() for one in relations]
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        return None
+    together = sympy.Intersection(*found)
+    return together if together is not sympy.S.EmptySet else sympy.Union(*found)
+
+
+def _with_imaginary_unit(*values: Any) -> list[Any]:
+    """Where i is the only letter of both sides it is the imaginary unit, which the parser leaves a symbol."""
+    letters = {symbol for value in values for symbol in value.free_symbols}
+    if {symbol.name for symbol in letters} != {"i"}:
+        return list(values)
+    return [value.subs({symbol: sympy.I for symbol in letters}) for value in values]
 
 
 def _is_expression(value: Any) -> bool:
@@ -114,9 +166,7 @@ def _agree_at_points(gold: Any, answer: Any) -> bool:
         return True
     draw = random.Random(0)
     for _ in range(_POINTS):
-        point = {
-            symbol: sympy.Rational(draw.randint(11, 99), 37) for symbol in sorted(gold.free_symbols, key=str)
-        }
+        point = {symbol: sympy.Rational(draw.randint(11, 99), 37) for symbol in sorted(gold.free_symbols, key=str)}
         try:
             one, other = complex(gold.subs(point).doit()), complex(answer.subs(point).doit())
         except (ArithmeticError, TypeError, ValueError, AttributeError):

@@ -16,11 +16,10 @@ from vopd.evaluation.extract import last_box
 LETTERS = "ABCDEFGHIJ"
 _L = r"(?P<letter>[A-Ja-j])"
 # Decoration around a letter: markdown, brackets, quotes, LaTeX.
-_OPEN = r"(?:[\s*_`\"'(\[{$]|\\text|\\textbf|\\mathbf|\\mathrm|\\boxed|\\\()*"
-_SHUT = r"(?P<shut>[\s*_`\"')\]}$:.,;!-]|$|\\\))"
-_WHOLE = re.compile(
-    rf"{_OPEN}(?:(?:option|choice|answer)\b[\s:]*)?{_OPEN}{_L}[\s*_`\"')\]}}$.,:;!]*", re.IGNORECASE
-)
+# Bounded, because several stand side by side: a long run of one character must not be tried in every split.
+_OPEN = r"(?:[\s*_`\"'(\[{$]|\\text|\\textbf|\\mathbf|\\mathrm|\\boxed|\\\(){0,8}"
+_SHUT = r"(?:[\s*_`\")\]}$:.,;!]|['-](?!\w)|$|\\\))"
+_WHOLE = re.compile(rf"{_OPEN}(?:(?:option|choice|answer)\b[\s:]*)?{_OPEN}{_L}[\s*_`\"')\]}}$.,:;!]*", re.IGNORECASE)
 _LABELLED = re.compile(rf"{_OPEN}(?P<letter>[A-J])(?:\*\*)?[).:](?!\w)[^\n]*", re.DOTALL)
 _JSON = re.compile(
     r"[\"'](?:final_?answer|correct_?answer|answer|choice|option|answer_choice|prediction|letter)[\"']\s*:\s*[\"']?\s*\(?"
@@ -31,8 +30,8 @@ _TAGS = re.compile(rf"<answer>{_OPEN}(?:option\s+)?{_OPEN}{_L}(?![A-Za-z])", re.
 _IS = r"(?:\s*[:=]|\s+(?:is|was|must\s+be|should\s+be|would\s+be|will\s+be|has\s+to\s+be|seems\s+to\s+be))"
 _NOUN = r"(?:answer|option|choice|selection|letter)"
 _STATED = re.compile(
-    rf"\b{_NOUN}(?:\s+(?:to\s+(?:this|the)\s+\w+|here|choice|letter|option))?[\s*_]*{_IS}[\s*_]*:?"
-    rf"(?:{_OPEN}(?:(?:therefore|thus|clearly|definitely|most\s+likely|likely|indeed|the)\b\s*)?{_OPEN}(?:option|choice|letter)?\b:?)?"
+    rf"\b{_NOUN}(?:\s+(?:to\s+(?:this|the)\s+\w+|here|choice|letter|option))?[\s*_]{{0,6}}{_IS}[\s*_]{{0,6}}:?"
+    rf"(?:{_OPEN}(?:(?:therefore|thus|clearly|definitely|most\s+likely|likely|indeed|the)\b\s*|not\s+\(?[A-J]\)?,?\s+but\s+(?:rather\s+)?)?{_OPEN}(?:option|choice|letter)?\b:?)?"
     rf"(?P<open>{_OPEN}){_L}(?={_SHUT})",
     re.IGNORECASE,
 )
@@ -55,14 +54,18 @@ _BOLD = re.compile(
     r"(?:\*\*|__)\s*\(?(?P<letter>[A-J])(?:[).:][^*_\n]*|\s*)(?:\*\*|__)|\\textbf\{\(?(?P<tex>[A-J])\)?[^{}]*\}"
 )
 _PARENTHESISED = re.compile(r"\((?P<letter>[A-J])\)|\[(?P<square>[A-J])\]")
-_PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$)))(?![A-Za-z0-9'=+^_-])")
+_PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[A-J])[\s.!*)\]$]*$")
+_SHORT_LINE = 80
+_RUNS = re.compile(r"([\s*_(\[{$])\1{2,}")
 _FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-Z(]")
 
 
 def read_choice(text: str) -> str | None:
     """The letter, in upper case, that a text without thinking gives as its answer; None where it gives
     none."""
-    whole = _WHOLE.fullmatch(text.strip())
+    text = _RUNS.sub(r"\1\1", text.strip())
+    whole = _WHOLE.fullmatch(text)
     if whole:
         return whole["letter"].upper()
     box = last_box(text)
@@ -108,21 +111,14 @@ def _tags(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """The last sentence that says which letter is the answer."""
-    found = [
-        match
-        for pattern in (_STATED, _CHOSEN, _CORRECT)
-        for match in pattern.finditer(text)
-        if _is_letter(match)
-    ]
+    found = [match for pattern in (_STATED, _CHOSEN, _CORRECT) for match in pattern.finditer(text) if _is_letter(match)]
     return max(found, key=lambda match: match.start("letter"))["letter"].upper() if found else None
 
 
 def _named(text: str) -> str | None:
     """The last "option X" that is not being turned down."""
     found = [
-        match
-        for match in _NAMED.finditer(text)
-        if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
+        match for match in _NAMED.finditer(text) if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
     ]
     return found[-1]["letter"].upper() if found else None
 
@@ -147,6 +143,16 @@ def _labelled(text: str) -> str | None:
     labels = [match["letter"] for line in text.splitlines() if (match := _LABELLED.fullmatch(line.strip()))]
     opens = _LABELLED.match(text.strip())
     return opens["letter"] if opens and len(set(labels)) == 1 else None
+
+
+def _ending(text: str) -> str | None:
+    """The letter that a short last line ends with ("So D."), where it is the only one there."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(lines[-1]) > _SHORT_LINE:
+        return None
+    ending = _LAST_LETTER.search(lines[-1])
+    letters = {match["letter"] for match in _PLAIN.finditer(lines[-1])}
+    return ending["letter"] if ending and letters <= {ending["letter"]} else None
 
 
 def _marked(pattern: re.Pattern[str]) -> Callable[[str], str | None]:

@@ -12,14 +12,15 @@ from typing import NamedTuple
 _THINK = re.compile(r"<(/?)(think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
 # A box, an escaped brace or line break (which must not count as a brace), or a brace. The line break is
 # skipped only where no box follows: text that went through one escaping too many writes \\boxed.
-_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\\\(?!(?:boxed|fbox)\s*\{)|\\[{}]|([{}])")
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s{0,20}\{)|\\\\(?!(?:boxed|fbox)\s{0,20}\{)|\\[{}]|([{}])")
 # What may stand between the boxes of "\boxed{1} and \boxed{2}" inside one outer box.
-_BETWEEN = re.compile(
-    r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*"
-)
+_BETWEEN = re.compile(r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*")
 _FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$]+\$|\\\([^\\]*(?:\\[^)(][^\\]*)*\\\)|\\\[[^\]]*\\\]")
+_LONG_SENTENCE = 2000
 _PREFIXED = re.compile(rf"[A-Za-z]+:?\s*(?:{_FORMULA.pattern})\.?")
-_ENDING = re.compile(r"(?:\b(?:is|are|be|equals)|:|=)\s*(\$[^$]+\$|-?[^\sA-Za-z:=,.]+(?:[.,][^\sA-Za-z:=,.]+)*)\s*\.?\s*$")
+_ENDING = re.compile(
+    r"(?:\b(?:is|are|be|equals)|:|=)\s*(\$[^$]+\$|-?[^\sA-Za-z:=,.]+(?:[.,][^\sA-Za-z:=,.]+)*)\s*\.?\s*$"
+)
 _LONE = re.compile(r"[^\n]{1,200}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _KNOWN_WORDS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "frac", "abs"}
@@ -110,7 +111,10 @@ def math_answer(text: str) -> tuple[str | None, bool]:
 
 
 def _out_of_sentence(content: str) -> str:
-    """The expression in a box that holds a sentence: what it ends with ("the sum is 5."), else its last formula."""
+    """The expression in a box that holds a sentence: what it ends with ("the sum is 5."), else its last
+    formula."""
+    if len(content) > _LONG_SENTENCE:
+        return content
     words = _WORD.findall(_FORMULA.sub(" ", content))
     if "\\text" in content or not words or (len(words) == 1 and not _PREFIXED.fullmatch(content)):
         return content
@@ -122,12 +126,7 @@ def _out_of_sentence(content: str) -> str:
 
 
 def _is_expression(text: str) -> bool:
-    if (
-        not _LONE.fullmatch(text)
-        or not re.search(r"[0-9A-Za-z\\]", text)
-        or "boxed" in text
-        or "fbox" in text
-    ):
+    if not _LONE.fullmatch(text) or not re.search(r"[0-9A-Za-z\\]", text) or "boxed" in text or "fbox" in text:
         return False
     words = [word for word in _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))]
     return all(word.lower() in _KNOWN_WORDS for word in words)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.choices import gold_letter, read_choice
 from vopd.evaluation.exact import read_number
 from vopd.evaluation.extract import last_box, math_answer, strip_thinking
@@ -20,6 +20,7 @@ Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
 KINDS = ("math", "choice")
 LIMIT_S = 5
 _REMEMBERED = 50_000
+_LONGEST = 2000  # characters of an answer; nothing that a person would call an answer is longer
 
 
 class Grade(NamedTuple):
@@ -31,7 +32,8 @@ class Grade(NamedTuple):
             gold answer cannot be read; never held against the model).
         answer: the answer as read from the completion, None without one.
         boxed: whether it stood in a ``\\boxed{}``.
-        note: "timed out" where the comparison ran past its limit, "worker died" where it crashed twice, else
+        note: "timed out" where the comparison ran past its limit, "too long" beyond 2,000 characters, "worker
+            died" where it crashed twice, else
             "".
     """
 
@@ -56,20 +58,22 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
 
     Raises:
         ConfigurationError: unknown kind, or a limit that is no whole number of seconds.
+        DataError: a completion or gold that is not text.
         MissingExtraError: math-verify is needed and not installed.
     """
     return grade_many([(prediction_text, gold)], kind, limit_s=limit_s)[0]
 
 
-def grade_many(
-    pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S
-) -> list[Grade]:
+def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
     """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
     `grade`."""
     if kind not in KINDS:
         raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
     check_limit(limit_s)
     pairs = list(pairs)
+    for index, pair in enumerate(pairs):
+        if not all(isinstance(text, str) for text in pair):
+            raise DataError(f"pair {index}: completion and gold must be text; give str(gold) where it is a number")
     if kind == "choice":
         return [_grade_choice(text, gold) for text, gold in pairs]
     return _grade_math(pairs, limit_s)
@@ -81,7 +85,7 @@ def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) ->
 
     Plain numbers and words are decided here; everything else once per different pair in the workers.
     """
-    keys = [(normalise(gold), normalise(answer)) for gold, answer in pairs]
+    keys = [_key(gold, answer) for gold, answer in pairs]
     known = {key: reply for key in set(keys) if (reply := _quick(*key)) is not None}
     open_keys = [key for key in dict.fromkeys(keys) if key not in known]
     if open_keys:
@@ -125,14 +129,24 @@ def _grade_choice(text: str, gold: str) -> Grade:
     return Grade("right" if letter == expected else "wrong", letter, boxed)
 
 
+def _key(gold: str, answer: str) -> tuple[str, str]:
+    # An over-long side is cut to just over the limit: it is turned down by its length.
+    return tuple(normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
+
+
 def _quick(gold: str, answer: str) -> Reply | None:
     """The reply where plain arithmetic and text are enough, or where it was given before."""
-    if not _surely_readable(gold):
-        return _memory.get((gold, answer))
-    verdict = same(gold, answer, lambda one, other: None)
-    if verdict is None:
-        return _memory.get((gold, answer))
-    return Reply("right" if verdict else "wrong")
+    if len(gold) > _LONGEST or len(answer) > _LONGEST:
+        return Reply("ungradable" if len(gold) > _LONGEST else "wrong", "too long")
+    try:
+        return _by_structure(gold, answer) or _memory.get((gold, answer))
+    except RecursionError:  # brackets in brackets by the thousand: the worker tells that it cannot read them
+        return None
+
+
+def _by_structure(gold: str, answer: str) -> Reply | None:
+    verdict = same(gold, answer, lambda one, other: None) if _surely_readable(gold) else None
+    return None if verdict is None else Reply("right" if verdict else "wrong")
 
 
 def _surely_readable(gold: str) -> bool:

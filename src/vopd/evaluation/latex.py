@@ -43,6 +43,11 @@ def _bracketed(match: re.Match[str]) -> str:
         return content
     if re.fullmatch(r"[-+]?[\d.,/]+%?", content):
         return content
+    counted = re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([A-Za-z][^\d]*)", content)
+    if counted:
+        return counted[1] + r" \text{" + counted[2] + "}"
+    if content.lower() in ("all real numbers", "all reals", "real numbers"):
+        return r"\mathbb{R}"
     return r"\text{" + content + "}"
 
 
@@ -54,9 +59,34 @@ def _base(match: re.Match[str]) -> str:
     return "_{" + _WORDS_FOR_BASES.get(match[1].lower(), match[1]) + "}"
 
 
+_DEGREES_IN_FUNCTION = (
+    r"(\\(?:sin|cos|tan|sec|csc|cot)(?:\^\{?-?\d+\}?)?)\s*[{(]?\s*(\d+(?:\.\d+)?)\s*"
+    r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*[)}]?"
+)
 _LETTER_FONTS = (r"\mathbf", r"\mathit", r"\boldsymbol", r"\bm", r"\mathsf")
 _FUNCTIONS = set(
-    ["sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "lim", "max", "min", "gcd", "det"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "sec",
+        "csc",
+        "cot",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "exp",
+        "lim",
+        "max",
+        "min",
+        "gcd",
+        "det",
+    ]
 )
 Replacement = str | Callable[[re.Match[str]], str]
 _RULES: list[tuple[re.Pattern[str], Replacement]] = [
@@ -74,6 +104,7 @@ _RULES: list[tuple[re.Pattern[str], Replacement]] = [
         (r"_\{?\\text\{\s*([A-Za-z]+)\s*\}\}?", _base),
         (r"\\\$|\$", ""),
         (_TEXT + r"\s*\{([^{}]*)\}", _bracketed),
+        (_DEGREES_IN_FUNCTION, r"\1(\2\\pi/180)"),
         (r"(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z]))", r"\\degree "),
         (r"\\degree\s*(?:[CF](?![A-Za-z])|\\text\{[CF]\})?", ""),
         (r"\\lt(?:\s|(?![A-Za-z]))", "<"),
@@ -102,6 +133,7 @@ _RULES: list[tuple[re.Pattern[str], Replacement]] = [
         (r"(\\frac\s*\{[^{}]*\})\s*(\w)", _argument),
         (r"(\\sqrt)\s*([\dA-Za-z])", _argument),
         (r"(?<![A-Za-z\\])(?:,\s*)?\b(?:and|or)\b(?![A-Za-z])", " , "),
+        (r"^\s*(?:\\approx|\\text\{[^{}]*(?:\bis|:|=)\s*\})", ""),
         (r"\s+", " "),
     )
 ]  # fmt: skip

@@ -30,7 +30,7 @@ _NAMES = re.compile(
 )
 _BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{(\d+)\}")
 _TEXT = re.compile(r"(?:\\text\{[^{}]*\}[\s.]*)+")
-_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
+_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*|[A-Za-z]{3,}[ -][A-Za-z0-9' .-]*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![A-Za-z])")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 # In a gold only these are decimals: 1,2 is the list of 1 and 2.
@@ -149,9 +149,7 @@ def words(text: str) -> str | None:
         content = text
     else:
         return None
-    content = re.sub(
-        r"[^0-9A-Za-z+-]", "", re.sub(r"^\s*(?:the|an?)\s+(?=\w)", "", content, flags=re.IGNORECASE)
-    )
+    content = re.sub(r"[^0-9A-Za-z+-]", "", re.sub(r"^\s*(?:the|an?)\s+(?=\w)", "", content, flags=re.IGNORECASE))
     return content.lower() if len(content) > 1 else content
 
 
@@ -160,8 +158,7 @@ def _texts(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     if gold_words is None or answer_words is None:
         return None
     if "\\text" not in gold and "\\text" not in answer and min(len(gold_words), len(answer_words)) < 4:
-        # Two short plain words may be products of symbols.
-        return _RIGHT if gold_words == answer_words else None
+        return None  # two short plain words may be products of symbols
     return _Decision(gold_words == answer_words)
 
 
@@ -186,7 +183,7 @@ def _equals(text: str) -> list[str]:
 
 
 def _named(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    if len(split_top(gold, ",;")) > 1 and not _value_is_list(gold):
+    if _several_names(gold):
         return None
     gold_parts, answer_parts = ([part.strip() for part in _equals(text)] for text in (gold, answer))
     gold_name, answer_name = split_name(gold), split_name(answer)
@@ -196,7 +193,7 @@ def _named(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
         return _Decision(same(gold_name[1], answer_parts[0], leaf))
     if len(gold_parts) > 1 and len(answer_parts) == 1 and not _whole(answer):
         return _WRONG  # an equation is not a value, though algebra takes its right-hand side for one
-    if len(gold_parts) == 1 and len(answer_parts) > 1 and not _value_list_of_names(answer):
+    if len(gold_parts) == 1 and len(answer_parts) > 1 and not _several_names(answer):
         value = answer_parts[-1]
         equation = value == "0" and not answer_name
         return _WRONG if equation else _Decision(same(gold_parts[0], value, leaf))
@@ -205,14 +202,9 @@ def _named(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     return None
 
 
-def _value_is_list(text: str) -> bool:
-    """Whether ``n = 1, 2, 3`` names one list, not several values."""
-    first, *rest = split_top(text, ",;")
-    return split_name(first) is not None and not any("=" in part for part in rest)
-
-
-def _value_list_of_names(text: str) -> bool:
-    return len(split_top(text, ",;")) > 1 and not _value_is_list(text)
+def _several_names(text: str) -> bool:
+    """Whether a list names several values, as ``x = 1, y = 2`` does and ``n = 1, 2, 3`` does not."""
+    return any("=" in part for part in split_top(text, ",;")[1:])
 
 
 def split_top(text: str, separators: str) -> list[str]:
@@ -319,9 +311,7 @@ def _grouped(group: Collection) -> Collection:
     names = [split_name(item) for item in group.items]
     if all(names) and len({name[0] for name in names if name}) == len(names) > 1:
         return Collection("=", "=", [name[0] + "=" + name[1] for name in names if name])
-    return group._replace(
-        items=[name[1] if name else item for name, item in zip(names, group.items, strict=True)]
-    )
+    return group._replace(items=[name[1] if name else item for name, item in zip(names, group.items, strict=True)])
 
 
 def _compare_collections(gold: Collection, answer: Collection, leaf: Leaf) -> bool | None:

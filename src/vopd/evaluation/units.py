@@ -7,11 +7,12 @@ import re
 
 _CANONICAL = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
-    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
+    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
+    "mi": "mi mile",
     "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce",
     "ml": "ml milliliter millilitre", "l": "l liter litre", "mol": "mol",
-    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
-    "year": "year yr", "am": "am", "pm": "pm", "mph": "mph", "km/h": "kmh km/h kph",
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
+    "month": "month", "year": "year yr", "am": "am", "pm": "pm", "mph": "mph", "km/h": "kmh km/h kph",
     "degree": "degree deg", "radian": "radian rad",
     "north": "north", "south": "south", "east": "east", "west": "west",
     "k": "k kelvin", "ev": "ev", "j": "j joule", "kj": "kj", "n": "n newton", "w": "w watt", "kw": "kw",
@@ -29,7 +30,8 @@ _PLAIN_UNIT = re.compile(
     r"(?P<value>.*[\d.})%])\s+(?P<unit>[A-Za-z]{2,}(?:[ /.]+[A-Za-z]+\.?)*" + _POWER + ")", re.DOTALL
 )
 _GLUED_UNIT = re.compile(
-    r"(?P<value>[-+]?[\d.,]+)(?P<unit>[ckm]?m(?=\^)|mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)" + _POWER
+    r"(?P<value>[-+]?[\d.,]+)(?P<unit>[ckm]?m(?=\^)|mm|cm|km|kg|mg|ml|mph|am|pm|ft|lb|hours?|minutes?|seconds?)"
+    + _POWER
 )
 
 
@@ -45,13 +47,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 def conflicting(one: str | None, other: str | None) -> bool:
     """Whether two units are both known and not the same."""
-    return (
-        one is not None
-        and other is not None
-        and one != other
-        and one.startswith("!")
-        and other.startswith("!")
-    )
+    return one is not None and other is not None and one != other and one.startswith("!") and other.startswith("!")
 
 
 def _scales(unit: str) -> bool:
@@ -62,9 +58,7 @@ def _spelling(unit: str) -> str:
     """``square centimeters``, ``cm^2`` as ``!cm^2``; the mark says that every word is known."""
     power = re.search(r"\^\s*\{?\s*(-?\d+)", unit)
     exponent = power[1] if power else "1"
-    plain = (
-        re.sub(r"\\text|\^\s*\{?\s*-?\d+\s*\}?", " ", unit).lower().replace("p.m", "pm").replace("a.m", "am")
-    )
+    plain = re.sub(r"\\text|\^\s*\{?\s*-?\d+\s*\}?", " ", unit).lower().replace("p.m", "pm").replace("a.m", "am")
     names = re.findall(r"[a-z$/]+", plain)
     if {"square", "sq"} & set(names):
         exponent = "2"
@@ -72,8 +66,7 @@ def _spelling(unit: str) -> str:
         exponent = "3"
     names = [name for name in names if name not in ("square", "sq", "cubic", "cu", "of", "the")]
     known = [
-        _UNITS.get(name) or _UNITS.get(name.removesuffix("s")) or _UNITS.get(name.removesuffix("es"))
-        for name in names
+        _UNITS.get(name) or _UNITS.get(name.removesuffix("s")) or _UNITS.get(name.removesuffix("es")) for name in names
     ]
     if not known or None in known:
         return " ".join(names)

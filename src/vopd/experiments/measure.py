@@ -12,18 +12,10 @@ from vopd.data.reasoning import Problem, is_right
 from vopd.estimators import distillation_loss
 from vopd.experiments.pair import MAX_COMPLETION_TOKENS, prompt_text
 from vopd.models import sample
+from vopd.reporting.comparison import Interval
 from vopd.statistics import bootstrap_interval
 
 _BATCH = 128
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Exact KL(student || teacher) in nats, averaged over sampled tokens, with a 95 % interval over problems."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -69,9 +61,7 @@ def sample_contexts(model: Any, tokenizer: Any, problems: list[Problem], seed: i
 
 
 @torch.no_grad()
-def held_out_reverse_kl(
-    student: Any, teacher: Any, tokenizer: Any, problems: list[Problem], seed: int = 0
-) -> Divergence:
+def held_out_reverse_kl(student: Any, teacher: Any, tokenizer: Any, problems: list[Problem], seed: int = 0) -> Interval:
     """Exact KL(student || teacher) a token, on one sampled student completion a problem.
 
     Long completions weigh more: the mean is over tokens, as in the loss. The interval is that of this ratio of
@@ -86,7 +76,7 @@ def held_out_reverse_kl(
     total, count = torch.cat(sums).double(), torch.cat(counts).double()
     value = total.sum() / count.sum()
     low, high = bootstrap_interval(value + (total - value * count) / count.mean())
-    return Divergence(value.item(), low, high)
+    return Interval(value.item(), low, high)
 
 
 def _token_divergence(student: Any, teacher: Any, contexts: SampledContexts, vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ def sample(
 
     Only the settings given here shape the distribution: sampling defaults that come with a model (a
     temperature, a top-k of 20 or 50, penalties) are put aside and put back. With temperature 1, top_p 1 and
-    top_k 0 it is the model's own distribution. The model's training mode and torch's random state are as
+    top_k 0 it is the model's own distribution over the tokenizer's entries; head rows past them stand for no text
+    and are never drawn. The model's training mode and torch's random state are as
     before afterwards.
 
     Batches follow from prompts, samples and batch_size alone, and each has its own seed made from `seed` and
@@ -154,9 +155,16 @@ def _generation_config(model: Any, tokenizer: Any, settings: _Settings) -> Any:
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=list(end_ids(model, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        suppress_tokens=_textless(model, tokenizer),
         use_cache=True,
         **shaping,
     )
+
+
+def _textless(model: Any, tokenizer: Any) -> list[int] | None:
+    head = model.get_output_embeddings()
+    rows = 0 if head is None else head.weight.shape[0]
+    return list(range(len(tokenizer), rows)) or None
 
 
 @contextmanager

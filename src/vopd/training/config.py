@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS
-from .sampling import check_sampling
+from ..estimators.checks import find_estimator
+from .sampling import EXACT_OBJECTIVES, check_sampling
 from .trl_adapter import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
@@ -41,6 +41,9 @@ class VOPDConfig(DistillationConfig):
             divides by the number of sampled tokens, which favours short completions a little: a length is
             sampled too. ``batch size * max_completion_length`` is a neutral choice.
         max_prompt_length: prompts of more tokens are dropped and counted, never cut. None keeps all.
+        importance_sampling: weigh sampled tokens by min(p_trainer / p_rollout, importance_cap). Default None does where
+            the rollout engine reports log-probabilities, which vLLM does and transformers' generate does not.
+        importance_cap: largest such weight. A weight that is cut off leaves a small bias.
         metrics_every: measure the exact reverse KL and the closed-form gradient variances every this many steps;
             0 never.
         samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
@@ -60,6 +63,10 @@ class VOPDConfig(DistillationConfig):
         None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
     )
     max_prompt_length: int | None = _own(None, "Prompts of more tokens are dropped and counted, never cut.")
+    importance_sampling: bool | None = _own(
+        None, "Weigh sampled tokens by p_trainer / p_rollout. Default: where the engine (vLLM) reports p_rollout."
+    )
+    importance_cap: float = _own(2.0, "Largest importance weight.")
     metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
@@ -81,6 +88,7 @@ class VOPDConfig(DistillationConfig):
     def __post_init__(self) -> None:
         self._check_estimator()
         self._check_ranges()
+        self._check_importance()
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = accelerated and not self.fp16 and _supports_bf16()
@@ -99,9 +107,7 @@ class VOPDConfig(DistillationConfig):
         check_sampling(self)
 
     def _check_estimator(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ConfigurationError(_unknown_estimator(self.estimator))
-        needs_top_k = ESTIMATORS[self.estimator].needs_top_k
+        needs_top_k = find_estimator(self.estimator).needs_top_k
         if needs_top_k and self.loss_top_k is None:
             raise ConfigurationError(f"estimator {self.estimator!r} needs loss_top_k, for example loss_top_k=5")
         if not needs_top_k and self.loss_top_k is not None:
@@ -109,6 +115,22 @@ class VOPDConfig(DistillationConfig):
             raise ConfigurationError(
                 f"loss_top_k={self.loss_top_k} means nothing to estimator {self.estimator!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
+            )
+
+    def _check_importance(self) -> None:
+        if self.importance_sampling and not self.use_vllm:
+            raise ConfigurationError(
+                "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true or "
+                "remove importance_sampling: generate samples from the student as it is trained"
+            )
+        if self.importance_sampling and self.estimator in EXACT_OBJECTIVES:
+            raise ConfigurationError(
+                f"importance_sampling means nothing to estimator {self.estimator!r}, whose token loss does not depend "
+                "on the token drawn; remove it"
+            )
+        if not self.importance_cap >= 1:
+            raise ConfigurationError(
+                f"importance_cap must be at least 1, the on-policy weight, got {self.importance_cap}"
             )
 
     def _check_ranges(self) -> None:
@@ -143,12 +165,6 @@ def _supports_bf16() -> bool:
 def _at_least(name: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
         raise ConfigurationError(f"{name} must be at least {low}, got {value}")
-
-
-def _unknown_estimator(name: str) -> str:
-    close = difflib.get_close_matches(str(name), ESTIMATORS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(ESTIMATORS)}"
-    return f"unknown estimator {name!r}; {hint}"
 
 
 def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:

@@ -50,8 +50,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0, None),
     "dola_layers": (None,),
     "num_beams": (1, None),
+    "force_words_ids": (None,),
+    "constraints": (None,),
+    "guided_decoding": (None,),
+    "thinking_token_budget": (None,),
     "do_sample": (True, None),
 }
+
+
+# How many completions a prompt gets, which is one.
+_ONE = ("n", "best_of", "num_return_sequences")
 
 
 class SamplingSettings(Protocol):
@@ -79,6 +87,11 @@ def check_sampling(settings: SamplingSettings) -> None:
         )
     extra = settings.generation_kwargs or {}
     _check_temperature(extra, settings.temperature)
+    for name in _ONE:
+        if extra.get(name, 1) != 1:
+            raise ConfigurationError(
+                f"generation_kwargs sets {name}={extra[name]}, but a prompt has one completion; remove it"
+            )
     if settings.estimator in EXACT_OBJECTIVES:
         return
     asked = {name: getattr(settings, name) for name in ("top_p", "min_p", "repetition_penalty")} | extra

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, VOPDError
+from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
 from ..estimators import linear_distillation_loss
 from ..models import common_vocabulary, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
@@ -23,6 +23,7 @@ from .finite import FiniteGuard
 from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .prompts import check_enough, check_prompts, keep_short
+from .rollout import RolloutDifference, check_engine
 from .sampler import EpochSampler
 from .samples import SampleBook
 from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
@@ -73,6 +74,7 @@ class VOPDTrainer(TRLAdapter):
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        check_engine(args.use_vllm, args.importance_sampling, tools)
         check_prompts(train_dataset)
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
@@ -92,6 +94,7 @@ class VOPDTrainer(TRLAdapter):
                 tools=tools,
             )
         self.refuse_processors()
+        self.prepare_rollouts()
         self._prepare_teacher(teacher_model)
         self._prepare_prompts()
         self._prepare_callbacks()
@@ -104,6 +107,7 @@ class VOPDTrainer(TRLAdapter):
         self._tokens = 0.0
         self._clock = StepClock()
         self._samples = SampleBook(0)
+        self._rollout = RolloutDifference()
 
     def _prepare_teacher(self, teacher_model: Any) -> None:
         teacher = self.load_teacher(teacher_model)
@@ -190,9 +194,14 @@ class VOPDTrainer(TRLAdapter):
             temperature=self.args.temperature,
             normalizer=normalizer,
             vocab_size=self.vocab_size,
+            rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
+            importance_cap=self.args.importance_cap,
             diagnostics=self._measures_now(),
         )
-        add_token_metrics(self._averages["train" if training else "eval"], output, batch.loss_mask)
+        averages = self._averages["train" if training else "eval"]
+        add_token_metrics(averages, output, batch.loss_mask)
+        if batch.rollout_logprobs is not None:
+            self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
             self._samples.offer(batch.inputs, output)
         entropy = batch.loss_mask.new_zeros(()) if output.entropy is None else output.entropy.sum()
@@ -232,7 +241,9 @@ class VOPDTrainer(TRLAdapter):
         if mode == "train":
             self._clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
             self._tokens = 0.0
-        return averages.reduce(self.accelerator)
+        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
+        self._rollout.warn(metrics)
+        return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
@@ -313,6 +324,11 @@ def _clear_errors() -> Iterator[None]:
         yield
     except VOPDError:
         raise
+    except ConnectionError as error:
+        raise TeacherServerError(
+            f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
+            "vllm_mode=colocate"
+        ) from error
     except OSError as error:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:

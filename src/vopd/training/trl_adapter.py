@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ..errors import ConfigurationError, MismatchError, require
+from .rollout import padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
 
 def check_trl_version(version: str) -> None:
     """Raises ConfigurationError unless `version` of TRL is one whose private hooks this module was tested with."""
+    from packaging.version import Version  # which comes with trl
+
     low, high = TESTED_TRL
     if not Version(low) <= Version(version) < Version(high):
         raise ConfigurationError(
@@ -60,6 +62,7 @@ class MicroBatch:
         teacher_head: (V_t, H_t), no gradient.
         completion_ids: (B, T).
         loss_mask: (B, T), completion_mask * tool_mask.
+        rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
         inputs: the whole micro-batch as TRL made it: prompt_ids, prompt_mask, completion_mask, ...
     """
 
@@ -69,6 +72,7 @@ class MicroBatch:
     teacher_head: Tensor
     completion_ids: Tensor
     loss_mask: Tensor
+    rollout_logprobs: Tensor | None
     inputs: dict[str, Any]
 
 
@@ -197,6 +201,28 @@ class TRLAdapter(DistillationTrainer):
         model.train(training)
         return logits, hidden
 
+    def prepare_rollouts(self) -> None:
+        """Let vLLM report the log-probability of every sampled token, and stop where ``generate`` would.
+
+        vLLM knows the end tokens of the files on disk; those that the student was given since are passed on.
+        """
+        self._rollout_logprobs: list[list[float]] | None = None
+        if not self.use_vllm:
+            return
+        engine = self.vllm_generation
+        engine.generation_kwargs = {"stop_token_ids": list(self.eos_token_ids), **(engine.generation_kwargs or {})}
+        if self.tools:  # which put completions together from several calls
+            return
+        engine.logprobs = 0  # the sampled token's alone
+        generate = engine.generate
+
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            found = generate(*args, **kwargs)
+            self._rollout_logprobs = sampled_logprobs(*found[1:])
+            return found
+
+        engine.generate = recording
+
     # ---- TRL's hooks ------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
@@ -211,6 +237,9 @@ class TRLAdapter(DistillationTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
         batch = super()._generate_and_score_completions(inputs)
+        if self._rollout_logprobs is not None:
+            batch["rollout_logprobs"] = padded(self._rollout_logprobs, batch["completion_ids"])
+            self._rollout_logprobs = None
         self.rollout_done(batch, time.perf_counter() - started)
         return batch
 
@@ -261,6 +290,7 @@ class TRLAdapter(DistillationTrainer):
             teacher_head=_as_autocast(_gathered(teacher_head).to(device)),
             completion_ids=inputs["completion_ids"].to(device),
             loss_mask=loss_mask(inputs).to(device),
+            rollout_logprobs=inputs["rollout_logprobs"].to(device) if "rollout_logprobs" in inputs else None,
             inputs=inputs,
         )
 

@@ -1,0 +1,213 @@
+"""Find question, answer and options in the rows of a benchmark, whatever its columns are called.
+
+Names are compared without regard to case, spaces, dashes and underscores, so that "Correct Answer",
+"correct_answer" and "correctAnswer" are one name; a dot goes into a nested object ("details.level").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Any
+
+from vopd.errors import DataError
+
+QUESTION = ("problem", "question", "prompt", "query")
+ANSWER = (
+    "answer",
+    "final_answer",
+    "answer_key",
+    "gold",
+    "ground_truth",
+    "reward_model.ground_truth",
+    "target",
+    "solution",
+)
+OPTIONS = ("options", "choices")
+LETTER = ("answer_key", "letter", "answer_letter", "answer", "answer_index", "label", "target", "gold")
+CORRECT, INCORRECT = ("correct_answer",), ("incorrect_answer_1", "incorrect_answer_2", "incorrect_answer_3")
+IDENTITY = (
+    "unique_id",
+    "record_id",
+    "problem_id",
+    "question_id",
+    "id",
+    "problem_idx",
+    "uid",
+    "idx",
+    "extra_info.index",
+)
+_LONGEST_ANSWER = 400
+
+
+@dataclass(frozen=True)
+class Question:
+    """One problem of a benchmark.
+
+    `text` is what the model is asked, with the options where there are any; `gold` the reference answer, a
+    letter for "choice"; `extra` holds what only some benchmarks have (level, subject, the item of a
+    reasoning_gym task).
+    """
+
+    id: str
+    text: str
+    gold: str
+    kind: str
+    extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    columns: dict[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
+
+
+def find(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Value of the first of these columns that the row has and that is not empty, else None."""
+    for name in names:
+        value = _dotted(row, name)
+        if value is not None and value != "" and value != []:
+            return value
+    return None
+
+
+def _dotted(row: Any, name: str) -> Any:
+    for part in name.split("."):
+        if not isinstance(row, Mapping):
+            return None
+        row = next((value for key, value in row.items() if _plain(str(key)) == _plain(part)), None)
+    return row
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def is_choice(row: Mapping[str, Any]) -> bool:
+    """Whether a row brings options, in a list of their own or as one correct and several incorrect
+    answers."""
+    options = find(row, OPTIONS)
+    if isinstance(options, Mapping) and "text" in options:
+        options = options["text"]
+    return bool(options) or find(row, INCORRECT) is not None
+
+
+def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
+    """The question of a row; `where` names the row in errors.
+
+    Raises:
+        DataError: there is no question, no answer, or an answer that names none of the options.
+    """
+    text = _question_text(find(row, QUESTION))
+    if text is None:
+        raise DataError(f"{where} has no question; it has the columns {', '.join(row) or 'none'}")
+    number = find(row, IDENTITY)
+    identity = str(number) if number is not None else hashlib.sha256(text.encode()).hexdigest()[:16]
+    if kind == "choice":
+        text, gold = _choice(row, text, identity, where)
+    else:
+        gold = _answer(find(row, ANSWER), where)
+    columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
+    return Question(identity, text, gold, kind, _extra(row), columns)
+
+
+def _question_text(value: Any) -> str | None:
+    """Text, or what the user says in a conversation."""
+    if isinstance(value, list):
+        said = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
+        value = said[-1] if said else None
+    return value.strip() if isinstance(value, str) and value.strip() else None
+
+
+def _answer(value: Any, where: str) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{where} has no answer that can be read: {type(value).__name__}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    # A worked solution is a gold answer where its result is boxed: the grader takes the last box.
+    if len(text) > _LONGEST_ANSWER and "\\boxed" not in text:
+        raise DataError(f"{where} has an answer of {len(text)} characters without a box; give the answer alone")
+    return _whole_number(text)
+
+
+def _whole_number(text: str) -> str:
+    """27.0, as a column of floats prints a whole number, as 27."""
+    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
+
+
+def _choice(row: Mapping[str, Any], text: str, identity: str, where: str) -> tuple[str, str]:
+    """Question with lettered options, and the letter of the right one."""
+    correct = find(row, CORRECT)
+    if correct is not None:
+        options = [str(correct).strip(), *(str(find(row, (name,))).strip() for name in INCORRECT if find(row, (name,)))]
+        ordered = shuffled(options, identity)
+        return with_options(text, ordered), ascii_uppercase[ordered.index(options[0])]
+    answer = find(row, LETTER)
+    found = find(row, OPTIONS)
+    if found is None:
+        # The options stand in the question itself.
+        return text, _letter(answer, [], where)
+    labels, options = _labelled(found, where)
+    # Options that come with letters keep their order: a question may say "both A and B".
+    return with_options(text, options), _letter(answer, options, where, labels)
+
+
+def shuffled(options: Sequence[str], identity: str) -> list[str]:
+    """Options in an order that the question's id and their texts decide: the same on every machine, in every
+    run, and whatever the order in the source."""
+    return sorted(options, key=lambda option: hashlib.sha256(f"{identity}\n{option}".encode()).digest())
+
+
+def with_options(text: str, options: Sequence[str]) -> str:
+    """A question followed by its options, one a line: ``A. ...``."""
+    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options)]
+    return "\n".join([text, "", *lines])
+
+
+def _labelled(found: Any, where: str) -> tuple[list[str], list[str]]:
+    """Labels and texts of options: a list, ``{"text": [...], "label": [...]}``, or ``{"A": ..., "B": ...}``."""
+    if isinstance(found, Mapping) and isinstance(_dotted(found, "text"), list):
+        texts = [str(option) for option in _dotted(found, "text")]
+        labels = [str(label) for label in _dotted(found, "label") or ascii_uppercase[: len(texts)]]
+    elif isinstance(found, Mapping):
+        labels, texts = list(found), [str(option) for option in found.values()]
+    elif isinstance(found, list):
+        texts = [str(option.get("text", option) if isinstance(option, Mapping) else option) for option in found]
+        labels = list(ascii_uppercase[: len(texts)])
+    else:
+        raise DataError(f"{where} has options that are no list but {type(found).__name__}")
+    if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
+        raise DataError(f"{where} has {len(texts)} options and {len(labels)} labels")
+    return [label.strip().upper() for label in labels], [_unlabelled(text) for text in texts]
+
+
+def _unlabelled(option: str) -> str:
+    return re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", option).strip()
+
+
+def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] = ()) -> str:
+    """The right letter, from a letter, a label, an index from 0, or the text of an option."""
+    text = str(answer).strip()
+    if isinstance(answer, int) and not isinstance(answer, bool) and answer < len(options):
+        return ascii_uppercase[answer]
+    if text.upper() in labels:
+        return ascii_uppercase[list(labels).index(text.upper())]
+    match = re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]?", text)
+    if match and not labels:
+        return match[1].upper()
+    if match and match[1].upper() in labels:
+        return ascii_uppercase[list(labels).index(match[1].upper())]
+    if text in options:
+        return ascii_uppercase[options.index(text)]
+    raise DataError(f"{where} has the answer '{text[:40]}', which is none of its options")
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = {
+        "level": ("level", "details.level"),
+        "subject": ("subject", "domain", "high_level_domain"),
+        "task": ("details.task",),
+    }
+    found = {name: find(row, places) for name, places in names.items()}
+    return {name: value for name, value in found.items() if value is not None}

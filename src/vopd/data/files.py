@@ -1,0 +1,71 @@
+"""Rows of local .jsonl, .json and .parquet files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import DataError, require
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a local .jsonl, .json or .parquet file as dictionaries.
+
+    Raises:
+        DataError: the file is missing, cannot be read, is of another kind, or broken; for .jsonl with the number of
+            the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file '{path}'")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"'{path}' is of a kind that cannot be read; use .jsonl, .json or .parquet")
+    try:
+        return _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}; check its permissions") from error
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if path.suffix == ".jsonl":
+        return [_row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = _parse(text, f"'{path}'")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"'{path}' must hold a list of objects; for one object a line name it .jsonl")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    parquet = require("pyarrow.parquet", "train")
+    with path.open("rb") as file:  # a missing permission is told as what it is
+        try:
+            rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's errors are either
+            raise DataError(f"'{path}' is not a readable parquet file: {str(error).splitlines()[0]}") from error
+    return rows
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from error
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not valid JSON: {error.msg} (column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where} must be an object such as {{"prompt": "..."}}, not {type(row).__name__}')
+    return row

@@ -1,0 +1,156 @@
+"""From the row of a data set to the text of its prompt: columns, templates, chat templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vopd.errors import ConfigurationError, DataError
+
+PROMPT_COLUMNS = ("prompt", "problem", "question")
+_FIELD = re.compile(r"\{(\w+)\}")
+_THINKING = "enable_thinking"
+
+
+def render_prompts(
+    rows: Sequence[Mapping[str, Any]],
+    source: str,
+    *,
+    template: str | None = None,
+    tokenizer: Any | None = None,
+    chat_template: bool = False,
+    chat_options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Return the prompt text of every row; `source` is what errors call the rows. See `load_prompts`.
+
+    Raises:
+        DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
+        ConfigurationError: a template without columns, or a chat template that is not there.
+    """
+    if chat_template and tokenizer is None:
+        raise ConfigurationError("chat_template needs a tokenizer")
+    prompts = _prompts(rows, source, template)
+    if chat_template:
+        prompts = [_render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
+    for row, prompt in enumerate(prompts):
+        _check_text(prompt, row, source)
+    return prompts
+
+
+def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
+    """Return the options of the chat template that turn thinking on or off; None leaves it to the template.
+
+    Raises:
+        ConfigurationError: prompts do not go through a chat template, or the template has no such switch.
+    """
+    if thinking is None:
+        return {}
+    if not chat_template:
+        raise ConfigurationError(
+            "thinking is a switch of the chat template; set chat_template=true, or remove thinking"
+        )
+    if _THINKING not in str(tokenizer.chat_template or ""):
+        raise ConfigurationError(
+            f"this tokenizer's chat template has no {_THINKING} switch; remove thinking, or pass what it knows with "
+            "chat_template_kwargs"
+        )
+    return {_THINKING: thinking}
+
+
+def fill_template(template: str, row: Mapping[str, Any]) -> str:
+    """Put the columns of `row` for {column} in `template`; a lone {} and other braces stay.
+
+    Raises:
+        ConfigurationError: the template names no column, or one that the row does not have.
+        DataError: a named column does not hold text.
+    """
+    names = _named(template, row)
+    for name in names:
+        if not isinstance(row[name], str):
+            raise DataError(f"column '{name}' is {type(row[name]).__name__} and not text")
+    return _FIELD.sub(lambda match: row[match.group(1)], template)
+
+
+def prompt_column(columns: Sequence[str], source: str) -> str:
+    """Return the column that holds the prompts: the first of prompt, problem, question that is there.
+
+    Raises:
+        DataError: none of them is there; names the columns that are.
+    """
+    for name in PROMPT_COLUMNS:
+        if name in columns:
+            return name
+    present = ", ".join(columns) or "none"
+    raise DataError(
+        f"'{source}' has no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; "
+        f"it has: {present}. Rename one, or give a template such as '{{text}}'"
+    )
+
+
+def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[int]:
+    """Return the numbers of the rows that hold only blanks in the columns that their prompt is made of.
+
+    A value that is missing or no text is not empty: it is an error, which `render_prompts` raises.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    names = {prompt_column(columns, source)} if template is None else _named(template, dict.fromkeys(columns))
+    return [index for index, row in enumerate(rows) if all(_blank(row.get(name)) for name in names)]
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _named(template: str, row: Mapping[str, Any]) -> set[str]:
+    names = set(_FIELD.findall(template))
+    unknown = sorted(names - row.keys())
+    if unknown or not names:
+        wrong = f"names {{{unknown[0]}}}, which is no column" if unknown else "names no column"
+        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(row)}")
+    return names
+
+
+def _prompts(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[Any]:
+    if template is None:
+        column = prompt_column(list(dict.fromkeys(name for row in rows for name in row)), source)
+        return [row.get(column) for row in rows]
+    prompts = []
+    for index, row in enumerate(rows):
+        try:
+            prompts.append(fill_template(template, row))
+        except DataError as error:
+            raise DataError(f"'{source}' row {index}: {error}") from error
+    return prompts
+
+
+def _render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
+    if not tokenizer.chat_template:
+        raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not _is_conversation(prompt):
+        return prompt
+    text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options)
+    # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
+    begin = tokenizer.bos_token
+    if begin and text.startswith(begin) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        return text.removeprefix(begin)
+    return text
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+    )
+
+
+def _check_text(prompt: Any, row: int, source: str) -> None:
+    if _is_conversation(prompt):
+        raise DataError(f"'{source}' row {row}: the prompt is a conversation; set chat_template to render it")
+    if not isinstance(prompt, str):
+        raise DataError(f"'{source}' row {row}: the prompt is {type(prompt).__name__} and not text")
+    if not prompt.strip():
+        raise DataError(f"'{source}' row {row}: the prompt is empty")

@@ -1,0 +1,183 @@
+"""One source of prompts: a local file, a data set of the Hugging Face Hub, or a reasoning_gym task."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vopd.data.files import SUFFIXES, read_rows
+from vopd.errors import ConfigurationError, DataError, require
+
+TASK_PREFIX = "reasoning_gym:"
+DEFAULT_TASK_COUNT = 1000
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where prompts come from, and how many.
+
+    Attributes:
+        source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME".
+        weight: share in a mixture of several sources, relative to the others' weights.
+        split, revision: of a hub data set.
+        count: only the first `count` rows; how many problems a task makes.
+        options: of the reasoning_gym task, or passed to `datasets.load_dataset` (such as name).
+        template: text in which {column} stands for that column of the row.
+    """
+
+    source: str
+    weight: float = 1.0
+    split: str = "train"
+    revision: str | None = None
+    count: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise ConfigurationError(f"a source must be a file, a hub id or reasoning_gym:NAME, not {self.source!r}")
+        if (
+            isinstance(self.weight, bool)
+            or not isinstance(self.weight, int | float)
+            or not 0 < self.weight < float("inf")
+        ):
+            raise ConfigurationError(f"the weight of '{self.source}' must be a positive number, not {self.weight!r}")
+        if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
+            raise ConfigurationError(f"the count of '{self.source}' must be at least 1, got {self.count!r}")
+
+    @property
+    def task(self) -> str | None:
+        """The name of the reasoning_gym task, or None."""
+        return self.source.removeprefix(TASK_PREFIX) if self.source.startswith(TASK_PREFIX) else None
+
+    @property
+    def file(self) -> Path | None:
+        """The local file, or None."""
+        path = Path(self.source)
+        return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
+
+
+def parse_source(given: Any, defaults: Mapping[str, Any]) -> Source:
+    """Make a Source of a text or of a mapping such as {source: a.jsonl, weight: 2}; what it leaves out has `defaults`.
+
+    Raises:
+        ConfigurationError: it is neither, or has an unknown key.
+    """
+    if isinstance(given, str | Path):
+        given = {"source": str(given)}
+    if not isinstance(given, Mapping) or "source" not in given:
+        raise ConfigurationError(f"a source of prompts must be a text or {{source: ..., weight: ...}}, not {given!r}")
+    known = [entry.name for entry in dataclasses.fields(Source)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise ConfigurationError(f"unknown key '{name}' in the source '{given['source']}'; {hint}")
+    return Source(**{**defaults, **given})
+
+
+def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
+    """Return a `datasets.Dataset` of the source's rows, at most `count`, and what tells its version.
+
+    The version is the commit of a hub data set where it can be known, a digest of a file's bytes, or the library's
+    version and the seed of a task.
+
+    Raises:
+        DataError: missing or unreadable, or no rows.
+    """
+    if source.task is not None:
+        rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, dict(source.options))
+        version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
+        return to_dataset(rows, source.source), version
+    if source.file is not None:
+        if source.options:
+            raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
+        rows = read_rows(source.file)
+        digest = hashlib.sha256(source.file.read_bytes()).hexdigest()[:12]
+        return _some(to_dataset(rows[:count], source.source), source.source), f"sha256 {digest}"
+    dataset = _from_hub(source)
+    version = _commit(dataset) or source.revision or "revision not known"
+    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
+        # Without network `datasets` takes whatever commit its cache holds.
+        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
+    dataset = dataset if count is None else dataset.select(range(min(count, len(dataset))))
+    return _some(dataset, source.source), version
+
+
+def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
+    """Return rows with any columns as a `datasets.Dataset`; `source` is what errors call them.
+
+    Raises:
+        DataError: a column with values of different kinds, or text that is not Unicode.
+    """
+    datasets = require("datasets", "train")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        for index, row in enumerate(rows):
+            _check_unicode(row.get(name), index, source)
+    try:
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+    except (ValueError, TypeError) as error:  # pyarrow's errors are both
+        first = str(error).splitlines()[0]
+        raise DataError(f"'{source}' has a column that mixes kinds of values: {first}") from error
+
+
+def _some(dataset: Any, source: str) -> Any:
+    if len(dataset) == 0:
+        raise DataError(f"'{source}' has no rows")
+    return dataset
+
+
+def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    from vopd.data.reasoning import reasoning_problems
+
+    return [
+        {
+            "problem": problem.question,
+            "answer": problem.answer,
+            "task": problem.task,
+            "metadata": json.dumps(problem.metadata, default=str),
+        }
+        for problem in reasoning_problems(name, count, seed, **options)
+    ]
+
+
+def _from_hub(source: Source) -> Any:
+    datasets = require("datasets", "train")
+    if Path(source.source).is_absolute() or source.source.startswith((".", "~")) or source.source.count("/") > 1:
+        raise DataError(f"there is no file '{source.source}'")
+    try:
+        return datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
+    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"cannot load '{source.source}', split '{source.split}': {first}; give a .jsonl, .json or .parquet file, "
+            "a hub id that this machine can reach, or reasoning_gym:NAME"
+        ) from error
+
+
+def _commit(dataset: Any) -> str | None:
+    """The commit that a hub data set was loaded from, as its checksums or its folder in the cache tell."""
+    places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
+    found = (_COMMIT.search(str(place)) for place in places)
+    return next((match.group() for match in found if match), None)
+
+
+def _check_unicode(value: Any, row: int, source: str) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"'{source}' row {row} holds half a character at position {error.start} (a lone surrogate, "
+                "as in an emoji cut in two)"
+            ) from error

@@ -1,0 +1,114 @@
+"""Finished batches on disk: what lets an evaluation that was killed go on where it stood."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import ConfigurationError, DataError
+
+_EDGE = 1 << 20
+
+
+class Journal:
+    """Batches of one checkpoint and benchmark, a line each, in the order in which they were finished.
+
+    A line counts once it is written whole: one that a kill cut short is dropped when the journal is opened again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches = dict(_lines(path))
+
+    def add(self, index: int, records: list[dict[str, Any]]) -> None:
+        """Write a batch so that it survives a kill right after."""
+        line = json.dumps({"batch": index, "records": records}) + "\n"
+        with self.path.open("a", encoding="ascii") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.batches[index] = records
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    if not path.exists():
+        return
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    if torn:
+        os.truncate(path, len(whole) + 1 if whole else 0)
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            yield entry["batch"], entry["records"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"'{path}' line {number} is damaged; delete the file to draw its completions again"
+            ) from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the hold ends with the process, however it ends.
+
+    Raises:
+        ConfigurationError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"another evaluation is running in '{folder}'; give this one another folder"
+            ) from error
+        yield
+
+
+def same_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Write the plan of an evaluation into its folder, or check that it is the one there.
+
+    Raises:
+        ConfigurationError: the folder holds an evaluation with other settings, questions or weights.
+    """
+    path = folder / "plan.json"
+    if not path.exists():
+        write_whole(path, json.dumps(plan, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
+    if changed:
+        raise ConfigurationError(
+            f"'{folder}' holds an evaluation with other {' and '.join(changed)}; go on with the same ones, "
+            "or give another folder"
+        )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever looks finds the old text or the new one, never a part."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Short hash of the weight files of a local folder: names, sizes, first and last megabyte; None for a Hub id."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            file.seek(max(size - _EDGE, 0))
+            digest.update(file.read(_EDGE))
+    return digest.hexdigest()[:16]

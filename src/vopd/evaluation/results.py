@@ -1,0 +1,155 @@
+"""What an evaluation found: results.json, the table, and the paired comparison of two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import DataError
+from vopd.evaluation.metrics import Summary
+from vopd.statistics import Difference, paired_difference
+
+
+def entry(checkpoint: str, benchmark: str, summary: Summary, per_problem: dict[str, float]) -> dict[str, Any]:
+    """One line of results.json: scores as {value, low, high, count}, and the share of right samples of each problem."""
+    scores = {
+        "avg_at_k": asdict(summary.avg_at_k),
+        "pass_at_k": {str(k): asdict(score) for k, score in summary.pass_at_k.items()},
+        "maj_at_k": asdict(summary.maj_at_k),
+    }
+    return {"checkpoint": checkpoint, "benchmark": benchmark, **summary._asdict(), **scores, "per_problem": per_problem}
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read a results.json, or that of an evaluation's folder.
+
+    Raises:
+        DataError: there is none, or it is not one of an evaluation.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"there is no '{path}'; give the folder of a finished evaluation")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(results, dict) or "results" not in results or "benchmarks" not in results:
+        raise DataError(f"'{path}' is not the results.json of an evaluation")
+    return results
+
+
+def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Difference]:
+    """avg@k of the second evaluation minus the first, paired by problem, for each benchmark that both have.
+
+    Of an evaluation of several checkpoints the last counts. Problems left out in either are left out of both.
+
+    Raises:
+        DataError: no benchmark in common, or other questions under the same name.
+    """
+    prints = [{row["name"]: row["fingerprint"] for row in results["benchmarks"]} for results in (first, second)]
+    shares = [_per_problem(results) for results in (first, second)]
+    common = [name for name in prints[0] if name in prints[1]]
+    if not common:
+        raise DataError(
+            f"nothing to compare: one evaluation has {', '.join(prints[0])}, the other {', '.join(prints[1])}"
+        )
+    differences = {}
+    for name in common:
+        if prints[0][name] != prints[1][name]:
+            raise DataError(
+                f"the questions of {name} are not the same in the two evaluations; evaluate both on one version"
+            )
+        ids = [identity for identity in shares[0][name] if identity in shares[1][name]]
+        if not ids:
+            raise DataError(f"no problem of {name} counts in both evaluations")
+        pair = [[share[name][identity] for identity in ids] for share in shares]
+        differences[name] = paired_difference(pair[1], pair[0])
+    return differences
+
+
+def _per_problem(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {row["benchmark"]: row["per_problem"] for row in results["results"]}
+
+
+def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: avg@k, pass@k and maj@k at the number of samples, each with its interval."""
+    header = ["checkpoint", "benchmark", "metric", "per cent", "95 % interval"]
+    rows = []
+    for row in results["results"]:
+        k = row["samples"]
+        scores = {f"avg@{k}": row["avg_at_k"]}
+        if k > 1:
+            scores |= {f"pass@{k}": row["pass_at_k"][str(k)], f"maj@{k}": row["maj_at_k"]}
+        for name, score in scores.items():
+            value, low, high = (f"{100 * score[part]:.1f}" for part in ("value", "low", "high"))
+            rows.append([row["checkpoint"], row["benchmark"], name, value, f"[{low}, {high}]"])
+    return header, rows
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What goes below the table, a line each: counts and rates, problems seen in training, missing answers."""
+    lines = [_rates(row) for row in results["results"]]
+    for name, overlaps in results.get("contamination", {}).items():
+        lines.append(f"{name}: {len(overlaps)} problems occur among the training prompts")
+    kinds = {benchmark["name"]: benchmark["kind"] for benchmark in results["benchmarks"]}
+    silent = dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5)
+    return lines + [
+        f"hint: most completions of {name} give no answer that can be read{_ASK[kinds[name]]}" for name in silent
+    ]
+
+
+_ASK = {
+    "math": r"; ask for one, for example with the template '{problem} Put your final answer within \boxed{}.'",
+    "task": "; ask for one, for example with the template '{problem} Answer in <answer></answer> tags.'",
+    "choice": "",
+}
+
+
+def _rates(row: dict[str, Any]) -> str:
+    parts = [
+        f"{row['problems']} problems",
+        f"answers in the form asked for {row['format_rate']:.1%}",
+        f"cut at the length limit {row['truncation_rate']:.1%}",
+        f"mean length {row['mean_length']:.0f} tokens",
+    ]
+    if row["ungradable"]:
+        parts.append(f"{row['ungradable']} problems left out, their gold answer cannot be read")
+    if row["timed_out"]:
+        parts.append(f"{row['timed_out']} comparisons ran past their time limit")
+    return f"{row['checkpoint']}, {row['benchmark']}: " + ", ".join(parts)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text, for logs and files."""
+    columns = [[name, *(row[index] for row in rows)] for index, name in enumerate(header)]
+    widths = [max(len(cell) for cell in column) for column in columns]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: with rich on a terminal, plain elsewhere."""
+    import sys
+
+    if not sys.stdout.isatty():
+        print(plain_table(header, rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets of an interval are no markup
+    Console().print(table)
+
+
+def comparison_rows(differences: dict[str, Difference]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a paired comparison."""
+    return ["benchmark", "avg@k, second - first"], [[name, str(found)] for name, found in differences.items()]

@@ -1,0 +1,247 @@
+"""Evaluate checkpoints on benchmarks: draw, grade, score, write, so that a run that was killed goes on where it
+stood."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vopd.data.benchmarks import Benchmark, Protocol, load_benchmark
+from vopd.data.benchmarks_overlap import contamination
+from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.evaluation.drawing import Checkpoint, Opened, Record, Settings, Work
+from vopd.evaluation.grading import Grade, grade_many
+from vopd.evaluation.journal import only_one, same_plan, write_whole
+from vopd.evaluation.metrics import summarise, ungradable
+from vopd.evaluation.plots import plot_accuracy
+from vopd.evaluation.results import entry
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    models: Any,
+    benchmarks: Sequence[str | Benchmark],
+    output_dir: str | Path,
+    *,
+    tokenizer: Any = None,
+    training_prompts: Sequence[str] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Evaluate one or several checkpoints on benchmarks and return what results.json holds.
+
+    Completions are drawn in batches that a plan fixes beforehand, each seeded by the run's seed and its number, and
+    each finished batch is kept: killed at any moment and started again with the same arguments, the evaluation goes on
+    and ends with the same results (the same bytes on a CPU in float32). Writes into `output_dir`: results.json and
+    samples.jsonl at the end, each whole or not at all; plan.json and completions/ as it goes; accuracy.png for several
+    checkpoints.
+
+    Args:
+        models: folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with `tokenizer`).
+            A
+            folder with a LoRA adapter is put on its base model.
+        benchmarks: names as in `vopd.data.benchmarks.load_benchmark`, or loaded benchmarks.
+        output_dir: folder of this evaluation.
+        tokenizer: of a loaded model.
+        training_prompts: reported are the questions that occur among them.
+        settings: fields of `Settings`.
+
+    Raises:
+        ConfigurationError: settings out of range, or a folder that holds another evaluation.
+        DataError: a benchmark cannot be read, or a prompt does not fit the model.
+        MismatchError: a model cannot be loaded.
+    """
+    chosen = _settings(settings)
+    checkpoints = _checkpoints(models, tokenizer)
+    loaded = [item if isinstance(item, Benchmark) else load_benchmark(item) for item in benchmarks]
+    names = [benchmark.name for benchmark in loaded]
+    if not loaded or len(set(names)) != len(names):
+        raise ConfigurationError("give at least one benchmark, and none twice")
+    protocols = [chosen.protocol(benchmark) for benchmark in loaded]
+    folder = Path(output_dir)
+    (folder / "completions").mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        head = _head(checkpoints, loaded, protocols, chosen)
+        same_plan(folder, head)
+        records = _run(checkpoints, loaded, protocols, chosen, folder)
+        results = {**head, "versions": _versions(), "results": records}
+        if training_prompts is not None:
+            results["contamination"] = _contamination(loaded, training_prompts)
+        write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        _plot(results, folder)
+    return results
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except TypeError as error:
+        raise ConfigurationError(f"{error}; settings are {', '.join(Settings.__dataclass_fields__)}") from error
+
+
+def _checkpoints(models: Any, tokenizer: Any) -> list[Checkpoint]:
+    if isinstance(models, Mapping):
+        return [Checkpoint(str(name), str(source)) for name, source in models.items()]
+    if isinstance(models, str | Path):
+        models = [models]
+    if not isinstance(models, Sequence):
+        if tokenizer is None:
+            raise ConfigurationError("a loaded model needs its tokenizer")
+        return [Checkpoint("model", None, models, tokenizer)]
+    sources = [str(model) for model in models]
+    if not sources or len(set(sources)) != len(sources):
+        raise ConfigurationError("give at least one model, and none twice")
+    return [Checkpoint(name, source) for name, source in zip(short_names(sources), sources)]
+
+
+def short_names(sources: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that tell them apart: checkpoint-100, or run-a/checkpoint-100."""
+    parts = [source.rstrip("/").split("/") for source in sources]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(sources)
+
+
+def _head(
+    checkpoints: list[Checkpoint], benchmarks: list[Benchmark], protocols: list[Protocol], settings: Settings
+) -> dict[str, Any]:
+    """What must be the same for an evaluation to go on, and what results.json says about how it was done."""
+    described = [
+        {
+            "name": benchmark.name,
+            "kind": benchmark.kind,
+            "source": benchmark.source,
+            "revision": benchmark.revision,
+            "fingerprint": benchmark.fingerprint,
+            "questions": len(benchmark.questions),
+            "template": settings.template or benchmark.template,
+            "protocol": asdict(protocol),
+        }
+        for benchmark, protocol in zip(benchmarks, protocols)
+    ]
+    names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
+    return {
+        "settings": {name: getattr(settings, name) for name in names},
+        "checkpoints": [checkpoint.identity() for checkpoint in checkpoints],
+        "benchmarks": described,
+    }
+
+
+def _run(
+    checkpoints: list[Checkpoint],
+    benchmarks: list[Benchmark],
+    protocols: list[Protocol],
+    settings: Settings,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Draw and grade everything, write samples.jsonl, and return the entries of results.json."""
+    entries, lines = [], []
+    for checkpoint in checkpoints:
+        opened = Opened(checkpoint, settings)
+        for benchmark, protocol in zip(benchmarks, protocols):
+            work = Work(checkpoint.name, benchmark, protocol, settings, folder)
+            drawn = work.completions(opened)
+            grades = _graded(benchmark, drawn)
+            entries.append(_score(checkpoint.name, benchmark, drawn, grades))
+            lines += _sample_lines(checkpoint.name, benchmark, drawn, grades)
+    write_whole(folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return entries
+
+
+def _graded(benchmark: Benchmark, drawn: list[list[Record]]) -> list[list[Grade]]:
+    flat = [(question, record) for question, row in zip(benchmark.questions, drawn) for record in row]
+    if benchmark.kind == "task":
+        grades = [_grade_task(question.extra["problem"], record["completion"]) for question, record in flat]
+    else:
+        pairs = [(_with_open_thinking(record), question.gold) for question, record in flat]
+        grades = grade_many(pairs, benchmark.kind)
+    found = iter(grades)
+    return [[next(found) for _ in row] for row in drawn]
+
+
+def _with_open_thinking(record: Record) -> str:
+    """The completion, after the thinking tag that the chat template may have opened at the end of the prompt."""
+    opened = record["prompt"].rstrip().endswith("<think>")
+    return "<think>" + record["completion"] if opened else record["completion"]
+
+
+def _grade_task(problem: Any, completion: str) -> Grade:
+    from vopd.data.reasoning import extract_answer, is_right
+
+    answer = extract_answer(completion)
+    if answer is None:
+        return Grade("no_answer")
+    return Grade("right" if is_right(problem, completion) else "wrong", answer)
+
+
+def _left_out(benchmark: Benchmark) -> list[bool]:
+    if benchmark.kind == "task":
+        return [False] * len(benchmark.questions)
+    return ungradable([question.gold for question in benchmark.questions], benchmark.kind)
+
+
+def _score(
+    checkpoint: str, benchmark: Benchmark, drawn: list[list[Record]], grades: list[list[Grade]]
+) -> dict[str, Any]:
+    left_out = _left_out(benchmark)
+    summary = summarise(
+        grades,
+        left_out,
+        benchmark.kind,
+        [[record["truncated"] for record in row] for row in drawn],
+        [[record["tokens"] for record in row] for row in drawn],
+    )
+    shares = {
+        question.id: sum(found.outcome == "right" for found in row) / len(row)
+        for question, row, skip in zip(benchmark.questions, grades, left_out)
+        if not skip
+    }
+    return entry(checkpoint, benchmark.name, summary, shares)
+
+
+def _sample_lines(
+    checkpoint: str, benchmark: Benchmark, drawn: list[list[Record]], grades: list[list[Grade]]
+) -> list[Record]:
+    return [
+        {
+            "checkpoint": checkpoint,
+            "benchmark": benchmark.name,
+            "id": question.id,
+            **record,
+            "gold": question.gold,
+            **found._asdict(),
+        }
+        for question, row, found_row in zip(benchmark.questions, drawn, grades)
+        for record, found in zip(row, found_row)
+    ]
+
+
+def _contamination(benchmarks: list[Benchmark], prompts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    found = {benchmark.name: contamination(benchmark.questions, prompts) for benchmark in benchmarks}
+    for name, overlaps in found.items():
+        if overlaps:
+            logger.warning("%d questions of %s occur among the training prompts", len(overlaps), name)
+    return {name: [asdict(overlap) for overlap in overlaps] for name, overlaps in found.items()}
+
+
+def _plot(results: dict[str, Any], folder: Path) -> None:
+    if len(results["checkpoints"]) > 1:
+        with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
+            plot_accuracy(results, folder / "accuracy.png")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("vopd", "torch", "transformers", "math-verify", "sympy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

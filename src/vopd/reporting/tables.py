@@ -1,0 +1,110 @@
+"""Plain-text tables: readable in a terminal, in a log and in a mail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vopd.reporting.comparison import (
+    Comparison,
+    Interval,
+    accuracy_difference,
+    mean_reverse_kl,
+    relative_noise,
+    reverse_kl_difference,
+    score_of,
+)
+from vopd.statistics import mean_score
+
+_ABSENT = "-"
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table: first column to the left, the others to the right, a rule under the headers."""
+    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([first, *others]).rstrip()
+
+    return "\n".join([line(headers), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)])
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return everything a comparison says, in order of what it says most surely: divergence and noise, accuracy, time.
+
+    With several seeds, means over the seeds, followed by paired differences from the first estimator.
+    """
+    parts = [
+        _section("Held-out reverse KL and gradient noise", comparison, _divergence_table(comparison)),
+        _section("Accuracy on held-out problems, greedy", comparison, _accuracy_table(comparison)),
+        _section("Time", comparison, _time_table(comparison)),
+    ]
+    if len(comparison.seeds) > 1 and len(comparison.estimators) > 1:
+        title = f"Paired differences from {comparison.estimators[0]}"
+        parts.insert(2, _section(title, comparison, _difference_table(comparison)))
+    return "\n\n".join(parts)
+
+
+def seeds_label(comparison: Comparison) -> str:
+    """Return "single seed", or over how many seeds the numbers are means."""
+    count = len(comparison.seeds)
+    return "single seed" if count == 1 else f"means of {count} seeds"
+
+
+def _section(title: str, comparison: Comparison, table: str) -> str:
+    return f"{title} ({seeds_label(comparison)})\n\n{table}"
+
+
+def _divergence_table(comparison: Comparison) -> str:
+    noise = relative_noise(comparison.start, comparison.estimators)
+    single = len(comparison.seeds) == 1
+    rows = [["student before", _nats(comparison.start.reverse_kl, True), _ABSENT]]
+    for name in comparison.estimators:
+        runs = comparison.runs_of(name)
+        divergence = _nats(runs[0].reverse_kl, True) if single else f"{mean_reverse_kl(runs):.3f}"
+        rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
+    note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
+    reference = "opd" if "opd" in noise else "the noisiest"
+    note += f"Noise: variance of the gradient from drawing the tokens, at the student before; {reference} = 1."
+    return format_table(["", "reverse KL", "gradient noise"], rows) + "\n" + note
+
+
+def _accuracy_table(comparison: Comparison) -> str:
+    start = comparison.start
+    rows = [["student before", str(mean_score(start.student_outcomes))]]
+    rows += [[name, str(score_of(comparison.runs_of(name)))] for name in comparison.estimators]
+    rows += [["teacher", str(mean_score(start.teacher_outcomes))]]
+    note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
+    return format_table(["", "accuracy"], rows) + "\n" + note
+
+
+def _time_table(comparison: Comparison) -> str:
+    rows = []
+    for name in comparison.estimators:
+        runs = comparison.runs_of(name)
+        rows.append([name, f"{sum(run.seconds for run in runs) / len(runs):.0f} s"])
+    return format_table(["", "training, one run"], rows)
+
+
+def _difference_table(comparison: Comparison) -> str:
+    reference, *others = comparison.estimators
+    rows = []
+    for name in others:
+        gap = reverse_kl_difference(comparison, name, reference)
+        rows.append(
+            [
+                name,
+                f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})",
+                f"{gap.lower} of {gap.seeds}",
+                str(accuracy_difference(comparison, name, reference)),
+            ]
+        )
+    headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
+    note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
+    return format_table(headers, rows) + "\n" + note
+
+
+def _nats(interval: Interval, with_interval: bool) -> str:
+    text = f"{interval.value:.3f}"
+    return f"{text} [{interval.low:.3f}, {interval.high:.3f}]" if with_interval else text

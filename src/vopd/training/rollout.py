@@ -1,0 +1,124 @@
+"""What the rollout engine says of its own sampling: the log-probability of every token that it drew.
+
+Where it differs from the trainer's, the rollout was a little off-policy: another precision, another kernel, weights not
+yet synchronised. Importance weights correct for that; the difference itself tells whether something is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError, MissingExtraError, NonFiniteError
+from .metrics import Averages
+
+logger = logging.getLogger("vopd")
+
+MEAN_DIFFERENCE = "rollout/logprob_difference_mean"
+MAX_DIFFERENCE = "rollout/logprob_difference_max"
+# Nats a token. Two precisions of one model differ by about 0.02; stale weights by 0.2.
+SUSPICIOUS = 0.1
+
+
+def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
+    """Raises ConfigurationError where the rollout engine is missing, or cannot give what importance weights need."""
+    if use_vllm and not has_vllm():
+        raise MissingExtraError(
+            "vllm is needed for use_vllm; install it on a machine with a GPU with pip install 'trl[vllm]', or set "
+            "use_vllm=false"
+        )
+    if weighted and tools:
+        raise ConfigurationError(
+            "importance_sampling cannot follow completions through tool calls; set importance_sampling=false"
+        )
+
+
+def has_vllm() -> bool:
+    """True where vLLM is installed; it is not imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def sampled_logprobs(
+    completions: Sequence[Sequence[int]], logprobs: Sequence[Any] | None, ids: Sequence[Any] | None
+) -> list[list[float]] | None:
+    """Return, for each completion, the log-probability of each of its tokens; None where the engine gave none.
+
+    Args:
+        completions: sampled ids.
+        logprobs: (completions, tokens, alternatives) as vLLM reports them, the sampled token among them.
+        ids: the ids that they belong to, of the same shape; not needed where there is one alternative.
+
+    Raises:
+        NonFiniteError: a token has none, or one that is no number.
+    """
+    if logprobs is None:
+        return None
+    found = []
+    for row, (completion, reported) in enumerate(zip(completions, logprobs, strict=True)):
+        if len(reported) != len(completion):
+            raise NonFiniteError(
+                f"the rollout engine reported {len(reported)} log-probabilities for {len(completion)} tokens; set "
+                "importance_sampling=false"
+            )
+        row_ids = [None] * len(completion) if ids is None else ids[row]
+        found.append([_of_token(*token) for token in zip(completion, reported, row_ids, strict=True)])
+    if not all(math.isfinite(value) for row in found for value in row):
+        raise NonFiniteError(
+            "the rollout engine reported a log-probability that is no number; look into the engine's log, or set "
+            "importance_sampling=false"
+        )
+    return found
+
+
+def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] | None) -> float:
+    place = 0 if len(logprobs) == 1 or ids is None else list(ids).index(token)
+    value = logprobs[place] if logprobs else None
+    return math.nan if value is None else float(value)
+
+
+def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Return log-probabilities as a float32 tensor of the shape of the completion ids `like`, 0 on the padding."""
+    rows = [torch.tensor(row, dtype=torch.float32) for row in logprobs]
+    found = torch.zeros(like.shape, dtype=torch.float32)
+    for index, row in enumerate(rows):
+        found[index, : len(row)] = row
+    return found.to(like.device)
+
+
+class RolloutDifference:
+    """Collects |log p_trainer(y) - log p_rollout(y)|: its mean goes to the averages, its largest value is kept here."""
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None
+        self._warned = False
+
+    def add(self, averages: Averages, trainer: Tensor, rollout: Tensor, mask: Tensor) -> None:
+        """Add the tokens of a micro-batch where `mask` is 1. All (B, T)."""
+        difference = (trainer.detach().float() - rollout).abs().masked_fill(mask == 0, 0)
+        averages.add(MEAN_DIFFERENCE, difference, mask)
+        largest = difference.max()
+        self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+
+    def reduce(self, accelerator: Any) -> dict[str, float]:
+        """The largest difference over all ranks since the last call. A collective where anything was added."""
+        largest, self._largest = self._largest, None
+        if largest is None:
+            return {}
+        return {MAX_DIFFERENCE: float(accelerator.gather(largest.reshape(1)).max())}
+
+    def warn(self, metrics: dict[str, float]) -> None:
+        """Say once that trainer and engine do not sample from one distribution."""
+        mean = metrics.get(MEAN_DIFFERENCE, 0.0)
+        if mean > SUSPICIOUS and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the rollout engine's log-probabilities differ from the trainer's by %.3f nats a token on average: its "
+                "weights may be stale, or a server at another temperature than 1 was started without "
+                "--logprobs-mode processed_logprobs", mean,
+            )  # fmt: skip

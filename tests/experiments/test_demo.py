@@ -1,0 +1,122 @@
+"""The demo at its smallest: real processes, real runs, and the files that it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vopd.errors import ConfigurationError, MissingExtraError, VOPDError
+from vopd.experiments import demo
+from vopd.experiments.demo import DEMO_ESTIMATORS, run_demo
+from vopd.reporting.comparison import Comparison, read_comparison
+from vopd.reporting.metrics import read_metrics
+
+SMALL: dict[str, Any] = {"estimators": ("opd", "rao_blackwell_teacher_top_k"), "steps": 5, "problems": 6}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    lines: list[str] = []
+    comparison = run_demo(folder, **SMALL, say=lines.append)
+    return folder, comparison, "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_leaves_ordinary_run_directories_and_a_comparison(finished: tuple[Path, Comparison, str]) -> None:
+    folder, comparison, _ = finished
+    assert read_comparison(folder) == comparison
+    for name in SMALL["estimators"]:
+        for file in ("resolved_config.yaml", "metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
+            assert (folder / name / file).is_file()
+        assert [record["step"] for record in read_metrics(folder / name)] == [1, 2, 3, 4, 5]
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "teacher" in (folder / "samples.md").read_text()
+
+
+@pytest.mark.slow
+def test_runs_share_start_and_first_batch(finished: tuple[Path, Comparison, str]) -> None:
+    """Same student, same seed, same prompts: the first rollout is the same whatever the estimator."""
+    folder, comparison, _ = finished
+    first = [read_metrics(folder / run.directory)[0] for run in comparison.runs]
+    assert first[0]["completion_length"] == first[1]["completion_length"]
+    assert first[0]["sampled_reverse_kl"] == pytest.approx(first[1]["sampled_reverse_kl"], rel=1e-4)
+    assert [run.curve[0] for run in comparison.runs] == [(0, comparison.start.reverse_kl.value)] * 2
+    assert [step for step, _ in comparison.runs[0].curve] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_noise_is_measured_and_far_smaller_with_rao_blackwell(finished: tuple[Path, Comparison, str]) -> None:
+    noise = finished[1].start.gradient_noise
+    assert 0 < noise["rao_blackwell_teacher_top_k"] < 0.3 * noise["opd"]
+
+
+@pytest.mark.slow
+def test_says_its_progress_and_its_result(finished: tuple[Path, Comparison, str]) -> None:
+    said = finished[2]
+    assert said.startswith("2 runs of 5 steps")
+    assert "  opd: done in " in said
+    assert "(single seed)" in said
+    assert said.index("reverse KL") < said.index("Accuracy") < said.index("Time")
+
+
+@pytest.mark.slow
+def test_held_out_problems_are_not_trained_on(finished: tuple[Path, Comparison, str]) -> None:
+    folder = finished[0]
+    train, held_out = (
+        {json.loads(line)["prompt"] for line in (folder / name).read_text().splitlines()}
+        for name in ("train-seed0.jsonl", "held_out.jsonl")
+    )
+    assert len(train) == 5 * 16
+    assert not train & held_out
+
+
+def test_the_default_estimators_are_the_five_in_order() -> None:
+    assert DEMO_ESTIMATORS == ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"estimators": ("opd", "popd")}, "unknown estimator 'popd'"),
+        ({"estimators": ()}, "at least one estimator"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"processes": 0}, "processes must be at least 1"),
+        ({"steps": 4}, "steps must be at least 5"),
+        ({"problems": 3}, "problems must be at least 4"),
+    ],
+)
+def test_impossible_demos_are_refused_at_once(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run_demo(tmp_path / "demo", **{**SMALL, **changed})
+    assert not (tmp_path / "demo").exists()
+
+
+def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(module: str, extra: str) -> None:
+        raise MissingExtraError(f"{module} is needed; install it with pip install 'vopd[{extra}]'")
+
+    monkeypatch.setattr(demo, "require", absent)
+    with pytest.raises(MissingExtraError, match=r"vopd\[report\]"):
+        run_demo(tmp_path / "demo", **SMALL)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_train_command", lambda *_: ["vopd", "train", "--estimator", "vopdd"])
+    monkeypatch.setattr(demo, "_jobs", lambda plan, jobs=demo._jobs: jobs(plan)[1:])
+    with pytest.raises(VOPDError, match="opd failed: vopd: error:") as caught:
+        run_demo(tmp_path / "demo", **SMALL, say=lambda line: None)
+    assert caught.value.exit_code == 2
+
+
+def test_seeds_have_directories_of_their_own(tmp_path: Path) -> None:
+    plan = demo._Plan(tmp_path, ("opd", "vopd"), seeds=2, steps=10, problems=10)
+    assert [directory for *_, directory in plan.runs()] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
+    commands = [job.commands[0] for job in demo._jobs(plan)[1:]]
+    for command, seed in zip(commands, (0, 0, 1, 1), strict=True):
+        assert command[command.index("--seed") + 1] == str(seed)
+        assert command[command.index("--dataset") + 1] == str(tmp_path / f"train-seed{seed}.jsonl")
