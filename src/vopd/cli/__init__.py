@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "distil an embedded pair of small models on this computer, and write a report",
     "train": "distil your teacher into your student on your prompts",
     "eval": "sample a model on problems and score it, with intervals",
+    "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
 }
 
 HELP = """\

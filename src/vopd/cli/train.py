@@ -13,7 +13,7 @@ from vopd.cli import run_directory
 from vopd.cli.accuracy import Accuracy
 from vopd.cli.eval import EvalOptions
 from vopd.cli.options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError, VOPDError, require
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ SUMMARY = """\
 Train a student to match a teacher on the student's own samples.
 
 Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
-model/ (safetensors). On several GPUs: accelerate launch -m vopd train ...
+model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
 """
 
 # Fields of the trainer's configuration that the help shows; all the others are accepted as well.
@@ -113,6 +113,7 @@ def run(arguments: Sequence[str]) -> int:
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     print(f"trained {trainer.state.global_step} steps; the model is in {folder / 'model'}")
     if accuracy is None:
+        _report(folder)
         print(f"next: vopd eval --model {folder / 'model'} --data problems.jsonl")
         return 0
     prompts = list(trainer.train_dataset["prompt"])
@@ -120,6 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     del trainer
     accuracy.measure("start", prompts)
     accuracy.measure("trained")
+    _report(folder)
     print(accuracy.summary())
     return 0
 
@@ -239,6 +241,16 @@ def _free(trainer: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _report(folder: Path) -> None:
+    """Write report.html. A trained model is not lost to a page that cannot be written."""
+    from vopd.reporting.report import write_report
+
+    try:
+        print(f"the report is {write_report(folder)}")
+    except (VOPDError, OSError) as error:
+        logger.warning("no report: %s", error)
 
 
 def _checkpoint(folder: Path) -> str | None:
