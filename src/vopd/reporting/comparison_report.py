@@ -92,10 +92,10 @@ def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
 def _results(comparison: Comparison) -> str:
     noise = relative_noise(comparison.start, comparison.estimators)
     several = len(comparison.seeds) > 1
-    reference = comparison.estimators[0]
     first = comparison.start.reverse_kl
+    before = f"{first.value:.3f}" if several else f"{first.value:.3f} [{first.low:.3f}, {first.high:.3f}]"
     start = mean_score(comparison.start.student_outcomes)
-    rows = [["student before", f"{first.value:.3f} [{first.low:.3f}, {first.high:.3f}]", str(start), "", ""]]
+    rows = [["student before", before, str(start), ""]]
     for name in comparison.estimators:
         runs = comparison.runs_of(name)
         divergence = f"{mean_reverse_kl(runs):.3f} " + (
@@ -103,14 +103,21 @@ def _results(comparison: Comparison) -> str:
             if several
             else f"[{runs[0].reverse_kl.low:.3f}, {runs[0].reverse_kl.high:.3f}]"
         )
-        gap = "" if name == reference else str(accuracy_difference(comparison, name, reference))
-        if several and name != reference:
-            paired = reverse_kl_difference(comparison, name, reference)
-            gap += f"; reverse KL {paired.value:+.3f}, lower in {paired.lower} of {paired.seeds} seeds"
-        rows.append([name, divergence, str(score_of(runs)), f"{noise[name]:.3f}" if name in noise else "-", gap])
-    rows.append(["teacher", "0", str(mean_score(comparison.start.teacher_outcomes)), "", ""])
+        rows.append([name, divergence, str(score_of(runs)), f"{noise[name]:.3f}" if name in noise else "-"])
+    rows.append(["teacher", "0", str(mean_score(comparison.start.teacher_outcomes)), ""])
     spread = "reverse KL (range over seeds)" if several else "reverse KL [95 %]"
-    return table(["", spread, "accuracy [95 %]", "noise", f"difference from {reference}"], rows)
+    return table(["", spread, "accuracy [95 %]", "noise"], rows) + _differences(comparison)
+
+
+def _differences(comparison: Comparison) -> str:
+    """Every estimator less the first, seed by seed and problem by problem."""
+    reference, *others = comparison.estimators
+    rows = []
+    for name in others:
+        gap = reverse_kl_difference(comparison, name, reference)
+        divergence = f"{gap.value:+.3f}, lower in {gap.lower} of {gap.seeds} seeds"
+        rows.append([name, str(accuracy_difference(comparison, name, reference)), divergence])
+    return table([f"less {reference}", "accuracy [95 %]", "reverse KL"], rows) if rows else ""
 
 
 def _results_note(comparison: Comparison) -> str:
@@ -139,7 +146,8 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
     dots = []
     for name in comparison.estimators:
         score = score_of(comparison.runs_of(name))
-        dots.append(Dot(name, 100 * score.value, 100 * score.low, 100 * score.high, colour_of(name), str(score)))
+        text = f"{100 * score.value:.1f} %"
+        dots.append(Dot(name, 100 * score.value, 100 * score.low, 100 * score.high, colour_of(name), text))
     figures: list[Figure] = [
         Curves("held_out", "Distance from the teacher", "held-out reverse KL, exact, nats a token", held_out),
         Dots(
