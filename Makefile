@@ -4,6 +4,9 @@ BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+KERNELS_VENV := .venv-kernels
+KERNELS_STAMP := $(KERNELS_VENV)/.installed
+TRITON := triton==3.6.0
 # Read before anything is installed and again by pip: the one place that names the tested torch.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -12,11 +15,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-grader check format embedded-pair clean
+.PHONY: help install demo test test-kernels test-grader check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make test           run the tests"
+	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
@@ -40,6 +44,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
 
+# The kernels run in Triton's interpreter and are compiled for sm_90 ahead of time: neither needs a GPU. Triton is large
+# and fixed to the version of the GPU machines, hence an environment of its own; torch first, so that it stays the CPU's.
+test-kernels: $(KERNELS_STAMP)
+	TRITON_INTERPRET=1 $(KERNELS_VENV)/bin/python -m pytest -n 2 tests/kernels
+
+$(KERNELS_STAMP): pyproject.toml constraints.txt
+	test -x $(KERNELS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(KERNELS_VENV)
+	$(KERNELS_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist
+	@touch $@
+
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
@@ -58,4 +73,4 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

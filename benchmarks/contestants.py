@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ class Inputs:
     teacher_hidden: Tensor
     teacher_head: Tensor
     ids: Tensor
+
+    def first(self, count: int) -> Inputs:
+        """The first tokens alone; the gradient in the hidden states is then that of a new tensor."""
+        hidden = self.hidden.detach()[:count].requires_grad_()
+        return replace(self, hidden=hidden, teacher_hidden=self.teacher_hidden[:count], ids=self.ids[:count])
 
     def double(self) -> Inputs:
         """The same values in float64."""
@@ -84,13 +89,16 @@ def liger_jsd(inputs: Inputs) -> Tensor:
     return loss(inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head)
 
 
-def ours(estimator: str, top_k: int | None = None, diagnostics: bool = False) -> Callable[[Inputs], Tensor]:
-    """``vopd.linear_distillation_loss``."""
+def ours(
+    estimator: str, top_k: int | None = None, diagnostics: bool = False, backend: str = "auto"
+) -> Callable[[Inputs], Tensor]:
+    """``vopd.linear_distillation_loss``; in float64, as a reference for itself, in plain torch."""
 
     def loss(inputs: Inputs) -> Tensor:
         return vopd.linear_distillation_loss(
             inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head, inputs.ids,
             estimator=estimator, top_k=top_k, diagnostics=diagnostics,
+            backend="torch" if inputs.hidden.dtype == torch.float64 else backend,
         ).loss  # fmt: skip
 
     return loss
@@ -105,6 +113,7 @@ CONTESTANTS = {
     "opd": Contestant(ours("opd"), reference="naive opd"),
     "vopd": Contestant(ours("vopd"), reference="naive vopd"),
     "vopd with diagnostics": Contestant(ours("vopd", diagnostics=True), reference="naive vopd"),
+    "vopd in plain torch": Contestant(ours("vopd", backend="torch"), reference="naive vopd", gpu_only=True),
     "vopd_optimal": Contestant(ours("vopd_optimal")),
     "vopd_top_k, k = 20": Contestant(ours("vopd_top_k", 20)),
     "vopd_sparse, k = 20": Contestant(ours("vopd_sparse", 20)),

@@ -244,3 +244,22 @@ def test_the_sparse_estimator_reads_only_the_rows_of_the_teacher_that_it_needs()
     out = vopd.linear_distillation_loss(**{**batch, "teacher_head": head}, **options)
     torch.testing.assert_close(out.loss, vopd.linear_distillation_loss(**batch, **options).loss)
     assert out.rewards is None and out.baseline is None and out.teacher_logprobs is None
+
+
+@pytest.mark.parametrize("estimator", [name for name in EVERY if vopd.ESTIMATORS[name].teacher_scores])
+def test_the_id_of_an_absent_entry_of_a_server_means_nothing(estimator):
+    """Neither one of the support nor one outside it, whose mass must not be lost."""
+    student, teacher = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logprobs, ids, gradients = teacher.log_softmax(-1), teacher.topk(4).indices, []
+    for other in (ids[:, :1], student.argmax(-1, keepdim=True), teacher.argmin(-1, keepdim=True)):
+        shown = torch.cat([ids[:, :3], other], -1)
+        values = logprobs.gather(-1, shown)
+        values[:, 3] = -torch.inf
+        logits = student.clone().requires_grad_()
+        scores = vopd.TopKScores(logprobs[:, 0], shown, values)
+        loss = vopd.distillation_loss(
+            logits, None, torch.zeros(6, dtype=torch.long), estimator=estimator, teacher_scores=scores
+        ).loss
+        gradients.append(torch.autograd.grad(loss, logits)[0])
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0])

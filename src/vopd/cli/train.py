@@ -14,6 +14,7 @@ from vopd.cli.eval import EvalOptions
 from vopd.cli.facts import Facts, look
 from vopd.cli.lora import lora_config
 from vopd.cli.plan import Plan, plan_run, write_resolved
+from vopd.errors import VOPDError
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ SUMMARY = """\
 Train a student to match a teacher on the student's own samples.
 
 Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
-model/ (safetensors). On several GPUs: accelerate launch -m vopd train ...
+model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
 """
 
 
@@ -123,7 +124,8 @@ def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
         accuracy.measure("trained")
         publish.add_results(model, card, tags, accuracy)
         print(accuracy.summary())
-    else:
+    _report(plan.folder)
+    if accuracy is None:
         print(f"next: vopd eval --model {model} --data problems.jsonl")
     if plan.options.push_to_hub:
         print(f"uploaded to {publish.push(model, plan.config)}")
@@ -138,6 +140,16 @@ def _free(trainer: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _report(folder: Path) -> None:
+    """Write report.html. A trained model is not lost to a page that cannot be written."""
+    from vopd.reporting.report import write_report
+
+    try:
+        print(f"the report is {write_report(folder)}")
+    except (VOPDError, OSError) as error:
+        logger.warning("no report: %s", error)
 
 
 def _checkpoint(folder: Path) -> str | None:

@@ -102,3 +102,13 @@ def check_head(model: str, hidden: Tensor | None, head: Tensor | None) -> None:
         raise ConfigurationError(
             f"{model}_head has shape {tuple(head.shape)}, expected (vocabulary, {hidden.shape[-1]}) as {model}_hidden"
         )
+
+
+def check_head_options(model: str, head: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> None:
+    """A bias has one entry a row of the head; a logit scale and a soft cap are above 0."""
+    if bias is not None and bias.shape != head.shape[:1]:
+        raise ConfigurationError(f"{model}_bias has shape {tuple(bias.shape)}, expected ({len(head)},) as {model}_head")
+    if not 0 < scale < float("inf"):
+        raise ConfigurationError(f"{model}_logit_scale must be above 0, not {scale}; leave it out for 1")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ConfigurationError(f"{model}_softcap must be above 0, not {softcap}; leave it out for none")

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from ..kernels import Batch, DenseLogits, LinearHeads, chunk_rows, run_chunks
+from ..kernels import Batch, DenseLogits, Head, LinearHeads, TorchPass, choose_pass, chunk_rows, run_chunks
+from ..kernels.row_pass import MakePass
 from ..kernels.sources import LogitSource
 from ..teachers.scores import TopKScores
 from . import checks
 from .base import Estimator
 from .output import DistillationOutput, GradientInHand, unpack
-
-BACKENDS = ("auto", "torch")
 
 
 def distillation_loss(
@@ -84,9 +83,10 @@ def distillation_loss(
         importance_weights, rollout_logprobs, importance_cap,
     )  # fmt: skip
     return _distill(
-        chosen, source, batch, [student_logits], completion_ids.shape,
+        chosen, source, batch, [student_logits], completion_ids.shape, TorchPass,
         checks.resolve_top_k(chosen, top_k, teacher_scores, source.vocab_size),
-        normalizer, diagnostics, chunk_size,
+        normalizer, diagnostics,
+        chunk_size or chunk_rows(source.vocab_size, batch.rows.device, trainable_head=True),
     )  # fmt: skip
 
 
@@ -110,6 +110,12 @@ def linear_distillation_loss(
     vocab_size: int | None = None,
     diagnostics: bool = False,
     chunk_size: int | None = None,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
 ) -> DistillationOutput:
     """``distillation_loss`` of logits = hidden @ head.T, a chunk of tokens at a time, never [tokens, vocabulary].
 
@@ -123,42 +129,53 @@ def linear_distillation_loss(
         teacher_hidden: (B, T, D_t) or (N, D_t), D_t may differ from D_s; None with ``teacher_scores``.
         teacher_head: (V', D_t), V' may differ from V; None with ``teacher_scores``.
         completion_ids: as in ``distillation_loss``, as are the arguments not named here.
-        backend: "torch", or "auto" for the fastest that this machine has.
+        backend: "torch", "triton", or "auto" for the fastest that this machine has.
+        student_bias, teacher_bias: bias of the output layer, (V,) and (V',); the student's gets gradient if it
+            requires it.
+        student_logit_scale, teacher_logit_scale: factors of the logits, bias included (Cohere).
+        student_softcap, teacher_softcap: cap of logits = cap tanh(logits / cap), after the scale and before the
+            temperature (Gemma).
 
     Returns:
         A DistillationOutput. Its loss can be backpropagated once.
 
     Raises:
-        ConfigurationError: as ``distillation_loss``, and for an unknown backend.
+        ConfigurationError: as ``distillation_loss``, for an unknown backend, and for "triton" without a GPU.
+        MissingExtraError: "triton" is asked for and not installed.
     """
     chosen = checks.find_estimator(estimator)
-    if backend not in BACKENDS:
-        raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    make_pass = choose_pass(backend, student_hidden.device)
     checks.check_teacher(chosen, teacher_hidden, teacher_scores)
     checks.check_leading("student_hidden", student_hidden, completion_ids.shape, trailing=1)
     checks.check_leading("teacher_hidden", teacher_hidden, completion_ids.shape, trailing=1)
     checks.check_head("student", student_hidden, student_head)
     checks.check_head("teacher", teacher_hidden, teacher_head)
+    student = _head("student", student_head, student_bias, student_logit_scale, student_softcap)
+    teacher = None
+    if teacher_head is not None:
+        teacher = _head("teacher", teacher_head, teacher_bias, teacher_logit_scale, teacher_softcap)
+    inputs = [student_hidden, student_head, student_bias]
+    wants = [_wants_gradient(tensor) for tensor in inputs]
     source = LinearHeads(
         _flat(student_hidden),
-        student_head.detach(),
+        student,
         None if teacher_hidden is None else _flat(teacher_hidden),
-        None if teacher_head is None else teacher_head.detach(),
+        teacher,
         vocab_size=checks.common_vocabulary(
             len(student_head), None if teacher_head is None else len(teacher_head), vocab_size
         ),
         temperature=_checked_temperature(temperature),
-        wants_hidden_gradient=_wants_gradient(student_hidden),
-        wants_head_gradient=_wants_gradient(student_head),
+        wants=wants,
     )
     batch = _batch(
         source.vocab_size, completion_ids, completion_mask, teacher_scores,
         importance_weights, rollout_logprobs, importance_cap,
     )  # fmt: skip
     return _distill(
-        chosen, source, batch, [student_hidden, student_head], completion_ids.shape,
+        chosen, source, batch, inputs, completion_ids.shape, make_pass,
         checks.resolve_top_k(chosen, top_k, teacher_scores, source.vocab_size),
-        normalizer, diagnostics, chunk_size,
+        normalizer, diagnostics,
+        chunk_size or chunk_rows(source.vocab_size, batch.rows.device, trainable_head=wants[1]),
     )  # fmt: skip
 
 
@@ -166,29 +183,40 @@ def _distill(
     estimator: Estimator,
     source: LogitSource,
     batch: Batch,
-    inputs: list[Tensor],
+    inputs: list[Tensor | None],
     shape: torch.Size,
+    make_pass: MakePass,
     top_k: int,
     normalizer: Tensor | float | None,
     diagnostics: bool,
-    chunk_size: int | None,
+    chunk_size: int,
 ) -> DistillationOutput:
-    """Runs the pass and ties the gradients that the source then holds to the inputs they belong to."""
+    """Runs the pass and ties the gradients that the source then holds to the inputs they belong to.
+
+    They are of the plain sum: the weight is multiplied outside, so that autograd hands it to them with the factor
+    that the caller puts on the loss.
+    """
     result = run_chunks(
         source,
         batch,
         estimator.estimate,
         estimator.needs,
+        make_pass=make_pass,
         top_k=top_k,
-        weight=_weight(normalizer, batch, source.dtype),
-        chunk_size=chunk_size or chunk_rows(source.vocab_size, batch.rows.device, inputs[-1].requires_grad),
+        chunk_size=chunk_size,
         diagnostics=diagnostics,
     )
-    gradients = [g if g is None else g.view_as(x).to(x.dtype) for g, x in zip(source.gradients(), inputs)]
-    loss = result.loss.sum() * _weight(normalizer, batch, source.dtype)
+    total = result.loss.sum()
+    gradients = [None if g is None or x is None else g.view_as(x) for g, x in zip(source.gradients(), inputs)]
     if any(gradient is not None for gradient in gradients):
-        loss = GradientInHand.apply(loss, gradients, *inputs)
-    return unpack(loss, result, batch.rows, shape)
+        total = GradientInHand.apply(total, gradients, *inputs)
+    return unpack(total * _weight(normalizer, batch, source.dtype), result, batch.rows, shape)
+
+
+def _head(model: str, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Head:
+    """The output head with its options, checked."""
+    checks.check_head_options(model, weight, bias, scale, softcap)
+    return Head(weight.detach(), None if bias is None else bias.detach(), float(scale), softcap)
 
 
 def _weight(normalizer: Tensor | float | None, batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -246,8 +274,8 @@ def _checked_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def _wants_gradient(tensor: Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor.requires_grad
+def _wants_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and torch.is_grad_enabled() and tensor.requires_grad
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -75,9 +75,10 @@ class GradientInHand(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        """``inputs`` are the tensors that the gradients belong to, in order."""
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
+        """``inputs`` are the tensors that the gradients belong to, in order; None has no gradient."""
         ctx.gradients = gradients
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         return loss.clone()
 
     @staticmethod
@@ -90,6 +91,16 @@ class GradientInHand(torch.autograd.Function):
                 "call the loss function again instead of using retain_graph"
             )
         (output,) = outputs
-        gradients = [g if g is None else g.mul_(output.to(g.dtype)) for g in ctx.gradients]
+        scaled = [None if g is None else _scaled(g, output, dtype) for g, dtype in zip(ctx.gradients, ctx.dtypes)]
         ctx.gradients = None
-        return None, None, *gradients
+        return None, None, *scaled
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * factor in the dtype, in place where it can be; a float32 head gradient is narrowed only here, since
+    one over a normaliser, or a loss scale, is in the factor."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    if gradient.is_cuda:  # one kernel that reads float32 and writes the other
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return gradient.mul_(factor).to(dtype)

@@ -1,18 +1,24 @@
 """Statistics and the gradient form fused with the output heads. Nothing here knows an estimator's name."""
 
+from .backends import choose_pass
 from .chunked import Result, chunk_rows, run_chunks
+from .heads import Head
 from .rows import Batch, Estimate, GradientForm, Needs, Rows
 from .sources import DenseLogits, LinearHeads
+from .torch_rows import TorchPass
 
 __all__ = [
     "Batch",
     "DenseLogits",
     "Estimate",
     "GradientForm",
+    "Head",
     "LinearHeads",
     "Needs",
     "Result",
     "Rows",
+    "TorchPass",
+    "choose_pass",
     "chunk_rows",
     "run_chunks",
 ]

@@ -7,6 +7,7 @@ on the top token: d' = d - d_top, so that the log-normalisers of both models can
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -111,38 +112,39 @@ class Rows:
 
     def moments(self) -> Moments:
         """The moments that the full-vocabulary baselines are functions of: of the order that ``Needs`` names."""
-        probs, difference = self._distinct()
-        rest, rest_difference = probs[:, 1:], difference[:, 1:]
-        square = rest.square()
-        sums: dict[str, Tensor] = {}
+        return self._moments
+
+    @functools.cached_property
+    def _moments(self) -> Moments:
+        reward = -computed(self.other_difference)
+        squares: dict[str, Tensor] = {}
         if self.other_square_prob is not None:
-            sums["rest_square_prob"] = square.sum(-1) + self.other_square_prob
+            squares["rest_square_prob"] = self.other_square_prob
         if self.other_square_difference is not None:
-            sums["square_reward"] = -(square * rest_difference).sum(-1) - self.other_square_difference
+            squares["square_reward"] = -self.other_square_difference
         if self.other_difference_square is not None:
-            squared = rest_difference.square()
-            sums["reward_square"] = (rest * squared).sum(-1) + self.other_difference_square
-            sums["square_reward_square"] = (square * squared).sum(-1) + computed(self.other_square_difference_square)
-        return Moments(
-            top_prob=probs[:, 0],
-            rest_prob=rest.sum(-1) + self.other_prob,
-            reward=-(rest * rest_difference).sum(-1) - computed(self.other_difference),
-            top_reward=self.top_reward,
-            **sums,
-        )
+            squares["reward_square"] = self.other_difference_square
+            squares["square_reward_square"] = computed(self.other_square_difference_square)
+        top_prob = self.support_logprobs[:, 0].exp()
+        others = Moments(top_prob, self.other_prob, reward, top_reward=self.top_reward, **squares)
+        # On a GPU every small operation counts, and there is nothing to add where only the top token is kept.
+        return others if self.support_ids.shape[-1] == 1 else self._with_columns(others)
 
-    def _distinct(self) -> tuple[Tensor, Tensor]:
-        """(p, d') of the columns that count, 0 in the others."""
-        counted = counted_columns(self.in_support)
-        difference = computed(self.support_difference)
-        return self.support_logprobs.exp() * counted, difference.masked_fill(~counted, 0)
-
-
-def counted_columns(in_support: Tensor) -> Tensor:
-    """The columns that hold each token once: the support's, and the top token's even where it is outside, (N, K)."""
-    counted = in_support.clone()
-    counted[:, 0] = True
-    return counted
+    def _with_columns(self, others: Moments) -> Moments:
+        """``others`` with the columns after the top token's added, those that count."""
+        counted = self.in_support[:, 1:]
+        probs = self.support_logprobs[:, 1:].exp() * counted
+        difference = computed(self.support_difference)[:, 1:].masked_fill(~counted, 0)
+        terms = {
+            "rest_prob": probs,
+            "reward": -probs * difference,
+            "rest_square_prob": probs.square(),
+            "square_reward": -probs.square() * difference,
+            "reward_square": probs * difference.square(),
+            "square_reward_square": (probs * difference).square(),
+        }
+        found = {name: getattr(others, name) for name in terms}
+        return replace(others, **{n: v + terms[n].sum(-1) for n, v in found.items() if v is not None})
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .heads import Head, Projection, multiply
+from .row_pass import ChunkLogits
 
 
 class LogitSource(Protocol):
@@ -15,21 +19,17 @@ class LogitSource(Protocol):
     Attributes:
         vocab_size: columns of the logits.
         full_teacher_is_free: full teacher rows cost no product, so they are used even where a few ids would do.
-        may_exclude: logits of -inf may occur.
         dtype: of the logits.
+        gradient_dtype: of the gradient that ``accumulate`` takes.
     """
 
     vocab_size: int
     full_teacher_is_free: bool
-    may_exclude: bool
     dtype: torch.dtype
+    gradient_dtype: torch.dtype
 
-    def student(self, rows: Tensor) -> Tensor:
-        """Student logits of the rows, (C, V), free to overwrite."""
-        ...
-
-    def teacher(self, rows: Tensor) -> Tensor | None:
-        """Teacher logits of the rows, (C, V), free to overwrite; None if scores come from elsewhere."""
+    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+        """Logits of the rows, (C, V), free to overwrite; the teacher's None if not wanted or not there."""
         ...
 
     def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class LogitSource(Protocol):
         ...
 
     def accumulate(self, rows: Tensor, gradient: Tensor) -> None:
-        """Takes the gradient of the loss in the student logits given for the rows, (C, V)."""
+        """Takes the gradient of the summed loss in what the student's buffer of ``logits`` held, (C, V)."""
         ...
 
     def gradients(self) -> list[Tensor | None]:
@@ -61,20 +61,16 @@ class DenseLogits:
     wants_gradient: bool
     gradient: Tensor | None = None
     full_teacher_is_free = True
-    may_exclude = True
 
     def __post_init__(self) -> None:
-        self.dtype = compute_dtype(self.student_logits, self.teacher_logits)
+        self.dtype = self.gradient_dtype = compute_dtype(self.student_logits, self.teacher_logits)
         if self.wants_gradient:
             self.gradient = torch.zeros_like(self.student_logits)
 
-    def student(self, rows: Tensor) -> Tensor:
-        """Student logits over temperature, (C, V)."""
-        return self._rows(self.student_logits, rows)
-
-    def teacher(self, rows: Tensor) -> Tensor | None:
-        """Teacher logits over temperature, (C, V)."""
-        return None if self.teacher_logits is None else self._rows(self.teacher_logits, rows)
+    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+        """Logits over temperature; a caller may have excluded tokens with -inf."""
+        teacher = None if self.teacher_logits is None else self._rows(self.teacher_logits, rows)
+        return ChunkLogits(self._rows(self.student_logits, rows), teacher, may_exclude=True)
 
     def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Teacher logits over temperature at ids, (C, J)."""
@@ -96,74 +92,75 @@ class DenseLogits:
         return chosen.to(self.dtype).contiguous().div_(self.temperature)
 
 
-@dataclass
 class LinearHeads:
-    """Hidden states (N, D) and output heads (V, D) of both models; logits exist a chunk at a time.
+    """Hidden states (N, D) and output heads of both models; logits exist a chunk at a time.
 
-    The head products run in float32 (float64 if an input is): rounding logits to bf16 would put an error of 0.02 to
-    0.08 nats into each advantage.
+    Gradients are of the plain sum of the token losses: nothing here scales them by one over a normaliser, which would
+    push half-precision gradients towards zero.
+
+    Args:
+        student_hidden, student: (N, D_s) and its head.
+        teacher_hidden, teacher: (N, D_t) and its head, or None.
+        vocab_size: rows of both heads that count.
+        temperature: divides both models' logits.
+        wants: whether the student's hidden states, head weight and head bias get gradient.
     """
 
-    student_hidden: Tensor
-    student_head: Tensor
-    teacher_hidden: Tensor | None
-    teacher_head: Tensor | None
-    vocab_size: int
-    temperature: float
-    wants_hidden_gradient: bool
-    wants_head_gradient: bool
-    hidden_gradient: Tensor | None = None
-    head_gradient: Tensor | None = None
     full_teacher_is_free = False
-    may_exclude = False
-    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.dtype = compute_dtype(self.student_hidden, self.student_head, self.teacher_hidden, self.teacher_head)
-        # Cast once a call, not once a chunk; no copy where the dtype is right already.
-        self._student_head = self.student_head[: self.vocab_size].to(self.dtype)
-        self._teacher_head = None if self.teacher_head is None else self.teacher_head[: self.vocab_size]
-        if self.wants_hidden_gradient:
-            self.hidden_gradient = torch.zeros_like(self.student_hidden)
-        if self.wants_head_gradient:
-            self.head_gradient = torch.zeros_like(self.student_head, dtype=self.dtype)
+    def __init__(
+        self,
+        student_hidden: Tensor,
+        student: Head,
+        teacher_hidden: Tensor | None,
+        teacher: Head | None,
+        *,
+        vocab_size: int,
+        temperature: float,
+        wants: Sequence[bool],
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.dtype = compute_dtype(
+            student_hidden, student.weight, teacher_hidden, None if teacher is None else teacher.weight
+        )
+        self._student = Projection(student_hidden, student, vocab_size, temperature, self.dtype)
+        self._teacher = None
+        if teacher_hidden is not None and teacher is not None:
+            self._teacher = Projection(teacher_hidden, teacher, vocab_size, temperature, self.dtype)
+        self.gradient_dtype = self._student.product_dtype
+        zeros = student.weight.new_zeros
+        self._hidden_gradient = torch.zeros_like(student_hidden) if wants[0] else None
+        self._weight_gradient = zeros(student.weight.shape, dtype=self.dtype) if wants[1] else None
+        self._bias_gradient = zeros(len(student.weight), dtype=self.dtype) if wants[2] else None
 
-    def student(self, rows: Tensor) -> Tensor:
-        """Student logits over temperature, (C, V)."""
-        return self._product("student", self.student_hidden, self._student_head, rows)
-
-    def teacher(self, rows: Tensor) -> Tensor | None:
-        """Teacher logits over temperature, (C, V)."""
-        if self.teacher_hidden is None or self._teacher_head is None:
-            return None
-        if self._teacher_head.dtype != self.dtype:
-            self._teacher_head = self._teacher_head.to(self.dtype)
-        return self._product("teacher", self.teacher_hidden, self._teacher_head, rows)
+    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+        """Logits over temperature, their soft caps left to the row pass."""
+        teacher = self._teacher if with_teacher else None
+        return ChunkLogits(
+            self._student.logits(rows),
+            None if teacher is None else teacher.logits(rows),
+            student_cap=self._student.softcap,
+            teacher_cap=None if teacher is None else teacher.softcap,
+        )
 
     def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Teacher logits over temperature at ids, (C, J), from those rows of the head only."""
-        assert self.teacher_hidden is not None and self._teacher_head is not None
-        hidden = self.teacher_hidden.index_select(0, rows).to(self.dtype)
-        weights = self._teacher_head[ids].to(self.dtype)
-        return torch.bmm(weights, hidden.unsqueeze(-1)).squeeze(-1).div_(self.temperature)
+        assert self._teacher is not None
+        return self._teacher.at(rows, ids)
 
     def accumulate(self, rows: Tensor, gradient: Tensor) -> None:
-        """Adds the rows' share to the gradients of the student's hidden states and head."""
-        if self.temperature != 1:
-            gradient.div_(self.temperature)
-        if self.hidden_gradient is not None:
-            self.hidden_gradient[rows] = (gradient @ self._student_head).to(self.hidden_gradient.dtype)
-        if self.head_gradient is not None:
-            hidden = self.student_hidden.index_select(0, rows).to(self.dtype)
-            self.head_gradient[: self.vocab_size].addmm_(gradient.T, hidden)
+        """Adds the rows' share to the gradients of the student's hidden states, head weight and bias."""
+        alpha = self._student.alpha
+        if self._hidden_gradient is not None:
+            weight = self._student.weight()
+            share = multiply(gradient, weight, gradient.new_empty(len(rows), weight.shape[-1], dtype=self.dtype), alpha)
+            self._hidden_gradient[rows] = share.to(self._hidden_gradient.dtype)
+        if self._weight_gradient is not None:
+            total = self._weight_gradient[: self.vocab_size]
+            multiply(gradient.T, self._student.hidden(rows), total, alpha, accumulate=True)
+        if self._bias_gradient is not None:
+            self._bias_gradient[: self.vocab_size].add_(gradient.sum(0, dtype=self.dtype), alpha=alpha)
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradients in the student's hidden states and head."""
-        return [self.hidden_gradient, self.head_gradient]
-
-    def _product(self, name: str, hidden: Tensor, head: Tensor, rows: Tensor) -> Tensor:
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(len(rows), self.vocab_size, dtype=self.dtype, device=hidden.device)
-        logits = self._buffers[name][: len(rows)]
-        torch.mm(hidden.index_select(0, rows).to(self.dtype), head.T, out=logits)
-        return logits if self.temperature == 1 else logits.div_(self.temperature)
+        """The gradients in the student's hidden states (in their dtype), head weight and bias (float32 or wider)."""
+        return [self._hidden_gradient, self._weight_gradient, self._bias_gradient]

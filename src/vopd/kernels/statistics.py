@@ -9,144 +9,149 @@ from torch import Tensor
 
 from ..functional import importance_weights
 from ..functional.moments import computed
-from . import torch_rows
-from .rows import Batch, GradientForm, Needs, Rows, counted_columns
+from .row_pass import MakePass, RowPass, Sums, Support
+from .rows import Batch, GradientForm, Needs, Rows
 from .sources import LogitSource
+from .support import top_k_ids
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Statistics of some rows and the buffers from which their gradient can still be written.
+    """Statistics of some rows and the pass that can still write their gradient.
 
     Attributes:
         rows: what the estimator sees.
-        exponentials: exp(z - max) of the student, (C, V), 0 at the support.
-        difference: d', (C, V), or None without full teacher rows.
-        totals: row sums of the exponentials, support included, (C,).
-        support: the exponentials at the support, (C, K).
+        row_pass: holds the chunk's buffers.
+        totals: row sums of exp(z - z_top) over the whole vocabulary, (C,).
+        gradient_dtype: of the gradient that the source takes.
     """
 
     rows: Rows
-    exponentials: Tensor
-    difference: Tensor | None
+    row_pass: RowPass
     totals: Tensor
-    support: Tensor
+    gradient_dtype: torch.dtype
 
-    def gradient(self, form: GradientForm, weight: Tensor) -> Tensor:
-        """The gradient form times ``weight``, (C, V), written over the student's buffer; call once."""
-        self.exponentials.scatter_(-1, self.rows.support_ids, self.support)
-        return torch_rows.write_gradient(self.exponentials, self.difference, self.totals, form, weight)
+    def gradient(self, form: GradientForm) -> Tensor:
+        """The gradient form written over a buffer of the chunk, (C, V); call once."""
+        return self.row_pass.gradient(form, self.totals, self.gradient_dtype)
 
 
-def compute_chunk(source: LogitSource, part: Batch, needs: Needs, top_k: int, diagnostics: bool) -> Chunk:
+def compute_chunk(
+    source: LogitSource, part: Batch, needs: Needs, top_k: int, diagnostics: bool, make_pass: MakePass
+) -> Chunk:
     """Computes the statistics that ``needs`` names, and with ``diagnostics`` all that can be had."""
-    student = source.student(part.rows)
-    teacher = source.teacher(part.rows) if needs.full_teacher or source.full_teacher_is_free else None
-    top_logits, top_ids = student.max(dim=-1)
-    support_ids, in_support = _support(student, teacher, part, needs, top_k, top_ids)
-    known_ids = torch.cat([support_ids, part.sampled_ids.unsqueeze(-1)], dim=-1)
-    student_known = student.gather(-1, known_ids)
-    if teacher is not None:
-        scores = _full_scores(student, teacher, known_ids, source.may_exclude)
-    elif part.teacher_logprobs is not None:
-        scores = _server_scores(part, support_ids if needs.support == "teacher_top_k" else None)
+    logits = source.logits(part.rows, needs.full_teacher or source.full_teacher_is_free)
+    row_pass = make_pass(logits)
+    support = _support(logits.student, logits.teacher, part, needs, top_k)
+    known_ids = _append(support.ids, part.sampled_ids)
+    student_known, teacher_known = row_pass.at(known_ids)
+    if teacher_known is None and part.teacher_logprobs is None:
+        teacher_known = source.teacher_at(part.rows, known_ids)
+    sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
+
+    is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
+    # Relative to the top token, whose own logit is then exactly 0: no digits are lost on large logits.
+    relative = student_known - sums.top_logits.unsqueeze(-1)
+    counted = relative[:, :-1].exp() * (support.present & ~is_top)
+    totals = sums.mass + 1
+    if support.ids.shape[-1]:
+        totals = totals + counted.sum(-1)
+    log_totals = totals.log()
+    logprobs = relative - log_totals.unsqueeze(-1)
+    student_logprobs = logprobs[:, -1]
+    if teacher_known is None:
+        scores = _server_scores(part, is_top if needs.support == "teacher_top_k" else None)
     else:
-        scores = _scores_at(student_known, source.teacher_at(part.rows, known_ids))
-    support = torch_rows.exponentiate(student, top_logits, support_ids)
-    counted = support * counted_columns(in_support)
-    others = torch_rows.masses(student)
-    totals = others + counted.sum(-1)
-    student_logprobs = student_known - (top_logits + totals.log()).unsqueeze(-1)
-    if teacher is not None:
-        scores["top_reward"] = scores["support_teacher_logprobs"][:, 0] - student_logprobs[:, 0]
-    sums = _other_sums(student, teacher, totals, 2 if diagnostics else needs.order, diagnostics)
-    if diagnostics:
-        entropies = torch_rows.entropy_sums(student) + torch.special.entr(counted).sum(-1)
-        sums["entropy"] = totals.log() + entropies / totals
+        scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
+    others = _other_sums(sums, totals)
+    if sums.entropy is not None:
+        others["entropy"] = log_totals + (sums.entropy + torch.special.entr(counted).sum(-1)) / totals  # top: 0
     rows = Rows(
         sampled_ids=part.sampled_ids,
-        student_logprobs=student_logprobs[:, -1],
-        support_ids=support_ids,
-        in_support=in_support,
-        support_logprobs=student_logprobs[:, :-1],
-        importance=_importance(part, student_logprobs[:, -1]),
-        other_prob=others / totals,
+        student_logprobs=student_logprobs,
+        support_ids=_prepend(sums.top_ids, support.ids),
+        in_support=_in_support(support, is_top, needs),
+        support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
+        importance=_importance(part, student_logprobs),
+        other_prob=sums.mass / totals,
         **scores,
-        **sums,
+        **others,
     )
-    return Chunk(rows, student, teacher, totals, support)
+    return Chunk(rows, row_pass, totals, source.gradient_dtype)
 
 
-def _support(
-    student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int, top_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Ids kept one by one, the student's top token first, and which columns are the estimator's support."""
-    top = top_ids.unsqueeze(-1)
+def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int) -> Support:
+    """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
+    if needs.support == "teacher_top_k" and part.top_k_ids is not None:
+        return Support(part.top_k_ids, computed(part.top_k_logprobs) > -torch.inf)
     if needs.support == "top":
-        return top, torch.ones_like(top, dtype=torch.bool)
-    if needs.support == "student_top_k":
-        ids = student.topk(top_k, dim=-1).indices
-        present = torch.ones_like(ids, dtype=torch.bool)
-    elif part.top_k_ids is not None:
-        ids = part.top_k_ids
-        present = computed(part.top_k_logprobs) > -torch.inf
+        ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
+    elif needs.support == "student_top_k":
+        ids = top_k_ids(student, top_k)
     else:
-        ids = computed(teacher).topk(top_k, dim=-1).indices
-        present = torch.ones_like(ids, dtype=torch.bool)
-    is_top = ids == top
-    top_present = (is_top & present).any(-1, keepdim=True)
-    return torch.cat([top, ids], dim=-1), torch.cat([top_present, present & ~is_top], dim=-1)
+        ids = top_k_ids(computed(teacher), top_k)
+    present = torch.ones_like(ids, dtype=torch.bool)
+    return Support(ids, present, holds_top=needs.support == "student_top_k")
 
 
-def _full_scores(student: Tensor, teacher: Tensor, known_ids: Tensor, may_exclude: bool) -> dict[str, Tensor]:
-    """Scores at the known ids from full teacher rows, which turn into d' on the way."""
-    log_normalizers = torch_rows.log_normalizers(teacher).unsqueeze(-1)
-    logprobs = teacher.gather(-1, known_ids) - log_normalizers
-    torch_rows.subtract_into_teacher(student, teacher, known_ids[:, 0], may_exclude)
-    difference = teacher.gather(-1, known_ids)
-    return {
-        "support_teacher_logprobs": logprobs[:, :-1],
-        "teacher_logprobs": logprobs[:, -1],
-        "support_difference": difference[:, :-1],
-        "sampled_difference": difference[:, -1],
-    }
+def _in_support(support: Support, is_top: Tensor, needs: Needs) -> Tensor:
+    """Columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
+    if needs.support == "top":
+        return torch.ones(len(is_top), 1, dtype=torch.bool, device=is_top.device)
+    return _prepend(is_top.any(-1), support.present & ~is_top)
 
 
-def _scores_at(student_known: Tensor, teacher_known: Tensor) -> dict[str, Tensor]:
-    """Differences at the known ids alone: the teacher's normaliser is never computed."""
+def _prepend(column: Tensor, columns: Tensor) -> Tensor:
+    return torch.cat([column.unsqueeze(-1), columns], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
+
+
+def _append(columns: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([columns, column.unsqueeze(-1)], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
+
+
+def _scores(
+    student_known: Tensor, teacher_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor
+) -> dict[str, Tensor]:
+    """Differences about the top token; with full teacher rows also the teacher's log-probabilities."""
     difference = student_known - teacher_known
-    difference = difference - difference[:, :1]
-    return {"support_difference": difference[:, :-1], "sampled_difference": difference[:, -1]}
+    top_difference = sums.top_difference
+    if top_difference is None:  # the support holds the top token
+        top_difference = difference[:, :-1].masked_fill(~is_top, 0).sum(-1)
+    centred = difference - top_difference.unsqueeze(-1)
+    scores = {
+        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1]),
+        "sampled_difference": centred[:, -1],
+    }
+    if sums.teacher_top_logits is not None:
+        known = _prepend(sums.top_logits - top_difference, teacher_known)
+        relative = known - sums.teacher_top_logits.unsqueeze(-1)
+        logprobs = relative - computed(sums.teacher_log_mass).unsqueeze(-1)
+        scores["support_teacher_logprobs"] = logprobs[:, :-1]
+        scores["teacher_logprobs"] = logprobs[:, -1]
+        scores["top_reward"] = logprobs[:, 0] + log_totals
+    return scores
 
 
-def _server_scores(part: Batch, support_ids: Tensor | None) -> dict[str, Tensor]:
+def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
     """A server's scores, with the top token's moved to column 0 where it is among the teacher's top k."""
     scores = {"teacher_logprobs": computed(part.teacher_logprobs)}
-    if support_ids is not None:
+    if is_top is not None:
         logprobs = computed(part.top_k_logprobs)
-        is_top = support_ids[:, 1:] == support_ids[:, :1]
         top = torch.where(is_top, logprobs, -torch.inf).amax(-1, keepdim=True)
         scores["support_teacher_logprobs"] = torch.cat([top, logprobs], dim=-1)
     return scores
 
 
-def _other_sums(
-    exponentials: Tensor, difference: Tensor | None, totals: Tensor, order: int, diagnostics: bool
-) -> dict[str, Tensor]:
-    """Sums over the tokens in no column, as probabilities."""
-    if difference is None:
-        return {"other_square_prob": torch_rows.square_masses(exponentials) / totals.square()} if order == 2 else {}
-    if order == 0:
-        return {}
-    names = {
-        "other_difference": 1,
-        "other_square_prob": 2,
-        "other_square_difference": 2,
-        "other_difference_square": 1,
-        "other_square_difference_square": 2,
+def _other_sums(sums: Sums, totals: Tensor) -> dict[str, Tensor]:
+    """Sums over the tokens in no column, as probabilities: of e over totals, of e^2 over their squares."""
+    powers = {
+        "other_square_prob": (sums.square_mass, 2),
+        "other_difference": (sums.difference, 1),
+        "other_square_difference": (sums.square_difference, 2),
+        "other_difference_square": (sums.difference_square, 1),
+        "other_square_difference_square": (sums.square_difference_square, 2),
     }
-    sums = torch_rows.moment_sums(exponentials, difference, order, diagnostics)
-    return {name: total / totals**power for (name, power), total in zip(names.items(), sums)}
+    return {name: value / totals**power for name, (value, power) in powers.items() if value is not None}
 
 
 def _importance(part: Batch, student_logprobs: Tensor) -> Tensor:

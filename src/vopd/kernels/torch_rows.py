@@ -1,4 +1,4 @@
-"""Row statistics and the gradient form in plain torch, in place over one chunk of logits.
+"""The row pass in plain torch, in place over one chunk of logits.
 
 The two [C, V] buffers are all the vocabulary-sized memory there is: the teacher's turns into the differences d', the
 student's into exp(z - max), then into the gradient. Row operations that need scratch run on blocks of rows, so that
@@ -12,10 +12,109 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .row_pass import ChunkLogits, Sums, Support, soft_cap_slope
 from .rows import GradientForm
+from .support import top_k_ids
 
 CPU_BLOCK = 1 << 16
 """Elements of a block of rows on a CPU: 256 KiB in float32, which two operands keep in a second-level cache."""
+
+
+class TorchPass:
+    """``RowPass`` in torch operations."""
+
+    def __init__(self, logits: ChunkLogits) -> None:
+        self._student, self._teacher = logits.student, logits.teacher
+        self._cap, self._may_exclude = logits.student_cap, logits.may_exclude
+        for buffer, cap in ((logits.student, logits.student_cap), (logits.teacher, logits.teacher_cap)):
+            if buffer is not None and cap is not None:
+                for rows in row_blocks(buffer):
+                    buffer[rows].div_(cap).tanh_().mul_(cap)
+
+    def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits at ids, (C, J) each; before ``sums``."""
+        student = self._student.gather(-1, ids)
+        self._known_ids, self._known_logits = ids, student
+        return student, None if self._teacher is None else self._teacher.gather(-1, ids)
+
+    def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
+        """Overwrites the teacher's buffer with d', the student's with exp(z - z_top), 0 at top and support."""
+        student, teacher = self._student, self._teacher
+        self._tops, top_ids = _top(student, support)
+        top = top_ids.unsqueeze(-1)
+        self._kept = torch.cat([top, torch.where(support.present, support.ids, top)], dim=-1)
+        found: dict[str, Tensor] = {}
+        if teacher is not None:
+            found["teacher_top_logits"], found["teacher_log_mass"] = log_normalizers(teacher)
+            found["top_difference"] = self._tops - teacher.gather(-1, top).squeeze(-1)
+            subtract_into_teacher(student, teacher, found["top_difference"], self._may_exclude)
+        self._kept_values = exponentiate(student, self._tops, self._kept)
+        mass = student.sum(-1)
+        if diagnostics:
+            found["entropy"] = entropy_sums(student)
+        if teacher is not None and order:
+            names = (
+                "difference",
+                "square_mass",
+                "square_difference",
+                "difference_square",
+                "square_difference_square",
+            )
+            found |= zip(names, moment_sums(student, teacher, order, diagnostics))
+        elif order == 2:
+            found["square_mass"] = square_masses(student)
+        return Sums(top_ids, self._tops, mass, **found)
+
+    def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
+        """Written over the student's buffer."""
+        exponentials = self._student.scatter_(-1, self._kept, self._kept_values)
+        values = form.values
+        if self._cap is not None:
+            values = values * self._slope_at(form.ids)
+        a = (form.a / totals).unsqueeze(-1)
+        b = None if form.b is None else (form.b / totals).unsqueeze(-1)
+        for rows in row_blocks(exponentials):
+            block = exponentials[rows]
+            slope = None if self._cap is None else self._slope(block, rows)
+            if b is None or self._teacher is None:
+                block.mul_(a[rows])
+            else:
+                block.mul_(self._teacher[rows].mul_(b[rows]).add_(a[rows]))
+            if slope is not None:
+                block.mul_(slope)
+        return exponentials.scatter_add_(-1, form.ids, values).to(dtype)
+
+    def _slope_at(self, ids: Tensor) -> Tensor:
+        """Slope of the soft cap at the top token and those of ``at``, from their own logits, (C, J)."""
+        top_ids, tops = self._kept[:, :1], self._tops.unsqueeze(-1)
+        logits = self._student.scatter_(-1, top_ids, tops).scatter_(-1, self._known_ids, self._known_logits)
+        assert self._cap is not None
+        slope = soft_cap_slope(logits.gather(-1, ids), self._cap)
+        self._student.scatter_(-1, self._known_ids, (self._known_logits - tops).exp())
+        self._student.scatter_(-1, top_ids, 1)
+        return slope
+
+    def _slope(self, exponentials: Tensor, rows: slice) -> Tensor:
+        """Slope of the soft cap from z = z_top + log e; where e has underflowed the gradient is 0 whatever it is."""
+        smallest = torch.finfo(exponentials.dtype).tiny
+        assert self._cap is not None
+        return soft_cap_slope(exponentials.clamp_min(smallest).log_().add_(self._tops[rows].unsqueeze(-1)), self._cap)
+
+
+def _top(student: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+    """Logit and id of each row's most likely token; among equals one of the support, whose columns are all known."""
+    logits, ids = None, None
+    if support.ids.shape[-1]:
+        known = student.gather(-1, support.ids).masked_fill(~support.present, -torch.inf)
+        logits, columns = known.max(dim=-1)
+        ids = support.ids.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
+        if support.holds_top:
+            return logits, ids
+    top_ids = top_k_ids(student, 1)
+    top_logits, top_ids = student.gather(-1, top_ids).squeeze(-1), top_ids.squeeze(-1)
+    if logits is not None and ids is not None:
+        top_ids = torch.where(logits >= top_logits, ids, top_ids)
+    return top_logits, top_ids
 
 
 def row_blocks(buffer: Tensor) -> Iterator[slice]:
@@ -30,37 +129,33 @@ def by_blocks(buffer: Tensor, reduce: Callable[[slice], Tensor]) -> Tensor:
     return torch.cat([reduce(rows) for rows in row_blocks(buffer)])
 
 
-def log_normalizers(logits: Tensor) -> Tensor:
-    """Log-sum-exp of each row, (C,)."""
-    return by_blocks(logits, lambda rows: torch.logsumexp(logits[rows], dim=-1))
+def log_normalizers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logit of each row and the log of the sum of exp(logit - largest), (C,) each."""
+    largest = logits.amax(-1)
+    # A row of -inf alone has the sum 0, not that of exp(-inf + inf).
+    shift = largest.masked_fill(largest == -torch.inf, 0).unsqueeze(-1)
+    return largest, by_blocks(logits, lambda rows: logits[rows].sub(shift[rows]).exp_().sum(-1)).log_()
 
 
-def subtract_into_teacher(student: Tensor, teacher: Tensor, top_ids: Tensor, may_exclude: bool) -> None:
+def subtract_into_teacher(student: Tensor, teacher: Tensor, top_differences: Tensor, may_exclude: bool) -> None:
     """Overwrites the teacher's logits with d' = d - d_top.
 
     A token that the student's logits exclude (-inf, which ``may_exclude`` says can occur) has no mass, whatever the
     teacher says: its d' is set to 0, lest 0 * inf turn the sums into NaN.
     """
-    top = top_ids.unsqueeze(-1)
-    top_difference = student.gather(-1, top) - teacher.gather(-1, top)
     for rows in row_blocks(student):
-        torch.sub(student[rows], teacher[rows], out=teacher[rows]).sub_(top_difference[rows])
+        torch.sub(student[rows], teacher[rows], out=teacher[rows]).sub_(top_differences[rows].unsqueeze(-1))
         if may_exclude:
             teacher[rows].masked_fill_(student[rows] == -torch.inf, 0)
 
 
-def exponentiate(student: Tensor, top_logits: Tensor, support_ids: Tensor) -> Tensor:
-    """Overwrites the student's logits with exp(z - max), 0 at the support; returns the support's values, (C, K)."""
-    support = (student.gather(-1, support_ids) - top_logits.unsqueeze(-1)).exp()
+def exponentiate(student: Tensor, top_logits: Tensor, kept_ids: Tensor) -> Tensor:
+    """Overwrites the student's logits with exp(z - z_top), 0 at the kept ids; returns the values there, (C, K)."""
+    kept = (student.gather(-1, kept_ids) - top_logits.unsqueeze(-1)).exp()
     for rows in row_blocks(student):
         student[rows].sub_(top_logits[rows].unsqueeze(-1)).exp_()
-    student.scatter_(-1, support_ids, 0)
-    return support
-
-
-def masses(student: Tensor) -> Tensor:
-    """Sum of each row, (C,)."""
-    return student.sum(-1)
+    student.scatter_(-1, kept_ids, 0)
+    return kept
 
 
 def moment_sums(student: Tensor, difference: Tensor, order: int, diagnostics: bool) -> list[Tensor]:
@@ -93,25 +188,3 @@ def entropy_sums(student: Tensor) -> Tensor:
         return -(mass.clamp_min(smallest).log_().mul_(mass)).sum(-1)
 
     return by_blocks(student, sums)
-
-
-def write_gradient(
-    exponentials: Tensor, difference: Tensor | None, totals: Tensor, form: GradientForm, weight: Tensor
-) -> Tensor:
-    """Turns exp(z - max) into weight (a p + b p d' + values at ids), in place over the student's buffer.
-
-    Args:
-        exponentials: exp(z - max), (C, V), support restored.
-        difference: d', (C, V), overwritten when b is used.
-        totals: row sums of the exponentials, (C,).
-        form: a, b, ids, values.
-        weight: factor of each row, (C,).
-    """
-    a = (form.a * weight / totals).unsqueeze(-1)
-    if form.b is None:
-        exponentials.mul_(a)
-    else:
-        assert difference is not None
-        b = (form.b * weight / totals).unsqueeze(-1)
-        exponentials.mul_(difference.mul_(b).add_(a))
-    return exponentials.scatter_add_(-1, form.ids, form.values * weight.unsqueeze(-1))

@@ -1,0 +1,53 @@
+"""Which implementation of the row pass runs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+
+import torch
+
+from ..errors import ConfigurationError, require
+from .row_pass import MakePass
+from .torch_rows import TorchPass
+
+BACKENDS = ("auto", "torch", "triton")
+
+logger = logging.getLogger("vopd")
+
+
+def choose_pass(backend: str, device: torch.device) -> MakePass:
+    """The row pass of a backend: "auto" is Triton on CUDA where it is installed, else torch.
+
+    Raises:
+        ConfigurationError: the backend is unknown, or is "triton" and the tensors are not on a GPU.
+        MissingExtraError: it is "triton", which is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    if backend == "torch" or (backend == "auto" and not _auto_triton(device)):
+        return TorchPass
+    require("triton", "kernels")
+    from .triton_rows import INTERPRETED, TritonPass
+
+    if device.type != "cuda" and not INTERPRETED:
+        raise ConfigurationError(
+            f"backend 'triton' needs CUDA tensors and these are on {device.type}: use backend='auto', move them to a "
+            "GPU, or set TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
+        )
+    return TritonPass
+
+
+def _auto_triton(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        _tell_once("triton is not installed: the distillation loss runs in plain torch; pip install 'vopd[kernels]'")
+        return False
+    return True
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    logger.warning(message)

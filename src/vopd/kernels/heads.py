@@ -1,0 +1,110 @@
+"""Products with an output head: logits of chosen rows in a buffer that is reused, and gradients that come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .row_pass import soft_cap
+
+BUFFER_ALIGNMENT = 128
+"""Row strides of buffers are multiples of it, whatever the vocabulary, so that loads of 16 bytes never straddle."""
+
+GATHER_ELEMENTS = 1 << 25
+"""Elements of a head that are gathered at a time: 64 MiB in half precision."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head: logits = softcap tanh(scale (hidden @ weight.T + bias) / softcap).
+
+    Attributes:
+        weight: (V, D).
+        bias: (V,) or None.
+        scale: factor of the logits (Cohere's logit_scale).
+        softcap: bound of the logits (Gemma's final_logit_softcapping); None for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+class Projection:
+    """Logits of one model over temperature, without their soft cap, a chunk of rows at a time.
+
+    logits = alpha (hidden @ weight.T + bias) with alpha = scale / temperature, which costs nothing inside the
+    product; the cap that remains to be applied is ``softcap`` = softcap / temperature. On CUDA the product takes half
+    precision as it is and gives float32: rounding the logits themselves to bf16 would put an error of 0.02 to 0.08
+    nats into each advantage. Elsewhere both sides are cast to ``dtype`` first.
+    """
+
+    def __init__(self, hidden: Tensor, head: Head, vocab_size: int, temperature: float, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.product_dtype = product_dtype(hidden, head.weight, dtype)
+        self.alpha = head.scale / temperature
+        self.softcap = None if head.softcap is None else head.softcap / temperature
+        self._hidden = hidden
+        self._weight = head.weight[:vocab_size]
+        self._bias = None if head.bias is None else head.bias[:vocab_size].to(dtype) * self.alpha
+        self._vocab_size = vocab_size
+        self._buffer: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """The head's rows in the products' dtype, (V, D): cast once a call, not once a chunk."""
+        if self._weight.dtype != self.product_dtype:
+            self._weight = self._weight.to(self.product_dtype)
+        return self._weight
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Hidden states of the rows in the products' dtype, (C, D)."""
+        return self._hidden.index_select(0, rows).to(self.product_dtype)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(C, V), in a buffer that the next call overwrites; before the soft cap."""
+        if self._buffer is None:
+            stride = -(-self._vocab_size // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
+            self._buffer = rows.new_empty(len(rows), stride, dtype=self.dtype)
+        logits = self._buffer[: len(rows), : self._vocab_size]
+        multiply(self.hidden(rows), self.weight().T, logits, self.alpha)
+        return logits if self._bias is None else logits.add_(self._bias)
+
+    def at(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Logits at ids with the soft cap, (C, J), from those rows of the head only, gathered some at a time."""
+        step = max(1, GATHER_ELEMENTS // (ids.shape[-1] * self._weight.shape[-1]))
+        parts = [self._at(*part) for part in zip(rows.split(step), ids.split(step))]
+        return soft_cap(torch.cat(parts) if parts else rows.new_empty(ids.shape, dtype=self.dtype), self.softcap)
+
+    def _at(self, rows: Tensor, ids: Tensor) -> Tensor:
+        weights, hidden = self._weight[ids].to(self.product_dtype), self.hidden(rows).unsqueeze(-1)
+        if self.product_dtype == self.dtype:
+            logits = torch.bmm(weights, hidden)
+        elif weights.is_cuda:
+            logits = torch.bmm(weights, hidden, out_dtype=self.dtype)
+        else:
+            logits = torch.bmm(weights.to(self.dtype), hidden.to(self.dtype))
+        logits = logits.squeeze(-1).mul_(self.alpha)
+        return logits if self._bias is None else logits.add_(self._bias[ids])
+
+
+def product_dtype(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What the matrix products run in: half precision only on CUDA, where the model or autocast says so."""
+    if hidden.device.type != "cuda" or dtype == torch.float64:
+        return dtype
+    if torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return hidden.dtype if hidden.dtype == weight.dtype else dtype
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0, accumulate: bool = False) -> Tensor:
+    """out = alpha left @ right, plus out itself with ``accumulate``; half inputs are summed in ``out``'s float32."""
+    if left.dtype == out.dtype:
+        if alpha == 1 and not accumulate:
+            return torch.mm(left, right, out=out)
+        return torch.addmm(out, left, right, beta=int(accumulate), alpha=alpha, out=out)
+    if not left.is_cuda:  # only CUDA has products of one dtype into another
+        return multiply(left.to(out.dtype), right.to(out.dtype), out, alpha, accumulate)
+    return torch.addmm(out, left, right, out_dtype=out.dtype, beta=int(accumulate), alpha=alpha, out=out)

@@ -1,0 +1,183 @@
+"""The row pass in two Triton kernels: every logit is read once for the statistics and once for the gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_kernels
+from .row_pass import ChunkLogits, Sums, Support, soft_cap, soft_cap_slope
+from .rows import GradientForm
+
+LANES, WIDTH = 512, 4
+"""Columns of a tile of ``row_sums``: a 16-byte load for each lane."""
+
+GRADIENT_BLOCK, GRADIENT_WARPS = 4096, 8
+"""Columns and warps of a program of ``write_gradient``."""
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1 was set when this was imported."""
+
+
+class _Found(NamedTuple):
+    """What ``row_sums`` writes, in its order, (C,) each."""
+
+    top: Tensor
+    top_d: Tensor
+    teacher_top: Tensor
+    mass: Tensor
+    mass2: Tensor
+    d1: Tensor
+    d2: Tensor
+    dd1: Tensor
+    dd2: Tensor
+    logs: Tensor
+    teacher_log_mass: Tensor
+
+
+class TritonPass:
+    """``RowPass`` in Triton kernels, on CUDA tensors, or in Triton's interpreter.
+
+    Support columns leave the kernel's sums by being set to -inf in the student's buffer, and are put back for the
+    gradient. Half-precision gradients are written over the teacher's buffer, which is dead by then.
+    """
+
+    def __init__(self, logits: ChunkLogits) -> None:
+        self._student, self._teacher = logits.student, logits.teacher
+        self._cap, self._teacher_cap = logits.student_cap, logits.teacher_cap
+        self._holes = logits.may_exclude
+
+    def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits at ids, (C, J) each."""
+        teacher = None if self._teacher is None else soft_cap(self._teacher.gather(-1, ids), self._teacher_cap)
+        return soft_cap(self._student.gather(-1, ids), self._cap), teacher
+
+    def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
+        """Runs ``row_sums`` over what is outside the support, then looks for the top token inside it as well."""
+        student = self._student
+        self._support_ids = support.ids
+        self._support_logits = student.gather(-1, support.ids)
+        if support.ids.shape[-1]:
+            # The lesser of what is there and -inf; +inf, which changes nothing, where the entry is absent: its id may
+            # be anything, also that of another entry.
+            exclude = torch.where(support.present, -torch.inf, torch.inf).to(student.dtype)
+            student.scatter_reduce_(-1, support.ids, exclude, "amin")
+        found, top_ids = self._row_sums(order, diagnostics, holes=self._holes or support.ids.shape[-1] > 0)
+        if support.ids.shape[-1]:
+            found, top_ids = self._with_support(found, top_ids, support, order, diagnostics)
+        self._tops, self._top_differences = found.top, found.top_d
+        teacher = self._teacher is not None
+        return Sums(
+            top_ids,
+            top_logits=found.top,
+            mass=found.mass,
+            square_mass=found.mass2 if order >= 2 else None,
+            difference=found.d1 if teacher and order >= 1 else None,
+            square_difference=found.d2 if teacher and order >= 2 else None,
+            difference_square=found.dd1 if teacher and diagnostics else None,
+            square_difference_square=found.dd2 if teacher and diagnostics else None,
+            entropy=-found.logs if diagnostics else None,
+            top_difference=found.top_d if teacher else None,
+            teacher_top_logits=found.teacher_top if teacher else None,
+            teacher_log_mass=found.teacher_log_mass if teacher else None,
+        )
+
+    def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
+        """Over the student's buffer in its own dtype, else over the teacher's.
+
+        The columns of ``form.ids`` are summed in the wider dtype: where the student is nearly certain, a p + value is
+        a small difference of large numbers that half precision would lose.
+        """
+        student = self._student
+        if self._support_ids.shape[-1]:
+            student.scatter_(-1, self._support_ids, self._support_logits)
+        logits = soft_cap(student.gather(-1, form.ids), self._cap)
+        slope = 1.0 if self._cap is None else soft_cap_slope(logits, self._cap)
+        a = form.a / totals
+        in_place = dtype == student.dtype or form.b is not None
+        out = student if in_place else self._spare(dtype)
+        self._write_gradient(out, a, None if form.b is None else form.b / totals)
+        if in_place:
+            student.scatter_add_(-1, form.ids, form.values * slope)
+            return student if dtype == student.dtype else self._spare(dtype).copy_(student)
+        softmax = (logits - self._tops.unsqueeze(-1)).exp_() * a.unsqueeze(-1)
+        student.scatter_(-1, form.ids, softmax * slope).scatter_add_(-1, form.ids, form.values * slope)
+        return out.scatter_(-1, form.ids, student.gather(-1, form.ids).to(dtype))
+
+    def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Tensor]:
+        """What the kernel finds, and the top tokens, (C,)."""
+        student, teacher = self._student, self._teacher
+        count, vocab = student.shape
+        # Zeros, since what is not asked for is not written and must not be moved about as garbage.
+        found = student.new_zeros(len(_Found._fields), count)
+        top_ids = torch.empty(count, dtype=torch.int64, device=student.device)
+        other = student if teacher is None else teacher
+        with _on(student):
+            triton_kernels.row_sums[(count,)](
+                student, other, found, top_ids, student.stride(0), other.stride(0), count,
+                VOCAB=vocab, CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0,
+                TEACHER=teacher is not None, ORDER=order, DIAGNOSTICS=diagnostics, HOLES=holes,
+                LANES=LANES, WIDTH=WIDTH, num_warps=max(1, LANES // 32),
+            )  # fmt: skip
+        return _Found(*found), top_ids
+
+    def _with_support(
+        self, found: _Found, top_ids: Tensor, support: Support, order: int, diagnostics: bool
+    ) -> tuple[_Found, Tensor]:
+        """The same about the top token of all, which may be in the support: the rule of ``triton_kernels`` once more.
+
+        Where it is, the kernel's own top token becomes one of the others.
+        """
+        known = soft_cap(self._support_logits, self._cap).masked_fill(~support.present, -torch.inf)
+        best, column = known.max(dim=-1)
+        ids = support.ids.gather(-1, column.unsqueeze(-1))
+        inside = torch.ones_like(best, dtype=torch.bool) if support.holds_top else best >= found.top
+        difference = found.top_d
+        if self._teacher is not None:
+            difference = best - soft_cap(self._teacher.gather(-1, ids), self._teacher_cap).squeeze(-1)
+        top, top_d = torch.where(inside, best, found.top), torch.where(inside, difference, found.top_d)
+        step, delta = found.top - top, found.top_d - top_d
+        scale = step.exp()
+        mass = found.mass + inside
+        moved = found._replace(top=top, top_d=top_d, mass=scale * mass)
+        if order >= 1:
+            moved = moved._replace(d1=scale * (found.d1 + delta * mass))
+        if order >= 2:
+            scale2, mass2 = scale.square(), found.mass2 + inside
+            moved = moved._replace(mass2=scale2 * mass2, d2=scale2 * (found.d2 + delta * mass2))
+            if diagnostics:
+                moved = moved._replace(
+                    dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
+                    dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
+                    logs=scale * (found.logs + step * mass),
+                )
+        return moved, torch.where(inside, ids.squeeze(-1), top_ids)
+
+    def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None) -> None:
+        student = self._student
+        teacher = student if b is None or self._teacher is None else self._teacher
+        count, vocab = student.shape
+        tiles = triton.cdiv(vocab, GRADIENT_BLOCK)
+        with _on(student):
+            triton_kernels.write_gradient[(count * tiles,)](
+                student, teacher, out, self._tops, self._top_differences, a, a if b is None else b,
+                student.stride(0), teacher.stride(0), out.stride(0),
+                VOCAB=vocab, CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0, SLOPE=b is not None,
+                BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
+            )  # fmt: skip
+
+    def _spare(self, dtype: torch.dtype) -> Tensor:
+        """A dead (C, V) buffer of the dtype: the teacher's, or a new one where there is none."""
+        vocab = self._student.shape[1]
+        if self._teacher is None:
+            return self._student.new_empty(len(self._student), self._student.stride(0), dtype=dtype)[:, :vocab]
+        return self._teacher.view(dtype)[:, :vocab]
+
+
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels are launched on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

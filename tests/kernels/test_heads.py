@@ -1,0 +1,111 @@
+"""Products with heads: dtypes, buffers, gathered rows, and the search for the top k."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vopd
+from enumeration import top_k
+from head_reference import OPTIONS, batch_of, dense, leaves, relative_error, wide
+from vopd.kernels import heads
+from vopd.kernels.heads import Head, Projection, multiply
+from vopd.kernels.support import TILE, top_k_ids
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 20])
+@pytest.mark.parametrize("vocab", [20, TILE, 8 * TILE, 8 * TILE + 1, 170 * TILE - 1, 170 * TILE])
+def test_top_k_is_that_of_a_sort(k, vocab):
+    generator = torch.Generator().manual_seed(k)
+    logits = torch.randn(6, vocab, generator=generator)
+    logits[3] = logits[3].round()  # ties
+    logits[4, :-k] = -torch.inf
+    logits[5] = -torch.inf
+    ids = top_k_ids(logits, k)
+    torch.testing.assert_close(logits.gather(-1, ids), logits.topk(k).values)
+    assert all(len(row.unique()) == k for row in ids)
+
+
+@pytest.mark.parametrize("elements", [1, 100, 1 << 25])
+@pytest.mark.parametrize("k", [1, 9])
+def test_gathered_rows_of_the_head_give_the_logits_of_the_whole(monkeypatch, elements, k):
+    monkeypatch.setattr(heads, "GATHER_ELEMENTS", elements)
+    hidden, head = torch.randn(7, 5), Head(torch.randn(30, 5), torch.randn(30), scale=0.5, softcap=2.0)
+    projection = Projection(hidden, head, 28, temperature=2.0, dtype=torch.float32)
+    rows, ids = torch.tensor([6, 0, 3, 3]), torch.randint(28, (4, k))
+    whole = 2 * torch.tanh(0.5 * (hidden @ head.weight.T + head.bias) / 2) / 2
+    torch.testing.assert_close(projection.at(rows, ids), whole[rows].gather(-1, ids))
+    assert projection.at(rows[:0], ids[:0]).shape == (0, k)
+
+
+def test_the_vocabulary_may_be_any_number_and_the_buffer_is_used_again():
+    projection = Projection(torch.randn(6, 5), Head(torch.randn(33, 5)), 33, temperature=1.0, dtype=torch.float32)
+    first = projection.logits(torch.arange(4))
+    assert first.shape == (4, 33) and first.stride(0) % heads.BUFFER_ALIGNMENT == 0
+    second = projection.logits(torch.arange(4, 6))
+    assert second.data_ptr() == first.data_ptr()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_products_of_half_precision_are_summed_in_float32(alpha, accumulate):
+    left, right = torch.randn(3, 400).bfloat16(), torch.randn(400, 4).bfloat16()
+    out = torch.full((3, 4), torch.nan) if not accumulate else torch.ones(3, 4)
+    expected = alpha * (left.double() @ right.double()) + accumulate
+    result = multiply(left, right, out, alpha, accumulate)
+    assert result is out
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_are_in_half_precision_on_cuda_only(device):
+    half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
+
+    class Placed:  # a tensor of which only the place and the dtype are asked
+        def __init__(self, tensor):
+            self.dtype, self.device = tensor.dtype, torch.device(device)
+
+    expected = torch.bfloat16 if device == "cuda" else torch.float32
+    assert heads.product_dtype(Placed(half), half, torch.float32) == expected
+    assert heads.product_dtype(Placed(half), full, torch.float32) == torch.float32
+    assert heads.product_dtype(Placed(half), half, torch.float64) == torch.float64
+    with (
+        torch.autocast("cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else pytest.MonkeyPatch.context() as p
+    ):
+        if p is not None and hasattr(p, "setattr"):
+            p.setattr(torch, "is_autocast_enabled", lambda kind: True)
+            p.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+        assert heads.product_dtype(Placed(full), full, torch.float32) == expected
+
+
+@pytest.mark.parametrize("estimator", list(vopd.ESTIMATORS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_products_as_on_cuda(monkeypatch, estimator, dtype):
+    monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: dtype)
+    batch = batch_of(OPTIONS["everything"], dtype=dtype, shape=(40,))
+    exact = wide(batch)
+    arguments = {"estimator": estimator, "top_k": top_k(estimator, 4)}
+    ours = torch.autograd.grad(vopd.linear_distillation_loss(**batch, **arguments).loss, leaves(batch))
+    theirs = torch.autograd.grad(dense(exact, **arguments).loss, leaves(exact))
+    for left, right in zip(ours, theirs):
+        assert left.dtype == dtype
+        assert relative_error(left, right) < 1e-2
+
+
+def test_the_pass_is_outside_autocast():
+    batch = batch_of({}, dtype=torch.float32)
+    expected = torch.autograd.grad(vopd.linear_distillation_loss(**batch).loss, leaves(batch))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = vopd.linear_distillation_loss(**batch).loss
+    for left, right in zip(torch.autograd.grad(loss, leaves(batch)), expected):
+        torch.testing.assert_close(left, right)
+
+
+def test_a_large_normalizer_costs_half_precision_nothing():
+    """Gradients are held unweighted: one over a million would push each of float16's below its smallest number."""
+    batch = batch_of({}, dtype=torch.float16)
+    exact = wide(batch)
+    ours = torch.autograd.grad(1e6 * vopd.linear_distillation_loss(**batch, normalizer=1e6).loss, leaves(batch))
+    theirs = torch.autograd.grad(dense(exact, normalizer=1.0).loss, leaves(exact))
+    for left, right in zip(ours, theirs):
+        assert relative_error(left, right) < 2e-3
