@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -73,10 +72,11 @@ def backend() -> str:
     """Return what the loss runs on here."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "chunked torch on the CPU"
-    fused = importlib.util.find_spec("triton") and importlib.util.find_spec("vopd.kernels.backends")
-    return "Triton kernels on the GPU" if fused else "chunked torch on the GPU (pip install 'vopd[kernels]' for Triton)"
+    from vopd.kernels import TorchPass, choose_pass
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    name = "chunked torch" if choose_pass("auto", torch.device(kind)) is TorchPass else "Triton kernels"
+    return f"{name} on the {'GPU' if kind == 'cuda' else 'CPU'}"
 
 
 def _versions() -> list[str]:

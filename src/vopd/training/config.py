@@ -70,7 +70,7 @@ class VOPDConfig(DistillationConfig):
     importance_cap: float = _own(2.0, "Largest importance weight.")
     metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
-    show_samples: int = _own(0, "Of these, how many to show on the terminal as a table after each step.")
+    show_samples: int = _own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
