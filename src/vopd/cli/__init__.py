@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "distil an embedded pair of small models on this computer, and write a report",
     "train": "distil your teacher into your student on your prompts",
     "eval": "sample a model on problems and score it, with intervals",
+    "variance": "measure how noisy each estimator's gradient is for your models and prompts",
     "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
 }
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())), end="")
         return 0
     if arguments[0] in {"-V", "--version", "version"}:
         from vopd import __version__
