@@ -26,7 +26,8 @@ def test_trains_and_leaves_a_complete_run_directory(
     train: Train, run: Path, tiny_student_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train() == 0
-    assert {"resolved_config.yaml", "metrics.jsonl", "samples.jsonl", "model"} <= {p.name for p in run.iterdir()}
+    files = {path.name for path in run.iterdir()}
+    assert {"resolved_config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "model"} <= files
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     before, after = weights(tiny_student_dir), weights(run / "model")
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -74,6 +76,9 @@ def assert_alone(path: Path) -> None:
     text, page = path.read_text(encoding="utf-8"), Page(path)
     assert "http" not in text.replace("http-equiv", "")
     assert not re.search(r"url\(|@import|import\(|fetch\(|XMLHttp", text)
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
     assert not any(name in attributes for _, attributes in page.tags for name in ("src", "href", "srcset", "action"))
     assert {"link", "img", "iframe", "object", "form"}.isdisjoint(tag for tag, _ in page.tags)
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "sample a model on problems and score it, with intervals",
     "validate": "check the settings of a training run without loading weights",
     "doctor": "show versions, devices, extras, and what each estimator would run on",
+    "variance": "measure how noisy each estimator's gradient is for your models and prompts",
     "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
 }
 
