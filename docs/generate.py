@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vopd.cli.demo import DemoOptions
 from vopd.cli.doctor import DoctorOptions
 from vopd.cli.eval import EvalOptions
 from vopd.cli.options import options_of
 from vopd.cli.plan import MAIN_FIELDS, TrainOptions, options
+from vopd.cli.report import ReportOptions
 from vopd.cli.schema import json_schema, table
+from vopd.cli.variance import VarianceOptions
 from vopd.training import VOPDConfig
 from vopd.training.trl_adapter import DistillationConfig
 
@@ -70,6 +73,9 @@ def page() -> str:
         ),
         ("`vopd train`: other defaults than TRL's", "", changed),
         ("`vopd eval`", "", list(options_of(EvalOptions).values())),
+        ("`vopd variance`", "", list(options_of(VarianceOptions).values())),
+        ("`vopd report`", "", list(options_of(ReportOptions).values())),
+        ("`vopd demo`", "", list(options_of(DemoOptions).values())),
         ("`vopd doctor`", "", list(options_of(DoctorOptions).values())),
     ]
     parts = [

@@ -57,10 +57,11 @@ def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, caps
     assert (run / "metrics.jsonl").read_text() == "precious"
 
 
+@pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]], ids=["full", "lora"])
 def test_resume_goes_on_after_the_checkpoint_and_ends_where_the_whole_run_does(
-    train: Train, run: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, run: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
-    constant = ["--lr_scheduler_type", "constant"]
+    constant = ["--lr_scheduler_type", "constant", *more]
     train("--max_steps", "4", *constant, name="whole")
     train("--save_steps", "1", *constant)
     capsys.readouterr()

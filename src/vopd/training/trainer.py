@@ -27,6 +27,7 @@ from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .trackers import check_trackers
 from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
 
 logger = logging.getLogger("vopd")
@@ -76,6 +77,7 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
         check_engine(args.use_vllm, args.importance_sampling, tools)
+        check_trackers(args.report_to)
         check_prompts(train_dataset)
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
