@@ -72,7 +72,7 @@ def test_every_make_target_of_the_documents_exists() -> None:
 def test_every_option_of_the_documents_exists() -> None:
     from vopd.cli.eval import EvalOptions
     from vopd.cli.options import options_of
-    from vopd.cli.train import options
+    from vopd.cli.plan import options
     from vopd.training import VOPDConfig
 
     known = {*options(VOPDConfig), *options_of(EvalOptions), "config", "help", "version", "key"}

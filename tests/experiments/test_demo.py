@@ -35,6 +35,7 @@ def test_leaves_ordinary_run_directories_and_a_comparison(finished: tuple[Path, 
         assert [record["step"] for record in read_metrics(folder / name)] == [1, 2, 3, 4, 5]
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "teacher" in (folder / "samples.md").read_text()
+    assert all(name in (folder / "report.html").read_text() for name in SMALL["estimators"])
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_metrics_are_those_of_the_completions_that_were_trained_on(
         ids = recorded_completions(trainer.tokenize([sample["prompt"]])[0])
         assert sample["step"] == 1 and sample["truncated"] == (ids[-1] != 1)
         assert sample["tokens"] == [trainer.processing_class.decode([token]) for token in ids]
-        assert len(sample["rewards"]) == len(sample["advantages"]) == len(ids)
+        assert len(sample["rewards"]) == len(sample["advantages"]) == len(sample["reverse_kl"]) == len(ids)
 
 
 def test_estimators_without_full_rows_log_no_exact_quantity_where_they_compute_none(

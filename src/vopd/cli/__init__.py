@@ -16,6 +16,10 @@ COMMANDS = {
     "demo": "distil an embedded pair of small models on this computer, and write a report",
     "train": "distil your teacher into your student on your prompts",
     "eval": "sample a model on problems and score it, with intervals",
+    "validate": "check the settings of a training run without loading weights",
+    "doctor": "show versions, devices, extras, and what each estimator would run on",
+    "variance": "measure how noisy each estimator's gradient is for your models and prompts",
+    "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
 }
 
 HELP = """\
@@ -43,8 +47,8 @@ exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors that vopd raises become one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(format="vopd: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("vopd").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub is imported anywhere
+    _log_to_stderr()
     try:
         return _run(arguments)
     except VOPDError as error:
@@ -58,9 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("vopd")
+    logger.setLevel(logging.INFO)
+    # Looked up anew each time: whoever calls main twice may have another stderr by then.
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
+
+
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())), end="")
         return 0
     if arguments[0] in {"-V", "--version", "version"}:
         from vopd import __version__

@@ -28,7 +28,8 @@ class Accuracy:
         self._options = {"start": before, "trained": after}
         self._folder = folder
         (self._benchmark,) = find_problems(before)
-        self._name = self._benchmark.name.rpartition(":")[2]
+        self.problems = len(self._benchmark.questions)
+        self.name = self._benchmark.name.rpartition(":")[2]
         self._evaluations: dict[str, dict[str, Any]] = {}
 
     def measure(self, which: str, prompts: Iterable[str] = ()) -> None:
@@ -46,16 +47,24 @@ class Accuracy:
         if shared:
             logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
         _write(self._folder / "results.json", self.results())
-        print(f"accuracy of the {which} model on {self._name}: {_percent(_entry(self._evaluations[which]))}")
+        print(f"accuracy of the {which} model on {self.name}: {_percent(_entry(self._evaluations[which]))}")
 
     def results(self) -> dict[str, Any]:
         """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
         entries = {which: _entry(found) for which, found in self._evaluations.items()}
-        found: dict[str, Any] = {"problems": self._name, **entries}
+        found: dict[str, Any] = {"problems": self.name, **entries}
         if len(entries) == len(self._options):
             found["difference"] = dataclasses.asdict(self._difference())
         found["repeat"] = {name: command(self._options[name]) for name in entries}
         return found
+
+    def table(self) -> list[str]:
+        """Return the lines of the model card: both accuracies and the command that repeats the trained model's."""
+        scores = {which: _percent(_entry(found)) for which, found in self._evaluations.items()}
+        return [
+            *(f"- {self.name}, {which} model: {score}" for which, score in scores.items()),
+            f"- trained - start: {self._difference()}",
+        ]
 
     def summary(self) -> str:
         """Return the lines that end a run: the difference, and how to get the trained model's number again."""

@@ -32,7 +32,10 @@ _NONE = {"none", "null"}
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its name, its type, its default, and what the help says (None keeps it out of the help)."""
+    """One setting: its name, its type, its default, and what the help says (None keeps it out of the help).
+
+    `text` is what its dataclass says of it, in the help or not.
+    """
 
     name: str
     kind: Any
@@ -40,6 +43,7 @@ class Option:
     help: str | None
     required: bool = False
     group: str = "options"
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,10 @@ def options_of(target: type, *, group: str = "options", shown: Sequence[str] | N
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:
             default = entry.default_factory()
-        text = entry.metadata.get("help", "") if shown is None or entry.name in shown else None
+        text = entry.metadata.get("help") or ""
+        shown_text = text if shown is None or entry.name in shown else None
         required = bool(entry.metadata.get("required"))
-        found[entry.name] = Option(entry.name, kinds[entry.name], default, text, required, group)
+        found[entry.name] = Option(entry.name, kinds[entry.name], default, shown_text, required, group, text)
     first = {name: found[name] for name in shown or () if name in found}
     return {**first, **found}
 
@@ -137,7 +142,7 @@ def convert(text: str, kind: Any, name: str) -> Any:
     Raises:
         ConfigurationError: the text is no value of that type; names the option.
     """
-    kinds = _members(kind)
+    kinds = kinds_of(kind)
     lowered = text.strip().lower()
     if type(None) in kinds and lowered in _NONE:
         return None
@@ -153,6 +158,18 @@ def convert(text: str, kind: Any, name: str) -> Any:
     if str in kinds:
         return text
     raise ConfigurationError(f"{name} must be {_describe(kinds)}, not '{text}'")
+
+
+def kinds_of(kind: Any) -> list[Any]:
+    """The plain types of an annotation: those of a union, list for list[str], str for an enumeration."""
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return [member for part in typing.get_args(kind) for member in kinds_of(part)]
+    if origin is typing.Literal:
+        return list(dict.fromkeys(type(value) for value in typing.get_args(kind)))
+    if origin is not None:
+        return [origin]
+    return [kind] if kind in (bool, int, float, str, list, dict, type(None)) else [str]
 
 
 def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -191,7 +208,9 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         text = argparse.SUPPRESS if option.help is None else _help_line(option)
-        groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text)
+        # --dry_run alone is --dry_run true.
+        bare = {"nargs": "?", "const": "true"} if bool in kinds_of(option.kind) else {}
+        groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text, **bare)
     return parser
 
 
@@ -208,7 +227,7 @@ def _help_line(option: Option) -> str:
 
 
 def _metavar(kind: Any) -> str:
-    kinds = [member for member in _members(kind) if member is not type(None)]
+    kinds = [member for member in kinds_of(kind) if member is not type(None)]
     names = {bool: "true|false", int: "N", float: "X", str: "TEXT", list: "A,B", dict: "{...}"}
     return names.get(kinds[-1] if str in kinds else kinds[0], "TEXT") if kinds else "TEXT"
 
@@ -244,7 +263,7 @@ def _read_file(path: str) -> dict[str, Any]:
 
 def _checked(value: Any, option: Option, where: str) -> Any:
     """A value of a YAML file; text is converted as on the command line, since YAML reads 1e-5 as text."""
-    kinds = _members(option.kind)
+    kinds = kinds_of(option.kind)
     if isinstance(value, str):
         try:
             return _converted(value, option)
@@ -271,16 +290,6 @@ def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
             except ValueError:
                 continue
     return None
-
-
-def _members(kind: Any) -> list[Any]:
-    """The plain types of an annotation: those of a union, list for list[str], str for an enumeration."""
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return [member for part in typing.get_args(kind) for member in _members(part)]
-    if origin is not None:
-        return [origin]
-    return [kind] if kind in (bool, int, float, str, list, dict, type(None)) else [str]
 
 
 def _describe(kinds: Iterable[Any]) -> str:

@@ -16,13 +16,14 @@ from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_pro
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, Interval, Run, Start, write_comparison
 from vopd.reporting.metrics import METRICS_FILE, read_metrics
 from vopd.reporting.plots import plot_comparison
+from vopd.reporting.report import write_report
 from vopd.reporting.tables import comparison_text
 
 DEMO_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
 # k of the estimators that have one.
 _TOP_K = 20
 _BATCH = 16
-# Where vanilla OPD does best on this pair: larger steps would favour the estimators of low noise.
+# Small enough for vanilla OPD to improve too: larger steps favour the estimators of low noise.
 _LEARNING_RATE = 3e-4
 _WARMUP_STEPS = 20
 _CHECKPOINTS = 5
@@ -75,7 +76,7 @@ def run_demo(
     """Distil the embedded student with each estimator from the same start and prompts, and compare.
 
     Every run is an ordinary `vopd train` in a process of its own; run directories, comparison.json, comparison.txt,
-    comparison.png and samples.md go to `output_dir`. Downloads nothing.
+    comparison.png, samples.md and report.html go to `output_dir`. Downloads nothing.
 
     Args:
         output_dir: made if it is absent.
@@ -101,7 +102,7 @@ def run_demo(
     comparison = _collect(plan)
     _write_results(comparison, plan)
     say("\n" + comparison_text(comparison))
-    say(f"\n{time.monotonic() - started:.0f} s in all; figure, samples and runs are in {output_dir}")
+    say(f"\n{time.monotonic() - started:.0f} s in all; report.html, samples and runs are in {output_dir}")
     return comparison
 
 
@@ -260,6 +261,7 @@ def _write_results(comparison: Comparison, plan: _Plan) -> None:
     (plan.folder / "comparison.txt").write_text(comparison_text(comparison) + "\n")
     (plan.folder / "samples.md").write_text(_samples_text(plan))
     plot_comparison(comparison, plan.folder, plan.folder / "comparison.png")
+    write_report(plan.folder)
 
 
 def _samples_text(plan: _Plan) -> str:

@@ -1,6 +1,6 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
-from vopd.models.loading import load_model, load_tokenizer
+from vopd.models.loading import load_model, load_skeleton, load_tokenizer
 from vopd.models.sampling import Completion, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
@@ -10,6 +10,7 @@ __all__ = [
     "end_ids",
     "end_token_difference",
     "load_model",
+    "load_skeleton",
     "load_tokenizer",
     "sample",
     "set_end_ids",

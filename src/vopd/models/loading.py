@@ -53,7 +53,8 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
 def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Any:
     """Load the causal language model of a local folder or hub id, in evaluation mode.
 
-    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top.
+    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top; a generation
+    configuration next to the adapter, with the end tokens that it was trained with, wins over the base model's.
 
     Args:
         source: a folder made by `save_pretrained`, or a hub id.
@@ -79,7 +80,36 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", 
     if missing:
         # transformers fills these with random numbers and only warns.
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
+    if (Path(source) / "adapter_config.json").exists() and (Path(source) / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     return model.to(device).eval()
+
+
+def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
+    """Return the model of a local folder or hub id without its weights: every parameter is on the device "meta".
+
+    It tells the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. Of an
+    adapter's folder it is the base model.
+
+    Raises:
+        MismatchError: there is no such model, or it needs code of its own.
+    """
+    _check_folder(source)
+    transformers = require("transformers", "train")
+    adapter = Path(source) / "adapter_config.json"
+    if adapter.exists():
+        return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MismatchError(_why("model", source, error)) from error
+    try:
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        return model  # a model need not have one; the end tokens are then those of its configuration
+    return model
 
 
 def _check_folder(source: str | Path) -> None:

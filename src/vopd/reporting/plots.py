@@ -8,6 +8,7 @@ from typing import Any
 from vopd.errors import require
 from vopd.reporting.comparison import Comparison, relative_noise, score_of
 from vopd.reporting.metrics import read_metrics, series, smoothed
+from vopd.reporting.png import STYLE
 from vopd.statistics import mean_score
 
 # One colour an estimator in every figure; chosen to differ in lightness too, and told apart by colour-blind readers.
@@ -43,7 +44,7 @@ def plot_comparison(comparison: Comparison, folder: str | Path, path: str | Path
     require("matplotlib", "report").use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
         _held_out_panel(panels[0, 0], comparison)
         _noise_panel(panels[0, 1], comparison)
@@ -55,18 +56,6 @@ def plot_comparison(comparison: Comparison, folder: str | Path, path: str | Path
         figure.legend(handles, comparison.estimators, loc="outside lower center", ncols=6, frameon=False)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
-
-
-_STYLE: dict[str, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-}
 
 
 def _held_out_panel(axes: Any, comparison: Comparison) -> None:

@@ -133,6 +133,13 @@ class Progress(TrainerCallback):
         else:
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=self.stream, flush=True)
 
+    def show(self, table: Any) -> None:
+        """Print a rich renderable above the live line."""
+        from rich.console import Console
+
+        console = self._bar.console if self._bar is not None else Console(file=self.stream)
+        console.print(table)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 

@@ -47,6 +47,7 @@ class VOPDConfig(DistillationConfig):
         metrics_every: measure the exact reverse KL and the closed-form gradient variances every this many steps;
             0 never.
         samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
+        show_samples: of these, how many to show on the terminal as a table after each step.
         telemetry: let TRL report the kind of run to Hugging Face.
 
     Other defaults than the parents': no dropout (a rollout and its gradient must see one policy), a NaN loss is not
@@ -69,6 +70,7 @@ class VOPDConfig(DistillationConfig):
     importance_cap: float = _own(2.0, "Largest importance weight.")
     metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
+    show_samples: int = _own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
@@ -138,13 +140,17 @@ class VOPDConfig(DistillationConfig):
         _at_least("max_prompt_length", self.max_prompt_length, 1)
         _at_least("metrics_every", self.metrics_every, 0)
         _at_least("samples_per_step", self.samples_per_step, 0)
+        if not 0 <= self.show_samples <= self.samples_per_step:
+            raise ConfigurationError(
+                f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"
+            )
         if self.max_completion_length is None:
             raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
         _at_least("max_completion_length", self.max_completion_length, 1)
         if self.log_completions:
             raise ConfigurationError(
-                "log_completions prints what the model wrote to the terminal unescaped; remove it: completions are in "
-                "samples.jsonl, as many a step as samples_per_step says"
+                "log_completions prints what the model wrote to the terminal unescaped; remove it: show_samples shows "
+                "completions, and samples_per_step of them a step are in samples.jsonl"
             )
         if self.loss_normalizer is not None and not self.loss_normalizer > 0:
             raise ConfigurationError(f"loss_normalizer must be positive, got {self.loss_normalizer}")

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..estimators import DistillationOutput
 
 _DIGITS = 5
+_PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
 class SampleBook:
@@ -25,7 +26,7 @@ class SampleBook:
             return
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         columns = {name: inputs[name] for name in names}
-        for name in ("rewards", "advantages"):
+        for name in _PER_TOKEN:
             if getattr(output, name) is not None:
                 columns[name] = getattr(output, name)
         for row in range(min(room, inputs["completion_ids"].size(0))):
@@ -47,7 +48,7 @@ def _record(row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int
         "truncated": not ids or ids[-1] not in end_ids,
         "tokens": [tokenizer.decode([token]) for token in ids],
     }
-    for name in ("rewards", "advantages"):
+    for name in _PER_TOKEN:
         if name in row:
             record[name] = [round(value, _DIGITS) for value in row[name][:length].tolist()]
     return record

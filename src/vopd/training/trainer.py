@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPD
 from ..estimators import linear_distillation_loss
 from ..models import common_vocabulary, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
-from .card import model_card
+from .card import write_card
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
@@ -24,6 +24,7 @@ from .heads import check_head, check_not_shared, check_plain_logits, disable_dro
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .prompts import check_enough, check_prompts, keep_short
 from .rollout import RolloutDifference, check_engine
+from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
 from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
@@ -108,6 +109,7 @@ class VOPDTrainer(TRLAdapter):
         self._clock = StepClock()
         self._samples = SampleBook(0)
         self._rollout = RolloutDifference()
+        self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, teacher_model: Any) -> None:
         teacher = self.load_teacher(teacher_model)
@@ -132,6 +134,7 @@ class VOPDTrainer(TRLAdapter):
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, student_rows)
         self._teacher_name = teacher.config.name_or_path
+        self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
         self.attach_teacher(teacher)
 
     def _checked_rows(self, model: Any, name: str) -> int:
@@ -164,7 +167,10 @@ class VOPDTrainer(TRLAdapter):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
-        return self._samples.take(step, self._tokenizer, self.eos_token_ids)
+        records = self._samples.take(step, self._tokenizer, self.eos_token_ids)
+        if self.args.show_samples:
+            self._progress.show(sample_table(records[: self.args.show_samples], step))
+        return records
 
     # ---- what TRL's trainer asks of the method ------------------------------------------------------------------
 
@@ -257,29 +263,39 @@ class VOPDTrainer(TRLAdapter):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
         super().save_model(output_dir, _internal_call)
-        self._write_card(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
+            # An adapter is saved without it, and the end tokens that the student was given would be lost.
+            self.model.get_base_model().generation_config.save_pretrained(folder)
+        self._write_card(folder)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the model card into the run directory; called by transformers with every checkpoint."""
         self._write_card(self.args.output_dir, model_name)
 
     def _write_card(self, folder: str, name: str | None = None) -> None:
-        if not self.is_world_process_zero():
-            return
-        facts = {
-            "name": name or Path(folder).name,
+        if self.is_world_process_zero():
+            write_card(folder, self.card_facts(name or Path(folder).name), self._tag_names)
+
+    def card_facts(self, name: str) -> dict[str, Any]:
+        """What the card of a model called `name` says; `self.card_notes` adds to it."""
+        return {
+            "name": name,
             "student": self.model.config.name_or_path,
+            "student_revision": getattr(self.model.config, "_commit_hash", None),
             "teacher": self._teacher_name,
+            "teacher_revision": self._teacher_revision,
+            "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
+            "loss_top_k": self.args.loss_top_k,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size,
             "learning_rate": self.args.learning_rate,
             "seed": self.args.seed,
             "adapter": hasattr(self.model, "peft_config"),
+            **self.card_notes,
         }
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "README.md").write_text(model_card(facts, self._tag_names), encoding="utf-8")
 
 
 class _StepEvents(TrainerCallback):

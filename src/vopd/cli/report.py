@@ -1,0 +1,33 @@
+"""`vopd report`: the page of a run or of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vopd.cli.options import needed, options_of, parse
+
+SUMMARY = """\
+Write DIRECTORY/report.html, one page that loads nothing from elsewhere, with its figures and data in DIRECTORY/report.
+
+DIRECTORY is that of a `vopd train` run, finished or not, or of a `vopd demo`: vopd report DIRECTORY
+"""
+
+
+@dataclass
+class ReportOptions:
+    """The options of `vopd report`."""
+
+    directory: str = needed("of a run or of a comparison; may be given without its name")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `vopd report` with these arguments and return its exit code."""
+    first, *rest = arguments or [""]
+    if first and not first.startswith("-"):
+        arguments = ["--directory", first, *rest]
+    options = parse("report", SUMMARY, options_of(ReportOptions), arguments).build(ReportOptions)
+    from vopd.reporting.report import write_report
+
+    print(f"written to {write_report(options.directory)}")
+    return 0

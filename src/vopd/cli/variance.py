@@ -1,0 +1,137 @@
+"""`vopd variance`: how noisy each estimator's gradient is for your student, teacher and prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vopd.cli import run_directory
+from vopd.cli.options import needed, options_of, parse, setting
+from vopd.errors import ConfigurationError, DataError, require
+
+SUMMARY = """\
+Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
+
+Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
+in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
+the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
+"""
+
+_ESTIMATORS = ["opd", "vopd", "vopd_top_k", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"]
+
+
+@dataclass
+class VarianceOptions:
+    """The options of `vopd variance`."""
+
+    model: str = needed("student: folder or hub id of the model, or folder of a LoRA adapter")
+    teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
+    dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
+    dataset_split: str = setting("train", "split of a hub data set")
+    dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
+    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
+    chat_template: bool = setting(False, "put prompts into the student's chat template")
+    estimators: list[str] = setting(_ESTIMATORS, "names to measure")
+    loss_top_k: int = setting(20, "k of the estimators that have one")
+    contexts: int = setting(16, "rollouts, one a prompt")
+    resamples: int = setting(64, "times that every token is redrawn")
+    temperature: float = setting(1.0, "of sampling and loss")
+    max_completion_length: int = setting(512, "length limit of a rollout in tokens")
+    seed: int = setting(0, "of rollouts, redraws and a task's problems")
+    dtype: str = setting("float32", "of the student's weights")
+    device: str = setting("auto", "auto, cpu, cuda")
+    output_dir: str = setting("runs", "folder of all runs")
+    run_name: str | None = setting(None, "folder of this measurement in output_dir; default: variance-MODEL")
+
+    def __post_init__(self) -> None:
+        from vopd.estimators import ESTIMATORS
+
+        unknown = [name for name in self.estimators if name not in ESTIMATORS]
+        if unknown:
+            raise ConfigurationError(f"unknown estimator '{unknown[0]}'; choose among {', '.join(ESTIMATORS)}")
+        for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `vopd variance` with these arguments and return its exit code."""
+    options = parse("variance", SUMMARY, options_of(VarianceOptions), arguments).build(VarianceOptions)
+    require("transformers", "train").utils.logging.disable_progress_bar()
+    # Drawn at the end: asked for now, not after minutes of measuring.
+    require("matplotlib", "report")
+    from vopd.reporting.variance import plot_variance, variance_text
+
+    name = options.run_name or run_directory.suggest_name("variance", options.model)
+    folder = run_directory.run_directory(options.output_dir, name)
+    run_directory.create(folder, resume=False)
+    results = measure(options)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
+    plot_variance(results, folder / "variance.png")
+    print(variance_text(results))
+    print(f"written to {folder}")
+    return 0
+
+
+def measure(options: VarianceOptions) -> dict[str, Any]:
+    """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
+    import torch
+
+    from vopd.data.prompts import read_prompts
+    from vopd.diagnostics import decompose_variance, variance_profile
+    from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
+
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer, teacher_tokenizer = load_tokenizer(options.model), load_tokenizer(options.teacher_model)
+    student = load_model(options.model, dtype=options.dtype, device=device)
+    teacher = load_model(options.teacher_model, device=device).requires_grad_(False)
+    vocabulary = common_vocabulary(tokenizer, teacher_tokenizer)
+    # As vopd train does: a student that learns the teacher's end token must also stop there.
+    set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher, teacher_tokenizer)})
+    _train_what_a_run_would(student)
+    prompts = read_prompts(
+        options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
+        options=options.dataset_options, template=options.prompt_template, tokenizer=tokenizer,
+        chat_template=options.chat_template,
+    ).dataset["prompt"]  # fmt: skip
+    rollouts = _rollouts(options, student, tokenizer, list(prompts))
+    common: dict[str, Any] = {"temperature": options.temperature, "vocab_size": vocabulary}
+    found = decompose_variance(
+        student, teacher, rollouts, estimators=list(dict.fromkeys(options.estimators)), top_k=options.loss_top_k,
+        resamples=options.resamples, seed=options.seed, tick=_progress(len(rollouts)), **common,
+    )  # fmt: skip
+    profile = variance_profile(student, teacher, rollouts, **common)
+    return {"settings": {**asdict(options), "contexts": len(rollouts)}, **asdict(found), "profile": asdict(profile)}
+
+
+def _rollouts(options: VarianceOptions, student: Any, tokenizer: Any, prompts: list[str]) -> list[Any]:
+    from vopd.diagnostics import Rollout
+    from vopd.models import sample
+
+    if len(prompts) < 2:
+        raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs at least 2")
+    rows = sample(
+        student, tokenizer, prompts, temperature=options.temperature, seed=options.seed,
+        max_new_tokens=options.max_completion_length,
+    )  # fmt: skip
+    return [Rollout(tokenizer(prompt)["input_ids"], row[0].ids) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _train_what_a_run_would(student: Any) -> None:
+    """Gradients in the adapter alone where the student is one, in every weight otherwise."""
+    adapter = any("lora_" in name for name, _ in student.named_parameters())
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(not adapter or "lora_" in name)
+
+
+def _progress(contexts: int) -> Any:
+    def tick(name: str, context: int) -> None:
+        if context == contexts:
+            print(f"measured {name}", file=sys.stderr, flush=True)
+
+    return tick

@@ -1,0 +1,52 @@
+"""The report of a run or of a comparison: one page that stands alone, its figures as PNG and its data as CSV."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from vopd.errors import DataError, MissingExtraError
+from vopd.reporting.comparison import COMPARISON_FILE
+from vopd.reporting.comparison_report import comparison_report
+from vopd.reporting.metrics import METRICS_FILE
+from vopd.reporting.png import write_pngs
+from vopd.reporting.run_report import run_report
+
+logger = logging.getLogger("vopd")
+
+REPORT_FILE = "report.html"
+REPORT_FOLDER = "report"
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html into the directory of a run or of a comparison, and report/NAME.png and NAME.csv beside it.
+
+    An older report is replaced. Without matplotlib there are no PNG files.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: the directory is neither, or holds a file that vopd did not write.
+    """
+    folder = Path(folder)
+    if (folder / COMPARISON_FILE).is_file():
+        text, figures = comparison_report(folder)
+    elif (folder / METRICS_FILE).is_file():
+        text, figures = run_report(folder)
+    else:
+        raise DataError(
+            f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run or of "
+            "a finished `vopd demo`"
+        )
+    data = folder / REPORT_FOLDER
+    data.mkdir(exist_ok=True)
+    for figure in figures:
+        (data / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8")
+    try:
+        write_pngs(figures, data)
+    except MissingExtraError as error:
+        logger.info("no PNG files: %s", error)
+    path = folder / REPORT_FILE
+    path.write_text(text, encoding="utf-8")
+    return path

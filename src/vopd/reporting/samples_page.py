@@ -1,0 +1,108 @@
+"""Completions on the page: every token on the colour of its advantage, with its numbers at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vopd.errors import DataError
+from vopd.reporting.page import escape
+
+# Advantage at which the colour is full, in nats: one scale for all runs, so that pages can be laid side by side.
+FULL_COLOUR = 4.0
+_SHOWN = 16
+_SHOWN_TOKENS = 600
+# Smaller than this no colour could be told from the ground.
+_LEAST = 0.01
+
+KEY = (
+    '<p class="note key">Colour by <button data-colour="advantage" aria-pressed="true">advantage</button> '
+    '<button data-colour="reward" aria-pressed="false">reward</button></p>'
+    '<p class="note key"><span class="up">positive, made likelier</span><span class="down">negative, made less likely'
+    "</span> in full colour from 4 nats on. Point at a token, or tap it, for its numbers. Advantages of the optimal "
+    "baselines are not centred: where the student is nearly certain they are large and move next to nothing.</p>"
+)
+
+
+def chosen(records: Sequence[dict[str, Any]], count: int = _SHOWN) -> list[dict[str, Any]]:
+    """At most `count` samples, spread evenly over the run from its first step to its last."""
+    if len(records) <= count:
+        return list(records)
+    return [records[round(index * (len(records) - 1) / (count - 1))] for index in range(count)]
+
+
+def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
+    """The samples one after another. `source` names the file for the error of a record that is none.
+
+    Raises:
+        DataError: a record without completion, or with other numbers of values than tokens.
+    """
+    return "".join(_article(record, source) for record in records)
+
+
+def _article(record: dict[str, Any], source: str) -> str:
+    facts = [f"step {record.get('step', '?')}"]
+    if record.get("label"):
+        facts.insert(0, str(record["label"]))
+    tokens = _tokens(record, source)
+    facts.append(f"{len(tokens)} tokens")
+    if record.get("truncated"):
+        facts.append("cut at the length limit")
+    rewards = [value for value in record.get("rewards") or [] if value is not None]
+    if rewards:
+        facts.append(f"mean reward {sum(rewards) / len(rewards):.3f} nats a token")
+    return (
+        f'<article><h3>{escape(" · ".join(facts))}</h3><div class="prompt">{escape(record.get("prompt", ""))}</div>'
+        f'<p class="completion">{_coloured(record, tokens)}</p></article>\n'
+    )
+
+
+def _tokens(record: dict[str, Any], source: str) -> list[str]:
+    tokens = record.get("tokens", [record.get("completion")])
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
+    for name in ("advantages", "rewards", "reverse_kl"):
+        values = record.get(name)
+        if values is not None and not (isinstance(values, list) and len(values) == len(tokens)):
+            raise DataError(f"{source}: a sample has {len(tokens)} tokens and not as many {name}; remove the line")
+        if values is not None and not all(isinstance(value, int | float) or value is None for value in values):
+            raise DataError(f"{source}: a sample has {name} that are not numbers; remove the line")
+    return tokens
+
+
+def _coloured(record: dict[str, Any], tokens: list[str]) -> str:
+    columns = {
+        label: record[name]
+        for name, label in (("advantages", "advantage"), ("rewards", "reward"), ("reverse_kl", "exact KL"))
+        if record.get(name) is not None
+    }
+    blank: list[float | None] = [None] * len(tokens)
+    rewards = columns.get("reward", blank)
+    advantages = columns.get("advantage", rewards)
+    parts = []
+    for index, token in enumerate(tokens[:_SHOWN_TOKENS]):
+        numbers = [f"{label}  {_number(values[index])}" for label, values in columns.items()]
+        if "reward" in columns and "exact KL" not in columns and columns["reward"][index] is not None:
+            numbers.append(f"sampled KL  {_number(-columns['reward'][index])}")
+        parts.append(_token(token, advantages[index], rewards[index], "\n".join(numbers)))
+    if len(tokens) > _SHOWN_TOKENS:
+        parts.append(f"<em> … {len(tokens) - _SHOWN_TOKENS} more tokens in samples.jsonl</em>")
+    return "".join(parts)
+
+
+def _token(text: str, advantage: float | None, reward: float | None, numbers: str) -> str:
+    shown = escape(text.replace("\n", "↵\n"))
+    if not numbers:
+        return shown
+    classes, style = [], []
+    for value, prefix, name in ((advantage, "", "a"), (reward, "reward-", "r")):
+        if value is not None and abs(value) >= _LEAST:
+            classes.append(f"{prefix}{'up' if value > 0 else 'down'}")
+            style.append(f"--{name}:{0.8 * min(1.0, math.sqrt(abs(value) / FULL_COLOUR)):.2f}")
+    tint = f' class="{" ".join(classes)}" style="{";".join(style)}"' if classes else ""
+    return f'<span{tint} data-t="{escape(numbers)}">{shown}</span>'
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:+.4f}"

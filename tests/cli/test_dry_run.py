@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vopd import models
+from vopd.models import load_model, load_tokenizer
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def dry(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What `vopd train --dry-run` prints; loading weights fails."""
+
+    def forbidden(*given: Any, **settings: Any) -> None:
+        raise AssertionError("a dry run loads no weights")
+
+    def call(*more: str) -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr(models, "load_model", forbidden)
+            assert train("--dry-run", *more) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_nothing_is_written(dry: Callable[..., str], run: Path) -> None:
+    dry()
+    assert not run.parent.exists()
+
+
+def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str], tiny_student_dir: Path) -> None:
+    text = dry("--prompt_template", "{problem} Think.\x1b[2J")
+    prompt = "What is 0 + 3? Think.\x1b[2J"
+    ids = load_tokenizer(tiny_student_dir)(prompt)["input_ids"]
+    assert f"first prompt: {prompt!r}" in text and "\x1b" not in text
+    assert f"its {len(ids)} ids: {', '.join(map(str, ids))}" in text
+
+
+def test_compares_vocabularies_and_end_tokens(dry: Callable[..., str]) -> None:
+    text = dry()
+    assert "common vocabulary: 300 tokens" in text
+    assert "student: 300 tokens, 304 head rows, ends at 1 '<eos>', pads with 0 '<pad>'" in text
+    assert "teacher: 300 tokens, 320 head rows" in text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--max_steps", "-1", "--num_train_epochs", "2"],
+        ["--max_steps", "-1", "--num_train_epochs", "1.5", "--gradient_accumulation_steps", "3"],
+        ["--max_steps", "3"],
+    ],
+)
+def test_steps_are_those_of_the_run(dry: Callable[..., str], train: Train, run: Path, more: list[str]) -> None:
+    text = dry(*more)
+    assert train(*more) == 0
+    taken = json.loads((run / "trainer_state.json").read_text())["global_step"]
+    assert f"steps: {taken}," in text
+
+
+def test_checkpoints_are_those_of_the_run(dry: Callable[..., str], train: Train, run: Path) -> None:
+    more = ["--max_steps", "5", "--save_steps", "2"]
+    text = dry(*more)
+    assert train(*more) == 0
+    assert f"{len(list(run.glob('checkpoint-*')))} checkpoints" in text
+    assert "1 checkpoints" in dry(*more, "--save_total_limit", "1")
+    assert "0 checkpoints" in dry(*more, "--save_strategy", "no")
+
+
+def test_memory_of_weights_is_exact(dry: Callable[..., str], tiny_teacher_dir: Path) -> None:
+    size = sum(weight.numel() * 4 for weight in load_model(tiny_teacher_dir).parameters()) / (1 << 20)
+    found = re.search(r"teacher's weights +([\d.]+) MiB", dry())
+    assert found is not None and float(found.group(1)) == pytest.approx(size, abs=0.05)
+
+
+def test_what_training_would_refuse_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--dry-run", "--use_vllm", "true", "--vllm_mode", "colocate") == 2
+    assert "vllm is needed" in capsys.readouterr().err
+    assert train("--dry-run", "--max_prompts", "1") == 3
+    assert "fewer than one step takes (2)" in capsys.readouterr().err
+    assert train("--dry-run", "--model", "nobody/no-such-model") == 4

@@ -1,0 +1,222 @@
+"""`vopd validate`: good settings pass, and every broken one is a single line with its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vopd import cli
+from vopd.cli.facts import only_on_hub
+from vopd.models import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bad(tmp_path: Path, tiny_student_dir: Path, tiny_teacher_dir: Path) -> Path:
+    """A folder of broken data and models."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "empty.jsonl").write_text("")
+    (folder / "column.jsonl").write_text('{"text": "a"}\n')
+    (folder / "number.jsonl").write_text('{"prompt": 5}\n')
+    (folder / "blank.jsonl").write_text('{"prompt": " "}\n')
+    (folder / "broken.jsonl").write_text('{"prompt": "a"\n')
+    (folder / "two.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    (folder / "noise.parquet").write_bytes(b"no parquet")
+    (folder / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
+    (folder / "unreadable.jsonl").mkdir()
+    (folder / "no_answer.jsonl").write_text('{"problem": "a"}\n')
+    shutil.copytree(tiny_teacher_dir, folder / "swapped")
+    vocabulary = json.loads((folder / "swapped" / "tokenizer.json").read_text())
+    ids = vocabulary["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (folder / "swapped" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    shutil.copytree(tiny_student_dir, folder / "endless")
+    tokenizer = load_tokenizer(tiny_student_dir)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    vocabulary = json.loads((folder / "endless" / "tokenizer.json").read_text())
+    vocabulary["added_tokens"] = []
+    tokenizer.save_pretrained(folder / "endless")
+    _without_special_tokens(folder / "endless")
+    shutil.copytree(tiny_student_dir, folder / "configless")
+    (folder / "configless" / "config.json").unlink()
+    shutil.copytree(tiny_student_dir, folder / "tokenless")
+    for path in (folder / "tokenless").glob("tokenizer*"):
+        path.unlink()
+    shutil.copytree(tiny_student_dir, folder / "small_head")
+    config = json.loads((folder / "small_head" / "config.json").read_text())
+    (folder / "small_head" / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
+    return folder
+
+
+def _without_special_tokens(folder: Path) -> None:
+    """A tokenizer in which nothing pads and nothing ends, under any of the names that are looked for."""
+    text = (folder / "tokenizer.json").read_text().replace("<pad>", "<one>").replace("<eos>", "<two>")
+    (folder / "tokenizer.json").write_text(text)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("pad_token", "eos_token", "added_tokens_decoder", "extra_special_tokens"):
+        settings.pop(name, None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+# Broken settings (BAD is the folder above), exit code, part of the line.
+BROKEN: list[tuple[dict[str, Any], int, str]] = [
+    ({"lerning_rate": 1e-5}, 2, "unknown option 'lerning_rate'; did you mean 'learning_rate'"),
+    ({"nonsense": 1}, 2, "unknown option 'nonsense'; --help lists"),
+    ({"estimator": "vodp"}, 2, "unknown estimator 'vodp': did you mean 'vopd'"),
+    ({"estimator": "zzz"}, 2, "known are opd, vopd"),
+    ({"estimator": "vopd_top_k", "top_k": 5, "loss_top_k": 5}, 2, "did you mean loss_top_k=5"),
+    ({"beta": 0.5}, 2, "choose the objective with estimator"),
+    ({"loss_top_k": 5}, 2, "means nothing to estimator 'vopd'"),
+    ({"estimator": "vopd_top_k"}, 2, "needs loss_top_k, for example"),
+    ({"estimator": "vopd_top_k", "loss_top_k": 301}, 2, "more than the vocabulary has (300)"),
+    ({"estimator": "vopd_top_k", "loss_top_k": 0}, 2, "loss_top_k must be at least 1"),
+    ({"learning_rate": "fast"}, 2, "learning_rate must be a number, not 'fast'"),
+    ({"max_steps": 1.5}, 2, "max_steps must be a whole number, not 1.5"),
+    ({"temperature": 0}, 2, "temperature must be positive"),
+    ({"top_p": 0.9}, 2, "remove top_p"),
+    ({"importance_sampling": True}, 2, "set use_vllm=true"),
+    ({"importance_cap": 0.1}, 2, "importance_cap must be at least 1"),
+    ({"run_name": "../outside"}, 2, "run name '../outside' must be letters"),
+    ({"lora_rank": -1}, 2, "lora_rank must be 0 or above"),
+    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "names the output head"),
+    ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "Target modules {'no_such'} not found"),
+    ({"report_to": "wandbd"}, 2, "unknown tracker 'wandbd' in report_to; did you mean 'wandb'"),
+    ({"report_to": "tensorboard"}, 2, "tensorboard is needed for report_to=tensorboard; install it with"),
+    ({"dtype": "float8"}, 2, "unknown dtype 'float8'; choose one of"),
+    ({"prompt_template": "{text}"}, 2, "names {text}, which is no column; the columns are problem, answer"),
+    ({"chat_template": True}, 2, "this tokenizer has no chat template; leave chat_template off"),
+    ({"thinking": True}, 2, "set chat_template=true"),
+    ({"model": None}, 2, "model must be text, not None"),
+    ({"trust_remote_code": True}, 2, "never runs code from a model's repository"),
+    ({"dataset": [{"source": "a.jsonl", "wieght": 2}, "b.jsonl"]}, 2, "unknown key 'wieght'"),
+    ({"dataset": "reasoning_gym:no_such_task"}, 2, "no_such_task"),
+    ({"eval_task": "chain_sum"}, 2, "reasoning_gym:NAME"),
+    ({"dataset": "BAD/missing.jsonl"}, 3, "there is no file"),
+    ({"dataset": "BAD/empty.jsonl"}, 3, "has no rows"),
+    ({"dataset": "BAD/column.jsonl"}, 3, "has no column prompt, problem or question; it has: text"),
+    ({"dataset": "BAD/number.jsonl"}, 3, "row 0: the prompt is int and not text"),
+    ({"dataset": "BAD/blank.jsonl"}, 3, "every prompt of"),
+    ({"dataset": "BAD/broken.jsonl"}, 3, "line 1 is not valid JSON"),
+    ({"dataset": "BAD/noise.parquet"}, 3, "is not a readable parquet file"),
+    ({"dataset": "BAD/latin.jsonl"}, 3, "is not UTF-8 text"),
+    ({"dataset": "BAD/unreadable.jsonl"}, 3, "there is no file"),
+    ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts are fewer than one step takes (4)"),
+    ({"max_prompt_length": 1}, 3, "has more than 1 tokens, the shortest"),
+    ({"eval_data": "BAD/no_answer.jsonl"}, 3, "answer"),
+    ({"model": "./no/such/folder"}, 4, "there is no model folder"),
+    ({"model": "BAD/configless"}, 4, "has no config.json"),
+    ({"model": "BAD/tokenless"}, 4, "has no tokenizer"),
+    ({"model": "BAD/endless"}, 4, "has neither a padding nor an end token"),
+    ({"model": "BAD/small_head"}, 4, "the student's output head has 200 rows but its tokenizer has 300"),
+    ({"teacher_model": "BAD/swapped"}, 4, "student and teacher use different vocabularies"),
+]  # fmt: skip
+
+
+def _placed(value: Any, bad: Path) -> Any:
+    return value.replace("BAD", str(bad)) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def base(tiny_student_dir: Path, tiny_teacher_dir: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_student_dir), "teacher_model": str(tiny_teacher_dir), "dataset": str(prompts),
+        "max_completion_length": 4, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "runs"),
+    }  # fmt: skip
+
+
+def validate(path: Path, settings: dict[str, Any]) -> int:
+    path.write_text(yaml.safe_dump(settings))
+    return cli.main(["validate", "--config", str(path)])
+
+
+def test_each_broken_configuration_is_one_clear_line_with_its_exit_code(
+    base: dict[str, Any], bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(BROKEN) >= 25
+    found = []
+    for settings, code, message in BROKEN:
+        placed = {name: _placed(value, bad) for name, value in settings.items()}
+        got = validate(tmp_path / "broken.yaml", {**base, **placed})
+        shown = capsys.readouterr()
+        lines = [line for line in shown.err.splitlines() if line.startswith("vopd: error:")]
+        if got != code or len(lines) != 1 or message not in lines[0] or "good" in shown.out:
+            found.append((settings, got, lines))
+    assert found == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_good_settings_are_told_to_be_good(
+    base: dict[str, Any], tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(tmp_path / "good.yaml", {**base, "eval_data": str(prompts), "lora_rank": 2}) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "common vocabulary: 300 tokens",
+        "prompts: 16",
+        "accuracy is measured on prompts: 16 problems",
+        "good",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_training_accepts_with_care_is_noted(
+    base: dict[str, Any], tmp_path: Path, tiny_student_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No padding token but the end token, other end tokens, an engine that is not here: right, but worth a line."""
+    student = tmp_path / "unpadded"
+    shutil.copytree(tiny_student_dir, student)
+    text = (student / "tokenizer.json").read_text().replace("<pad>", "<one>")
+    (student / "tokenizer.json").write_text(text)
+    settings = json.loads((student / "tokenizer_config.json").read_text())
+    (student / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<eos>"}))
+    teacher = tmp_path / "teacher"
+    shutil.copytree(base["teacher_model"], teacher)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(student / name, teacher / name)
+    (teacher / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 42]}))
+    assert validate(tmp_path / "a.yaml", {**base, "model": str(student), "teacher_model": str(teacher),
+                                          "use_vllm": True}) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "the student's padding token is its end token" in text
+    assert "the teacher ends completions with 1 (<eos>) or 42" in text
+    assert "vllm is not installed here" in text
+
+
+def test_what_only_the_hub_has_is_named_and_passed_over(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(tmp_path / "far.yaml", {**base, "teacher_model": "nobody/far", "dataset": "nobody/prompts"}) == 0
+    text = capsys.readouterr().out
+    assert "not checked, for it is not on this machine: nobody/far" in text and "nobody/prompts" in text
+    assert cli.main(["train", "--config", str(tmp_path / "far.yaml"), "--dry-run"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "far"),
+    [
+        ("Qwen/Qwen3-1.7B", True),
+        ("gpt2", True),
+        ("./a/b", False),
+        ("a/b/c", False),
+        ("p.jsonl", False),
+        ("reasoning_gym:chain_sum", False),
+        (["p.jsonl", {"source": "me/set"}], True),
+        (["p.jsonl", "reasoning_gym:chain_sum"], False),
+    ],
+)
+def test_only_on_hub(source: Any, far: bool) -> None:
+    assert only_on_hub(source) is far
+
+
+def test_the_same_word_for_word_as_training(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--estimator", "vodp"], ["--dataset", "none.jsonl"], ["--model", "./none"]):
+        codes = [train(*arguments, command=command) for command in ("train", "validate")]
+        first, second = capsys.readouterr().err.splitlines()
+        assert codes[0] == codes[1] > 0 and first == second

@@ -1,0 +1,196 @@
+"""The page of a run and of a comparison: complete, self-contained, and deaf to what a model wrote."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vopd import cli
+from vopd.errors import DataError
+from vopd.reporting import png
+from vopd.reporting.comparison import Comparison, write_comparison
+from vopd.reporting.drawing import ticks
+from vopd.reporting.page import escape
+from vopd.reporting.report import write_report
+
+HOSTILE = ["<script>alert(1)</script>", "\x1b[2J", "\u202e", '"onmouseover="x', "</p>", "\udc80"]
+SECTIONS = ["evaluation", "progress", "variance", "time", "samples", "settings"]
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def ids(self, tag: str) -> list[str | None]:
+        return [attributes.get("id") for name, attributes in self.tags if name == tag]
+
+
+def metrics(steps: int) -> list[dict[str, Any]]:
+    names = ("loss", "sampled_reverse_kl", "reverse_kl", "variance/none", "variance/value", "variance/optimal")
+    more = ("value_hurts_share", "seconds/rollout", "seconds/scoring", "seconds/update", "tokens_per_second")
+    return [{"step": step, **{name: 0.5 + step for name in names + more}} for step in range(1, steps + 1)]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_lines(folder / "metrics.jsonl", metrics(5))
+    values = [-1.5, 0.0, 2.5, 9.0, 0.1, None]
+    sample = {"step": 1, "prompt": HOSTILE[0], "completion": "".join(HOSTILE), "tokens": HOSTILE, "truncated": True}
+    write_lines(folder / "samples.jsonl", [{**sample, "rewards": [*values[:5], 0.0], "advantages": values}])
+    (folder / "resolved_config.yaml").write_text("estimator: vopd  # command line\nmodel: a<b  # default\n")
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 100}
+    results = {"start": {"avg_at_k": score}, "trained": {"avg_at_k": {**score, "value": 0.55}}}
+    difference = {"value": 0.05, "low": -0.01, "high": 0.1, "p_value": 0.2}
+    (folder / "results.json").write_text(json.dumps({**results, "difference": difference}))
+    return folder
+
+
+def assert_alone(path: Path) -> None:
+    """No tag, style or script of the page can make a request."""
+    text, page = path.read_text(encoding="utf-8"), Page(path)
+    assert "http" not in text.replace("http-equiv", "")
+    assert not re.search(r"url\(|@import|import\(|fetch\(|XMLHttp", text)
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+    assert not any(name in attributes for _, attributes in page.tags for name in ("src", "href", "srcset", "action"))
+    assert {"link", "img", "iframe", "object", "form"}.isdisjoint(tag for tag, _ in page.tags)
+
+
+def test_a_run_has_all_sections_and_stands_alone(run_folder: Path) -> None:
+    path = write_report(run_folder)
+    page = Page(path)
+    assert path == run_folder / "report.html"
+    assert page.ids("section") == SECTIONS
+    assert {"reverse_kl", "variance", "value_hurts_share", "timing", "loss"} <= set(page.ids("figure"))
+    assert "55.0 % [40.0, 60.0]" in page.text and "+5.0 points [-1.0, +10.0]" in page.text
+    assert_alone(path)
+
+
+def test_what_a_model_wrote_cannot_become_markup(run_folder: Path) -> None:
+    path = write_report(run_folder)
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    assert [tag for tag, _ in page.tags].count("script") == 1 and "alert(1)" in page.text
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "\x1b" not in text and "\u202e" not in text and "\\x1b[2J" in text and "\\udc80" in text
+
+
+def test_tokens_have_their_numbers_and_colours(run_folder: Path) -> None:
+    tokens = [attributes for tag, attributes in Page(write_report(run_folder)).tags if "data-t" in attributes]
+    assert len(tokens) == len(HOSTILE)
+    assert tokens[0]["data-t"] == "advantage  -1.5000\nreward  -1.5000\nsampled KL  +1.5000"
+    assert [token.get("class") for token in tokens[:3]] == ["down reward-down", None, "up reward-up"]
+    assert "--a:0.80" in str(tokens[3]["style"]) and "not finite" in str(tokens[5]["data-t"])
+
+
+def test_figures_and_data_lie_beside_it(run_folder: Path) -> None:
+    write_report(run_folder)
+    rows = list(csv.reader((run_folder / "report" / "variance.csv").read_text().splitlines()))
+    assert rows[:2] == [["line", "step", "value"], ["no baseline", "1", "1.5"]] and len(rows) == 16
+    images = {path.stem for path in (run_folder / "report").glob("*.png")}
+    assert images == {path.stem for path in (run_folder / "report").glob("*.csv")}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run_folder / "report").glob("*.png"))
+
+
+def test_metrics_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 0.0}])
+    monkeypatch.setattr("vopd.errors.importlib.import_module", absent)
+    path = write_report(tmp_path)
+    assert Page(path).ids("section") == SECTIONS and Page(path).ids("figure") == ["loss"]
+    assert [entry.name for entry in (tmp_path / "report").iterdir()] == ["loss.csv"]
+    assert_alone(path)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_comparison_has_all_sections_and_stands_alone(
+    make_comparison: Callable[[int], Comparison], tmp_path: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vopd.reporting.report.write_pngs", lambda figures, folder: None)
+    write_comparison(make_comparison(seeds), tmp_path / "comparison.json")
+    write_lines(tmp_path / "opd-0" / "metrics.jsonl", metrics(20))
+    write_lines(tmp_path / "opd-0" / "samples.jsonl", [{"step": 1, "completion": HOSTILE[0]}])
+    path = write_report(tmp_path)
+    page = Page(path)
+    assert page.ids("section") == [SECTIONS[0], "outcome", *SECTIONS[1:]]
+    figures = {"held_out", "noise", "accuracy", "variance_value", "variance_optimal", "value_hurts_share", "timing"}
+    assert figures <= set(page.ids("figure"))
+    assert "80.0 % [60.0, 95.0]" in page.text and f"lower in {seeds} of {seeds} seeds" in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    ratio = list(csv.reader((tmp_path / "report" / "variance_value.csv").read_text().splitlines()))
+    assert ratio[1] == ["opd", "1", "1.0"]
+    assert_alone(path)
+
+
+def test_every_kind_of_figure_is_drawn(make_comparison: Callable[[int], Comparison], tmp_path: Path) -> None:
+    write_comparison(make_comparison(1), tmp_path / "comparison.json")
+    write_report(tmp_path)
+    names = {"held_out", "noise", "accuracy", "training_reverse_kl"}
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == names
+    assert png.STYLE["axes.grid"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", "no json\n{}\n"),
+        ("samples.jsonl", '{"step": 1, "tokens": 3}\n'),
+        ("samples.jsonl", '{"step": 1, "tokens": ["a"], "rewards": [1.0, 2.0]}\n'),
+        ("samples.jsonl", '{"step": 1, "tokens": ["a"], "rewards": ["<b>"]}\n'),
+        ("results.json", '{"start": {"avg_at_k": 3}}'),
+        ("results.json", "[]"),
+        ("results.json", "{"),
+        ("resolved_config.yaml", "nothing here"),
+        ("comparison.json", "{}"),
+    ],
+)
+def test_malformed_files_are_named(run_folder: Path, name: str, text: str) -> None:
+    (run_folder / name).write_text(text)
+    with pytest.raises(DataError, match=re.escape(name)):
+        write_report(run_folder)
+
+
+def test_the_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(run_folder)]) == 0
+    assert capsys.readouterr().out == f"written to {run_folder / 'report.html'}\n"
+    assert cli.main(["report", str(tmp_path / "nothing")]) == 3
+    assert cli.main(["report"]) == 2
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.5, 1.0])
+    assert ticks(-0.3, 0.5) == pytest.approx([-0.2, 0, 0.2, 0.4])
+    assert ticks(0, 3e-4) == pytest.approx([0, 1e-4, 2e-4, 3e-4])
+
+
+def test_escape_keeps_what_can_be_seen() -> None:
+    assert escape("naïve <b> & 数学\n") == "naïve &lt;b&gt; &amp; 数学\n"

@@ -1,0 +1,102 @@
+"""The generated documents are those of the dataclasses, and the written ones name what exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from vopd.cli import COMMANDS
+from vopd.cli.options import Option
+from vopd.cli.schema import json_schema, table
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "docs" / name for name in ("configuration.md", "data.md", "rollouts.md", "from-trl.md")]
+TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_documents_are_fresh(generator: ModuleType) -> None:
+    stale = [
+        path.name
+        for path, text in ((generator.PAGE, generator.page()), (generator.SCHEMA, generator.schema()))
+        if path.read_text(encoding="utf-8") != text
+    ]
+    assert stale == [], "run: python docs/generate.py"
+
+
+def test_the_page_has_every_option_of_ours(generator: ModuleType) -> None:
+    from dataclasses import fields
+
+    from vopd.cli.eval import EvalOptions
+    from vopd.cli.plan import TrainOptions
+
+    named = set(re.findall(r"^\| `(\w+)` \|", generator.page(), re.MULTILINE))
+    assert {field.name for kind in (EvalOptions, TrainOptions) for field in fields(kind)} <= named
+    assert {"estimator", "loss_top_k", "importance_sampling", "show_samples", "learning_rate"} <= named
+
+
+def conforms(value: Any, kinds: list[str]) -> bool:
+    if isinstance(value, bool):
+        return "boolean" in kinds
+    if isinstance(value, int | float) and "number" in kinds:
+        return True
+    return any(isinstance(value, TYPES[kind]) for kind in kinds if kind in TYPES)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_schema_accepts_every_configuration(path: Path) -> None:
+    schema = json.loads((ROOT / "configs" / "train.schema.json").read_text())
+    for name, value in yaml.safe_load(path.read_text()).items():
+        kinds = schema["properties"][name]["type"]
+        assert conforms(value, [kinds] if isinstance(kinds, str) else kinds), name
+    assert path.read_text().startswith("# yaml-language-server: $schema=train.schema.json\n")
+
+
+def test_schema_and_table_of_an_option() -> None:
+    options = {
+        "rate": Option("rate", float | None, 1e-5, None, text="a | b\nc 20%%"),
+        "name": Option("name", str, None, "x", required=True, text="which"),
+    }
+    found = json_schema(options, "t")
+    assert found["properties"]["rate"] == {
+        "type": ["number", "null", "string"], "description": "a | b c 20%", "default": 1e-5,
+    }  # fmt: skip
+    assert "default" not in found["properties"]["name"] and found["additionalProperties"] is False
+    assert "| `rate` | number | `1e-05` | a \\| b c 20% |" in table(options.values())
+    assert "| `name` | text | required | which |" in table(options.values())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_what_a_page_names_exists(path: Path) -> None:
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / target).exists(), target
+    for name in re.findall(r"\bconfigs/[\w./-]+\.(?:yaml|json)", text):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"^vopd (\w+)", text, re.MULTILINE):
+        assert name in COMMANDS, name
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.stem)
+def test_every_configuration_on_a_page_has_options_that_exist(path: Path) -> None:
+    schema = json.loads((ROOT / "configs" / "train.schema.json").read_text())["properties"]
+    for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
+        assert set(yaml.safe_load(block)) <= set(schema), block
+    for line in re.findall(r"^vopd train .*(?:\\\n.*)*", path.read_text(), re.MULTILINE):
+        named = {name.replace("-", "_") for name in re.findall(r"--([a-z_-]+)", line)}
+        assert named <= {*schema, "config"}, line
