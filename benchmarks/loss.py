@@ -176,11 +176,18 @@ def table(rows: list[Row], products_seconds: float) -> str:
     return "\n".join(lines)
 
 
+def cpu_name() -> str:
+    """The processor's own name where the system tells it."""
+    with open("/proc/cpuinfo") as info:
+        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} CPU"
+
+
 def machine(device: str) -> dict[str, str]:
     """What the figures were measured on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
-        "device": torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU, one thread",
+        "device": torch.cuda.get_device_name() if device != "cpu" else f"{cpu_name()}, one thread",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit,
