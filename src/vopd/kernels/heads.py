@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Head:
+        """The same head with weight and bias changed."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
 
 
 class Projection:

@@ -14,13 +14,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
 from ..estimators import linear_distillation_loss
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
+from ..models import common_vocabulary, end_token_difference, head_options, load_tokenizer, read_head
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .heads import check_logits, check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .prompts import check_enough, check_prompts, keep_short
 from .rollout import RolloutDifference, check_engine
@@ -141,10 +141,10 @@ class VOPDTrainer(TRLAdapter):
 
     def _checked_rows(self, model: Any, name: str) -> int:
         """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
+        head = read_head(model, name)
         if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+            check_logits(*self.probe(model), head.map(Tensor.detach), name)
+        return len(head.weight)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -192,9 +192,9 @@ class VOPDTrainer(TRLAdapter):
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
         output = linear_distillation_loss(
             batch.student_hidden,
-            batch.student_head,
+            batch.student_head.weight,
             batch.teacher_hidden,
-            batch.teacher_head,
+            batch.teacher_head.weight,
             batch.completion_ids,
             batch.loss_mask,
             estimator=self.args.estimator,
@@ -205,6 +205,7 @@ class VOPDTrainer(TRLAdapter):
             rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
             importance_cap=self.args.importance_cap,
             diagnostics=self._measures_now(),
+            **head_options(batch.student_head, batch.teacher_head),
         )
         averages = self._averages["train" if training else "eval"]
         add_token_metrics(averages, output, batch.loss_mask)

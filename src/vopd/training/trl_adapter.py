@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ..errors import ConfigurationError, MismatchError, require
+from ..kernels import Head
+from ..models import read_head
 from .rollout import padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
@@ -57,9 +59,9 @@ class MicroBatch:
 
     Attributes:
         student_hidden: (B, T, H_s), with gradient.
-        student_head: (V_s, H_s).
+        student_head: weight (V_s, H_s) and what else makes logits.
         teacher_hidden: (B, T, H_t), no gradient.
-        teacher_head: (V_t, H_t), no gradient.
+        teacher_head: weight (V_t, H_t) and what else, no gradient.
         completion_ids: (B, T).
         loss_mask: (B, T), completion_mask * tool_mask.
         rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
@@ -67,9 +69,9 @@ class MicroBatch:
     """
 
     student_hidden: Tensor
-    student_head: Tensor
+    student_head: Head
     teacher_hidden: Tensor
-    teacher_head: Tensor
+    teacher_head: Head
     completion_ids: Tensor
     loss_mask: Tensor
     rollout_logprobs: Tensor | None
@@ -280,14 +282,14 @@ class TRLAdapter(DistillationTrainer):
         )
         student_hidden = self._get_last_hidden_state(student, *sequence)
         teacher_hidden = self._teacher_hidden_states(*sequence)
-        student_head = student.get_output_embeddings().weight
-        teacher_head = self.accelerator.unwrap_model(self.teacher_model).get_output_embeddings().weight.detach()
-        device = student_head.device  # a model split over devices can end on another one than its head
+        student_head = read_head(student, "student")
+        teacher_head = read_head(self.accelerator.unwrap_model(self.teacher_model), "teacher").map(Tensor.detach)
+        device = student_head.weight.device  # a model split over devices can end on another one than its head
         return MicroBatch(
             student_hidden=_as_autocast(student_hidden.to(device)),
-            student_head=_as_autocast(_gathered(student_head)),
+            student_head=student_head.map(lambda part: _as_autocast(_gathered(part))),
             teacher_hidden=_as_autocast(teacher_hidden.to(device)),
-            teacher_head=_as_autocast(_gathered(teacher_head).to(device)),
+            teacher_head=teacher_head.map(lambda part: _as_autocast(_gathered(part).to(device))),
             completion_ids=inputs["completion_ids"].to(device),
             loss_mask=loss_mask(inputs).to(device),
             rollout_logprobs=inputs["rollout_logprobs"].to(device) if "rollout_logprobs" in inputs else None,
@@ -357,7 +359,7 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
 
 def _gathered(weight: Tensor) -> Tensor:
-    """The whole head on this rank, gathered once a micro-batch where FSDP sharded it."""
+    """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
 
 
