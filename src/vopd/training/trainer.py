@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
 from ..estimators import linear_distillation_loss
+from ..kernels import backend_name
 from ..models import common_vocabulary, end_token_difference, head_options, load_tokenizer, read_head
 from .callbacks import Progress, RunLog
 from .card import write_card
@@ -76,6 +77,7 @@ class VOPDTrainer(TRLAdapter):
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         check_prompts(train_dataset)
@@ -164,7 +166,9 @@ class VOPDTrainer(TRLAdapter):
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
         for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
             self.add_callback(callback)
 
@@ -205,6 +209,7 @@ class VOPDTrainer(TRLAdapter):
             rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
             importance_cap=self.args.importance_cap,
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
             **head_options(batch.student_head, batch.teacher_head),
         )
         averages = self._averages["train" if training else "eval"]
@@ -291,6 +296,7 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size,
