@@ -4,8 +4,8 @@
 
 Three questions, on a CPU. What do masked tokens cost (they are packed away before anything is multiplied)? How many
 sampled tokens have a gradient of exactly zero, or so small that leaving them out changes nothing? And how many tiles of
-a chunk of tokens by a strip of the vocabulary? "Relative error" is that of the gradient in the logits, Frobenius. Trained
-models are the embedded pair's; the large vocabulary is that of benchmarks/loss.py.
+a chunk of tokens by a strip of the vocabulary? "Relative error" is that of the gradient in the logits, Frobenius. The
+trained models are the embedded pair's, the large vocabulary is that of benchmarks/loss.py.
 """
 
 from __future__ import annotations
