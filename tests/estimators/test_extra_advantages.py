@@ -25,7 +25,7 @@ def reward_gradient(student: torch.Tensor) -> torch.Tensor:
 def test_expected_gradient_is_that_of_both_objectives(pair, estimator):
     student, teacher = pair
     plain, _ = outcomes(student, teacher, estimator, top_k=top_k(estimator))
-    both, out = outcomes(student, teacher, estimator, top_k=top_k(estimator), extra_advantages=REWARDS)
+    both, _ = outcomes(student, teacher, estimator, top_k=top_k(estimator), extra_advantages=REWARDS)
     target = expectation(student, plain) + reward_gradient(student)
     torch.testing.assert_close(expectation(student, both), target, atol=1e-10, rtol=0)
     if vopd.ESTIMATORS[estimator].unbiased:

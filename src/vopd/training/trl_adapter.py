@@ -89,8 +89,11 @@ class TRLAdapter(DistillationTrainer):
         """Loss of one micro-batch (scalar, with gradient) and its summed entropy. No collectives in here."""
 
     @abstractmethod
-    def rollout_done(self, batch: dict[str, Any], seconds: float) -> None:
-        """Called with every generated batch, before it is split into micro-batches."""
+    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
+        """Called with the data set's rows and the batch generated from them, before it is split into micro-batches.
+
+        A tensor with one entry a sequence that is put into the batch stays with its sequence.
+        """
 
     @abstractmethod
     def scoring_done(self, seconds: float) -> None:
@@ -150,7 +153,7 @@ class TRLAdapter(DistillationTrainer):
 
     @property
     def generation_batch_size(self) -> int:
-        """Prompts of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
+        """Completions of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
         args = self.args
         return int(args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps)
 
@@ -240,7 +243,7 @@ class TRLAdapter(DistillationTrainer):
         if self._rollout_logprobs is not None:
             batch["rollout_logprobs"] = padded(self._rollout_logprobs, batch["completion_ids"])
             self._rollout_logprobs = None
-        self.rollout_done(batch, time.perf_counter() - started)
+        self.rollout_done(inputs, batch, time.perf_counter() - started)
         return batch
 
     def _get_last_hidden_state(
