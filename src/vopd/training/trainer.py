@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
-from ..estimators import linear_distillation_loss
+from ..estimators.checks import check_gives
 from ..models import common_vocabulary, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
 from .card import write_card
@@ -21,15 +21,18 @@ from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
 from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
+from .micro_batch import MicroBatch, loss_mask
 from .prompts import check_enough, check_prompts, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .token_loss import distil
 from .trackers import check_trackers
-from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
+from .trl_adapter import TRLAdapter
 
 logger = logging.getLogger("vopd")
 
@@ -144,7 +147,9 @@ class VOPDTrainer(TRLAdapter):
         self.sample_only(self.vocab_size, student_rows)
         self._teacher_name = teacher.config.name_or_path
         self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
-        self.attach_teacher(teacher)
+        self.teacher_model = self.prepared_teacher(teacher)
+        self.teacher = LocalTeacher(self.teacher_model, self.teacher_states)
+        check_gives(self.args.estimator, self.teacher.gives)
 
     def _checked_rows(self, model: Any, name: str) -> int:
         """Rows of the model's output head, once the loss is known to be able to read it."""
@@ -198,17 +203,15 @@ class VOPDTrainer(TRLAdapter):
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        output = linear_distillation_loss(
-            batch.student_hidden,
-            batch.student_head,
-            batch.teacher_hidden,
-            batch.teacher_head,
+        output = distil(
+            batch.student,
+            batch.scored,
             batch.completion_ids,
             batch.loss_mask,
+            normalizer=normalizer,
             estimator=self.args.estimator,
             top_k=self.args.loss_top_k,
             temperature=self.args.temperature,
-            normalizer=normalizer,
             vocab_size=self.vocab_size,
             rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
             importance_cap=self.args.importance_cap,
@@ -245,6 +248,9 @@ class VOPDTrainer(TRLAdapter):
                 state = self.state if mode == "train" else None
                 self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
 
+    def rows_settled(self, dropped: int, rows: int) -> None:
+        pass
+
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
 
@@ -262,6 +268,8 @@ class VOPDTrainer(TRLAdapter):
         if mode == "train":
             self._clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
             self._tokens = 0.0
+            for name, count in self.teacher.metrics().items():  # summed over processes
+                averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
         metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
         self._rollout.warn(metrics)
         return metrics
