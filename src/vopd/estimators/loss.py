@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -270,9 +272,9 @@ def _batch(
         extra_advantages=pack("extra_advantages", extra_advantages),
     )
     checks.check_ids(batch.sampled_ids, vocab_size, "completion_ids")
-    if batch.top_k_ids is not None:
-        checks.check_ids(batch.top_k_ids, vocab_size, "top_k_ids")
-    return batch
+    if batch.top_k_ids is None or batch.top_k_logprobs is None:
+        return batch
+    return replace(batch, top_k_ids=checks.checked_top_k_ids(batch.top_k_ids, batch.top_k_logprobs, vocab_size))
 
 
 def _checked_temperature(temperature: float) -> float:
