@@ -159,7 +159,7 @@ def test_the_default_estimator_is_the_papers():
 
 
 def scores(rows=6, k=3):
-    return vopd.TopKScores(torch.zeros(rows), torch.zeros(rows, k, dtype=torch.long), torch.zeros(rows, k))
+    return vopd.TopKScores(torch.zeros(rows), torch.arange(k).expand(rows, k), torch.zeros(rows, k))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def compute_chunk(
         in_support=_in_support(support, is_top, needs),
         support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
         importance=_importance(part, student_logprobs),
+        extra_advantages=part.extra_advantages,
         other_prob=sums.mass / totals,
         **scores,
         **others,
@@ -83,7 +84,8 @@ def compute_chunk(
 def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int) -> Support:
     """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
     if needs.support == "teacher_top_k" and part.top_k_ids is not None:
-        return Support(part.top_k_ids, computed(part.top_k_logprobs) > -torch.inf)
+        # Only -inf is absent: a NaN is there, and must not be lost.
+        return Support(part.top_k_ids, computed(part.top_k_logprobs) != -torch.inf)
     if needs.support == "top":
         ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
     elif needs.support == "student_top_k":

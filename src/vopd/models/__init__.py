@@ -1,7 +1,7 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
 from vopd.models.loading import load_model, load_skeleton, load_tokenizer
-from vopd.models.output_head import head_logits, head_options, read_head
+from vopd.models.output_head import read_head
 from vopd.models.sampling import Completion, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
@@ -10,8 +10,6 @@ __all__ = [
     "common_vocabulary",
     "end_ids",
     "end_token_difference",
-    "head_logits",
-    "head_options",
     "load_model",
     "load_skeleton",
     "load_tokenizer",

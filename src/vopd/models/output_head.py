@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..errors import ConfigurationError, MismatchError
 from ..kernels import Head
-from ..kernels.row_pass import soft_cap
 
 _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Settings that multiply the logits: Cohere, Muse, Falcon-H1."""
@@ -74,24 +70,3 @@ def _settings(model: Any, name: str) -> dict[str, float]:
             )
         found[setting] = float(value)
     return found
-
-
-def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Logits (N, V) of a few hidden states (N, D), in float32 or wider."""
-    wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-    logits = wide @ head.weight.to(wide.dtype).T
-    if head.bias is not None:
-        logits = logits + head.bias.to(wide.dtype)
-    return soft_cap(logits * head.scale, head.softcap)
-
-
-def head_options(student: Head, teacher: Head) -> dict[str, Any]:
-    """What ``linear_distillation_loss`` is told of two heads besides their weights."""
-    return {
-        "student_bias": student.bias,
-        "teacher_bias": teacher.bias,
-        "student_logit_scale": student.scale,
-        "teacher_logit_scale": teacher.scale,
-        "student_softcap": student.softcap,
-        "teacher_softcap": teacher.softcap,
-    }
