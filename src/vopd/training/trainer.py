@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPD
 from ..estimators.checks import check_gives
 from ..kernels import backend_name
 from ..models import common_vocabulary, end_token_difference, load_tokenizer, read_head
+from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
@@ -93,6 +94,7 @@ class VOPDTrainer(TRLAdapter):
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
             self._rewards.check_columns(dataset, name)
+        self._benchmarks = load_benchmarks(args)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -183,6 +185,8 @@ class VOPDTrainer(TRLAdapter):
         )
         for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
             self.add_callback(callback)
+        if self._benchmarks:  # last, so that the log is open and the trackers have begun
+            self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self._tokenizer, self.eos_token_ids)
