@@ -73,7 +73,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
             "means nothing to estimator 'full_rkl'",
         ),
         ({"generation_kwargs": {"thinking_token_budget": 100}}, "remove thinking_token_budget"),
-        ({"generation_kwargs": {"n": 4}}, "a prompt has one completion"),
+        ({"generation_kwargs": {"n": 4}}, "set num_generations instead"),
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

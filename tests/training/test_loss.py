@@ -194,6 +194,6 @@ def test_mixed_precision_reaches_rollout_and_loss_alike(
     trainer.rollout_done = lambda *done: (part.__setitem__(0, "loss"), rollout_done(*done))[1]
     trainer.train()
     assert seen == {"rollout": {torch.bfloat16}, "loss": {torch.bfloat16}}
-    assert batches[0].student_hidden.dtype == batches[0].student_head.dtype == torch.bfloat16
+    assert batches[0].student.hidden.dtype == batches[0].student.head.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert not torch.is_autocast_enabled("cpu")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from ..teachers.scores import TopKScores
+from ..teachers import Gift, TopKScores
 from .base import Estimator
 from .catalogue import ESTIMATORS
+
+_NEEDS: dict[Gift, str] = {
+    "sampled": "the score of each sampled token",
+    "top_k": "the scores of the teacher's own top k",
+    "chosen": "the teacher's scores at the student's top k",
+    "full": "the teacher's whole rows",
+}
 
 
 def find_estimator(name: str) -> Estimator:
@@ -35,6 +43,26 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
         raise ConfigurationError(
             f"{estimator.name} needs more of the teacher than a server's top k gives; with teacher_scores use {able}"
         )
+
+
+def need_of(estimator: Estimator) -> Gift:
+    """What a teacher must be able to give for this estimator."""
+    if estimator.support == "top_k":
+        return "chosen" if estimator.needs.support == "student_top_k" else "top_k"
+    return estimator.support
+
+
+def check_gives(name: str, gives: Collection[Gift], teacher: str = "the teacher") -> None:
+    """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
+    estimator = find_estimator(name)
+    if need_of(estimator) in gives:
+        return
+    able = [other.name for other in ESTIMATORS.values() if need_of(other) in gives]
+    raise ConfigurationError(
+        f"estimator {name!r} needs {_NEEDS[need_of(estimator)]}, which {teacher} does not give; "
+        + (f"choose one that works from what it gives: {', '.join(able)}; or load the teacher in this process"
+           if able else "load the teacher in this process")
+    )  # fmt: skip
 
 
 def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | None, vocab_size: int) -> int:

@@ -46,6 +46,7 @@ class Batch:
         importance: weights given by the caller.
         rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
         importance_cap: largest such weight.
+        extra_advantages: what the caller adds to the advantage of each sampled token.
     """
 
     rows: Tensor
@@ -56,6 +57,7 @@ class Batch:
     importance: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     importance_cap: float = 2.0
+    extra_advantages: Tensor | None = None
 
     def chunks(self, size: int) -> list[Batch]:
         """The batch cut into parts of at most ``size`` rows."""
@@ -84,6 +86,7 @@ class Rows:
         other_difference_square, other_square_difference_square: sums of p d'^2, p^2 d'^2, (N,), for diagnostics.
         entropy: of the student, (N,), for diagnostics.
         importance: weight of the sampled terms, (N,), 1 on-policy.
+        extra_advantages: added to the advantages of the sampled terms, (N,), None for none.
     """
 
     sampled_ids: Tensor
@@ -93,6 +96,7 @@ class Rows:
     support_logprobs: Tensor
     importance: Tensor
     other_prob: Tensor
+    extra_advantages: Tensor | None = None
     other_square_prob: Tensor | None = None
     teacher_logprobs: Tensor | None = None
     sampled_difference: Tensor | None = None

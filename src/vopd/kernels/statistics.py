@@ -73,6 +73,7 @@ def compute_chunk(
         in_support=_in_support(support, is_top, needs),
         support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
         importance=_importance(part, student_logprobs),
+        extra_advantages=part.extra_advantages,
         other_prob=sums.mass / totals,
         **scores,
         **others,

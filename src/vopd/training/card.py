@@ -44,7 +44,7 @@ def model_card(facts: dict[str, Any], tags: list[str]) -> str:
     Args:
         facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
             and where they are known loss_top_k, student_revision, teacher_revision, data (lines), datasets (hub ids),
-            results (lines).
+            results (lines), rewards.
         tags: for the Hub.
     """
     student = facts["student"]
@@ -80,6 +80,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
         "temperature": facts["temperature"],
         "optimizer steps": facts["steps"],
         "prompts a step": facts["prompts"],
+        **({"rewards": facts["rewards"]} if facts.get("rewards") else {}),
         "learning rate": facts["learning_rate"],
         "seed": facts["seed"],
         "versions": ", ".join(f"{name} {found}" for name, found in _versions().items()),

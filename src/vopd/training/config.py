@@ -49,6 +49,11 @@ class VOPDConfig(DistillationConfig):
         samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
         show_samples: of these, how many to show on the terminal as a table after each step.
         telemetry: let TRL report the kind of run to Hugging Face.
+        num_generations: completions of each prompt. A reward needs 2 or more, which it compares with each other; the
+            completions of one process's step must be a multiple of it.
+        reward_weights: one number a reward function, in nats a unit of reward: the teacher's log-ratios have weight 1.
+            Default: 1 each.
+        reward_column: column of the data set with the reference answers that "math" and "choice" grade against.
 
     Other defaults than the parents': no dropout (a rollout and its gradient must see one policy), a NaN loss is not
     hidden, bf16 and gradient checkpointing only where an accelerator supports them, a log line every step,
@@ -71,6 +76,9 @@ class VOPDConfig(DistillationConfig):
     metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
     show_samples: int = _own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
+    num_generations: int = _own(1, "Completions of each prompt; a reward needs 2 or more.")
+    reward_weights: list[float] | None = _own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
+    reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
@@ -107,6 +115,7 @@ class VOPDConfig(DistillationConfig):
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
+        self._check_groups()
 
     def _check_estimator(self) -> None:
         needs_top_k = find_estimator(self.estimator).needs_top_k
@@ -117,6 +126,15 @@ class VOPDConfig(DistillationConfig):
             raise ConfigurationError(
                 f"loss_top_k={self.loss_top_k} means nothing to estimator {self.estimator!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
+            )
+
+    def _check_groups(self) -> None:
+        # Rewards are compared within a process, and a step of accumulated micro-batches is generated at once.
+        of_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if of_process % self.num_generations:
+            raise ConfigurationError(
+                f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions of a process "
+                f"must be a multiple of num_generations={self.num_generations}, so that no group is split"
             )
 
     def _check_importance(self) -> None:
@@ -139,6 +157,7 @@ class VOPDConfig(DistillationConfig):
         _at_least("loss_top_k", self.loss_top_k, 1)
         _at_least("max_prompt_length", self.max_prompt_length, 1)
         _at_least("metrics_every", self.metrics_every, 0)
+        _at_least("num_generations", self.num_generations, 1)
         _at_least("samples_per_step", self.samples_per_step, 0)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(

@@ -1,0 +1,71 @@
+"""The loss of a micro-batch from whatever its teachers gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from ..estimators import DistillationOutput, linear_distillation_loss
+from ..teachers import Scored, States, TopKScores
+
+
+def distil(
+    student: States,
+    scored: Sequence[Scored],
+    completion_ids: Tensor,
+    loss_mask: Tensor,
+    *,
+    normalizer: Tensor | float | None,
+    **settings: Any,
+) -> DistillationOutput:
+    """``linear_distillation_loss`` summed over teachers, each on the tokens that its mask covers.
+
+    Args:
+        student: with gradient.
+        scored: what the teachers say.
+        completion_ids: (B, T).
+        loss_mask: (B, T).
+        normalizer: divisor of the sum over all teachers; None for the number of masked-in tokens.
+        settings: of ``linear_distillation_loss``.
+
+    Returns:
+        The loss, and per token what every teacher's part computed: a quantity that one of them cannot give is None.
+    """
+    if normalizer is None and len(scored) > 1:
+        normalizer = loss_mask.sum()
+    outputs = [
+        linear_distillation_loss(
+            student.hidden,
+            student.head,
+            *_tensors(entry.by),
+            completion_ids,
+            loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
+            teacher_scores=entry.by if isinstance(entry.by, TopKScores) else None,
+            normalizer=normalizer,
+            **settings,
+        )
+        for entry in scored
+    ]
+    return outputs[0] if len(outputs) == 1 else _sum(outputs)
+
+
+def _tensors(by: States | TopKScores) -> tuple[Tensor | None, Tensor | None]:
+    return (by.hidden, by.head) if isinstance(by, States) else (None, None)
+
+
+def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:
+    """Field by field: every part is 0 at the tokens of the others."""
+    return DistillationOutput(
+        **{entry.name: _sum_of([getattr(output, entry.name) for output in outputs]) for entry in fields(outputs[0])}
+    )
+
+
+def _sum_of(parts: list[Any]) -> Any:
+    if any(part is None for part in parts):
+        return None
+    if isinstance(parts[0], tuple):
+        return type(parts[0])(*(_sum_of(list(column)) for column in zip(*parts)))
+    return sum(parts[1:], parts[0])
