@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
@@ -24,7 +24,7 @@ from .heads import check_head, check_not_shared, check_plain_logits, disable_dro
 from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
-from .prompts import check_enough, check_prompts, keep_short
+from .prompts import check_enough, check_prompts, check_room, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
@@ -145,6 +145,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, student_rows)
+        self._positions = context_length(self.model, teacher)
         self._teacher_name = teacher.config.name_or_path
         self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
         self.teacher_model = self.prepared_teacher(teacher)
@@ -168,6 +169,8 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
+        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
