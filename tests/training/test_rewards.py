@@ -18,6 +18,8 @@ from vopd.training.rewards import Rewards
 
 REAL_TOKENS = 300
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+
 
 def rewards(given: Any, **settings: Any) -> Rewards:
     return Rewards(given, settings.get("weights"), settings.get("num_generations", 2), settings.get("column", "answer"))
@@ -287,4 +289,25 @@ def test_resume_with_groups_ends_with_the_same_bits(make_trainer: Callable[..., 
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), step
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+@pytest.mark.parametrize("estimator", ["vopd_optimal", "full_rkl"])
+def test_a_student_learns_what_is_rewarded(estimator: str, make_trainer: Callable[..., Any]) -> None:
+    """Against the teacher's pull, with a sign that a mistake would turn round."""
+
+    def low(completion_ids: list[list[int]]) -> list[float]:
+        return [sum(token < 150 for token in ids) / len(ids) for ids in completion_ids]
+
+    def learned(weight: float) -> float:
+        trainer = make_trainer(
+            estimator=estimator,
+            num_generations=8,
+            reward_weights=[weight],
+            per_device_train_batch_size=32,
+            max_steps=20,
+            metrics_every=0,
+            trainer={"reward_funcs": low},
+        )
+        trainer.train()
+        return [entry["rewards/low/mean"] for entry in trainer.state.log_history if "loss" in entry][-1]
+
+    rewarded, punished = learned(10.0), learned(-10.0)
+    assert rewarded > 0.6 and punished < 0.4, (rewarded, punished)

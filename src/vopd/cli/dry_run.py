@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, step_prompts
+from vopd.cli.facts import Facts, step_completions, step_prompts
 from vopd.cli.plan import Plan
 from vopd.models.footprint import Footprint, Step, footprint
 
@@ -113,10 +113,11 @@ def _steps(plan: Plan, facts: Facts) -> list[str]:
     assert facts.prompts is not None
     config = plan.config
     epoch, total = steps_of(plan, len(facts.prompts.dataset))
-    each = step_prompts(config)
+    each, several = step_completions(config), config.num_generations
     return [
         f"steps: {total}, {epoch} to the epoch",
-        f"a step: {each} completions of up to {config.max_completion_length} tokens, on {config.world_size} processes "
+        f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to "
+        f"{config.max_completion_length} tokens, on {config.world_size} processes "
         f"in {config.gradient_accumulation_steps} micro-batches of {config.per_device_train_batch_size}",
         f"the run: up to {total * each * config.max_completion_length / 1e6:.1f} million sampled tokens",
     ]

@@ -145,6 +145,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     from vopd.data.prompts import read_prompts
     from vopd.data.rendering import thinking_options
     from vopd.training.prompts import check_enough
+    from vopd.training.rewards import Rewards
 
     options, config = plan.options, plan.config
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
@@ -162,9 +163,15 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         max_prompt_length=None if tokenizer is None else config.max_prompt_length,
     )
     check_enough(len(prompts.dataset), step_prompts(config))
+    Rewards.of(config, options.reward_funcs).check_columns(prompts.dataset, "the data")
     return prompts
 
 
 def step_prompts(config: Any) -> int:
     """Prompts of one optimizer step over all processes."""
+    return step_completions(config) // int(config.num_generations)
+
+
+def step_completions(config: Any) -> int:
+    """Completions of one optimizer step over all processes."""
     return int(config.per_device_train_batch_size * config.world_size * config.gradient_accumulation_steps)
