@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TeacherServerError
+from ..kernels import head_logits
 from .base import Gift, Rollouts, Scored, States
 from .client import Servers
 from .scores import TopKScores
@@ -96,7 +97,7 @@ class ServerTeacher:
             self.close()
             raise
         self._see()
-        device = student.head.device
+        device = student.head.weight.device
         scores = self._batch(answers, rollouts.completion_ids.size(1), device)
         if not any(dropped):
             return [Scored(scores)]
@@ -145,9 +146,10 @@ class ServerTeacher:
 
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1)."""
-        hidden, head = student.hidden.detach(), student.head.detach()[: self._vocab_size]
+        head = student.head.map(lambda part: part.detach()[: self._vocab_size])
         # A row of the batch at a time: [T, V] logits, as the loss's chunks are.
-        top = torch.stack([(row.to(head.dtype) @ head.T).topk(self._top_k, dim=-1).indices for row in hidden])
+        logits = (head_logits(row, head) for row in student.hidden.detach())
+        top = torch.stack([row.topk(self._top_k, dim=-1).indices for row in logits])
         return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:

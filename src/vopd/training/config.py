@@ -11,6 +11,7 @@ import torch
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS
 from ..estimators.checks import find_estimator
+from ..kernels import BACKENDS
 from .sampling import EXACT_OBJECTIVES, check_sampling
 from .trl_adapter import DistillationConfig
 
@@ -37,6 +38,8 @@ class VOPDConfig(DistillationConfig):
     Args:
         estimator: name of the loss, one of ``vopd.ESTIMATORS``.
         loss_top_k: k of the estimators that need one; an error for the others. (``top_k`` is the sampler's.)
+        loss_backend: what the fused loss runs in: "torch", "triton", or "auto" for Triton on a CUDA device where it is
+            installed and passes a short trial against torch, else torch.
         loss_normalizer: constant that the summed token losses of one optimizer step are divided by. Default None
             divides by the number of sampled tokens, which favours short completions a little: a length is
             sampled too. ``batch size * max_completion_length`` is a neutral choice.
@@ -65,6 +68,7 @@ class VOPDConfig(DistillationConfig):
 
     estimator: str = _own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
     loss_top_k: int | None = _own(None, "k of the estimators that need one.")
+    loss_backend: str = _own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
     loss_normalizer: float | None = _own(
         None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
     )
@@ -155,6 +159,8 @@ class VOPDConfig(DistillationConfig):
 
     def _check_ranges(self) -> None:
         _at_least("loss_top_k", self.loss_top_k, 1)
+        if self.loss_backend not in BACKENDS:
+            raise ConfigurationError(f"unknown loss_backend {self.loss_backend!r}; choose one of {', '.join(BACKENDS)}")
         _at_least("max_prompt_length", self.max_prompt_length, 1)
         _at_least("metrics_every", self.metrics_every, 0)
         _at_least("num_generations", self.num_generations, 1)

@@ -14,13 +14,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer
+from ..kernels import backend_name
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .heads import check_logits, check_not_shared, disable_dropout
 from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
@@ -83,6 +84,7 @@ class VOPDTrainer(TRLAdapter):
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         check_prompts(train_dataset)
@@ -154,10 +156,10 @@ class VOPDTrainer(TRLAdapter):
 
     def _checked_rows(self, model: Any, name: str) -> int:
         """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
+        head = read_head(model, name)
         if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+            check_logits(*self.probe(model), head.map(Tensor.detach), name)
+        return len(head.weight)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -179,7 +181,9 @@ class VOPDTrainer(TRLAdapter):
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
         for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
             self.add_callback(callback)
 
@@ -220,6 +224,7 @@ class VOPDTrainer(TRLAdapter):
             importance_cap=self.args.importance_cap,
             extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
         )
         averages = self._averages["train" if training else "eval"]
         add_token_metrics(averages, output, batch.loss_mask)
@@ -314,6 +319,7 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size // self.args.num_generations,
