@@ -163,7 +163,7 @@ class VOPDTrainer(TRLAdapter):
         """Rows of the model's output head, once the loss is known to be able to read it."""
         head = read_head(model, name)
         if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_logits(*self.probe(model), head.map(Tensor.detach), name)
+            check_logits(*self.probe(model), head.detach(), name)
         return len(head.weight)
 
     def _prepare_prompts(self) -> None:

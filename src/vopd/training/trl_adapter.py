@@ -138,8 +138,8 @@ class TRLAdapter(DistillationTrainer):
         model.eval()
         inputs = sequence(rollouts)
         hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
-        head = read_head(teacher, "teacher").map(Tensor.detach)
-        return States(_as_autocast(hidden), head.map(_gathered_as_autocast))
+        head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -278,9 +278,9 @@ class TRLAdapter(DistillationTrainer):
         """The student's forward pass over prompts and completions, and the teachers' scores."""
         rollouts = rollouts_of(inputs)
         hidden = self._get_last_hidden_state(student, *sequence(rollouts))
-        head = read_head(student, "student")
-        device = head.weight.device  # a model split over devices can end on another one than its head
-        states = States(_as_autocast(hidden.to(device)), head.map(_gathered_as_autocast))
+        head = read_head(student, "student").map(_gathered)
+        device = head.device  # a model split over devices can end on another one than its head
+        states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
         _synchronize(self.accelerator.device)
         started = time.perf_counter()
         scored = self.teacher.score(rollouts, states)
@@ -360,10 +360,6 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 def _gathered(weight: Tensor) -> Tensor:
     """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
-
-
-def _gathered_as_autocast(part: Tensor) -> Tensor:
-    return _as_autocast(_gathered(part))
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:
