@@ -125,6 +125,22 @@ def test_a_resumed_run_measures_what_the_uninterrupted_one_does(
         assert run(folder.name, str(folder / f"checkpoint-{step}")) == whole
 
 
+def test_a_run_that_was_asked_to_end_leaves_its_accuracy_to_the_resumed_one(
+    make_trainer: Callable[..., Any], sums: str, tmp_path: Path
+) -> None:
+    from transformers import TrainerCallback
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = control.should_training_stop = state.global_step == 2
+
+    settings = SMALL | {"eval_benchmarks": [sums], "max_steps": 4, "save_strategy": "steps", "save_steps": 10}
+    make_trainer(trainer={"callbacks": [Ends()]}, **settings).train()
+    assert [record["step"] for record in records(tmp_path / "run") if KEY in record] == [0]
+    make_trainer(**settings).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert [record["step"] for record in records(tmp_path / "run") if KEY in record] == [0, 2, 4]
+
+
 def test_draws_follow_the_protocol_and_the_seed(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(max_completion_length=1)
     ids = trainer.tokenize(["a", "How many legs"])

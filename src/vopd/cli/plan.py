@@ -28,7 +28,7 @@ _ELSEWHERE = {
     "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
     "teacher_model_name_or_path": "set teacher_model",
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
-    "resume_from_checkpoint": "set resume, which takes the run's last checkpoint",
+    "resume_from_checkpoint": "set resume, which takes the run's newest valid checkpoint",
 }
 _MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
 
@@ -42,7 +42,7 @@ class TrainOptions:
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
-    resume: bool = setting(False, "continue the run of this name from its last checkpoint")
+    resume: bool = setting(False, "continue the run of this name from its newest valid checkpoint")
     dry_run: bool = setting(False, "load no weights: show a prompt, the vocabularies, memory, steps and disk, and end")
     dataset_split: str = setting("train", "split of a hub data set")
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")

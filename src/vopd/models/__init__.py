@@ -2,12 +2,13 @@
 
 from vopd.models.loading import load_model, load_skeleton, load_tokenizer
 from vopd.models.output_head import read_head
-from vopd.models.sampling import Completion, read_completion, sample
+from vopd.models.sampling import Completion, context_length, read_completion, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
     "Completion",
     "common_vocabulary",
+    "context_length",
     "end_ids",
     "end_token_difference",
     "load_model",

@@ -18,7 +18,8 @@ from ..errors import ConfigurationError, DataError
 from ..evaluation.drawing import Record, Settings, batch_seed, benchmark_prompts, in_rows, plan, record_of
 from ..evaluation.journal import write_whole
 from ..evaluation.scoring import graded, sample_lines, score
-from ..models import read_completion
+from ..models import context_length, read_completion
+from ..reporting.metrics import read_metrics
 from .other_sampling import draw
 
 logger = logging.getLogger("vopd")
@@ -87,7 +88,8 @@ class BenchmarkRuns(TrainerCallback):
 
     Batches are planned beforehand, each with a seed of its own that is the same at every step, and shared out among
     the processes, all of which draw equally often. The first process grades, logs and writes. A run that is resumed
-    goes on where its checkpoint was: what was measured up to there stands in the log.
+    goes on where its checkpoint was: what was measured up to there stands in the log, and what was due there and left
+    out by a run that had to end is made up for.
 
     Args:
         trainer: a VOPDTrainer, its prompts and models ready.
@@ -107,11 +109,15 @@ class BenchmarkRuns(TrainerCallback):
         self._warn_of_training_prompts()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self.measure(0)
+        step = state.global_step
+        if step % args.eval_benchmark_steps == 0 and not self._is_measured(step):
+            self.measure(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.eval_benchmark_steps == 0 or state.global_step >= state.max_steps:
+        last = state.global_step >= state.max_steps
+        if control.should_training_stop and not last:
+            return  # asked to end soon: a resumed run makes up for it
+        if last or state.global_step % args.eval_benchmark_steps == 0:
             self.measure(state.global_step)
 
     def measure(self, step: int) -> None:
@@ -129,11 +135,21 @@ class BenchmarkRuns(TrainerCallback):
         self._write(step, lines)
         self.trainer.log_alone({**logs, "seconds/benchmarks": time.perf_counter() - started})
 
+    def _is_measured(self, step: int) -> bool:
+        """Whether the log has the accuracies of the step that a run begins at; the same on every process."""
+        from accelerate.utils import broadcast_object_list
+
+        found = [False]
+        if self.trainer.is_world_process_zero():
+            records = read_metrics(self.trainer.args.output_dir)
+            found = [any(record.get("step") == step and self.works[0].key in record for record in records)]
+        return bool(broadcast_object_list(found)[0])
+
     def _work(self, benchmark: Benchmark) -> _Work:
         trainer, protocol = self.trainer, self.settings.protocol(benchmark)
         prompts = benchmark_prompts(benchmark, self.settings, trainer._tokenizer)
         prompt_ids = trainer.tokenize(prompts)
-        positions = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = context_length(trainer.model)
         longest = max(map(len, prompt_ids)) + protocol.max_new_tokens
         if positions is not None and longest > positions:
             raise DataError(

@@ -84,7 +84,7 @@ def _records_up_to(path: Path, step: int) -> Iterator[str]:
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append each record as one line of JSON, in one write, so that a reader never sees half of one.
+    """Append each record as one line of JSON, all in one write, so that a reader never sees half of one.
 
     Everything but ASCII is escaped: terminal escapes and lone surrogates in model text come out harmless.
     """
@@ -95,7 +95,9 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
     with _clear_errors(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, text.encode("ascii"))
+            rest = text.encode("ascii")
+            while rest:  # a full disk takes a part first, and refuses only the next write
+                rest = rest[os.write(handle, rest) :]
         finally:
             os.close(handle)
 

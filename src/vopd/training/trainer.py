@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,26 +12,31 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError
 from ..estimators.checks import check_gives
 from ..kernels import backend_name
-from ..models import common_vocabulary, end_token_difference, load_tokenizer, read_head
+from ..models import common_vocabulary, context_length, end_token_difference, read_head
 from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .checkpoints import Checkpoints, check_writable, clear_save_errors
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
+from .guards import GuardWatch
 from .heads import check_logits, check_not_shared, disable_dropout
 from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
-from .prompts import check_enough, check_prompts, keep_short
+from .prompts import check_enough, check_prompts, check_room, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .setting_up import clear_errors, named_datasets, tokenizer_of
+from .step_events import StepEvents
+from .stopping import Stopping
 from .token_loss import distil
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -91,12 +96,13 @@ class VOPDTrainer(TRLAdapter):
         check_prompts(train_dataset)
         self._rewards = Rewards.of(args, reward_funcs)
         self._rewards.check_columns(train_dataset)
-        for name, dataset in _named(eval_dataset):
+        for name, dataset in named_datasets(eval_dataset):
             check_prompts(dataset, name)
             self._rewards.check_columns(dataset, name)
+        check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
         self._prepare_books()
-        with _clear_errors():
+        with clear_errors():
             super().__init__(
                 model=model,
                 teacher_model=None,
@@ -130,7 +136,7 @@ class VOPDTrainer(TRLAdapter):
     def _prepare_teacher(self, teacher_model: Any) -> None:
         teacher = self.load_teacher(teacher_model)
         check_not_shared(self.model, teacher)
-        teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
+        teacher_tokenizer = tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
         teacher_tokenizer = teacher_tokenizer or self._tokenizer
         student_rows = self._checked_rows(self.model, "student")
         self.vocab_size = common_vocabulary(
@@ -149,6 +155,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, student_rows)
+        self._positions = context_length(self.model, teacher)
         self._teacher_name = teacher.config.name_or_path
         self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
         self.teacher_model = self.prepared_teacher(teacher)
@@ -172,6 +179,8 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
+        for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
@@ -183,7 +192,9 @@ class VOPDTrainer(TRLAdapter):
         self._progress = Progress(
             notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
         )
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        run_log = RunLog(self.args.output_dir, self._take_samples)
+        for callback in (StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
@@ -279,23 +290,41 @@ class VOPDTrainer(TRLAdapter):
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
-        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-        self._rollout.warn(metrics)
-        return metrics
+        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
+                is none; a path goes on from that one.
+
+        Raises:
+            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            GuardError: a guard did.
+        """
         try:
-            return super().train(*args, **kwargs)
+            with self._stopping.until_done():
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.save(partial(super()._save_checkpoint, model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
-        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
+        with clear_save_errors(folder):
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
@@ -332,23 +361,6 @@ class VOPDTrainer(TRLAdapter):
         }
 
 
-class _StepEvents(TrainerCallback):
-    """Tells the trainer's clock when steps begin and end, and its sampler which epoch begins."""
-
-    def __init__(self, trainer: VOPDTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # accelerate passes set_epoch on to the sampler through some of its wrappers only.
-        self.trainer._order.set_epoch(int(state.epoch))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.begin()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.end()
-
-
 def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
     """What can be refused before any model is loaded."""
     if not isinstance(args, VOPDConfig):
@@ -357,41 +369,3 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
         raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)
-
-
-def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
-    if eval_dataset is None:
-        return []
-    if isinstance(eval_dataset, dict):
-        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    return [("eval_dataset", eval_dataset)]
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What TRL and transformers raise while a trainer is set up, as vopd's own errors."""
-    try:
-        yield
-    except VOPDError:
-        raise
-    except ConnectionError as error:
-        raise TeacherServerError(
-            f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
-            "vllm_mode=colocate"
-        ) from error
-    except OSError as error:
-        raise MismatchError(f"the student cannot be loaded: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
-    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
-        return None
-    try:
-        return load_tokenizer(source, revision=revision)
-    except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
-        return None

@@ -24,7 +24,7 @@ from ..errors import ConfigurationError, MismatchError, require
 from ..models import read_head
 from ..teachers import Rollouts, States, Teacher
 from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence
-from .rollout import padded, sampled_logprobs
+from .rollout import check_completions, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -224,11 +224,13 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            return super()._generate_single_turn(*args, **kwargs)
+            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        check_completions(prompt_ids, completions)
+        return completions
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
