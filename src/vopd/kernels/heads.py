@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Head:
+        """The same head with weight and bias changed."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
+
+def head_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits (N, V) of a few hidden states (N, D), in float32 or wider."""
+    wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+    logits = wide @ head.weight.to(wide.dtype).T
+    if head.bias is not None:
+        logits = logits + head.bias.to(wide.dtype)
+    return soft_cap(logits * head.scale, head.softcap)
 
 
 class Projection:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..estimators import DistillationOutput, linear_distillation_loss
+from ..models import head_options
 from ..teachers import Scored, States, TopKScores
 
 
@@ -39,12 +40,12 @@ def distil(
     outputs = [
         linear_distillation_loss(
             student.hidden,
-            student.head,
-            *_tensors(entry.by),
-            completion_ids,
-            loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
-            teacher_scores=entry.by if isinstance(entry.by, TopKScores) else None,
+            student.head.weight,
+            completion_ids=completion_ids,
+            completion_mask=loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
             normalizer=normalizer,
+            **_teacher(entry.by),
+            **head_options(student.head, entry.by.head if isinstance(entry.by, States) else None),
             **settings,
         )
         for entry in scored
@@ -52,8 +53,10 @@ def distil(
     return outputs[0] if len(outputs) == 1 else _sum(outputs)
 
 
-def _tensors(by: States | TopKScores) -> tuple[Tensor | None, Tensor | None]:
-    return (by.hidden, by.head) if isinstance(by, States) else (None, None)
+def _teacher(by: States | TopKScores) -> dict[str, Any]:
+    if isinstance(by, States):
+        return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight}
+    return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
 
 
 def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,15 +13,18 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer
+from ..kernels import backend_name
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .checkpoints import Checkpoints, check_writable, clear_save_errors
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .guards import GuardWatch
+from .heads import check_logits, check_not_shared, disable_dropout
 from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
@@ -30,6 +34,7 @@ from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .stopping import Stopping
 from .token_loss import distil
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -83,6 +88,7 @@ class VOPDTrainer(TRLAdapter):
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         check_prompts(train_dataset)
@@ -91,6 +97,7 @@ class VOPDTrainer(TRLAdapter):
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
             self._rewards.check_columns(dataset, name)
+        check_writable(args.output_dir)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -154,10 +161,10 @@ class VOPDTrainer(TRLAdapter):
 
     def _checked_rows(self, model: Any, name: str) -> int:
         """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
+        head = read_head(model, name)
         if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+            check_logits(*self.probe(model), head.map(Tensor.detach), name)
+        return len(head.weight)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -179,8 +186,12 @@ class VOPDTrainer(TRLAdapter):
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
+        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        run_log = RunLog(self.args.output_dir, self._take_samples)
+        for callback in (_StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -220,6 +231,7 @@ class VOPDTrainer(TRLAdapter):
             importance_cap=self.args.importance_cap,
             extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
         )
         averages = self._averages["train" if training else "eval"]
         add_token_metrics(averages, output, batch.loss_mask)
@@ -273,23 +285,41 @@ class VOPDTrainer(TRLAdapter):
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
-        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-        self._rollout.warn(metrics)
-        return metrics
+        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
+                is none; a path goes on from that one.
+
+        Raises:
+            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            GuardError: a guard did.
+        """
         try:
-            return super().train(*args, **kwargs)
+            with self._stopping.until_done():
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.save(partial(super()._save_checkpoint, model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
-        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
+        with clear_save_errors(folder):
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
@@ -314,6 +344,7 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size // self.args.num_generations,
