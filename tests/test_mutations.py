@@ -72,7 +72,7 @@ def test_the_page_is_that_of_the_catalogue_with_every_mutation_caught() -> None:
     page = mutate.PAGE.read_text(encoding="utf-8")
     caught = {mutation: mutate.Outcome(True, "", 0.0) for mutation in MUTATIONS}
     measured = re.compile(r"^Measured on .*", re.MULTILINE)
-    expected = measured.sub("", mutate.page(BUGS, INPUTS, caught))
+    expected = measured.sub("", mutate.page(BUGS, INPUTS, caught, ""))
     assert measured.sub("", page) == expected, "run: make mutants"
     assert re.search(rf"\b{len(MUTATIONS)} of {len(MUTATIONS)} mutations caught", page)
 
