@@ -79,7 +79,7 @@ def test_values_stay_with_their_tokens_through_padding_shuffling_and_splitting(
 
     def check(batch: Any, items: Any) -> Any:
         seen.extend(batch.completion_ids.tolist())
-        student = batch.student_hidden.detach() @ batch.student_head[:300].detach().T
+        student = batch.student.hidden.detach() @ batch.student.head.weight[:300].detach().T
         scores = student.log_softmax(-1).gather(-1, batch.completion_ids[..., None]).squeeze(-1)
         for row, mask in enumerate(batch.loss_mask.bool()):
             ids = batch.completion_ids[row][mask].tolist()

@@ -74,6 +74,7 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
         train_dataset=facts.prompts.dataset,
         processing_class=tokenizer,
         peft_config=lora_config(options, student),
+        reward_funcs=options.reward_funcs,
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -114,14 +114,18 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 class Progress(TrainerCallback):
-    """Shows how far a run is: one live line on a terminal, plain lines elsewhere."""
+    """Shows how far a run is: one live line on a terminal, plain lines elsewhere; first of all the notes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, notes: Sequence[str] = ()) -> None:
         self.stream = sys.stderr if stream is None else stream
+        self.notes = notes
         self._bar: Any = None
         self._task: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for note in self.notes:
+                print(note, file=self.stream, flush=True)
         if state.is_world_process_zero and self.stream.isatty():
             self._bar, self._task = _live_line(self.stream, state.global_step, state.max_steps)
             self._bar.start()
