@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS, linear_distillation_loss
-from ..models import head_options, read_head
+from ..models import read_head
 from ..statistics import bootstrap_interval
 from .gradient_noise import _contexts, _gradient, _redraw, shared_rows
 
@@ -274,7 +274,7 @@ def variance_profile(
         output = linear_distillation_loss(
             place.contexts.student_hidden, head.weight, place.contexts.teacher_hidden, teacher_head.weight, place.own,
             estimator="vopd", temperature=temperature, vocab_size=place.vocab, diagnostics=True,
-            **head_options(head, teacher_head),
+            **head.options("student"), **teacher_head.options("teacher"),
         )  # fmt: skip
         assert output.variance is not None and output.entropy is not None
         positions = torch.arange(1, len(place.own) + 1, device=place.own.device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import ESTIMATORS, linear_distillation_loss
-from ..kernels import Head, head_logits
-from ..models import head_options, read_head
+from ..kernels import Head
+from ..models import read_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +139,7 @@ def _redraw(hidden: Tensor, head: Head, vocab: int, resamples: int, temperature:
     generator = torch.Generator(hidden.device).manual_seed(seed)
     head = head.map(lambda part: part[:vocab].float())
     draws = [
-        torch.multinomial((head_logits(rows, head) / temperature).softmax(-1), resamples, True, generator=generator)
+        torch.multinomial((head.logits(rows) / temperature).softmax(-1), resamples, True, generator=generator)
         for rows in hidden.split(SAMPLING_ROWS)
     ]
     return torch.cat(draws).T
@@ -155,10 +155,10 @@ def _gradient(
 ) -> Tensor:
     """Gradient of the mean token loss in all trained parameters, one flat vector."""
     hidden = contexts.student_hidden.detach().requires_grad_()
-    head, teacher_head = read_head(student, "student"), read_head(teacher, "teacher").map(Tensor.detach)
+    head, teacher_head = read_head(student, "student"), read_head(teacher, "teacher").detach()
     out = linear_distillation_loss(
         hidden, head.weight, contexts.teacher_hidden, teacher_head.weight, ids,
-        **head_options(head, teacher_head), **options,
+        **head.options("student"), **teacher_head.options("teacher"), **options,
     )  # fmt: skip
     trained = [part for part in (head.weight, head.bias) if part is not None and part.requires_grad]
     hidden_gradient, *head_gradients = torch.autograd.grad(out.loss, [hidden, *trained])

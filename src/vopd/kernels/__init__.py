@@ -2,7 +2,7 @@
 
 from .backends import BACKENDS, backend_name, choose_pass
 from .chunked import Result, chunk_rows, run_chunks
-from .heads import Head, head_logits
+from .heads import Head
 from .rows import Batch, Estimate, GradientForm, Needs, Rows
 from .sources import DenseLogits, LinearHeads
 from .torch_rows import TorchPass
@@ -22,6 +22,5 @@ __all__ = [
     "backend_name",
     "choose_pass",
     "chunk_rows",
-    "head_logits",
     "run_chunks",
 ]

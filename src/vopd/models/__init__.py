@@ -1,8 +1,8 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
 from vopd.models.loading import load_model, load_skeleton, load_tokenizer
-from vopd.models.output_head import head_options, read_head
-from vopd.models.sampling import Completion, context_length, sample
+from vopd.models.output_head import read_head
+from vopd.models.sampling import Completion, context_length, read_completion, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
@@ -11,10 +11,10 @@ __all__ = [
     "context_length",
     "end_ids",
     "end_token_difference",
-    "head_options",
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "read_completion",
     "read_head",
     "sample",
     "set_end_ids",

@@ -70,13 +70,3 @@ def _settings(model: Any, name: str) -> dict[str, float]:
             )
         found[setting] = float(value)
     return found
-
-
-def head_options(student: Head, teacher: Head | None) -> dict[str, Any]:
-    """What ``linear_distillation_loss`` is told of two heads besides their weights; None for a teacher's scores."""
-    options = _options("student", student)
-    return options if teacher is None else options | _options("teacher", teacher)
-
-
-def _options(name: str, head: Head) -> dict[str, Any]:
-    return {f"{name}_bias": head.bias, f"{name}_logit_scale": head.scale, f"{name}_softcap": head.softcap}

@@ -44,7 +44,7 @@ class States:
 
     Attributes:
         hidden: (B, T, H); the state at t predicts ``completion_ids[:, t]``.
-        head: weight (V, H) and what else makes logits.
+        head: weight (V, H), and bias, scale and soft cap of the logits where there are any.
     """
 
     hidden: Tensor

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..errors import TeacherServerError
-from ..kernels import head_logits
 from .base import Gift, Rollouts, Scored, States
 from .client import Servers
 from .scores import TopKScores
@@ -146,10 +145,9 @@ class ServerTeacher:
 
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1)."""
-        head = student.head.map(lambda part: part.detach()[: self._vocab_size])
+        head = student.head.detach().map(lambda part: part[: self._vocab_size])
         # A row of the batch at a time: [T, V] logits, as the loss's chunks are.
-        logits = (head_logits(row, head) for row in student.hidden.detach())
-        top = torch.stack([row.topk(self._top_k, dim=-1).indices for row in logits])
+        top = torch.stack([head.logits(row).topk(self._top_k, dim=-1).indices for row in student.hidden.detach()])
         return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:

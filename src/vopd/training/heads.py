@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, MismatchError
-from ..kernels import Head, head_logits
+from ..kernels import Head
 
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
 """Largest difference, relative to the largest logit, by the head's dtype; float32 leaves room for TF32."""
@@ -22,7 +22,7 @@ def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
         head: as it was read from the model.
         name: "student" or "teacher".
     """
-    expected = head_logits(hidden, head)[:, : logits.shape[-1]]
+    expected = head.logits(hidden)[:, : logits.shape[-1]]
     scale = expected.abs().max().clamp(min=1e-6)
     tolerance = _TOLERANCE.get(head.weight.dtype, _HALF_TOLERANCE)
     if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):

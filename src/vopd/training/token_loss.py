@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from ..estimators import DistillationOutput, linear_distillation_loss
-from ..models import head_options
 from ..teachers import Scored, States, TopKScores
 
 
@@ -41,11 +40,11 @@ def distil(
         linear_distillation_loss(
             student.hidden,
             student.head.weight,
+            **_teacher(entry.by),
             completion_ids=completion_ids,
             completion_mask=loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
             normalizer=normalizer,
-            **_teacher(entry.by),
-            **head_options(student.head, entry.by.head if isinstance(entry.by, States) else None),
+            **student.head.options("student"),
             **settings,
         )
         for entry in scored
@@ -54,9 +53,10 @@ def distil(
 
 
 def _teacher(by: States | TopKScores) -> dict[str, Any]:
-    if isinstance(by, States):
-        return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight}
-    return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
+    """The loss's arguments that say what a teacher gave."""
+    if isinstance(by, TopKScores):
+        return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
+    return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight, **by.head.options("teacher")}
 
 
 def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:

@@ -138,8 +138,8 @@ class TRLAdapter(DistillationTrainer):
         model.eval()
         inputs = sequence(rollouts)
         hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
-        head = read_head(teacher, "teacher").map(Tensor.detach)
-        return States(_as_autocast(hidden), head.map(_gathered_as_autocast))
+        head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -224,6 +224,13 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one more step before it sees that a resumed run had taken its last one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
@@ -278,9 +285,9 @@ class TRLAdapter(DistillationTrainer):
         """The student's forward pass over prompts and completions, and the teachers' scores."""
         rollouts = rollouts_of(inputs)
         hidden = self._get_last_hidden_state(student, *sequence(rollouts))
-        head = read_head(student, "student")
-        device = head.weight.device  # a model split over devices can end on another one than its head
-        states = States(_as_autocast(hidden.to(device)), head.map(_gathered_as_autocast))
+        head = read_head(student, "student").map(_gathered)
+        device = head.device  # a model split over devices can end on another one than its head
+        states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
         _synchronize(self.accelerator.device)
         started = time.perf_counter()
         scored = self.teacher.score(rollouts, states)
@@ -333,6 +340,12 @@ class TRLAdapter(DistillationTrainer):
         logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
         super().log(logs, start_time)
 
+    def log_alone(self, logs: dict[str, float]) -> None:
+        """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""
+        due = self.control.should_log
+        super(DistillationTrainer, self).log(logs)
+        self.control.should_log = due
+
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
@@ -360,10 +373,6 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 def _gathered(weight: Tensor) -> Tensor:
     """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
-
-
-def _gathered_as_autocast(part: Tensor) -> Tensor:
-    return _as_autocast(_gathered(part))
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:
