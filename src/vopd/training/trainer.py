@@ -13,15 +13,13 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
-from ..estimators.checks import check_gives
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .circuit import Circuit
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
-from .local_teacher import LocalTeacher
+from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
 from .prompts import check_enough, check_prompts, keep_short
@@ -30,6 +28,7 @@ from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .teacher_setup import check_placement, place_teacher
 from .token_loss import distil
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -124,39 +123,13 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, teacher_model: Any) -> None:
-        teacher = self.load_teacher(teacher_model)
-        check_not_shared(self.model, teacher)
-        teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
-        teacher_tokenizer = teacher_tokenizer or self._tokenizer
-        student_rows = self._checked_rows(self.model, "student")
-        self.vocab_size = common_vocabulary(
-            self._tokenizer,
-            teacher_tokenizer,
-            student_rows=student_rows,
-            teacher_rows=self._checked_rows(teacher, "teacher"),
-        )
-        if self.args.loss_top_k is not None and self.args.loss_top_k > self.vocab_size:
-            raise ConfigurationError(
-                f"loss_top_k={self.args.loss_top_k} is more than the vocabulary has ({self.vocab_size})"
-            )
-        warning = end_token_difference(self.model, teacher, self._tokenizer, teacher_tokenizer)
-        if warning:
-            logger.warning(warning)
+        self._circuit = Circuit(self.args.teacher_drop_limit)
+        placed = place_teacher(self, teacher_model)
+        self.teacher, self.teacher_model, self.vocab_size = placed.teacher, placed.model, placed.vocab_size
+        self._teacher_name, self._teacher_revision = placed.name, placed.revision
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, student_rows)
-        self._teacher_name = teacher.config.name_or_path
-        self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
-        self.teacher_model = self.prepared_teacher(teacher)
-        self.teacher = LocalTeacher(self.teacher_model, self.teacher_states)
-        check_gives(self.args.estimator, self.teacher.gives)
-
-    def _checked_rows(self, model: Any, name: str) -> int:
-        """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
-        if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+        self.sample_only(self.vocab_size, placed.student_rows)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -177,7 +150,12 @@ class VOPDTrainer(TRLAdapter):
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._progress = Progress()
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+        for callback in (
+            _StepEvents(self),
+            self._circuit,
+            RunLog(self.args.output_dir, self._take_samples),
+            self._progress,
+        ):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -249,7 +227,8 @@ class VOPDTrainer(TRLAdapter):
                 self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
 
     def rows_settled(self, dropped: int, rows: int) -> None:
-        pass
+        if self.model.training:
+            self._circuit.add(dropped, rows)
 
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
@@ -277,9 +256,11 @@ class VOPDTrainer(TRLAdapter):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
         try:
-            return super().train(*args, **kwargs)
+            trained = super().train(*args, **kwargs)
         finally:
             self._progress.close()
+        self._circuit.check()
+        return trained
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
@@ -343,8 +324,7 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
     """What can be refused before any model is loaded."""
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-    if teacher_model is None:
-        raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
+    check_placement(teacher_model, args)
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)
 
@@ -373,15 +353,3 @@ def _clear_errors() -> Iterator[None]:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
-    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
-        return None
-    try:
-        return load_tokenizer(source, revision=revision)
-    except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
-        return None
