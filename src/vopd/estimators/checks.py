@@ -140,9 +140,7 @@ def checked_top_k_ids(ids: Tensor, logprobs: Tensor, vocab_size: int) -> Tensor:
     fillers = -1 - torch.arange(ids.shape[-1], device=ids.device)
     ordered = torch.where(absent, fillers, known).sort(dim=-1).values
     if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
-        raise ConfigurationError(
-            "top_k_ids of teacher_scores name a token twice at one position: leave one of them out"
-        )
+        raise ConfigurationError("top_k_ids of teacher_scores name a token twice at one position: leave one out")
     return known
 
 

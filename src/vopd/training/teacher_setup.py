@@ -9,9 +9,16 @@ from typing import Any
 
 from ..errors import ConfigurationError, MismatchError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, end_token_difference, load_skeleton, load_tokenizer
+from ..models import (
+    common_vocabulary,
+    context_length,
+    end_token_difference,
+    load_skeleton,
+    load_tokenizer,
+    read_head,
+)
 from ..teachers import Teacher
-from .heads import check_head, check_not_shared, check_plain_logits
+from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
 from .server_teacher import connect
 
@@ -28,6 +35,7 @@ class Placed:
         name, revision: for the model card.
         vocab_size: number of real ids.
         student_rows: rows of the student's head.
+        positions: longest sequence that both models take; None for no limit.
     """
 
     teacher: Teacher
@@ -36,6 +44,7 @@ class Placed:
     revision: str | None
     vocab_size: int
     student_rows: int
+    positions: int | None
 
 
 def check_placement(teacher_model: Any, args: Any) -> None:
@@ -74,10 +83,11 @@ def place_teacher(trainer: Any, source: Any) -> Placed:
     _check_top_k(trainer.args, vocab_size)
     _warn_of_ends(trainer, model, tokenizer)
     name, revision = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    positions = context_length(trainer.model, model)
     prepared = trainer.prepared_teacher(model)
     teacher = LocalTeacher(prepared, trainer.teacher_states)
     check_gives(trainer.args.estimator, teacher.gives)
-    return Placed(teacher, prepared, name, revision, vocab_size, student_rows)
+    return Placed(teacher, prepared, name, revision, vocab_size, student_rows, positions)
 
 
 def _behind_server(trainer: Any, source: str | None) -> Placed:
@@ -96,21 +106,23 @@ def _behind_server(trainer: Any, source: str | None) -> Placed:
         vocab_size=vocab_size,
         prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
         end_ids=trainer.eos_token_ids,
-        longest=(args.max_prompt_length or 1) + args.max_completion_length,
     )
     if trainer.accelerator.is_main_process:
         for note in found.notes:
             logger.info("teacher server: %s", note)
-    return Placed(found.teacher, None, source or found.model, None, vocab_size, student_rows)
+    positions = min(
+        (length for length in (context_length(trainer.model), found.positions) if length is not None), default=None
+    )
+    return Placed(found.teacher, None, source or found.model, None, vocab_size, student_rows, positions)
 
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:
     """Rows of the model's output head, once the loss is known to be able to read it."""
-    head = check_head(model, name)
+    head = read_head(model, name)
     if not trainer.is_deepspeed_enabled:  # which may have sharded it already
         logits, hidden = trainer.probe(model)
-        check_plain_logits(logits, hidden, head.detach(), name)
-    return len(head)
+        check_logits(logits, hidden, head.detach(), name)
+    return len(head.weight)
 
 
 def _check_top_k(args: Any, vocab_size: int) -> None:

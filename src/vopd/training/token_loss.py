@@ -39,12 +39,12 @@ def distil(
     outputs = [
         linear_distillation_loss(
             student.hidden,
-            student.head,
-            *_tensors(entry.by),
-            completion_ids,
-            loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
-            teacher_scores=entry.by if isinstance(entry.by, TopKScores) else None,
+            student.head.weight,
+            **_teacher(entry.by),
+            completion_ids=completion_ids,
+            completion_mask=loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
             normalizer=normalizer,
+            **student.head.options("student"),
             **settings,
         )
         for entry in scored
@@ -52,8 +52,11 @@ def distil(
     return outputs[0] if len(outputs) == 1 else _sum(outputs)
 
 
-def _tensors(by: States | TopKScores) -> tuple[Tensor | None, Tensor | None]:
-    return (by.hidden, by.head) if isinstance(by, States) else (None, None)
+def _teacher(by: States | TopKScores) -> dict[str, Any]:
+    """The loss's arguments that say what a teacher gave."""
+    if isinstance(by, TopKScores):
+        return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
+    return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight, **by.head.options("teacher")}
 
 
 def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:

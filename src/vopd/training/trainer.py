@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,22 +13,26 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
+from ..kernels import backend_name
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .checkpoints import Checkpoints, check_writable, clear_save_errors
 from .circuit import Circuit
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
+from .guards import GuardWatch
 from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
-from .prompts import check_enough, check_prompts, keep_short
+from .prompts import check_enough, check_prompts, check_room, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .stopping import Stopping
 from .teacher_setup import check_placement, place_teacher
 from .token_loss import distil
 from .trackers import check_trackers
@@ -82,6 +87,7 @@ class VOPDTrainer(TRLAdapter):
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         check_prompts(train_dataset)
@@ -90,6 +96,7 @@ class VOPDTrainer(TRLAdapter):
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
             self._rewards.check_columns(dataset, name)
+        check_writable(args.output_dir)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -123,13 +130,13 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, teacher_model: Any) -> None:
-        self._circuit = Circuit(self.args.teacher_drop_limit)
         placed = place_teacher(self, teacher_model)
         self.teacher, self.teacher_model, self.vocab_size = placed.teacher, placed.model, placed.vocab_size
         self._teacher_name, self._teacher_revision = placed.name, placed.revision
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, placed.student_rows)
+        self._positions = placed.positions
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -141,6 +148,8 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
+        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
@@ -149,13 +158,14 @@ class VOPDTrainer(TRLAdapter):
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
-        for callback in (
-            _StepEvents(self),
-            self._circuit,
-            RunLog(self.args.output_dir, self._take_samples),
-            self._progress,
-        ):
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
+        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        self._circuit = Circuit(self.args.teacher_drop_limit, self._stopping)
+        run_log = RunLog(self.args.output_dir, self._take_samples)
+        watch = GuardWatch(self._stopping)
+        for callback in (_StepEvents(self), run_log, self._progress, self._stopping, self._circuit, watch):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -195,6 +205,7 @@ class VOPDTrainer(TRLAdapter):
             importance_cap=self.args.importance_cap,
             extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
         )
         averages = self._averages["train" if training else "eval"]
         add_token_metrics(averages, output, batch.loss_mask)
@@ -249,25 +260,42 @@ class VOPDTrainer(TRLAdapter):
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
-        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-        self._rollout.warn(metrics)
-        return metrics
+        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
+                is none; a path goes on from that one.
+
+        Raises:
+            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            GuardError: a guard did.
+            TeacherServerError: a server did not score a completion, or left more of them than may be dropped.
+        """
         try:
-            trained = super().train(*args, **kwargs)
+            with self._stopping.until_done():
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
-        self._circuit.check()
-        return trained
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.save(partial(super()._save_checkpoint, model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
-        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
+        with clear_save_errors(folder):
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
@@ -292,6 +320,7 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size // self.args.num_generations,

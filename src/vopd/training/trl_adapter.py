@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ..errors import ConfigurationError, MismatchError, require
+from ..models import read_head
 from ..teachers import Rollouts, States, Teacher
 from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence
-from .rollout import padded, sampled_logprobs
+from .rollout import check_completions, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -137,8 +138,8 @@ class TRLAdapter(DistillationTrainer):
         model.eval()
         inputs = sequence(rollouts)
         hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
-        head = teacher.get_output_embeddings().weight.detach()
-        return States(_as_autocast(hidden), _as_autocast(_gathered(head)))
+        head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -223,11 +224,13 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            return super()._generate_single_turn(*args, **kwargs)
+            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        check_completions(prompt_ids, completions)
+        return completions
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
@@ -275,9 +278,9 @@ class TRLAdapter(DistillationTrainer):
         """The student's forward pass over prompts and completions, and the teachers' scores."""
         rollouts = rollouts_of(inputs)
         hidden = self._get_last_hidden_state(student, *sequence(rollouts))
-        head = student.get_output_embeddings().weight
+        head = read_head(student, "student").map(_gathered)
         device = head.device  # a model split over devices can end on another one than its head
-        states = States(_as_autocast(hidden.to(device)), _as_autocast(_gathered(head)))
+        states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
         _synchronize(self.accelerator.device)
         started = time.perf_counter()
         scored = self.teacher.score(rollouts, states)
@@ -355,7 +358,7 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
 
 def _gathered(weight: Tensor) -> Tensor:
-    """The whole head on this rank, gathered once a micro-batch where FSDP sharded it."""
+    """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
 
 
