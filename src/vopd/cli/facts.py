@@ -26,7 +26,7 @@ class Facts:
     """What was found. None marks what is out of reach of this machine, with a line in `notes`.
 
     Attributes:
-        student, teacher: the models.
+        student, teacher: the models; no teacher where one behind a server was not named.
         vocabulary: number of token ids that they share.
         prompts: to train on, the too long ones dropped.
         benchmarks: a line for each benchmark that accuracy is measured on during the run.
@@ -67,7 +67,10 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
             return None
 
     student = reach(lambda: _model(options.model, options.model_revision), options.model)
-    teacher = reach(lambda: _model(options.teacher_model, options.teacher_model_revision), options.teacher_model)
+    teacher = None
+    if options.teacher_model is not None:
+        source, revision = options.teacher_model, options.teacher_model_revision
+        teacher = reach(lambda: _model(source, revision), source)
     vocabulary = _check_pair(plan, student, teacher, notes)
     prompts = None
     if student is not None or not options.chat_template:
