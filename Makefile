@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-faults test-kernels test-grader test-matrix check format embedded-pair clean
+.PHONY: help install demo test test-faults test-kernels test-grader test-matrix mutants check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
+	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
@@ -63,6 +64,10 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
+
+# Not part of the tests: about a minute for ten mutations. Writes docs/bug-catalogue.md.
+mutants: $(STAMP)
+	nice -n 10 $(PYTHON) tools/mutate.py
 
 test-matrix: $(STAMP)
 	$(PYTHON) tools/matrix.py

@@ -29,7 +29,7 @@ def recorded(prompt_ids: list[int]) -> list[int]:
 
 
 def make(
-    student: str,
+    student: Any,
     teacher: str,
     out: Path,
     batch_size: int,
@@ -49,6 +49,11 @@ def make(
         save_strategy="steps",
         save_steps=1,
         use_cpu=True,
+        eval_benchmarks=["reasoning_gym:chain_sum"],  # three batches: two processes have not equally many
+        eval_benchmark_steps=2,
+        eval_benchmark_samples=2,
+        eval_benchmark_limit=5,
+        per_device_eval_batch_size=4,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         num_generations=GROUP if more else 1,
@@ -70,6 +75,18 @@ def train_rewarded(trainer: Any) -> None:
     trainer._generate_single_turn = rollout
     trainer.train()
     trainer.save_model()
+
+
+def with_bias(student: str) -> Any:
+    """The student with an output head of its own that has a bias."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(student)
+    torch.manual_seed(3)
+    rows, width = model.lm_head.weight.shape
+    model.lm_head = torch.nn.Linear(width, rows)
+    model.config.tie_word_embeddings = False
+    return model
 
 
 def train_recorded(trainer: Any) -> None:
@@ -137,8 +154,9 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
 
+    biased = make(with_bias(student), teacher, folder / "sharded", int(batch_size))
     adapters = make(student, teacher, folder / "sharded-lora", int(batch_size), lora=True)
-    errors = sharding_errors(trainer("sharded")) + sharding_errors(adapters)
+    errors = sharding_errors(biased) + sharding_errors(adapters)
     torch.save(errors, folder / f"sharded-{resumed.args.process_index}.pt")
 
     poisoned = trainer("poisoned")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vopd.errors import ConfigurationError, MissingExtraError, NonFiniteError, TeacherServerError
+from vopd.errors import ConfigurationError, GuardError, MissingExtraError, NonFiniteError, TeacherServerError
 from vopd.training import rollout
 from vopd.training.rollout import MAX_DIFFERENCE, MEAN_DIFFERENCE, padded, sampled_logprobs
 
@@ -24,12 +24,22 @@ def noise(token: int, place: int) -> float:
 
 
 class FakeEngine:
-    """In place of TRL's VLLMGeneration: recorded completions, and the student's log-probabilities + noise."""
+    """In place of TRL's VLLMGeneration: recorded completions, and the student's log-probabilities + noise.
+
+    They are those at temperature `reported_at`: the sampling temperature for processed ones, 1 for raw ones.
+    """
 
     last: FakeEngine
 
-    def __init__(self, model: Any, completions: Callable[[list[int]], list[int]], noisy: bool, **settings: Any) -> None:
-        self.model, self.completions, self.noisy = model, completions, noisy
+    def __init__(
+        self,
+        model: Any,
+        completions: Callable[[list[int]], list[int]],
+        noisy: bool,
+        reported_at: float,
+        **settings: Any,
+    ) -> None:
+        self.model, self.completions, self.noisy, self.reported_at = model, completions, noisy, reported_at
         self.generation_kwargs, self.logprobs = settings["generation_kwargs"], settings["logprobs"]
         self.syncs = 0
         FakeEngine.last = self
@@ -43,7 +53,9 @@ class FakeEngine:
         completions = [self.completions(ids) for ids in prompts]
         reported = []
         for prompt, completion in zip(prompts, completions):
-            logits = self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, :300]
+            logits = (
+                self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, :300] / self.reported_at
+            )
             scores = logits.log_softmax(-1)[range(len(completion)), completion].tolist()
             reported.append([
                 [score + (noise(token, place) if self.noisy else 0.0)]
@@ -59,9 +71,9 @@ def with_engine(
     """As make_trainer, with rollouts by the fake engine."""
     from trl.trainer import distillation_trainer
 
-    def make(*, noisy: bool = True, **settings: Any) -> Any:
+    def make(*, noisy: bool = True, reported_at: float = 1.0, **settings: Any) -> Any:
         def engine(**given: Any) -> FakeEngine:
-            return FakeEngine(completions=recorded_completions, noisy=noisy, **given)
+            return FakeEngine(completions=recorded_completions, noisy=noisy, reported_at=reported_at, **given)
 
         monkeypatch.setattr(rollout, "has_vllm", lambda: True)
         monkeypatch.setattr(distillation_trainer, "is_vllm_available", lambda: True)
@@ -160,6 +172,16 @@ def test_a_large_difference_is_told_once(with_engine: Callable[..., Any], caplog
     assert "stale" not in caplog.text
 
 
+def test_raw_log_probabilities_at_another_temperature_end_the_run(with_engine: Callable[..., Any]) -> None:
+    """Those of the untempered distribution are no log-probabilities of what was sampled."""
+    processed = with_engine(noisy=False, temperature=0.5, reported_at=0.5, max_steps=1)
+    processed.train()
+    assert processed.state.log_history[0][MEAN_DIFFERENCE] < 1e-4
+    raw = with_engine(noisy=False, temperature=0.5, reported_at=1.0, max_steps=1)
+    with pytest.raises(GuardError, match="started without --logprobs-mode processed_logprobs"):
+        raw.train()
+
+
 class TestWhatTheEngineReports:
     def test_the_sampled_token_among_alternatives(self) -> None:
         found = sampled_logprobs([[7, 9]], [[[-0.1, -2.0], [-0.5]]], [[[3, 7], [9]]])
@@ -176,6 +198,11 @@ class TestWhatTheEngineReports:
     def test_one_score_too_few(self) -> None:
         with pytest.raises(NonFiniteError, match="1 log-probabilities for 2 tokens"):
             sampled_logprobs([[7, 8]], [[[-1.0]]], None)
+
+    @pytest.mark.parametrize("ids", [[[8]], [[8, 9]]])
+    def test_scores_of_other_tokens(self, ids: Any) -> None:
+        with pytest.raises(NonFiniteError, match="sampled token 7 and reported log-probabilities of 8"):
+            sampled_logprobs([[7]], [[[-1.0] * len(ids[0])]], [ids])
 
     def test_padding_on_the_right(self) -> None:
         like = torch.zeros(2, 4, dtype=torch.long)

@@ -340,6 +340,12 @@ class TRLAdapter(DistillationTrainer):
         logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
         super().log(logs, start_time)
 
+    def log_alone(self, logs: dict[str, float]) -> None:
+        """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""
+        due = self.control.should_log
+        super(DistillationTrainer, self).log(logs)
+        self.control.should_log = due
+
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
