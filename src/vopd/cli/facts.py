@@ -163,7 +163,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         max_prompt_length=None if tokenizer is None else config.max_prompt_length,
     )
     check_enough(len(prompts.dataset), step_prompts(config))
-    Rewards.of(config, options.reward_funcs).check_columns(prompts.dataset, "the data")
+    Rewards.of(config, options.reward_funcs).check(prompts.dataset, "the data")
     return prompts
 
 

@@ -13,24 +13,24 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
-from ..estimators.checks import check_gives
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
-from .local_teacher import LocalTeacher
+from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
 from .prompts import check_enough, check_prompts, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
+from .routing import Routes, TeacherPrompts, sources
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
-from .token_loss import distil
+from .self_teacher import check_worth
+from .teacher_setup import set_up_teachers
+from .token_loss import distil_each, own_mask, together
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
 
@@ -46,13 +46,17 @@ class VOPDTrainer(TRLAdapter):
 
     Args:
         model: the student: a path or hub id, or a causal language model, with or without LoRA.
-        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained.
+        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained. Or the
+            student itself: "self:frozen" as it was at first, "self:base" without its adapter, "self:average" as a
+            moving average (args.teacher_decay).
         args: a VOPDConfig.
         train_dataset: the prompts.
         eval_dataset: prompts to measure the same loss and metrics on.
         processing_class: the student's tokenizer; default: the one next to the model.
         reward_funcs: rewards beside the teacher: a name ("math", "choice", "reasoning_gym", "module:function") or a
             callable with TRL's signature, or several; needs args.num_generations of 2 or more.
+        teachers: several, by the names that the rows have in the column args.teacher_column; teacher_model is then that
+            of rows without a name.
         callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
 
     Raises:
@@ -80,17 +84,21 @@ class VOPDTrainer(TRLAdapter):
         peft_config: Any = None,
         tools: list[Callable[..., Any]] | None = None,
         reward_funcs: Any = None,
+        teachers: dict[str, Any] | None = None,
     ) -> None:
         args = VOPDConfig() if args is None else args
-        _check_arguments(model, teacher_model, args)
+        given = sources(teacher_model, teachers)
+        _check_arguments(model, given, args)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
-        check_prompts(train_dataset)
         self._rewards = Rewards.of(args, reward_funcs)
-        self._rewards.check_columns(train_dataset)
-        for name, dataset in _named(eval_dataset):
+        self._routes = Routes(list(given), args.teacher_column)
+        self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
+        check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
+        for name, dataset in [("train_dataset", train_dataset), *_named(eval_dataset)]:
             check_prompts(dataset, name)
-            self._rewards.check_columns(dataset, name)
+            for part in (self._rewards, self._routes, self._teacher_prompts):
+                part.check(dataset, name)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -108,7 +116,7 @@ class VOPDTrainer(TRLAdapter):
             )
         self.refuse_processors()
         self.prepare_rollouts()
-        self._prepare_teacher(teacher_model)
+        self._prepare_teacher(given)
         self._prepare_prompts()
         self._prepare_callbacks()
 
@@ -123,40 +131,14 @@ class VOPDTrainer(TRLAdapter):
         self._rollout = RolloutDifference()
         self.card_notes: dict[str, Any] = {}
 
-    def _prepare_teacher(self, teacher_model: Any) -> None:
-        teacher = self.load_teacher(teacher_model)
-        check_not_shared(self.model, teacher)
-        teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
-        teacher_tokenizer = teacher_tokenizer or self._tokenizer
-        student_rows = self._checked_rows(self.model, "student")
-        self.vocab_size = common_vocabulary(
-            self._tokenizer,
-            teacher_tokenizer,
-            student_rows=student_rows,
-            teacher_rows=self._checked_rows(teacher, "teacher"),
-        )
-        if self.args.loss_top_k is not None and self.args.loss_top_k > self.vocab_size:
-            raise ConfigurationError(
-                f"loss_top_k={self.args.loss_top_k} is more than the vocabulary has ({self.vocab_size})"
-            )
-        warning = end_token_difference(self.model, teacher, self._tokenizer, teacher_tokenizer)
-        if warning:
-            logger.warning(warning)
+    def _prepare_teacher(self, given: dict[str, Any]) -> None:
+        self._teachers = found = set_up_teachers(self, given)
+        self.vocab_size = found.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, student_rows)
-        self._teacher_name = teacher.config.name_or_path
-        self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
-        self.teacher_model = self.prepared_teacher(teacher)
-        self.teacher = LocalTeacher(self.teacher_model, self.teacher_states)
-        check_gives(self.args.estimator, self.teacher.gives)
-
-    def _checked_rows(self, model: Any, name: str) -> int:
-        """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
-        if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+        self.sample_only(self.vocab_size, found.student_rows)
+        self.teacher_model = next(iter(found.models.values()), None)
+        self.teacher = found.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -177,7 +159,8 @@ class VOPDTrainer(TRLAdapter):
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._progress = Progress()
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+        average = [] if self._teachers.average is None else [self._teachers.average]
+        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress, *average):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -203,7 +186,7 @@ class VOPDTrainer(TRLAdapter):
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        output = distil(
+        parts = distil_each(
             batch.student,
             batch.scored,
             batch.completion_ids,
@@ -218,8 +201,9 @@ class VOPDTrainer(TRLAdapter):
             extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
         )
-        averages = self._averages["train" if training else "eval"]
-        add_token_metrics(averages, output, batch.loss_mask)
+        averages, output = self._averages["train" if training else "eval"], together(parts)
+        for part, entry in zip(parts, batch.scored, strict=True):
+            add_token_metrics(averages, part, own_mask(entry, batch.loss_mask), entry.name)
         if batch.rollout_logprobs is not None:
             self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
@@ -230,6 +214,14 @@ class VOPDTrainer(TRLAdapter):
     def _measures_now(self) -> bool:
         every = self.args.metrics_every
         return every > 0 and self.state.global_step % every == 0
+
+    def rows_drawn(self, rows: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+        self._routes.add(rows, batch)
+        self._teacher_prompts.add(rows, batch, self.tokenize, self._tokenizer.pad_token_id)
+
+    def checkpoint_loaded(self, checkpoint: str) -> None:
+        if self._teachers.average is not None:
+            self._teachers.average.load(checkpoint)
 
     def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
         mask = loss_mask(batch)
@@ -306,8 +298,7 @@ class VOPDTrainer(TRLAdapter):
             "name": name,
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
-            "teacher": self._teacher_name,
-            "teacher_revision": self._teacher_revision,
+            **self._teachers.card_facts(),
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
@@ -339,14 +330,13 @@ class _StepEvents(TrainerCallback):
         self.trainer._clock.end()
 
 
-def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
+def _check_arguments(model: Any, teachers: dict[str, Any], args: Any) -> None:
     """What can be refused before any model is loaded."""
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-    if teacher_model is None:
-        raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
-    if model is teacher_model and not isinstance(model, str):
-        check_not_shared(model, teacher_model)
+    for teacher in teachers.values():
+        if model is teacher and not isinstance(model, str):
+            check_not_shared(model, teacher)
 
 
 def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
@@ -373,15 +363,3 @@ def _clear_errors() -> Iterator[None]:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
-    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
-        return None
-    try:
-        return load_tokenizer(source, revision=revision)
-    except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
-        return None
