@@ -78,9 +78,9 @@ class RoutedTeacher:
         if isinstance(entry.by, States):
             by = States(_spread(entry.by.hidden, rows, count), entry.by.head)
         else:
-            values = {name: getattr(entry.by, name) for name in ("sampled_logprobs", "top_k_ids", "top_k_logprobs")}
-            by = TopKScores(**{n: None if v is None else _spread(v, rows, count) for n, v in values.items()})
-        return Scored(by, mask.to(student_device(by)), self.names[place])
+            given = {name: value for name, value in vars(entry.by).items() if value is not None}
+            by = replace(entry.by, **{name: _spread(value, rows, count) for name, value in given.items()})
+        return Scored(by, mask.to(_device(by)), self.names[place])
 
     def metrics(self) -> dict[str, float]:
         """Each one's counts as metric/name; of one with several names under the first."""
@@ -91,8 +91,7 @@ class RoutedTeacher:
         }
 
 
-def student_device(by: States | TopKScores) -> torch.device:
-    """Where scores are: on the device of the student's head."""
+def _device(by: States | TopKScores) -> torch.device:
     return by.hidden.device if isinstance(by, States) else by.sampled_logprobs.device
 
 
@@ -108,8 +107,8 @@ def _rows_of(rollouts: Rollouts, places: list[int]) -> Tensor:
 
 
 def _select(rollouts: Rollouts, rows: Tensor) -> Rollouts:
-    chosen = {name: value[rows] for name, value in vars(rollouts).items() if value is not None}
-    return replace(rollouts, **chosen)
+    given = {name: value for name, value in vars(rollouts).items() if value is not None}
+    return replace(rollouts, **{name: value[rows] for name, value in given.items()})
 
 
 def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -29,7 +29,7 @@ from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
 from .self_teacher import check_worth
-from .teacher_setup import set_up_teachers
+from .teacher_set import set_up_teachers
 from .token_loss import distil_each, own_mask, together
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -132,13 +132,13 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
-        self._teachers = found = set_up_teachers(self, given)
-        self.vocab_size = found.vocab_size
+        self._teachers = set_up_teachers(self, given)
+        self.teacher = self._teachers.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.teacher_model = self._teachers.model
+        self.vocab_size = self._teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, found.student_rows)
-        self.teacher_model = next(iter(found.models.values()), None)
-        self.teacher = found.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.sample_only(self.vocab_size, self._teachers.first.student_rows)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
