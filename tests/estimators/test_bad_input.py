@@ -190,6 +190,19 @@ def test_a_token_counts_the_same_wherever_it_stands(estimator):
     torch.testing.assert_close(gradient, expected[order])
 
 
+@pytest.mark.parametrize("estimator", ["full_rkl", "top_k_rkl"])
+def test_the_direction_is_the_one_that_the_description_names(estimator):
+    student, teacher = logits(dtype=torch.float64)
+    k = VOCAB if estimator == "top_k_rkl" else None
+    out, _ = run(student, teacher, estimator=estimator, top_k=k)
+    p, q = (x.detach().log_softmax(-1) for x in (student, teacher))
+    reverse, forward = ((a.exp() * (a - b)).sum(-1).mean() for a, b in ((p, q), (q, p)))
+    torch.testing.assert_close(out.loss.detach(), reverse)
+    assert abs(forward - reverse) > 1e-2
+    described = vopd.ESTIMATORS[estimator].description
+    assert "reverse KL" in described and "forward" not in described
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_the_truncated_objective_moves_no_mass_out_of_its_support(k):
     """Unnormalised, the sum over the top k falls fastest by emptying them; renormalised it only moves mass inside."""

@@ -177,7 +177,7 @@ def scores(rows=6, k=3):
         ({"vocab_size": 13}, "smaller model has 12"),
         ({"teacher_scores": scores()}, "either the teacher's tensors or teacher_scores"),
         ({"teacher_logits": None}, "either the teacher's tensors or teacher_scores"),
-        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more of the teacher than a server"),
+        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more of the teacher than its scores"),
         (
             {
                 "teacher_logits": None,

@@ -263,6 +263,8 @@ def test_teacher_prompts_are_checked(make_trainer: Callable[..., Any]) -> None:
         make([None, "", None, ""])
     with pytest.raises(DataError, match="row 0 of train_dataset: 'hint' is list, and the student's prompt str"):
         make([[{"role": "user", "content": "x"}]] * 4)
+    with pytest.raises(DataError, match="1 prompts in 'hint' of train_dataset go beyond the models' 512 positions"):
+        make([None, "x" * 600, None, ""])
 
 
 # ---- the student as its own teacher -----------------------------------------------------------------------------

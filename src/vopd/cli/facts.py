@@ -70,6 +70,8 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     if student is not None or not options.chat_template:
         tokenizer = None if student is None else student.tokenizer
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
+    if prompts is not None and student is not None:
+        _check_room(plan, prompts, student, teacher)
     return Facts(student, teacher, vocabulary, prompts, notes)
 
 
@@ -165,6 +167,15 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     check_enough(len(prompts.dataset), step_prompts(config))
     Rewards.of(config, options.reward_funcs).check(prompts.dataset, "the data")
     return prompts
+
+
+def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teacher: ModelFacts | None) -> None:
+    from vopd.models import context_length
+    from vopd.training.prompts import check_room
+
+    positions = context_length(student.skeleton, *([] if teacher is None else [teacher.skeleton]))
+    length = plan.config.max_completion_length
+    check_room(prompts.dataset, "train_dataset", positions, length, lambda texts: student.tokenizer(texts)["input_ids"])
 
 
 def step_prompts(config: Any) -> int:

@@ -38,10 +38,14 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
     """Exactly one of teacher tensors and server scores, and scores only where they are enough."""
     if (teacher is None) == (scores is None):
         raise ConfigurationError("give either the teacher's tensors or teacher_scores, with the other one None")
-    if scores is not None and not estimator.teacher_scores:
-        able = ", ".join(name for name, other in ESTIMATORS.items() if other.teacher_scores)
+    if scores is None:
+        return
+    held: tuple[Gift, ...] = ("sampled", "chosen") if scores.chosen else ("sampled", "top_k")
+    if need_of(estimator) not in held:
+        able = ", ".join(other.name for other in ESTIMATORS.values() if need_of(other) in held)
+        whose = "the student's" if scores.chosen else "its own"
         raise ConfigurationError(
-            f"{estimator.name} needs more of the teacher than a server's top k gives; with teacher_scores use {able}"
+            f"{estimator.name} needs more of the teacher than its scores at {whose} top k; with these use {able}"
         )
 
 
@@ -136,9 +140,7 @@ def checked_top_k_ids(ids: Tensor, logprobs: Tensor, vocab_size: int) -> Tensor:
     fillers = -1 - torch.arange(ids.shape[-1], device=ids.device)
     ordered = torch.where(absent, fillers, known).sort(dim=-1).values
     if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
-        raise ConfigurationError(
-            "top_k_ids of teacher_scores name a token twice at one position: leave one of them out"
-        )
+        raise ConfigurationError("top_k_ids of teacher_scores name a token twice at one position: leave one out")
     return known
 
 

@@ -266,6 +266,7 @@ def _batch(
         teacher_logprobs=None if scores is None else pack("sampled_logprobs", scores.sampled_logprobs),
         top_k_ids=None if scores is None else pack("top_k_ids", scores.top_k_ids, 1),
         top_k_logprobs=None if scores is None else pack("top_k_logprobs", scores.top_k_logprobs, 1),
+        chosen=scores is not None and scores.chosen,
         importance=pack("importance_weights", importance_weights),
         rollout_logprobs=pack("rollout_logprobs", rollout_logprobs),
         importance_cap=importance_cap,

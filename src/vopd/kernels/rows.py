@@ -43,6 +43,7 @@ class Batch:
         rows: their places in the flattened inputs.
         sampled_ids: y.
         teacher_logprobs, top_k_ids, top_k_logprobs: a server's scores, None with teacher tensors.
+        chosen: these ids are the student's top k, not the teacher's.
         importance: weights given by the caller.
         rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
         importance_cap: largest such weight.
@@ -54,6 +55,7 @@ class Batch:
     teacher_logprobs: Tensor | None = None
     top_k_ids: Tensor | None = None
     top_k_logprobs: Tensor | None = None
+    chosen: bool = False
     importance: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     importance_cap: float = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,9 @@ class RoutedTeacher:
         if isinstance(entry.by, States):
             by = States(_spread(entry.by.hidden, rows, count), entry.by.head)
         else:
-            given = {name: value for name, value in vars(entry.by).items() if value is not None}
-            by = replace(entry.by, **{name: _spread(value, rows, count) for name, value in given.items()})
+            given = {name: value for name, value in vars(entry.by).items() if isinstance(value, Tensor)}
+            spread: dict[str, Any] = {name: _spread(value, rows, count) for name, value in given.items()}
+            by = replace(entry.by, **spread)
         return Scored(by, mask.to(_device(by)), self.names[place])
 
     def metrics(self) -> dict[str, float]:

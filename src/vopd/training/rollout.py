@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, MissingExtraError, NonFiniteError
+from ..errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError
 from .metrics import Averages
 
 logger = logging.getLogger("vopd")
@@ -36,6 +36,17 @@ def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
     if weighted and tools:
         raise ConfigurationError(
             "importance_sampling cannot follow completions through tool calls; set importance_sampling=false"
+        )
+
+
+def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+    """Raises DataError if a completion is empty: even one that stops at once has its end token."""
+    empty = [len(prompt) for prompt, completion in zip(prompts, completions, strict=True) if not len(completion)]
+    if empty:
+        raise DataError(
+            f"the rollout engine returned no token for {len(empty)} of {len(completions)} prompts, the first of "
+            f"{empty[0]} tokens; look into the engine's log, or set max_prompt_length so that every prompt leaves room "
+            "in the engine's context"
         )
 
 

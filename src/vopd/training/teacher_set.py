@@ -35,6 +35,10 @@ class TeacherSet:
         """The first prepared model in this process; None without any."""
         return next((placed.model for placed in self.placed.values() if placed.model is not None), None)
 
+    def positions(self, own: int | None) -> int | None:
+        """Tokens that a sequence may have for every model; `own` is the student's number. None for no limit."""
+        return min((n for n in (own, *(p.positions for p in self.placed.values())) if n is not None), default=None)
+
     def as_one(self, sharded: bool) -> Teacher:
         """The only one, or all of them behind the column that names one for each row.
 

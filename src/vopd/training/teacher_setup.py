@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, MismatchError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer
 from ..teachers import Teacher
 from .heads import check_head, check_not_shared, check_plain_logits
 from .local_teacher import LocalTeacher
@@ -27,6 +27,7 @@ class Placed:
         name, revision: for the model card.
         vocab_size: number of real ids.
         student_rows: rows of the student's head.
+        positions: tokens that a sequence may have; None where nothing says so.
     """
 
     teacher: Teacher
@@ -35,6 +36,7 @@ class Placed:
     revision: str | None
     vocab_size: int
     student_rows: int
+    positions: int | None = None
 
 
 def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
@@ -57,10 +59,11 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
     check_top_k(trainer.args, vocab_size)
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    positions = context_length(model)
     prepared = trainer.prepared_teacher(model)
     teacher = LocalTeacher(prepared, trainer.teacher_states)
     check_gives(trainer.args.estimator, teacher.gives)
-    return Placed(teacher, prepared, name, commit, vocab_size, student_rows)
+    return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
 
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:

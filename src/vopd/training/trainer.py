@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
+from ..models import context_length
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .clock import StepClock
@@ -21,7 +22,7 @@ from .finite import FiniteGuard
 from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
-from .prompts import check_enough, check_prompts, keep_short
+from .prompts import check_enough, check_prompts, check_room, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .routing import Routes, TeacherPrompts, sources
@@ -139,6 +140,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
+        self._positions = self._teachers.positions(context_length(self.model))
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -150,6 +152,9 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
+        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+            for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
+                check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:

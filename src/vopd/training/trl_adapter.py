@@ -23,7 +23,7 @@ from torch.utils.data import Sampler
 from ..errors import ConfigurationError, MismatchError, require
 from ..teachers import Rollouts, States, Teacher
 from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence, student_sequence
-from .rollout import padded, sampled_logprobs
+from .rollout import check_completions, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -241,11 +241,13 @@ class TRLAdapter(DistillationTrainer):
         if checkpoint is not None:
             self.checkpoint_loaded(checkpoint)
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            return super()._generate_single_turn(*args, **kwargs)
+            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        check_completions(prompt_ids, completions)
+        return completions
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
