@@ -10,13 +10,14 @@ import torch
 from vopd import ESTIMATORS, TopKScores
 from vopd.errors import ConfigurationError
 from vopd.estimators.checks import check_gives, need_of
+from vopd.kernels import Head
 from vopd.teachers import EVERYTHING, Scored, States
 from vopd.training.token_loss import distil_each, together
 
 
 def states(width: int, seed: int) -> States:
     torch.manual_seed(seed)
-    return States(torch.randn(2, 3, width), torch.randn(11, width))
+    return States(torch.randn(2, 3, width), Head(torch.randn(11, width)))
 
 
 def loss_of(scored: list[Scored], mask: torch.Tensor, normalizer: float | None = None) -> tuple[Any, torch.Tensor]:

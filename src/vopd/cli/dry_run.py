@@ -9,6 +9,7 @@ from typing import Any
 
 from vopd.cli.facts import Facts, step_completions, step_prompts
 from vopd.cli.plan import Plan
+from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
 
 _SHOWN_IDS = 40
@@ -75,7 +76,9 @@ def _memory(plan: Plan, facts: Facts) -> list[str]:
         "loss": found.loss,
         "rollout": found.rollout,
     }
-    lines = [f"memory of one device, about {_size(found.peak)} at its peak:"]
+    backend = backend_name(plan.config.loss_backend, plan.config.device)
+    lines = [f"loss: {plan.config.estimator}, {backend} on {plan.config.device.type}"]
+    lines += [f"memory of one device, about {_size(found.peak)} at its peak:"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if plan.config.use_vllm and plan.config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes {plan.config.vllm_gpu_memory_utilization:.0%} of the GPU besides")

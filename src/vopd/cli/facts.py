@@ -102,11 +102,10 @@ def _model(source: str, revision: str | None) -> ModelFacts:
 
 def _check_pair(plan: Plan, student: ModelFacts | None, teacher: ModelFacts | None, notes: list[str]) -> int | None:
     """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    from vopd.models import common_vocabulary, end_token_difference
-    from vopd.training.heads import check_head
+    from vopd.models import common_vocabulary, end_token_difference, read_head
 
     found = [(name, model) for name, model in (("student", student), ("teacher", teacher)) if model is not None]
-    rows = {name: len(check_head(model.skeleton, name)) for name, model in found}
+    rows = {name: len(read_head(model.skeleton, name).weight) for name, model in found}
     for name, model in found:
         if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ..kernels import Head
 from .scores import TopKScores
 
 Gift = Literal["sampled", "top_k", "chosen", "full"]
@@ -45,11 +46,11 @@ class States:
 
     Attributes:
         hidden: (B, T, H); the state at t predicts ``completion_ids[:, t]``.
-        head: (V, H).
+        head: weight (V, H), and bias, scale and soft cap of the logits where there are any.
     """
 
     hidden: Tensor
-    head: Tensor
+    head: Head
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class ServerTeacher:
             self.close()
             raise
         self._see()
-        device = student.head.device
+        device = student.head.weight.device
         scores = self._batch(answers, rollouts.completion_ids.size(1), device)
         if not any(dropped):
             return [Scored(scores)]
@@ -145,9 +145,9 @@ class ServerTeacher:
 
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1)."""
-        hidden, head = student.hidden.detach(), student.head.detach()[: self._vocab_size]
+        head = student.head.detach().map(lambda part: part[: self._vocab_size])
         # A row of the batch at a time: [T, V] logits, as the loss's chunks are.
-        top = torch.stack([(row.to(head.dtype) @ head.T).topk(self._top_k, dim=-1).indices for row in hidden])
+        top = torch.stack([head.logits(row).topk(self._top_k, dim=-1).indices for row in student.hidden.detach()])
         return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:

@@ -30,8 +30,8 @@ class LocalTeacher:
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Full rows of the whole micro-batch."""
-        found, device = self._states(self.model, rollouts), student.head.device
-        return [Scored(States(found.hidden.to(device), found.head.to(device)))]
+        found, device = self._states(self.model, rollouts), student.head.weight.device
+        return [Scored(States(found.hidden.to(device), found.head.map(lambda part: part.to(device))))]
 
     def metrics(self) -> dict[str, float]:
         """None."""

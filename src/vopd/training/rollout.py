@@ -7,7 +7,6 @@ yet synchronised. Importance weights correct for that; the difference itself tel
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +17,8 @@ from torch import Tensor
 from ..errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError
 from .metrics import Averages
 
-logger = logging.getLogger("vopd")
-
 MEAN_DIFFERENCE = "rollout/logprob_difference_mean"
 MAX_DIFFERENCE = "rollout/logprob_difference_max"
-# Nats a token. Two precisions of one model differ by about 0.02; stale weights by 0.2.
-SUSPICIOUS = 0.1
 
 
 def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
@@ -107,7 +102,6 @@ class RolloutDifference:
 
     def __init__(self) -> None:
         self._largest: Tensor | None = None
-        self._warned = False
 
     def add(self, averages: Averages, trainer: Tensor, rollout: Tensor, mask: Tensor) -> None:
         """Add the tokens of a micro-batch where `mask` is 1. All (B, T)."""
@@ -122,14 +116,3 @@ class RolloutDifference:
         if largest is None:
             return {}
         return {MAX_DIFFERENCE: float(accelerator.gather(largest.reshape(1)).max())}
-
-    def warn(self, metrics: dict[str, float]) -> None:
-        """Say once that trainer and engine do not sample from one distribution."""
-        mean = metrics.get(MEAN_DIFFERENCE, 0.0)
-        if mean > SUSPICIOUS and not self._warned:
-            self._warned = True
-            logger.warning(
-                "the rollout engine's log-probabilities differ from the trainer's by %.3f nats a token on average: its "
-                "weights may be stale, or a server at another temperature than 1 was started without "
-                "--logprobs-mode processed_logprobs", mean,
-            )  # fmt: skip

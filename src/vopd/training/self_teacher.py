@@ -157,12 +157,13 @@ class MovingAverage(TrainerCallback):
             for name, average in averages.items():
                 average.lerp_(_like(weights[name].detach(), average), 1 - self.decay)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def save(self, folder: Path, here: bool) -> None:
+        """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
         from safetensors.torch import save_file
 
         weights = {name: _whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
-        if state.is_world_process_zero:
-            save_file(weights, Path(args.output_dir, f"checkpoint-{state.global_step}", AVERAGE_FILE))
+        if here:
+            save_file(weights, folder / AVERAGE_FILE)
 
     def load(self, checkpoint: str) -> None:
         """Go on with the average of a checkpoint.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..models import common_vocabulary
@@ -50,6 +52,18 @@ class TeacherSet:
             return self.first.teacher
         here = {name for name, p in self.placed.items() if isinstance(p.teacher, LocalTeacher | AdapterOff)}
         return RoutedTeacher(teachers, frozenset(here) if sharded else frozenset())
+
+    @property
+    def callbacks(self) -> list[MovingAverage]:
+        """What has to be told of every step."""
+        return [] if self.average is None else [self.average]
+
+    def save_beside(self, write: Callable[[], None], trainer: Any) -> None:
+        """`write` a checkpoint of the current step, and beside it what the teachers have that changes."""
+        write()
+        if self.average is not None:
+            folder = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
+            self.average.save(folder, trainer.args.should_save)
 
     def card_facts(self) -> dict[str, Any]:
         """What a model card says of them."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import ConfigurationError, MismatchError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
 from ..teachers import Teacher
-from .heads import check_head, check_not_shared, check_plain_logits
+from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
 
 logger = logging.getLogger("vopd")
@@ -68,11 +68,11 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:
     """Rows of the model's output head, once the loss is known to be able to read it."""
-    head = check_head(model, name)
+    head = read_head(model, name)
     if not trainer.is_deepspeed_enabled:  # which may have sharded it already
         logits, hidden = trainer.probe(model)
-        check_plain_logits(logits, hidden, head.detach(), name)
-    return len(head)
+        check_logits(logits, hidden, head.detach(), name)
+    return len(head.weight)
 
 
 def check_top_k(args: Any, vocab_size: int) -> None:

@@ -39,12 +39,12 @@ def distil_each(
     return [
         linear_distillation_loss(
             student.hidden,
-            student.head,
-            *_tensors(entry.by),
-            completion_ids,
-            own_mask(entry, loss_mask),
-            teacher_scores=entry.by if isinstance(entry.by, TopKScores) else None,
+            student.head.weight,
+            **_teacher(entry.by),
+            completion_ids=completion_ids,
+            completion_mask=own_mask(entry, loss_mask),
             normalizer=normalizer,
+            **student.head.options("student"),
             **settings,
         )
         for entry in scored
@@ -61,8 +61,11 @@ def together(parts: Sequence[DistillationOutput]) -> DistillationOutput:
     return parts[0] if len(parts) == 1 else _sum(list(parts))
 
 
-def _tensors(by: States | TopKScores) -> tuple[Tensor | None, Tensor | None]:
-    return (by.hidden, by.head) if isinstance(by, States) else (None, None)
+def _teacher(by: States | TopKScores) -> dict[str, Any]:
+    """The loss's arguments that say what a teacher gave."""
+    if isinstance(by, TopKScores):
+        return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
+    return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight, **by.head.options("teacher")}
 
 
 def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:

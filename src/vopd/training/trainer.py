@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
+from ..kernels import backend_name
 from ..models import context_length
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .checkpoints import Checkpoints, check_writable, clear_save_errors
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
+from .guards import GuardWatch
 from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
@@ -31,6 +35,7 @@ from .sampler import EpochSampler
 from .samples import SampleBook
 from .self_teacher import check_worth
 from .teacher_set import set_up_teachers
+from .stopping import Stopping
 from .token_loss import distil_each, own_mask, together
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -90,6 +95,7 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         given = sources(teacher_model, teachers)
         _check_arguments(model, given, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         self._rewards = Rewards.of(args, reward_funcs)
@@ -100,6 +106,7 @@ class VOPDTrainer(TRLAdapter):
             check_prompts(dataset, name)
             for part in (self._rewards, self._routes, self._teacher_prompts):
                 part.check(dataset, name)
+        check_writable(args.output_dir)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -163,9 +170,13 @@ class VOPDTrainer(TRLAdapter):
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
-        average = [] if self._teachers.average is None else [self._teachers.average]
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress, *average):
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
+        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        run_log = RunLog(self.args.output_dir, self._take_samples)
+        watches = [self._stopping, GuardWatch(self._stopping), *self._teachers.callbacks]
+        for callback in (_StepEvents(self), run_log, self._progress, *watches):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -205,6 +216,7 @@ class VOPDTrainer(TRLAdapter):
             importance_cap=self.args.importance_cap,
             extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
         )
         averages, output = self._averages["train" if training else "eval"], together(parts)
         for part, entry in zip(parts, batch.scored, strict=True):
@@ -267,23 +279,41 @@ class VOPDTrainer(TRLAdapter):
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
-        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-        self._rollout.warn(metrics)
-        return metrics
+        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
+                is none; a path goes on from that one.
+
+        Raises:
+            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            GuardError: a guard did.
+        """
         try:
-            return super().train(*args, **kwargs)
+            with self._stopping.until_done():
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.save(partial(self._teachers.save_beside, partial(super()._save_checkpoint, model, trial), self))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
-        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
+        with clear_save_errors(folder):
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
@@ -307,6 +337,7 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
             "prompts": self.generation_batch_size // self.args.num_generations,

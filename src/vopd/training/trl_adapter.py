@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ..errors import ConfigurationError, MismatchError, require
+from ..models import read_head
 from ..teachers import Rollouts, States, Teacher
 from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence, student_sequence
 from .rollout import check_completions, padded, sampled_logprobs
@@ -145,13 +146,14 @@ class TRLAdapter(DistillationTrainer):
         model.eval()
         inputs = sequence(rollouts)
         hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
-        head = teacher.get_output_embeddings().weight.detach()
-        return States(_as_autocast(hidden), _as_autocast(_gathered(head)))
+        head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     def inner_states(self, model: Any, rollouts: Rollouts) -> States:
         """States of the unwrapped student, from within its wrapper's forward."""
         hidden = self._get_last_hidden_state(model, *sequence(rollouts))
-        return States(_as_autocast(hidden), _as_autocast(_gathered(model.get_output_embeddings().weight)))
+        head = read_head(model, "student").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -296,9 +298,9 @@ class TRLAdapter(DistillationTrainer):
         """The student's forward pass over prompts and completions, and the teachers' scores."""
         rollouts = rollouts_of(inputs)
         hidden = self._get_last_hidden_state(student, *student_sequence(inputs))
-        head = student.get_output_embeddings().weight
+        head = read_head(student, "student").map(_gathered)
         device = head.device  # a model split over devices can end on another one than its head
-        states = States(_as_autocast(hidden.to(device)), _as_autocast(_gathered(head)))
+        states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
         _synchronize(self.accelerator.device)
         started = time.perf_counter()
         scored = self.teacher.score(rollouts, states)
@@ -376,7 +378,7 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
 
 def _gathered(weight: Tensor) -> Tensor:
-    """The whole head on this rank, gathered once a micro-batch where FSDP sharded it."""
+    """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
 
 
