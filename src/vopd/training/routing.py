@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,22 +94,54 @@ class TeacherPrompts:
         batch[PROMPT_MASK] = torch.tensor(mask, dtype=batch["prompt_mask"].dtype, device=like.device)
 
 
-def sources(teacher_model: Any, teachers: Any) -> dict[str, Any]:
-    """Every teacher by name: those of `teachers`, and `teacher_model` as the default.
+@dataclass(frozen=True)
+class Served:
+    """A teacher behind a server.
+
+    Attributes:
+        urls: its address, or several of the same model.
+        path: where its tokenizer and end tokens are, to be compared; None where the server alone is asked.
+    """
+
+    urls: Any
+    path: str | None = None
+
+
+def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[str, Any]:
+    """Every teacher by name: those of `teachers`, and `teacher_model` or the one at `server_url` as the default.
 
     Raises:
         ConfigurationError: there is none, or two defaults.
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
-    named = dict(teachers or {})
-    if teacher_model is not None:
+    named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
+    default = _default(teacher_model, server_url)
+    if default is not None:
         if DEFAULT in named:
             raise ConfigurationError("teacher_model is the default teacher, and teachers has another default; keep one")
-        named[DEFAULT] = teacher_model
+        named[DEFAULT] = default
     if not named:
-        raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model, or several as teachers")
+        raise ConfigurationError(
+            "teacher_model is missing; give a path, a hub id or a model, teacher_server_url for one behind a server, "
+            "or several as teachers"
+        )
     for name, source in named.items():
         if not name or "/" in name or source is None:
             raise ConfigurationError(f"teachers: {name!r}: {source!r} is no name with a teacher; write name: path")
     return named
+
+
+def _default(teacher_model: Any, server_url: Any) -> Any:
+    if server_url is None:
+        return teacher_model
+    if teacher_model is not None and not isinstance(teacher_model, str):
+        raise ConfigurationError(
+            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
+            "teacher's path, whose tokenizer is then compared"
+        )
+    return Served(server_url, teacher_model)
+
+
+def _is_url(source: Any) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))

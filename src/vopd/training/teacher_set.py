@@ -10,7 +10,7 @@ from typing import Any
 from ..models import common_vocabulary
 from ..teachers import RoutedTeacher, Teacher
 from .local_teacher import LocalTeacher
-from .routing import DEFAULT
+from .routing import DEFAULT, Served
 from .self_teacher import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self, copied, is_self
 from .teacher_setup import Placed, check_top_k, checked_rows, place_teacher
 
@@ -84,7 +84,7 @@ def set_up_teachers(trainer: Any, given: dict[str, Any]) -> TeacherSet:
     """
     found, made = TeacherSet(), {}
     for name, source in given.items():
-        key = source if isinstance(source, str) else id(source)
+        key = source if isinstance(source, str) else str(source) if isinstance(source, Served) else id(source)
         if key not in made:
             revision = trainer.args.teacher_model_revision if name == DEFAULT else None
             own = is_self(source)

@@ -1,7 +1,8 @@
-"""From what a user names as teacher to the object that training asks."""
+"""From what a user names as teacher to the object that training asks: in this process, or behind a server."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from ..errors import ConfigurationError, MismatchError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
+from ..models import common_vocabulary, context_length, end_token_difference, load_skeleton, load_tokenizer, read_head
 from ..teachers import Teacher
 from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
+from .routing import Served
+from .server_teacher import connect
 
 logger = logging.getLogger("vopd")
 
@@ -44,12 +47,14 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
 
     Args:
         trainer: a TRLAdapter with a VOPDConfig.
-        source: what the user gave as teacher_model, or as one of several teachers.
+        source: as `routing.sources` makes it: a path, a model, or `Served`.
         revision: of the source on the hub.
 
     Raises:
         ConfigurationError, MismatchError, TeacherServerError: see their messages.
     """
+    if isinstance(source, Served):
+        return _behind_server(trainer, source, revision)
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
     tokenizer = _tokenizer_of(source, model, revision) or trainer._tokenizer
@@ -64,6 +69,31 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
     teacher = LocalTeacher(prepared, trainer.teacher_states)
     check_gives(trainer.args.estimator, teacher.gives)
     return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
+
+
+def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed:
+    args, tokenizer = copy.copy(trainer.args), trainer._tokenizer
+    if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
+        args.teacher_server_url, args.teacher_server_model = source.urls, None
+    if source.path is not None:
+        tokenizer = load_tokenizer(source.path, revision=revision)
+        _warn_of_ends(trainer, load_skeleton(source.path, revision=revision), tokenizer)
+    student_rows = checked_rows(trainer, trainer.model, "student")
+    vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows)
+    check_top_k(args, vocab_size)
+    found = connect(
+        args,
+        tokenizer=trainer._tokenizer,
+        compared=source.path is not None,
+        vocab_size=vocab_size,
+        prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
+        end_ids=trainer.eos_token_ids,
+        longest=(args.max_prompt_length or 1) + args.max_completion_length,
+    )
+    if trainer.accelerator.is_main_process:
+        for note in found.notes:
+            logger.info("teacher server: %s", note)
+    return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows)
 
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:

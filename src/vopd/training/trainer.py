@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError
 from ..kernels import backend_name
 from ..models import context_length
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .checkpoints import Checkpoints, check_writable, clear_save_errors
+from .circuit import Circuit
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
@@ -34,8 +34,9 @@ from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
 from .self_teacher import check_worth
-from .teacher_set import set_up_teachers
+from .setup_errors import clear_errors
 from .stopping import Stopping
+from .teacher_set import set_up_teachers
 from .token_loss import distil_each, own_mask, together
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -93,8 +94,11 @@ class VOPDTrainer(TRLAdapter):
         teachers: dict[str, Any] | None = None,
     ) -> None:
         args = VOPDConfig() if args is None else args
-        given = sources(teacher_model, teachers)
-        _check_arguments(model, given, args)
+        _check_arguments(args)
+        given = sources(teacher_model, teachers, args.teacher_server_url)
+        for teacher in given.values():
+            if model is teacher and not isinstance(model, str):
+                check_not_shared(model, teacher)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
@@ -108,7 +112,7 @@ class VOPDTrainer(TRLAdapter):
                 part.check(dataset, name)
         check_writable(args.output_dir)
         self._prepare_books()
-        with _clear_errors():
+        with clear_errors():
             super().__init__(
                 model=model,
                 teacher_model=None,
@@ -140,6 +144,7 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
+        self._circuit = Circuit(self.args.teacher_drop_limit)
         self._teachers = set_up_teachers(self, given)
         self.teacher = self._teachers.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.teacher_model = self._teachers.model
@@ -175,7 +180,7 @@ class VOPDTrainer(TRLAdapter):
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, GuardWatch(self._stopping), *self._teachers.callbacks]
+        watches = [self._circuit, self._stopping, GuardWatch(self._stopping), *self._teachers.callbacks]
         for callback in (_StepEvents(self), run_log, self._progress, *watches):
             self.add_callback(callback)
 
@@ -258,7 +263,8 @@ class VOPDTrainer(TRLAdapter):
                 self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
 
     def rows_settled(self, dropped: int, rows: int) -> None:
-        pass
+        if self.model.training:
+            self._circuit.add(dropped, rows)
 
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
@@ -294,15 +300,18 @@ class VOPDTrainer(TRLAdapter):
         """
         try:
             with self._stopping.until_done():
-                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
+                trained = super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
+        self._circuit.check()
+        return trained
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
-        self._checkpoints.save(partial(self._teachers.save_beside, partial(super()._save_checkpoint, model, trial), self))
+        write = partial(super()._save_checkpoint, model, trial)
+        self._checkpoints.save(partial(self._teachers.save_beside, write, self))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -366,13 +375,9 @@ class _StepEvents(TrainerCallback):
         self.trainer._clock.end()
 
 
-def _check_arguments(model: Any, teachers: dict[str, Any], args: Any) -> None:
-    """What can be refused before any model is loaded."""
+def _check_arguments(args: Any) -> None:
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-    for teacher in teachers.values():
-        if model is teacher and not isinstance(model, str):
-            check_not_shared(model, teacher)
 
 
 def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
@@ -381,21 +386,3 @@ def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
     if isinstance(eval_dataset, dict):
         return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
     return [("eval_dataset", eval_dataset)]
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What TRL and transformers raise while a trainer is set up, as vopd's own errors."""
-    try:
-        yield
-    except VOPDError:
-        raise
-    except ConnectionError as error:
-        raise TeacherServerError(
-            f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
-            "vllm_mode=colocate"
-        ) from error
-    except OSError as error:
-        raise MismatchError(f"the student cannot be loaded: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
