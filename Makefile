@@ -15,13 +15,15 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-kernels test-grader check format embedded-pair clean
+.PHONY: help install demo test test-faults test-kernels test-grader mutants check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make test           run the tests"
+	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
+	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -44,6 +46,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
 
+test-faults: $(STAMP)
+	$(PYTHON) tests/faults/kill_and_resume.py --trials 30
+
 # The kernels run in Triton's interpreter and are compiled for sm_90 ahead of time: neither needs a GPU. Triton is large
 # and fixed to the version of the GPU machines, hence an environment of its own; torch first, so that it stays the CPU's.
 test-kernels: $(KERNELS_STAMP)
@@ -58,6 +63,10 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
+
+# Not part of the tests: about a minute for ten mutations. Writes docs/bug-catalogue.md.
+mutants: $(STAMP)
+	nice -n 10 $(PYTHON) tools/mutate.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

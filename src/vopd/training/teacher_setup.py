@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError, MismatchError
+from ..errors import ConfigurationError
 from ..estimators.checks import check_gives
 from ..models import common_vocabulary, context_length, end_token_difference, load_skeleton, load_tokenizer, read_head
 from ..teachers import Teacher
@@ -16,6 +15,7 @@ from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
 from .routing import Served
 from .server_teacher import connect
+from .setting_up import tokenizer_of
 
 logger = logging.getLogger("vopd")
 
@@ -57,7 +57,7 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
         return _behind_server(trainer, source, revision)
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
-    tokenizer = _tokenizer_of(source, model, revision) or trainer._tokenizer
+    tokenizer = tokenizer_of(source, model, revision) or trainer._tokenizer
     student_rows = checked_rows(trainer, trainer.model, "student")
     teacher_rows = checked_rows(trainer, model, "teacher")
     vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
@@ -115,15 +115,3 @@ def _warn_of_ends(trainer: Any, teacher: Any, tokenizer: Any) -> None:
     warning = end_token_difference(trainer.model, teacher, trainer._tokenizer, tokenizer)
     if warning:
         logger.warning(warning)
-
-
-def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
-    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
-        return None
-    try:
-        return load_tokenizer(source, revision=revision)
-    except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
-        return None

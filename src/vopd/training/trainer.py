@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from ..errors import ConfigurationError, GuardError, MismatchError
 from ..kernels import backend_name
 from ..models import context_length
+from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .checkpoints import Checkpoints, check_writable, clear_save_errors
@@ -34,7 +35,8 @@ from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
 from .self_teacher import check_worth
-from .setup_errors import clear_errors
+from .setting_up import clear_errors, named_datasets
+from .step_events import StepEvents
 from .stopping import Stopping
 from .teacher_set import set_up_teachers
 from .token_loss import distil_each, own_mask, together
@@ -106,11 +108,12 @@ class VOPDTrainer(TRLAdapter):
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
         check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
-        for name, dataset in [("train_dataset", train_dataset), *_named(eval_dataset)]:
+        for name, dataset in [("train_dataset", train_dataset), *named_datasets(eval_dataset)]:
             check_prompts(dataset, name)
             for part in (self._rewards, self._routes, self._teacher_prompts):
                 part.check(dataset, name)
         check_writable(args.output_dir)
+        self._benchmarks = load_benchmarks(args)
         self._prepare_books()
         with clear_errors():
             super().__init__(
@@ -164,7 +167,7 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
-        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+        for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
             for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
                 check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
@@ -181,8 +184,10 @@ class VOPDTrainer(TRLAdapter):
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         run_log = RunLog(self.args.output_dir, self._take_samples)
         watches = [self._circuit, self._stopping, GuardWatch(self._stopping), *self._teachers.callbacks]
-        for callback in (_StepEvents(self), run_log, self._progress, *watches):
+        for callback in (StepEvents(self), run_log, self._progress, *watches):
             self.add_callback(callback)
+        if self._benchmarks:  # last, so that the log is open and the trackers have begun
+            self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self._tokenizer, self.eos_token_ids)
@@ -358,31 +363,6 @@ class VOPDTrainer(TRLAdapter):
         }
 
 
-class _StepEvents(TrainerCallback):
-    """Tells the trainer's clock when steps begin and end, and its sampler which epoch begins."""
-
-    def __init__(self, trainer: VOPDTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # accelerate passes set_epoch on to the sampler through some of its wrappers only.
-        self.trainer._order.set_epoch(int(state.epoch))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.begin()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.end()
-
-
 def _check_arguments(args: Any) -> None:
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-
-
-def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
-    if eval_dataset is None:
-        return []
-    if isinstance(eval_dataset, dict):
-        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    return [("eval_dataset", eval_dataset)]

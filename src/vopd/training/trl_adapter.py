@@ -12,8 +12,6 @@ import inspect
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from ..errors import ConfigurationError, MismatchError, require
 from ..models import read_head
 from ..teachers import Rollouts, States, Teacher
 from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence, student_sequence
-from .rollout import check_completions, padded, sampled_logprobs
+from .rollout import check_completions, own_generation_config, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -243,9 +241,16 @@ class TRLAdapter(DistillationTrainer):
         if checkpoint is not None:
             self.checkpoint_loaded(checkpoint)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one more step before it sees that a resumed run had taken its last one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
+        with own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
             completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
@@ -353,28 +358,15 @@ class TRLAdapter(DistillationTrainer):
         logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
         super().log(logs, start_time)
 
+    def log_alone(self, logs: dict[str, float]) -> None:
+        """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""
+        due = self.control.should_log
+        super(DistillationTrainer, self).log(logs)
+        self.control.should_log = due
+
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
-
-
-@contextmanager
-def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """Let ``generate`` sample with `config` alone.
-
-    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
-    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
-    comes back afterwards, for it is saved with the model.
-    """
-    holders = [model, model.get_base_model()] if is_peft_model(model) else [model]
-    originals = [holder.generation_config for holder in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = config
-        yield
-    finally:
-        for holder, original in zip(holders, originals, strict=True):
-            holder.generation_config = original
 
 
 def _gathered(weight: Tensor) -> Tensor:
