@@ -50,8 +50,8 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
 
 def _vocabulary(facts: Facts) -> list[str]:
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
-    for name, model in (("student", facts.student), ("teacher", facts.teacher)):
-        assert model is not None
+    assert facts.student is not None
+    for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         from vopd.models import end_ids
 
         tokenizer, rows = model.tokenizer, len(model.skeleton.get_output_embeddings().weight)
@@ -90,7 +90,7 @@ def _memory(plan: Plan, facts: Facts) -> list[str]:
 def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
-    assert facts.student is not None and facts.teacher is not None and facts.prompts is not None
+    assert facts.student is not None and facts.prompts is not None
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -105,7 +105,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        facts.teacher.skeleton,
+        [teacher.skeleton for teacher in facts.teachers.values()],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         step=step,
