@@ -67,8 +67,7 @@ class StubServer:
         self.under_way = self.most_under_way = 0
         self.lock, self.compute = threading.Lock(), threading.Lock()
         handler = type("Handler", (_Handler,), {"stub": self})
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
@@ -205,6 +204,13 @@ def _spoil(choice: dict[str, Any], ids: list[int], fault: str | None) -> None:
         last[token]["logprob"] = 0.5
     elif fault == "missing":
         del last[token]
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: clients that give up in the middle belong to the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ def check_vocabulary(servers: Servers, url: str, model: str, tokenizer: Any) -> 
         text = servers_text(servers, url, model, chunk)
         if text is None:
             return None
-        if text not in _texts(tokenizer, chunk):
+        if not _reads(tokenizer, chunk, text):
             raise _mismatch(_first_difference(servers, url, model, tokenizer, chunk), tokenizer)
         encoded = _ids(servers, url, model, text)
         if encoded is not None and encoded != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
@@ -68,19 +68,20 @@ def _chunks(ids: list[int]) -> Iterator[list[int]]:
     return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
 
 
-def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """What the student reads `ids` as; tidying spaces up afterwards is a habit, not a vocabulary."""
-    return [
-        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=tidy))
-        for tidy in (False, True)
-    ]
+def _reads(tokenizer: Any, ids: list[int], text: str) -> bool:
+    """Whether the student reads `ids` as `text`; tidying spaces up afterwards is a habit, not a vocabulary."""
+    return text == _text(tokenizer, ids) or text == tokenizer.decode(ids)
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _first_difference(servers: Servers, url: str, model: str, tokenizer: Any, chunk: list[int]) -> tuple[int, str]:
     """The first id of a chunk that is read differently, by halves, and what the server reads it as."""
     while len(chunk) > 1:
         half = chunk[: len(chunk) // 2]
-        differs = servers_text(servers, url, model, half) not in _texts(tokenizer, half)
+        differs = not _reads(tokenizer, half, servers_text(servers, url, model, half) or "")
         chunk = half if differs else chunk[len(half) :]
     return chunk[0], servers_text(servers, url, model, chunk) or ""
 
@@ -88,7 +89,7 @@ def _first_difference(servers: Servers, url: str, model: str, tokenizer: Any, ch
 def _mismatch(found: tuple[int, str], tokenizer: Any) -> MismatchError:
     token, theirs = found
     return MismatchError(
-        f"student and teacher server use different vocabularies: {token} is {_texts(tokenizer, [token])[0]!r} for the "
+        f"student and teacher server use different vocabularies: {token} is {_text(tokenizer, [token])!r} for the "
         f"student and {theirs!r} for the server; choose a student and a teacher of one family, or TRL's GOLD trainer, "
         "which distils across tokenizers"
     )

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..errors import TeacherServerError
+from .stopping import Stopping
 
 _STEPS = 50
 _FEWEST = 100
@@ -19,36 +20,26 @@ class Circuit(TrainerCallback):
     Args:
         limit: share of the completions of the last 50 steps; fewer than 100 completions count as 100, so that one
             failure in a first small batch does not end a run.
+        stopping: ends the run.
     """
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, stopping: Stopping) -> None:
+        self.limit, self.stopping = limit, stopping
         self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS)
-        self._open = False
 
     def add(self, dropped: int, rows: int) -> None:
         """Count an optimizer step's rows, over all ranks."""
         self._steps.append((dropped, rows))
-        self._open = self.dropped > self.limit * max(self.rows, _FEWEST)
 
-    @property
-    def dropped(self) -> int:
-        """Completions without scores in the last steps."""
-        return sum(dropped for dropped, _ in self._steps)
-
-    @property
-    def rows(self) -> int:
-        """Completions of the last steps."""
-        return sum(rows for _, rows in self._steps)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._open:
-            control.should_save = control.should_training_stop = True
-
-    def check(self) -> None:
-        """Raises TeacherServerError if the run was ended."""
-        if self._open:
-            raise TeacherServerError(
-                f"the teacher left {self.dropped} of the last {self.rows} completions without scores, more than "
-                f"teacher_drop_limit={self.limit}; a checkpoint was saved: mend the server and resume the run"
-            )
+        dropped, rows = (sum(counts) for counts in zip(*self._steps)) if self._steps else (0, 0)
+        if dropped <= self.limit * max(rows, _FEWEST):
+            return
+        error = TeacherServerError(
+            f"the teacher left {dropped} of the last {rows} completions without scores, more than teacher_drop_limit="
+            f"{self.limit:g}; the checkpoint of step {state.global_step} is saved: mend the server and resume"
+        )
+        self.stopping.end(error, control)

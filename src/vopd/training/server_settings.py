@@ -35,7 +35,10 @@ class ServerSettings:
             which the run saves a checkpoint and ends.
     """
 
-    teacher_server_url: str | list[str] | None = _own(None, "Address of a vLLM server with the teacher, or several.")
+    # In the order that HfArgumentParser depends on.
+    teacher_server_url: None | str | list[str] = _own(  # noqa: RUF036
+        None, "Address of a vLLM server with the teacher, or several."
+    )
     teacher_server_model: str | None = _own(None, "Its name of the teacher. Default: the only model that it serves.")
     teacher_server_key_env: str = _own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
     teacher_server_concurrency: int = _own(32, "Requests to it under way at once.")

@@ -21,11 +21,13 @@ class Connected:
     Attributes:
         teacher: scores completions.
         model: its name on the server.
+        positions: longest sequence that it scores; None where it does not say.
         notes: what was found, a line each.
     """
 
     teacher: ServerTeacher
     model: str
+    positions: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -37,7 +39,6 @@ def connect(
     vocab_size: int,
     prompt: Sequence[int],
     end_ids: Sequence[int],
-    longest: int,
 ) -> Connected:
     """Try the servers of `settings` and return the teacher behind them.
 
@@ -48,7 +49,6 @@ def connect(
         vocab_size: number of real ids.
         prompt: ids of a prompt of the run, for the server to go on from.
         end_ids: where the student stops.
-        longest: tokens of the longest sequence that the run can make.
 
     Raises:
         TeacherServerError: no server answers, or not with what is asked.
@@ -63,7 +63,7 @@ def connect(
         seed=settings.seed,
     )
     try:
-        return _connect(servers, settings, tokenizer, compared, vocab_size, prompt, end_ids, longest)
+        return _connect(servers, settings, tokenizer, compared, vocab_size, prompt, end_ids)
     except Exception:
         servers.close()
         raise
@@ -77,16 +77,16 @@ def _connect(
     vocab_size: int,
     prompt: Sequence[int],
     end_ids: Sequence[int],
-    longest: int,
 ) -> Connected:
     estimator = find_estimator(settings.estimator)
     need = need_of(estimator)
-    model, notes = _find(servers, settings.teacher_server_model, longest), []
+    model, positions = _find(servers, settings.teacher_server_model)
+    notes: list[str] = []
     for url in servers.urls:
         notes.append(_check_ids(servers, url, model, tokenizer, compared))
     top_k = settings.loss_top_k if need == "top_k" else 0
     first = servers.urls[0]
-    found = _probe(servers, first, model, prompt[-longest:], top_k, vocab_size)
+    found = _probe(servers, first, model, prompt, top_k, vocab_size)
     repeat = _agreement(servers, model, found, notes)
     if found.end_id is not None and found.end_id not in end_ids:
         logger.warning(
@@ -110,26 +110,20 @@ def _connect(
         failure=settings.teacher_failure,
         watch=Watch(servers, model, found, repeat),
     )
-    return Connected(teacher, model, notes)
+    return Connected(teacher, model, positions, notes)
 
 
-def _find(servers: Servers, wanted: str | None, longest: int) -> str:
-    """The model's name, the same on every server; long enough sequences on each."""
-    names = set()
-    for url in servers.urls:
-        name, length = preflight.find_model(servers, url, wanted)
-        names.add(name)
-        if length is not None and longest + 1 > length:  # scoring a sequence takes one more token
-            raise ConfigurationError(
-                f"{url} takes sequences of {length} tokens, and this run can make {longest} and needs one more; start "
-                f"it with --max-model-len {longest + 1}, or lower max_completion_length"
-            )
+def _find(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
+    """The model's name, the same on every server, and the longest sequence that all of them score."""
+    found = [preflight.find_model(servers, url, wanted) for url in servers.urls]
+    names = sorted({name for name, _ in found})
     if len(names) > 1:
         raise ConfigurationError(
-            f"the servers call the teacher by different names ({', '.join(sorted(names))}); start them with one "
+            f"the servers call the teacher by different names ({', '.join(names)}); start them with one "
             "--served-model-name"
         )
-    return names.pop()
+    # Scoring a sequence takes one token more.
+    return names[0], min((length - 1 for _, length in found if length is not None), default=None)
 
 
 def _check_ids(servers: Servers, url: str, model: str, tokenizer: Any, compared: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..models import common_vocabulary
+from ..models import common_vocabulary, context_length
 from ..teachers import RoutedTeacher, Teacher
 from .local_teacher import LocalTeacher
 from .routing import DEFAULT, Served
@@ -37,9 +37,10 @@ class TeacherSet:
         """The first prepared model in this process; None without any."""
         return next((placed.model for placed in self.placed.values() if placed.model is not None), None)
 
-    def positions(self, own: int | None) -> int | None:
-        """Tokens that a sequence may have for every model; `own` is the student's number. None for no limit."""
-        return min((n for n in (own, *(p.positions for p in self.placed.values())) if n is not None), default=None)
+    @property
+    def positions(self) -> int | None:
+        """Tokens that a sequence may have for every model; None for no limit."""
+        return min((p.positions for p in self.placed.values() if p.positions is not None), default=None)
 
     def as_one(self, sharded: bool) -> Teacher:
         """The only one, or all of them behind the column that names one for each row.
@@ -101,10 +102,11 @@ def _place_self(trainer: Any, found: TeacherSet, source: str) -> Placed:
     rows, tokenizer = checked_rows(trainer, trainer.model, "student"), trainer._tokenizer
     vocab_size = common_vocabulary(tokenizer, tokenizer, student_rows=rows, teacher_rows=rows)
     check_top_k(trainer.args, vocab_size)
+    positions = context_length(trainer.model)
     if source == ADAPTER_OFF:
-        return Placed(AdapterOff(student, trainer.inner_states), None, source, None, vocab_size, rows)
+        return Placed(AdapterOff(student, trainer.inner_states), None, source, None, vocab_size, rows, positions)
     prepared = trainer.prepared_teacher(copied(trainer.model, shared=not trainer.is_fsdp_enabled))
     if source == AVERAGE:
         unwrap = trainer.accelerator.unwrap_model
         found.average = MovingAverage(lambda: unwrap(prepared), student, trainer.args.teacher_decay)
-    return Placed(LocalTeacher(prepared, trainer.teacher_states), prepared, source, None, vocab_size, rows)
+    return Placed(LocalTeacher(prepared, trainer.teacher_states), prepared, source, None, vocab_size, rows, positions)

@@ -9,7 +9,14 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..estimators.checks import check_gives
-from ..models import common_vocabulary, context_length, end_token_difference, load_skeleton, load_tokenizer, read_head
+from ..models import (
+    common_vocabulary,
+    context_length,
+    end_token_difference,
+    load_skeleton,
+    load_tokenizer,
+    read_head,
+)
 from ..teachers import Teacher
 from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
@@ -30,7 +37,7 @@ class Placed:
         name, revision: for the model card.
         vocab_size: number of real ids.
         student_rows: rows of the student's head.
-        positions: tokens that a sequence may have; None where nothing says so.
+        positions: longest sequence that both models take; None for no limit.
     """
 
     teacher: Teacher
@@ -39,7 +46,7 @@ class Placed:
     revision: str | None
     vocab_size: int
     student_rows: int
-    positions: int | None = None
+    positions: int | None
 
 
 def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
@@ -64,7 +71,7 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
     check_top_k(trainer.args, vocab_size)
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
-    positions = context_length(model)
+    positions = context_length(trainer.model, model)
     prepared = trainer.prepared_teacher(model)
     teacher = LocalTeacher(prepared, trainer.teacher_states)
     check_gives(trainer.args.estimator, teacher.gives)
@@ -88,12 +95,14 @@ def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed
         vocab_size=vocab_size,
         prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
         end_ids=trainer.eos_token_ids,
-        longest=(args.max_prompt_length or 1) + args.max_completion_length,
     )
     if trainer.accelerator.is_main_process:
         for note in found.notes:
             logger.info("teacher server: %s", note)
-    return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows)
+    positions = min(
+        (length for length in (context_length(trainer.model), found.positions) if length is not None), default=None
+    )
+    return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows, positions)
 
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:

@@ -14,7 +14,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..errors import ConfigurationError, GuardError, MismatchError
 from ..kernels import backend_name
-from ..models import context_length
 from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
@@ -147,7 +146,6 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
-        self._circuit = Circuit(self.args.teacher_drop_limit)
         self._teachers = set_up_teachers(self, given)
         self.teacher = self._teachers.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.teacher_model = self._teachers.model
@@ -155,7 +153,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
-        self._positions = self._teachers.positions(context_length(self.model))
+        self._positions = self._teachers.positions
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -182,8 +180,9 @@ class VOPDTrainer(TRLAdapter):
             notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        self._circuit = Circuit(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._circuit, self._stopping, GuardWatch(self._stopping), *self._teachers.callbacks]
+        watches = [self._stopping, self._circuit, GuardWatch(self._stopping), *self._teachers.callbacks]
         for callback in (StepEvents(self), run_log, self._progress, *watches):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
@@ -302,14 +301,13 @@ class VOPDTrainer(TRLAdapter):
         Raises:
             Terminated: SIGTERM ended the run; a checkpoint was saved.
             GuardError: a guard did.
+            TeacherServerError: a server did not score a completion, or left more of them than may be dropped.
         """
         try:
             with self._stopping.until_done():
-                trained = super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
-        self._circuit.check()
-        return trained
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
