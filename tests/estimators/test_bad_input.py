@@ -93,9 +93,9 @@ def test_fewer_possible_tokens_than_k_leave_the_gradient_unbiased(estimator, k, 
     copies = student.expand(allowed, VOCAB).clone().requires_grad_()
     out, gradients = run(
         copies, teacher.expand(allowed, VOCAB), torch.arange(allowed), estimator,
-        top_k=k if vopd.ESTIMATORS[estimator].needs_top_k else None, normalizer=1.0,
+        top_k=k if vopd.ESTIMATORS[estimator].needs_top_k else None, normalizer=1.0, diagnostics=True,
     )  # fmt: skip
-    assert torch.isfinite(out.loss)
+    assert torch.isfinite(torch.stack([out.loss, *(value.sum() for value in (*out.variance, out.entropy))])).all()
     exact = student[:allowed].clone().requires_grad_()
     logprobs = exact.log_softmax(-1)
     (logprobs.exp() * (logprobs - teacher.log_softmax(-1)[:allowed])).sum().backward()
