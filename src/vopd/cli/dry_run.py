@@ -22,6 +22,7 @@ def report(plan: Plan, facts: Facts) -> str:
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
     sections = [_prompt(plan, facts), _vocabulary(facts), _memory(plan, facts), _steps(plan, facts), _disk(plan, facts)]
+    sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
 
@@ -51,7 +52,9 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
 def _vocabulary(facts: Facts) -> list[str]:
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
     for name, model in (("student", facts.student), ("teacher", facts.teacher)):
-        assert model is not None
+        if model is None:  # behind a server, and not named
+            lines.append(f"{name}: on its server, which is asked when training begins (vopd doctor --teacher URL)")
+            continue
         from vopd.models import end_ids
 
         tokenizer, rows = model.tokenizer, len(model.skeleton.get_output_embeddings().weight)
@@ -90,7 +93,7 @@ def _memory(plan: Plan, facts: Facts) -> list[str]:
 def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
-    assert facts.student is not None and facts.teacher is not None and facts.prompts is not None
+    assert facts.student is not None and facts.prompts is not None
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -105,7 +108,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        facts.teacher.skeleton,
+        None if facts.teacher is None or config.teacher_server_url is not None else facts.teacher.skeleton,
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         step=step,

@@ -18,7 +18,9 @@ MAIN_FIELDS = (
     "max_prompt_length", "max_completion_length", "temperature",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
-    "gradient_checkpointing", "use_vllm", "vllm_mode", "metrics_every", "samples_per_step", "save_steps",
+    "gradient_checkpointing", "teacher_server_url", "teacher_failure",
+    "use_vllm", "vllm_mode", "metrics_every", "samples_per_step",
+    "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
 # Fields of the trainer's configuration that would do nothing here, and what does their work.
@@ -38,7 +40,9 @@ class TrainOptions:
     """What `vopd train` needs besides the trainer's configuration."""
 
     model: str = needed("student: folder or hub id")
-    teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
+    teacher_model: str | None = setting(
+        None, "teacher: folder or hub id, with the student's vocabulary; beside teacher_server_url its tokenizer alone"
+    )
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
@@ -117,6 +121,10 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     folder = _folder(train_options, settings)
     # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
     config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name, push_to_hub=False)
+    if train_options.teacher_model is None and config.teacher_server_url is None:
+        raise ConfigurationError(
+            f"vopd {command} needs --teacher_model, or --teacher_server_url for a teacher behind a server"
+        )
     if train_options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
     Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense

@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def build_trainer(plan: Plan, facts: Facts) -> Any:
-    """Load both models and return the trainer.
+    """Load the models and return the trainer; a teacher behind a server is not loaded.
 
     The student is made to stop at the teacher's end tokens too: it learns to emit them, and would otherwise run
     on to the length limit after each.
@@ -59,14 +59,20 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     from vopd.training import VOPDTrainer
 
     options = plan.options
-    assert facts.student is not None and facts.teacher is not None and facts.prompts is not None
-    tokenizer, teacher_tokenizer = facts.student.tokenizer, facts.teacher.tokenizer
+    assert facts.student is not None and facts.prompts is not None
+    tokenizer = facts.student.tokenizer
     student = load_model(options.model, dtype=options.dtype, revision=options.model_revision)
-    teacher = load_model(options.teacher_model, dtype=options.teacher_dtype, revision=options.teacher_model_revision)
-    difference = end_token_difference(student, teacher, tokenizer, teacher_tokenizer)
-    if difference is not None:
-        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher, teacher_tokenizer)})
-        logger.warning("%s (done for this run)", difference)
+    teacher: Any = options.teacher_model
+    if options.teacher_model is not None and plan.config.teacher_server_url is None:
+        revision = options.teacher_model_revision
+        teacher = load_model(options.teacher_model, dtype=options.teacher_dtype, revision=revision)
+    if facts.teacher is not None:
+        like_teacher, teacher_tokenizer = facts.teacher.skeleton, facts.teacher.tokenizer
+        difference = end_token_difference(student, like_teacher, tokenizer, teacher_tokenizer)
+        if difference is not None:
+            set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(like_teacher, teacher_tokenizer)})
+            logger.warning("%s (done for this run)", difference)
+    _ask_as_trained(plan, tokenizer)
     trainer = VOPDTrainer(
         model=student,
         teacher_model=teacher,
@@ -78,6 +84,18 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
+
+
+def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
+    """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
+    from vopd.data.rendering import thinking_options
+
+    options, config = plan.options, plan.config
+    if config.eval_benchmark_chat_template is None:
+        config.eval_benchmark_chat_template = options.chat_template
+    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
+    if switch:
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:

@@ -63,16 +63,17 @@ class Step:
     own_rollout: bool
 
 
-def footprint(student: Any, teacher: Any, *, student_dtype: str, teacher_dtype: str, step: Step) -> Footprint:
+def footprint(student: Any, teacher: Any | None, *, student_dtype: str, teacher_dtype: str, step: Step) -> Footprint:
     """Estimate the memory of a step for two skeletons (`load_skeleton`), the student with its adapters if it has any.
 
     Args:
         student: trainable parameters are those that require gradient.
-        teacher: frozen.
+        teacher: frozen; None for one that is not in this process.
         student_dtype, teacher_dtype: as `load_model` takes them; "auto" is as saved.
         step: sizes of a step.
     """
-    own, theirs = bytes_per_weight(student, student_dtype), bytes_per_weight(teacher, teacher_dtype)
+    own = bytes_per_weight(student, student_dtype)
+    theirs = 0 if teacher is None else bytes_per_weight(teacher, teacher_dtype)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in student.parameters() if not weight.requires_grad)
     # Adapters are kept in float32 whatever the base model's dtype.
@@ -83,10 +84,11 @@ def footprint(student: Any, teacher: Any, *, student_dtype: str, teacher_dtype: 
     hidden = step.sequences * step.completion_tokens * width * 4
     return Footprint(
         student=frozen * own + trained_bytes,
-        teacher=sum(weight.numel() for weight in teacher.parameters()) * theirs,
+        teacher=0 if teacher is None else sum(weight.numel() for weight in teacher.parameters()) * theirs,
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
-        activations=_activations(student, step) * activation + _layer(teacher) * step.sequences * step.tokens * theirs,
+        activations=_activations(student, step) * activation
+        + (0 if teacher is None else _layer(teacher) * step.sequences * step.tokens * theirs),
         loss=_LOSS_BUFFERS * _chunk(step) * vocabulary * 4 + head_gradient + hidden,
         rollout=_cache(student, step) * activation if step.own_rollout else 0,
     )
