@@ -18,7 +18,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-faults test-kernels test-server test-grader mutants check format embedded-pair clean
+.PHONY: help install demo test test-faults test-kernels test-server test-grader test-matrix mutants check format
+.PHONY: embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -28,6 +29,7 @@ help:
 	@echo "make test-server    compare a real vLLM server with the teacher in this process, in .venv-server (3.5 GB)"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
+	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -84,6 +86,9 @@ test-grader: $(STAMP)
 mutants: $(STAMP)
 	nice -n 10 $(PYTHON) tools/mutate.py
 
+test-matrix: $(STAMP)
+	$(PYTHON) tools/matrix.py
+
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -98,4 +103,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

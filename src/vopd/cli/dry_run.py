@@ -22,6 +22,7 @@ def report(plan: Plan, facts: Facts) -> str:
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
     sections = [_prompt(plan, facts), _vocabulary(facts), _memory(plan, facts), _steps(plan, facts), _disk(plan, facts)]
+    sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
 

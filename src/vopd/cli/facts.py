@@ -29,6 +29,7 @@ class Facts:
         student, teacher: the models; no teacher where one behind a server was not named.
         vocabulary: number of token ids that they share.
         prompts: to train on, the too long ones dropped.
+        benchmarks: a line for each benchmark that accuracy is measured on during the run.
         notes: what a user should know and may live with.
     """
 
@@ -36,6 +37,7 @@ class Facts:
     teacher: ModelFacts | None
     vocabulary: int | None
     prompts: Any | None
+    benchmarks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -49,6 +51,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
+    from vopd.training.benchmarks import load_benchmarks, plan_lines
     from vopd.training.trackers import check_trackers
 
     options, notes = plan.options, []
@@ -75,7 +78,8 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teacher)
-    return Facts(student, teacher, vocabulary, prompts, notes)
+    benchmarks = reach(lambda: load_benchmarks(plan.config), plan.config.eval_benchmarks or [])
+    return Facts(student, teacher, vocabulary, prompts, plan_lines(plan.config, benchmarks or []), notes)
 
 
 def only_on_hub(source: Any) -> bool:

@@ -19,7 +19,8 @@ MAIN_FIELDS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
     "gradient_checkpointing", "teacher_server_url", "teacher_failure",
-    "use_vllm", "vllm_mode", "metrics_every", "samples_per_step", "save_steps",
+    "use_vllm", "vllm_mode", "metrics_every", "samples_per_step",
+    "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
 # Fields of the trainer's configuration that would do nothing here, and what does their work.

@@ -72,6 +72,7 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
         if difference is not None:
             set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(like_teacher, teacher_tokenizer)})
             logger.warning("%s (done for this run)", difference)
+    _ask_as_trained(plan, tokenizer)
     trainer = VOPDTrainer(
         model=student,
         teacher_model=teacher,
@@ -83,6 +84,18 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
+
+
+def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
+    """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
+    from vopd.data.rendering import thinking_options
+
+    options, config = plan.options, plan.config
+    if config.eval_benchmark_chat_template is None:
+        config.eval_benchmark_chat_template = options.chat_template
+    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
+    if switch:
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:

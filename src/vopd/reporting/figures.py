@@ -18,7 +18,8 @@ class Line:
     """One curve: its points by optimizer step.
 
     `width` is the number of steps of the running mean that is drawn; 1 draws the values as they are. Lines of the same
-    label share one entry of the legend.
+    label share one entry of the legend. `ends` are the 95 % intervals of the values, where they have any: then every
+    value is drawn as a point with its interval.
     """
 
     label: str
@@ -27,6 +28,11 @@ class Line:
     colour: str
     width: int = 1
     dashed: bool = False
+    ends: Sequence[tuple[float, float]] = ()
+
+    def with_ends(self) -> list[tuple[float, float, tuple[float, float]]]:
+        """(step, value, interval) of every value that has one."""
+        return list(zip(self.steps, self.values, self.ends, strict=True)) if self.ends else []
 
     def points(self) -> list[tuple[float, float]]:
         """(step, value) as drawn: smoothed, and averaged in bins where there are more than a page needs."""
@@ -50,9 +56,14 @@ class Curves:
     from_zero: bool = True
 
     def csv(self) -> str:
-        """Every value as logged, not smoothed: line,step,value."""
-        rows = [(line.label, step, value) for line in self.lines for step, value in zip(line.steps, line.values)]
-        return _csv(("line", "step", "value"), rows)
+        """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals."""
+        rows = [
+            (line.label, step, value, *(line.ends[place] if line.ends else ()))
+            for line in self.lines
+            for place, (step, value) in enumerate(zip(line.steps, line.values))
+        ]
+        header = ("line", "step", "value", "low", "high")
+        return _csv(header if any(line.ends for line in self.lines) else header[:3], rows)
 
 
 @dataclass(frozen=True)

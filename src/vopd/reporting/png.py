@@ -57,6 +57,9 @@ def _curves(axes: Any, figure: Curves) -> None:
             label=None if line.label in labels else line.label,
         )  # fmt: skip
         labels.add(line.label)
+        for step, value, ends in line.with_ends():
+            axes.plot([step, step], ends, color=line.colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(step, value, "o", color=line.colour, markersize=5)
     if figure.from_zero and all(value >= 0 for line in figure.lines for value in line.values):
         axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")
