@@ -18,8 +18,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-faults test-kernels test-server test-grader test-matrix mutants check format \
-	embedded-pair clean
+.PHONY: help install demo test test-faults test-kernels test-server test-grader test-matrix mutants check format
+.PHONY: embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -103,5 +103,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix .pytest_cache .ruff_cache .mypy_cache \
-		.import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
