@@ -39,12 +39,14 @@ def run_jobs(
     *,
     finished: Callable[[Job, float], None],
     tick: Callable[[Sequence[Job]], None],
+    excused: Callable[[Job, int], bool] = lambda job, code: False,
 ) -> None:
     """Run all jobs, `processes` at a time, in their order.
 
     Args:
         finished: called with a job that ended well, and its seconds.
         tick: called a few times a second with the jobs that are running.
+        excused: called with a job whose command failed, and its exit code; True lets the others go on without it.
 
     Raises:
         VOPDError: a command failed; with its exit code and the last line that it wrote. The other jobs are stopped,
@@ -57,7 +59,7 @@ def run_jobs(
             while waiting and len(running) < processes:
                 running.append(_start(waiting.pop(0)))
             time.sleep(_POLL_SECONDS)
-            running = [entry for entry in running if not _ended(entry, finished)]
+            running = [entry for entry in running if not _ended(entry, finished, excused)]
             tick([entry.job for entry in running])
     finally:
         for entry in running:
@@ -92,12 +94,16 @@ def _spawn(job: Job, command: Sequence[str]) -> subprocess.Popen[bytes]:
         )
 
 
-def _ended(entry: _Running, finished: Callable[[Job, float], None]) -> bool:
-    """True once the last command of a job has ended well; starts the next one where there is one."""
+def _ended(
+    entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]
+) -> bool:
+    """True once the last command of a job has ended well, or one that is excused has failed; starts the next one."""
     code = entry.process.poll()
     if code is None:
         return False
     if code != 0:
+        if excused(entry.job, code):
+            return True
         error = VOPDError(f"{entry.job.name} failed: {_last_line(entry.job.log)}; see {entry.job.log}")
         error.exit_code = code if code > 0 else 1
         raise error

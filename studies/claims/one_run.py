@@ -1,0 +1,33 @@
+"""One run of the study: as `vopd.cli.compare_run`, with the controls known by name and a choice measured apart.
+
+The learning rates of the pilot are chosen on problems of their own, `choice.jsonl`, that no result is measured on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from studies.claims import controls
+from vopd.cli import compare_run, report_error
+from vopd.experiments.held_out import read_held_out
+from vopd.experiments.measure_models import Examiner, measure_run
+
+CHOICE_FILE = "choice.jsonl"
+
+
+def measure(examiner: Examiner, folder: Path) -> dict[str, Any]:
+    """What every run gets, and in a pilot the divergence on the problems that choose."""
+    found = measure_run(examiner, folder)
+    path = folder.parent / CHOICE_FILE
+    if path.is_file():
+        model = examiner.load(folder / "model")
+        found["choice"] = asdict(examiner.reverse_kl(model, read_held_out(path), seed=1))
+    return found
+
+
+if __name__ == "__main__":
+    controls.install()
+    sys.exit(report_error(lambda: compare_run.main(sys.argv[1:], measure)))
