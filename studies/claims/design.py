@@ -38,7 +38,7 @@ CHECKPOINTS = 4
 class Size:
     """How large the study is; a smaller one tries the machinery out."""
 
-    steps: int = 160
+    steps: int = 200
     seeds: int = SEEDS
     problems: int = 400
     curve_problems: int = 128
@@ -137,7 +137,7 @@ def common_runs(names: Iterable[str], seeds: int) -> list[tuple[str, float, int]
 
 
 def own_best_runs(best: Mapping[str, float], room: int, seeds: int) -> list[tuple[str, float, int]]:
-    """The other seeds of estimators whose best rate is not the common one, as many whole estimators as there is room."""
+    """The other seeds of estimators whose best rate is not the common one: whole estimators, as there is room."""
     chosen = [name for name in OWN_BEST_ORDER if best[name] != COMMON_RATE]
     chosen = chosen[: room // max(1, seeds - 1)]
     return [(name, best[name], seed) for seed in range(1, seeds) for name in chosen]

@@ -14,18 +14,28 @@ from studies.claims import controls
 from vopd.cli import compare_run, report_error
 from vopd.experiments.held_out import read_held_out
 from vopd.experiments.measure_models import Examiner, measure_run
+from vopd.models import sample
 
 CHOICE_FILE = "choice.jsonl"
 
 
 def measure(examiner: Examiner, folder: Path) -> dict[str, Any]:
-    """What every run gets, and in a pilot the divergence on the problems that choose."""
+    """What every run gets, right answers when sampling, and the divergence on the problems that choose a rate."""
     found = measure_run(examiner, folder)
+    model = examiner.load(folder / "model")
+    found["sampled_outcomes"] = sampled_outcomes(examiner, model)
     path = folder.parent / CHOICE_FILE
     if path.is_file():
-        model = examiner.load(folder / "model")
         found["choice"] = asdict(examiner.reverse_kl(model, read_held_out(path), seed=1))
     return found
+
+
+def sampled_outcomes(examiner: Examiner, model: Any) -> list[bool]:
+    """Right or wrong for one completion a problem, sampled at temperature 1 as in training."""
+    prompts = [problem.prompt for problem in examiner.problems]
+    limit = examiner.plan.max_new_tokens
+    rows = sample(model, examiner.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
+    return examiner.right(examiner.problems, [row[0].text for row in rows])
 
 
 if __name__ == "__main__":

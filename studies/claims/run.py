@@ -42,9 +42,7 @@ class Study:
     def runs(self, name: str, wanted: Sequence[tuple[str, float, int]]) -> list[GridRun]:
         """Runs of one setting, each once."""
         setting: Setting = self.settings[name]
-        return [
-            design.grid_run(setting, self.output / name, self.size, *what) for what in dict.fromkeys(wanted)
-        ]
+        return [design.grid_run(setting, self.output / name, self.size, *what) for what in dict.fromkeys(wanted)]
 
     def best_rates(self) -> dict[str, float]:
         """For each estimator the pilot's rate of least divergence, on problems that serve nothing else."""
@@ -89,6 +87,7 @@ def _say(line: str) -> None:
 
 def facts() -> dict[str, Any]:
     """Where and with what the study ran."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 

@@ -58,6 +58,7 @@ def run_grid(
     *,
     processes: int,
     entry: str = ENTRY,
+    offline: bool = True,
     say: Say = print,
 ) -> None:
     """Do every run that is not finished, `processes` at a time, each in a process of one thread.
@@ -67,6 +68,7 @@ def run_grid(
     Args:
         runs: all of the grid; each knows its folder.
         folder: of the grid; the file of held-out problems already lies where `measurement` says.
+        offline: keep the Hugging Face Hub out; the models are local then.
         entry: module that is run as `python -m ENTRY --folder FOLDER --run NAME`, or without --run for the start.
 
     Raises:
@@ -74,11 +76,11 @@ def run_grid(
         VOPDError: a run failed for any other reason; with the last line of its log.
     """
     prepare(runs, folder, measurement)
-    jobs = [] if is_finished(folder / START) else [_job(entry, folder, START)]
+    jobs = [] if is_finished(folder / START) else [_job(entry, folder, START, offline)]
     waiting = [run for run in runs if not is_finished(folder / run.directory)]
     for run in waiting:
         _clear(folder / run.directory)
-        jobs.append(_job(entry, folder, run.directory))
+        jobs.append(_job(entry, folder, run.directory, offline))
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
     progress = _Progress(len(runs), len(runs) - len(waiting), say)
     run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=_Excuse(folder, say))
@@ -126,8 +128,9 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _job(entry: str, folder: Path, name: str) -> Job:
-    return Job(name, [[entry, "--folder", str(folder), "--run", name]], folder / "logs" / f"{name}.log")
+def _job(entry: str, folder: Path, name: str, offline: bool) -> Job:
+    command = [entry, "--folder", str(folder), "--run", name]
+    return Job(name, [command], folder / "logs" / f"{name}.log", offline)
 
 
 class _Excuse:

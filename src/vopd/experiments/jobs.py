@@ -18,11 +18,15 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """Python command lines to run one after the other, as `python -m ...`; their output goes to `log`."""
+    """Python command lines to run one after the other, as `python -m ...`; their output goes to `log`.
+
+    `offline` keeps the Hugging Face Hub out.
+    """
 
     name: str
     commands: Sequence[Sequence[str]]
     log: Path
+    offline: bool = True
 
 
 @dataclass
@@ -68,10 +72,12 @@ def run_jobs(
             entry.process.wait()
 
 
-def child_environment() -> dict[str, str]:
+def child_environment(offline: bool = True) -> dict[str, str]:
     """The environment of a job: one thread, no network, this very vopd."""
     environment = dict(os.environ)
-    environment.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    environment.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
     source = str(Path(vopd.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
     return environment
@@ -90,13 +96,11 @@ def _spawn(job: Job, command: Sequence[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=child_environment(),
+            env=child_environment(job.offline),
         )
 
 
-def _ended(
-    entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]
-) -> bool:
+def _ended(entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]) -> bool:
     """True once the last command of a job has ended well, or one that is excused has failed; starts the next one."""
     code = entry.process.poll()
     if code is None:

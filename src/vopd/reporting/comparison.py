@@ -156,6 +156,4 @@ def _run(raw: dict[str, Any]) -> Run:
     curve, accuracy = (
         [(int(step), float(value)) for step, value in raw.get(name, ())] for name in ("curve", "accuracy_curve")
     )
-    return Run(
-        **{**raw, "reverse_kl": Interval(**raw["reverse_kl"]), "curve": curve, "accuracy_curve": accuracy}
-    )
+    return Run(**{**raw, "reverse_kl": Interval(**raw["reverse_kl"]), "curve": curve, "accuracy_curve": accuracy})
