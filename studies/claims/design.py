@@ -44,7 +44,7 @@ class Size:
     curve_problems: int = 128
     choice_problems: int = 200
     contexts: int = 48
-    resamples: int = 32
+    resamples: int = 16
 
 
 @dataclass(frozen=True)
