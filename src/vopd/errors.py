@@ -49,6 +49,19 @@ class NonFiniteError(VOPDError, RuntimeError, FloatingPointError):
     exit_code = 6
 
 
+class GuardError(VOPDError, RuntimeError):
+    """A guard that was told to stop the run saw what it guards against; a checkpoint was saved first."""
+
+    exit_code = 7
+
+
+class Terminated(VOPDError, SystemExit):
+    """The run was ended by SIGTERM; a checkpoint was saved first. A script that lets it pass ends with 143 as well."""
+
+    exit_code = 143
+    code = 143
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module` and return it; if its package is absent, name the extra of vopd that brings it.
 

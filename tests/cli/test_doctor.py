@@ -22,7 +22,7 @@ def test_names_versions_devices_extras_and_every_estimator(
     for name, estimator in vopd.ESTIMATORS.items():
         line = next(line for line in text.split("estimators:")[1].splitlines() if line.split()[:1] == [name])
         assert estimator.support in line and ("unbiased" in line) == estimator.unbiased
-        assert "chunked torch" in line or "Triton" in line
+        assert "torch on the" in line or "triton on the" in line
 
 
 def test_missing_packages_are_told_by_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str
 
 def test_compares_vocabularies_and_end_tokens(dry: Callable[..., str]) -> None:
     text = dry()
+    assert "loss: vopd, torch on cpu" in text
     assert "common vocabulary: 300 tokens" in text
     assert "student: 300 tokens, 304 head rows, ends at 1 '<eos>', pads with 0 '<pad>'" in text
     assert "teacher: 300 tokens, 320 head rows" in text

@@ -42,6 +42,7 @@ def test_resolved_config_repeats_the_run(train: Train, run: Path) -> None:
     resolved = run / "resolved_config.yaml"
     text = resolved.read_text()
     assert "learning_rate: 0.01  # command line" in text and "estimator: vopd  # default" in text
+    assert "loss_backend: auto  # default, torch on this machine" in text
     assert yaml.safe_load(text)["bf16"] is False  # as chosen, not as left open
     assert cli.main(["train", "--config", str(resolved), "--run_name", "again"]) == 0
     first, second = weights(run / "model"), weights(run.parent / "again" / "model")

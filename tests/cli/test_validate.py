@@ -110,6 +110,8 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"dataset": "BAD/unreadable.jsonl"}, 3, "there is no file"),
     ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts are fewer than one step takes (4)"),
     ({"max_prompt_length": 1}, 3, "has more than 1 tokens, the shortest"),
+    ({"max_completion_length": 510}, 3, "go beyond the models' 512 positions with max_completion_length=510"),
+    ({"max_completion_length": 512}, 2, "leaves no room for a prompt in the models' 512 positions"),
     ({"eval_data": "BAD/no_answer.jsonl"}, 3, "answer"),
     ({"model": "./no/such/folder"}, 4, "there is no model folder"),
     ({"model": "BAD/configless"}, 4, "has no config.json"),

@@ -159,7 +159,7 @@ def test_the_default_estimator_is_the_papers():
 
 
 def scores(rows=6, k=3):
-    return vopd.TopKScores(torch.zeros(rows), torch.zeros(rows, k, dtype=torch.long), torch.zeros(rows, k))
+    return vopd.TopKScores(torch.zeros(rows), torch.arange(k).expand(rows, k), torch.zeros(rows, k))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def scores(rows=6, k=3):
         ({"vocab_size": 13}, "smaller model has 12"),
         ({"teacher_scores": scores()}, "either the teacher's tensors or teacher_scores"),
         ({"teacher_logits": None}, "either the teacher's tensors or teacher_scores"),
-        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more of the teacher than a server"),
+        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more of the teacher than its scores"),
         (
             {
                 "teacher_logits": None,

@@ -14,9 +14,10 @@ import torch
 import vopd
 from head_reference import batch_of
 from vopd.errors import ConfigurationError, MissingExtraError
-from vopd.kernels import TorchPass, backends, choose_pass
+from vopd.kernels import TorchPass, backend_name, backends, choose_pass, trial
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def test_auto_is_torch_on_a_cpu_and_says_nothing(caplog):
@@ -61,5 +62,53 @@ def test_triton_on_a_cpu_needs_the_interpreter(interpret, code):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-def test_auto_on_a_gpu_is_triton():
+def test_auto_on_a_gpu_is_triton_where_it_is_right(monkeypatch):
+    monkeypatch.setattr(trial, "trouble", lambda device: None)
+    assert backend_name("auto", torch.device("cuda", 0)) == "triton"
     assert choose_pass("auto", torch.device("cuda", 0)).__name__ == "TritonPass"
+
+
+def test_auto_falls_back_with_one_line_where_the_kernels_do_not_run(monkeypatch, caplog):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(trial, "trouble", lambda device: "RuntimeError: no C compiler")
+    backends._tell_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="vopd"):
+        for _ in range(2):
+            assert backend_name("auto", torch.device("cuda", 0)) == "torch"
+    assert len(caplog.records) == 1 and "no C compiler" in caplog.text and "plain torch" in caplog.text
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs triton's interpreter")
+class TestTrial:
+    @pytest.fixture(autouse=True)
+    def anew(self):
+        trial.trouble.cache_clear()
+        yield
+        trial.trouble.cache_clear()
+
+    def test_right_kernels_pass(self):
+        before = torch.random.get_rng_state()
+        assert trial.trouble(torch.device("cpu")) is None
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    @pytest.mark.parametrize("spoilt", ["mass2", "d1", "top_d", "logs"])
+    def test_a_wrong_sum_is_found(self, monkeypatch, spoilt):
+        from vopd.kernels import triton_rows
+
+        own = triton_rows.TritonPass._row_sums
+
+        def wrong(self, *args, **kwargs):
+            found, top_ids = own(self, *args, **kwargs)
+            return found._replace(**{spoilt: 1.01 * getattr(found, spoilt)}), top_ids
+
+        monkeypatch.setattr(triton_rows.TritonPass, "_row_sums", wrong)
+        assert "differs from torch's" in trial.trouble(torch.device("cpu"))
+
+    def test_what_is_raised_is_told_in_one_line(self, monkeypatch):
+        from vopd.kernels import triton_rows
+
+        def fail(self, *args):
+            raise RuntimeError("Failed to find C compiler.\nmore")
+
+        monkeypatch.setattr(triton_rows.TritonPass, "_write_gradient", fail)
+        assert trial.trouble(torch.device("cpu")) == "RuntimeError: Failed to find C compiler."

@@ -17,6 +17,7 @@ from vopd.errors import NonFiniteError
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
 RECORDED = {"by_tokens": None, "by_constant": 8.0}
+GROUP = 2
 
 
 def recorded(prompt_ids: list[int]) -> list[int]:
@@ -25,7 +26,7 @@ def recorded(prompt_ids: list[int]) -> list[int]:
     return [2 + (17 * sum(prompt_ids) + 29 * place) % 298 for place in range(length)]
 
 
-def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: float | None = None) -> Any:
+def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: float | None = None, **more: Any) -> Any:
     args = VOPDConfig(
         output_dir=str(out),
         per_device_train_batch_size=batch_size,
@@ -39,8 +40,25 @@ def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: flo
         use_cpu=True,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
+        num_generations=GROUP if more else 1,
     )
-    return VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}))
+    return VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), **more)
+
+
+def by_ids(completion_ids: list[list[int]]) -> list[float]:
+    """A reward that tells any two completions apart."""
+    return [(sum(ids) % 101) / 25 for ids in completion_ids]
+
+
+def train_rewarded(trainer: Any) -> None:
+    """The same with groups, whose completions differ and do not depend on how many processes share them."""
+
+    def rollout(prompts: list[list[int]], *rest: Any, **named: Any) -> list[list[int]]:
+        return [[*recorded(ids), 2 + turn % GROUP] for turn, ids in enumerate(prompts)]
+
+    trainer._generate_single_turn = rollout
+    trainer.train()
+    trainer.save_model()
 
 
 def train_recorded(trainer: Any) -> None:
@@ -84,6 +102,7 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
 
     for name, normalizer in RECORDED.items():
         train_recorded(make(student, teacher, folder / name, int(batch_size), normalizer))
+    train_rewarded(make(student, teacher, folder / "rewarded", int(batch_size), reward_funcs=by_ids))
     whole = trainer("whole")
     whole.train()
     whole.save_model()

@@ -77,11 +77,13 @@ def test_only_steps_are_logged_and_only_by_the_first_process(tmp_path: Path) -> 
 
 def test_progress_prints_plain_lines_without_a_terminal() -> None:
     stream = io.StringIO()
-    progress = Progress(stream)
+    progress = Progress(stream, notes=["loss: vopd, torch on cpu"])
+    progress.on_train_begin(None, state(0, is_world_process_zero=False), None)
+    assert stream.getvalue() == ""
     progress.on_train_begin(None, state(0), None)
     progress.on_log(None, state(3), None, {"loss": 0.5, "reverse_kl": 0.25, "sampled_reverse_kl": 9.0})
     progress.on_train_end(None, state(3), None)
-    assert stream.getvalue() == "step 3/9  loss 0.5  reverse KL 0.25\n"
+    assert stream.getvalue() == "loss: vopd, torch on cpu\nstep 3/9  loss 0.5  reverse KL 0.25\n"
 
 
 def test_progress_is_one_live_line_on_a_terminal() -> None:

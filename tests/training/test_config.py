@@ -65,6 +65,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
         ({"samples_per_step": -1}, "samples_per_step must be at least 0"),
         ({"log_completions": True}, "show_samples shows completions"),
         ({"show_samples": 3}, "between 0 and samples_per_step=2"),
+        ({"loss_backend": "cuda"}, "unknown loss_backend 'cuda'; choose one of auto, torch, triton"),
         ({"loss_normalizer": 0.0}, "loss_normalizer must be positive"),
         ({"importance_sampling": True}, "set use_vllm=true"),
         ({"importance_cap": 0.5}, "importance_cap must be at least 1"),
@@ -73,7 +74,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
             "means nothing to estimator 'full_rkl'",
         ),
         ({"generation_kwargs": {"thinking_token_budget": 100}}, "remove thinking_token_budget"),
-        ({"generation_kwargs": {"n": 4}}, "a prompt has one completion"),
+        ({"generation_kwargs": {"n": 4}}, "set num_generations instead"),
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

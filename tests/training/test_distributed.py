@@ -64,8 +64,9 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     alone = program()
     for name, normalizer in alone.RECORDED.items():
         alone.train_recorded(alone.make(*models, one / name, 2, normalizer))
+    alone.train_rewarded(alone.make(*models, one / "rewarded", 2, reward_funcs=alone.by_ids))
     launch(*models, str(two), "1")
-    for name in alone.RECORDED:
+    for name in (*alone.RECORDED, "rewarded"):
         check_equal_runs(one / name, two / name)
 
     whole, resumed = weights(two / "whole"), weights(two / "resumed")

@@ -36,7 +36,7 @@ def poison_gradient(trainer: Any) -> None:
         loss, entropy = original(batch, normalizer)
         calls.append(batch)
         if len(calls) == 3:
-            zero = batch.student_hidden.sum() * 0
+            zero = batch.student.hidden.sum() * 0
             loss = loss + torch.sqrt(zero) * 1e-3
         return loss, entropy
 

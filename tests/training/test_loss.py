@@ -9,39 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from step_reference import written_out
 from vopd import ESTIMATORS
-
-REAL_TOKENS = 300
 
 
 def top_k_of(estimator: str) -> int | None:
     return 4 if ESTIMATORS[estimator].needs_top_k else None
-
-
-def logits_alone(model: Any, prompt: list[int], completion: list[int], temperature: float) -> torch.Tensor:
-    """Logits of one sequence without any padding, each at the position that predicts the completion token."""
-    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
-    return logits[len(prompt) - 1 : -1, :REAL_TOKENS] / temperature
-
-
-def written_out(
-    student: Any, teacher: Any, pairs: list[tuple[list[int], list[int]]], estimator: str, temperature: float
-) -> torch.Tensor:
-    total, tokens = torch.zeros(()), 0
-    for prompt, completion in pairs:
-        log_p = logits_alone(student, prompt, completion, temperature).log_softmax(-1)
-        with torch.no_grad():
-            log_q = logits_alone(teacher, prompt, completion, temperature).log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-        if estimator == "full_rkl":
-            total = total + kl.sum()
-        else:
-            sampled = torch.tensor(completion).unsqueeze(-1)
-            reward = (log_q - log_p).gather(-1, sampled).squeeze(-1)
-            advantage = (reward + kl).detach()
-            total = total - (advantage * log_p.gather(-1, sampled).squeeze(-1)).sum()
-        tokens += len(completion)
-    return total / tokens
 
 
 @pytest.mark.parametrize("estimator", ["vopd", "full_rkl"])
@@ -194,6 +167,6 @@ def test_mixed_precision_reaches_rollout_and_loss_alike(
     trainer.rollout_done = lambda *done: (part.__setitem__(0, "loss"), rollout_done(*done))[1]
     trainer.train()
     assert seen == {"rollout": {torch.bfloat16}, "loss": {torch.bfloat16}}
-    assert batches[0].student_hidden.dtype == batches[0].student_head.dtype == torch.bfloat16
+    assert batches[0].student.hidden.dtype == batches[0].student.head.weight.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert not torch.is_autocast_enabled("cpu")

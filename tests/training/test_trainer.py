@@ -250,3 +250,26 @@ def test_evaluation_measures_without_training(make_trainer: Callable[..., Any], 
     (evaluated,) = (record for record in records if "eval_loss" in record)
     assert evaluated["eval_reverse_kl"] > 0 and evaluated["step"] == 1
     assert "eval_seconds/rollout" not in evaluated
+
+
+def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
+    make_trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    trainer = make_trainer(max_steps=2)
+    trainer.train()
+    assert capsys.readouterr().err.count("loss: vopd, torch on cpu") == 1
+    assert trainer.card_facts("x")["backend"] == "torch"
+    import vopd.training.trainer as module
+
+    used = []
+    monkeypatch.setattr(module, "backend_name", lambda asked, device: f"{asked} on {device}")
+    monkeypatch.setattr(module, "distil", lambda *args, **named: used.append(named["backend"]))
+    trainer = make_trainer(loss_backend="triton")
+    with pytest.raises(AttributeError):  # of the loss that is not there
+        trainer.train()
+    assert used == ["triton on cpu"]
+
+
+def test_triton_without_a_gpu_is_refused_before_anything_is_loaded(make_trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match="triton"):
+        make_trainer(loss_backend="triton", model="no such model", trainer={"teacher_model": "no such model"})

@@ -41,7 +41,8 @@ STUDENT and TEACHER are folders with models, or ids on the Hugging Face Hub.
 'vopd COMMAND --help' lists the options of a command; 'vopd --version' prints the version.
 
 exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
-5 teacher server, 6 non-finite training, 130 interrupted. VOPD_DEBUG=1 shows tracebacks.
+5 teacher server, 6 non-finite training, 7 stopped by a guard, 130 interrupted,
+143 terminated after saving. VOPD_DEBUG=1 shows tracebacks.
 """
 
 

@@ -72,11 +72,10 @@ def backend() -> str:
     """Return what the loss runs on here."""
     import torch
 
-    from vopd.kernels import TorchPass, choose_pass
+    from vopd.kernels import backend_name
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    name = "chunked torch" if choose_pass("auto", torch.device(kind)) is TorchPass else "Triton kernels"
-    return f"{name} on the {'GPU' if kind == 'cuda' else 'CPU'}"
+    return f"{backend_name('auto', torch.device(kind))} on the {'GPU' if kind == 'cuda' else 'CPU'}"
 
 
 def _versions() -> list[str]:

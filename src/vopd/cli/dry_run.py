@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, step_prompts
+from vopd.cli.facts import Facts, step_completions, step_prompts
 from vopd.cli.plan import Plan
+from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
 
 _SHOWN_IDS = 40
@@ -75,7 +76,9 @@ def _memory(plan: Plan, facts: Facts) -> list[str]:
         "loss": found.loss,
         "rollout": found.rollout,
     }
-    lines = [f"memory of one device, about {_size(found.peak)} at its peak:"]
+    backend = backend_name(plan.config.loss_backend, plan.config.device)
+    lines = [f"loss: {plan.config.estimator}, {backend} on {plan.config.device.type}"]
+    lines += [f"memory of one device, about {_size(found.peak)} at its peak:"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if plan.config.use_vllm and plan.config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes {plan.config.vllm_gpu_memory_utilization:.0%} of the GPU besides")
@@ -113,10 +116,11 @@ def _steps(plan: Plan, facts: Facts) -> list[str]:
     assert facts.prompts is not None
     config = plan.config
     epoch, total = steps_of(plan, len(facts.prompts.dataset))
-    each = step_prompts(config)
+    each, several = step_completions(config), config.num_generations
     return [
         f"steps: {total}, {epoch} to the epoch",
-        f"a step: {each} completions of up to {config.max_completion_length} tokens, on {config.world_size} processes "
+        f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to "
+        f"{config.max_completion_length} tokens, on {config.world_size} processes "
         f"in {config.gradient_accumulation_steps} micro-batches of {config.per_device_train_batch_size}",
         f"the run: up to {total * each * config.max_completion_length / 1e6:.1f} million sampled tokens",
     ]

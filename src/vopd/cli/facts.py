@@ -70,6 +70,8 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     if student is not None or not options.chat_template:
         tokenizer = None if student is None else student.tokenizer
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
+    if prompts is not None and student is not None:
+        _check_room(plan, prompts, student, teacher)
     return Facts(student, teacher, vocabulary, prompts, notes)
 
 
@@ -100,11 +102,10 @@ def _model(source: str, revision: str | None) -> ModelFacts:
 
 def _check_pair(plan: Plan, student: ModelFacts | None, teacher: ModelFacts | None, notes: list[str]) -> int | None:
     """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    from vopd.models import common_vocabulary, end_token_difference
-    from vopd.training.heads import check_head
+    from vopd.models import common_vocabulary, end_token_difference, read_head
 
     found = [(name, model) for name, model in (("student", student), ("teacher", teacher)) if model is not None]
-    rows = {name: len(check_head(model.skeleton, name)) for name, model in found}
+    rows = {name: len(read_head(model.skeleton, name).weight) for name, model in found}
     for name, model in found:
         if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
@@ -145,6 +146,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     from vopd.data.prompts import read_prompts
     from vopd.data.rendering import thinking_options
     from vopd.training.prompts import check_enough
+    from vopd.training.rewards import Rewards
 
     options, config = plan.options, plan.config
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
@@ -162,9 +164,24 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         max_prompt_length=None if tokenizer is None else config.max_prompt_length,
     )
     check_enough(len(prompts.dataset), step_prompts(config))
+    Rewards.of(config, options.reward_funcs).check_columns(prompts.dataset, "the data")
     return prompts
+
+
+def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teacher: ModelFacts | None) -> None:
+    from vopd.models import context_length
+    from vopd.training.prompts import check_room
+
+    positions = context_length(student.skeleton, *([] if teacher is None else [teacher.skeleton]))
+    length = plan.config.max_completion_length
+    check_room(prompts.dataset, "train_dataset", positions, length, lambda texts: student.tokenizer(texts)["input_ids"])
 
 
 def step_prompts(config: Any) -> int:
     """Prompts of one optimizer step over all processes."""
+    return step_completions(config) // int(config.num_generations)
+
+
+def step_completions(config: Any) -> int:
+    """Completions of one optimizer step over all processes."""
     return int(config.per_device_train_batch_size * config.world_size * config.gradient_accumulation_steps)

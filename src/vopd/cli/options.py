@@ -179,7 +179,8 @@ def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """
     yaml = require("yaml", "train")
     lines = []
-    for name in sorted(settings, key=lambda name: (origins[name] in _CHOSEN, origins[name] == "default", name)):
+    kinds = {name: origin.partition(",")[0] for name, origin in origins.items()}  # what follows is a remark
+    for name in sorted(settings, key=lambda name: (kinds[name] in _CHOSEN, kinds[name] == "default", name)):
         if _is_secret(name):
             continue
         # Flow style and no width limit: one line whatever the value, so that a comment can follow.

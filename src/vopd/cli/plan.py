@@ -14,7 +14,8 @@ from vopd.errors import ConfigurationError, require
 
 # Fields of the trainer's configuration that the help shows; all the others are accepted as well.
 MAIN_FIELDS = (
-    "estimator", "loss_top_k", "loss_normalizer", "max_prompt_length", "max_completion_length", "temperature",
+    "estimator", "loss_top_k", "loss_backend", "num_generations", "reward_weights", "loss_normalizer",
+    "max_prompt_length", "max_completion_length", "temperature",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
     "gradient_checkpointing", "use_vllm", "vllm_mode", "metrics_every", "samples_per_step", "save_steps",
@@ -27,7 +28,7 @@ _ELSEWHERE = {
     "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
     "teacher_model_name_or_path": "set teacher_model",
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
-    "resume_from_checkpoint": "set resume, which takes the run's last checkpoint",
+    "resume_from_checkpoint": "set resume, which takes the run's newest valid checkpoint",
 }
 _MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
 
@@ -41,7 +42,7 @@ class TrainOptions:
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
-    resume: bool = setting(False, "continue the run of this name from its last checkpoint")
+    resume: bool = setting(False, "continue the run of this name from its newest valid checkpoint")
     dry_run: bool = setting(False, "load no weights: show a prompt, the vocabularies, memory, steps and disk, and end")
     dataset_split: str = setting("train", "split of a hub data set")
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")
@@ -57,6 +58,9 @@ class TrainOptions:
     lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
     lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
     lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
+    reward_funcs: list[str] = setting(
+        [], "rewards beside the teacher: math, choice, reasoning_gym, or module:function of one's own code"
+    )
     push_to_hub: bool = setting(
         False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
     )
@@ -104,6 +108,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     from vopd.training import VOPDConfig
+    from vopd.training.rewards import Rewards
 
     known = options(VOPDConfig)
     settings = parse(command, summary + _MORE, known, arguments)
@@ -114,6 +119,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name, push_to_hub=False)
     if train_options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
+    Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense
     return Plan(train_options, config, settings, folder)
 
 
@@ -126,6 +132,8 @@ def options(config: type) -> dict[str, Option]:
 
 def write_resolved(plan: Plan) -> None:
     """Write every setting with its origin; what the configuration chose itself is written as chosen."""
+    from vopd.kernels import backend_name
+
     values: dict[str, Any] = {**plan.settings.values, "run_name": plan.folder.name}
     for name in ("resume", "dry_run"):  # they say how the run was called, not what it is
         del values[name]
@@ -134,6 +142,8 @@ def write_resolved(plan: Plan) -> None:
         chosen = getattr(plan.config, name, None)
         if value is None and origins[name] == "default" and isinstance(chosen, bool | int | float | str):
             values[name], origins[name] = chosen, CHOSEN_HERE
+    if values["loss_backend"] == "auto":
+        origins["loss_backend"] += f", {backend_name('auto', plan.config.device)} on this machine"
     (plan.folder / "resolved_config.yaml").write_text(to_yaml(values, origins), encoding="utf-8")
 
 

@@ -48,37 +48,18 @@ def create(folder: Path, *, resume: bool) -> None:
     """Make the folder of a run. Only the first of several processes does; the others come later or not at all.
 
     Raises:
-        ConfigurationError: it has something in it and the run is not resumed, there is nothing to resume, or it
-            cannot be written.
+        ConfigurationError: it has something in it and the run is not resumed, or it cannot be written.
     """
     if not is_main_process():
         return
     used = folder.is_dir() and any(folder.iterdir())
-    if resume and last_checkpoint(folder) is None:
-        raise ConfigurationError(
-            f"'{folder}' has no checkpoint to resume from; leave resume off and take a new run_name"
-        )
     if used and not resume:
         raise ConfigurationError(
-            f"the run directory '{folder}' is in use; continue it with --resume true or choose another --run_name"
+            f"the run directory '{folder}' is in use; continue it with --resume or choose another --run_name"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
+    from vopd.training.checkpoints import check_writable
 
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the latest step in a run's folder, or None."""
-    steps = {
-        int(match.group(1)): path
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
-    }
-    return steps[max(steps)] if steps else None
+    check_writable(folder)
 
 
 def is_main_process() -> bool:

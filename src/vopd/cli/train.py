@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     # The others would wait for the first process's evaluation, and give up after half an hour: then it comes last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
         accuracy.measure("start", trainer.train_dataset["prompt"])
-    trainer.train(resume_from_checkpoint=_checkpoint(plan.folder) if plan.options.resume else None)
+    trainer.train(resume_from_checkpoint=plan.options.resume)
     trainer.save_model(str(plan.folder / "model"))
     if run_directory.is_main_process():
         _finish(plan, trainer, accuracy)
@@ -74,6 +74,7 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
         train_dataset=facts.prompts.dataset,
         processing_class=tokenizer,
         peft_config=lora_config(options, student),
+        reward_funcs=options.reward_funcs,
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
@@ -113,7 +114,6 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
 
 def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
     model = plan.folder / "model"
-    (model / "training_args.bin").unlink(missing_ok=True)  # a pickle; no model needs it
     trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
     print(f"trained {trainer.state.global_step} steps; the model is in {model}")
     if accuracy is not None:
@@ -150,8 +150,3 @@ def _report(folder: Path) -> None:
         print(f"the report is {write_report(folder)}")
     except (VOPDError, OSError) as error:
         logger.warning("no report: %s", error)
-
-
-def _checkpoint(folder: Path) -> str | None:
-    checkpoint = run_directory.last_checkpoint(folder)
-    return None if checkpoint is None else str(checkpoint)

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS, linear_distillation_loss
+from ..models import read_head
 from ..statistics import positive_t_interval, t_interval
-from .gradient_noise import _contexts, _gradient, _head, _redraw
+from .gradient_noise import _contexts, _gradient, _redraw, shared_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +106,7 @@ def decompose_variance(
     LoRA adapters) and are summed as they come: the memory is that of a few gradients, whatever the numbers.
 
     Args:
-        student, teacher: causal language models with plain linear heads, in evaluation mode.
+        student, teacher: causal language models whose heads ``read_head`` can read, in evaluation mode.
         rollouts: M contexts, at least 2, sampled from the student at `temperature`.
         estimators: names in ``vopd.ESTIMATORS``.
         top_k: k of those that have one.
@@ -162,20 +163,19 @@ class _Place:
     def __init__(self, setting: _Setting, rollout: Rollout, index: int, mean_length: float) -> None:
         self.setting = setting
         self.mean_length = mean_length
-        device = _head(setting.student).device
+        device = read_head(setting.student, "student").weight.device
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]], device=device)
         mask = torch.zeros_like(ids)
         mask[:, len(rollout.prompt_ids) :] = 1
         self.contexts = _contexts(setting.student, setting.teacher, ids, torch.ones_like(ids), mask)
         self.own = torch.tensor(rollout.completion_ids, device=device)
-        heads = (_head(setting.student), _head(setting.teacher))
-        self.vocab = setting.vocab_size or min(len(head) for head in heads)
+        self.vocab = setting.vocab_size or shared_rows(setting.student, setting.teacher)
         self.index = index
 
     def redraws(self) -> Tensor:
         setting = self.setting
-        hidden, head = self.contexts.student_hidden.detach(), _head(setting.student)[: self.vocab].detach()
-        return _redraw(hidden, head, setting.resamples, setting.temperature, setting.seed + self.index)
+        hidden, head = self.contexts.student_hidden.detach(), read_head(setting.student, "student")
+        return _redraw(hidden, head, self.vocab, setting.resamples, setting.temperature, setting.seed + self.index)
 
     def gradient(self, name: str, ids: Tensor) -> Tensor:
         setting = self.setting
@@ -279,10 +279,12 @@ def variance_profile(
     """Where in a completion, and at what entropy of the student (nats), the variance lies; bins of equal counts."""
     setting = _Setting(student, teacher, rollouts, None, 2, temperature, vocab_size, 0)
     columns, hurts, counts = [], [], []
+    head, teacher_head = read_head(student, "student"), read_head(teacher, "teacher")
     for place in setting.places():
         output = linear_distillation_loss(
-            place.contexts.student_hidden, _head(student), place.contexts.teacher_hidden, _head(teacher), place.own,
+            place.contexts.student_hidden, head.weight, place.contexts.teacher_hidden, teacher_head.weight, place.own,
             estimator="vopd", temperature=temperature, vocab_size=place.vocab, diagnostics=True,
+            **head.options("student"), **teacher_head.options("teacher"),
         )  # fmt: skip
         assert output.variance is not None and output.entropy is not None
         positions = torch.arange(1, len(place.own) + 1, device=place.own.device)

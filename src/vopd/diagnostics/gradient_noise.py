@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import ESTIMATORS, linear_distillation_loss
+from ..kernels import Head
+from ..models import read_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +72,7 @@ def gradient_noise(
     redraws go by, in the memory of two gradients. ``full_rkl`` does not look at the token, so its noise is 0.
 
     Args:
-        student, teacher: transformers causal language models with plain linear heads.
+        student, teacher: transformers causal language models whose heads ``read_head`` can read.
         input_ids: prompts and completions, (B, L).
         attention_mask: (B, L).
         completion_mask: nonzero at completion tokens that count, (B, L).
@@ -90,8 +92,9 @@ def gradient_noise(
         raise ValueError(f"a variance needs at least 2 resamples, not {resamples}")
     parameters = [p for p in student.parameters() if p.requires_grad]
     contexts = _contexts(student, teacher, input_ids, attention_mask, completion_mask)
-    vocab = min(len(_head(student)), len(_head(teacher))) if vocab_size is None else vocab_size
-    draws = _redraw(contexts.student_hidden.detach(), _head(student)[:vocab].detach(), resamples, temperature, seed)
+    vocab = shared_rows(student, teacher) if vocab_size is None else vocab_size
+    hidden, head = contexts.student_hidden.detach(), read_head(student, "student")
+    draws = _redraw(hidden, head, vocab, resamples, temperature, seed)
 
     def gradient(estimator: str, ids: Tensor) -> Tensor:
         return _gradient(
@@ -125,13 +128,18 @@ def _contexts(
     return Contexts(hidden(student), teacher_hidden)
 
 
-def _redraw(hidden: Tensor, head: Tensor, resamples: int, temperature: float, seed: int) -> Tensor:
-    """Tokens drawn independently at every position, (R, N)."""
+def shared_rows(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
+    """Rows of the shorter one of two output heads."""
+    return min(len(read_head(student, "student").weight), len(read_head(teacher, "teacher").weight))
+
+
+@torch.no_grad()
+def _redraw(hidden: Tensor, head: Head, vocab: int, resamples: int, temperature: float, seed: int) -> Tensor:
+    """Tokens among the first `vocab` drawn independently at every position, (R, N)."""
     generator = torch.Generator(hidden.device).manual_seed(seed)
+    head = head.map(lambda part: part[:vocab].float())
     draws = [
-        torch.multinomial(
-            (rows.float() @ head.float().T / temperature).softmax(-1), resamples, True, generator=generator
-        )
+        torch.multinomial((head.logits(rows) / temperature).softmax(-1), resamples, True, generator=generator)
         for rows in hidden.split(SAMPLING_ROWS)
     ]
     return torch.cat(draws).T
@@ -147,19 +155,21 @@ def _gradient(
 ) -> Tensor:
     """Gradient of the mean token loss in all trained parameters, one flat vector."""
     hidden = contexts.student_hidden.detach().requires_grad_()
-    head = _head(student)
-    out = linear_distillation_loss(hidden, head, contexts.teacher_hidden, _head(teacher).detach(), ids, **options)
-    own = [hidden, head] if head.requires_grad else [hidden]
-    hidden_gradient, *head_gradient = torch.autograd.grad(out.loss, own)
+    head, teacher_head = read_head(student, "student"), read_head(teacher, "teacher").detach()
+    out = linear_distillation_loss(
+        hidden, head.weight, contexts.teacher_hidden, teacher_head.weight, ids,
+        **head.options("student"), **teacher_head.options("teacher"), **options,
+    )  # fmt: skip
+    trained = [part for part in (head.weight, head.bias) if part is not None and part.requires_grad]
+    hidden_gradient, *head_gradients = torch.autograd.grad(out.loss, [hidden, *trained])
     gradients = torch.autograd.grad(
         contexts.student_hidden, parameters, hidden_gradient, retain_graph=True, allow_unused=True
     )
+    through_head = dict(zip(map(id, trained), head_gradients))
     flat = []
     for parameter, gradient in zip(parameters, gradients):
         total = torch.zeros_like(parameter) if gradient is None else gradient
-        if parameter is head:
-            total = total + head_gradient[0]
-        flat.append(total.flatten().float())
+        flat.append((total + through_head.get(id(parameter), 0)).flatten().float())
     return torch.cat(flat)
 
 
@@ -174,7 +184,3 @@ def _noise(gradients: Iterable[Tensor], exact: Tensor) -> GradientNoise:
     mean_square = float((deviations / count).square().sum())
     variance = max(0.0, (squares - count * mean_square) / (count - 1))
     return GradientNoise(variance, float(exact.square().sum()), mean_square - variance / count)
-
-
-def _head(model: PreTrainedModel) -> Tensor:
-    return model.get_output_embeddings().weight

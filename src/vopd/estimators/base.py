@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, cat
@@ -83,6 +83,25 @@ def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, 
     )
     loss = policy_gradient_loss(rows.student_logprobs, sampled) - (summed * rows.support_logprobs).sum(-1)
     return Estimate(loss=loss, form=form, advantages=advantages)
+
+
+def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
+    """Adds the plain policy-gradient term -w e log p_y of the caller's advantages e: w e more in a, -w e more at y.
+
+    Where the estimator samples, that is A = r_y - b + e. Where it sums tokens exactly (Rao-Blackwell's support, the
+    exact objectives) there is no sampled term to add to: e is known of the sampled token alone, so it stays sampled.
+    ``advantages`` stays r_y - b, so that the two parts are told apart.
+    """
+    if rows.extra_advantages is None:
+        return estimate
+    weighted = rows.extra_advantages.to(rows.importance) * rows.importance
+    form = replace(
+        estimate.form,
+        a=estimate.form.a + weighted,
+        ids=_append(estimate.form.ids, rows.sampled_ids),
+        values=_append(estimate.form.values, -weighted),
+    )
+    return replace(estimate, loss=estimate.loss + policy_gradient_loss(rows.student_logprobs, weighted), form=form)
 
 
 def _append(columns: Tensor, column: Tensor) -> Tensor:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from ..teachers.scores import TopKScores
+from ..teachers import Gift, TopKScores
 from .base import Estimator
 from .catalogue import ESTIMATORS
+
+_NEEDS: dict[Gift, str] = {
+    "sampled": "the score of each sampled token",
+    "top_k": "the scores of the teacher's own top k",
+    "chosen": "the teacher's scores at the student's top k",
+    "full": "the teacher's whole rows",
+}
 
 
 def find_estimator(name: str) -> Estimator:
@@ -30,11 +38,35 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
     """Exactly one of teacher tensors and server scores, and scores only where they are enough."""
     if (teacher is None) == (scores is None):
         raise ConfigurationError("give either the teacher's tensors or teacher_scores, with the other one None")
-    if scores is not None and not estimator.teacher_scores:
-        able = ", ".join(name for name, other in ESTIMATORS.items() if other.teacher_scores)
+    if scores is None:
+        return
+    held: tuple[Gift, ...] = ("sampled", "chosen") if scores.chosen else ("sampled", "top_k")
+    if need_of(estimator) not in held:
+        able = ", ".join(other.name for other in ESTIMATORS.values() if need_of(other) in held)
+        whose = "the student's" if scores.chosen else "its own"
         raise ConfigurationError(
-            f"{estimator.name} needs more of the teacher than a server's top k gives; with teacher_scores use {able}"
+            f"{estimator.name} needs more of the teacher than its scores at {whose} top k; with these use {able}"
         )
+
+
+def need_of(estimator: Estimator) -> Gift:
+    """What a teacher must be able to give for this estimator."""
+    if estimator.support == "top_k":
+        return "chosen" if estimator.needs.support == "student_top_k" else "top_k"
+    return estimator.support
+
+
+def check_gives(name: str, gives: Collection[Gift], teacher: str = "the teacher") -> None:
+    """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
+    estimator = find_estimator(name)
+    if need_of(estimator) in gives:
+        return
+    able = [other.name for other in ESTIMATORS.values() if need_of(other) in gives]
+    raise ConfigurationError(
+        f"estimator {name!r} needs {_NEEDS[need_of(estimator)]}, which {teacher} does not give; "
+        + (f"choose one that works from what it gives: {', '.join(able)}; or load the teacher in this process"
+           if able else "load the teacher in this process")
+    )  # fmt: skip
 
 
 def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | None, vocab_size: int) -> int:
@@ -57,8 +89,6 @@ def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | 
 def _scores_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores) -> int:
     if scores.top_k_ids is None or scores.top_k_logprobs is None:
         raise ConfigurationError(f"{estimator.name} needs top_k_ids and top_k_logprobs in teacher_scores")
-    if scores.top_k_ids.shape != scores.top_k_logprobs.shape:
-        raise ConfigurationError("top_k_ids and top_k_logprobs of teacher_scores differ in shape")
     held = scores.top_k_ids.shape[-1]
     if top_k is not None and top_k != held:
         raise ConfigurationError(f"top_k = {top_k}, but teacher_scores hold {held} tokens a position")
@@ -92,6 +122,26 @@ def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
         raise ConfigurationError(
             f"{name} has ids outside the common vocabulary of {vocab_size} tokens (from {ids.min()} to {ids.max()})"
         )
+
+
+def checked_top_k_ids(ids: Tensor, logprobs: Tensor, vocab_size: int) -> Tensor:
+    """A server's top k ids, (N, k), with 0 for those of absent entries (-inf), which mean nothing.
+
+    Raises:
+        ConfigurationError: the shapes differ, an id is no token of the vocabulary, or a token comes twice, which would
+            count its mass twice.
+    """
+    if ids.shape != logprobs.shape:
+        raise ConfigurationError("top_k_ids and top_k_logprobs of teacher_scores differ in shape")
+    absent = logprobs == -torch.inf
+    known = ids.masked_fill(absent, 0)
+    check_ids(known, vocab_size, "top_k_ids")
+    # Numbers of their own below 0 keep absent entries from being each other's repeats.
+    fillers = -1 - torch.arange(ids.shape[-1], device=ids.device)
+    ordered = torch.where(absent, fillers, known).sort(dim=-1).values
+    if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+        raise ConfigurationError("top_k_ids of teacher_scores name a token twice at one position: leave one out")
+    return known
 
 
 def check_head(model: str, hidden: Tensor | None, head: Tensor | None) -> None:

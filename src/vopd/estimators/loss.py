@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ..kernels.row_pass import MakePass
 from ..kernels.sources import LogitSource
 from ..teachers.scores import TopKScores
 from . import checks
-from .base import Estimator
+from .base import Estimator, with_extra_advantages
 from .output import DistillationOutput, GradientInHand, unpack
 
 
@@ -29,6 +31,7 @@ def distillation_loss(
     importance_weights: Tensor | None = None,
     rollout_logprobs: Tensor | None = None,
     importance_cap: float = 2.0,
+    extra_advantages: Tensor | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
     chunk_size: int | None = None,
@@ -53,6 +56,9 @@ def distillation_loss(
         importance_weights: w of each token, applied to sampled terms only, (B, T) or (N,).
         rollout_logprobs: instead, log p(y) as the sampler reported it: w = min(exp(log p(y) - that), importance_cap).
         importance_cap: largest such w.
+        extra_advantages: e, added to the advantage of the sampled token, A = sg[r_y - b + e], (B, T) or (N,), such as a
+            reward of the whole completion less the mean of its group's others. Tokens that an estimator sums exactly
+            keep that sum; the sampled term -sg[w e] log p(y) stands beside it.
         vocab_size: the real vocabulary, where both models have padded rows beyond it.
         diagnostics: also return the student's entropy and, with full teacher rows, exact KL and variances.
         chunk_size: rows at a time; changes speed and memory, not the result.
@@ -80,7 +86,7 @@ def distillation_loss(
     )
     batch = _batch(
         source.vocab_size, completion_ids, completion_mask, teacher_scores,
-        importance_weights, rollout_logprobs, importance_cap,
+        importance_weights, rollout_logprobs, importance_cap, extra_advantages,
     )  # fmt: skip
     return _distill(
         chosen, source, batch, [student_logits], completion_ids.shape, TorchPass,
@@ -107,6 +113,7 @@ def linear_distillation_loss(
     backend: str = "auto",
     rollout_logprobs: Tensor | None = None,
     importance_cap: float = 2.0,
+    extra_advantages: Tensor | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
     chunk_size: int | None = None,
@@ -169,7 +176,7 @@ def linear_distillation_loss(
     )
     batch = _batch(
         source.vocab_size, completion_ids, completion_mask, teacher_scores,
-        importance_weights, rollout_logprobs, importance_cap,
+        importance_weights, rollout_logprobs, importance_cap, extra_advantages,
     )  # fmt: skip
     return _distill(
         chosen, source, batch, inputs, completion_ids.shape, make_pass,
@@ -199,7 +206,7 @@ def _distill(
     result = run_chunks(
         source,
         batch,
-        estimator.estimate,
+        lambda rows: with_extra_advantages(rows, estimator.estimate(rows)),
         estimator.needs,
         make_pass=make_pass,
         top_k=top_k,
@@ -235,6 +242,7 @@ def _batch(
     importance_weights: Tensor | None,
     rollout_logprobs: Tensor | None,
     importance_cap: float,
+    extra_advantages: Tensor | None,
 ) -> Batch:
     """Packs the tokens that count, in order, and checks all that comes with one entry a token."""
     if importance_weights is not None and rollout_logprobs is not None:
@@ -258,14 +266,16 @@ def _batch(
         teacher_logprobs=None if scores is None else pack("sampled_logprobs", scores.sampled_logprobs),
         top_k_ids=None if scores is None else pack("top_k_ids", scores.top_k_ids, 1),
         top_k_logprobs=None if scores is None else pack("top_k_logprobs", scores.top_k_logprobs, 1),
+        chosen=scores is not None and scores.chosen,
         importance=pack("importance_weights", importance_weights),
         rollout_logprobs=pack("rollout_logprobs", rollout_logprobs),
         importance_cap=importance_cap,
+        extra_advantages=pack("extra_advantages", extra_advantages),
     )
     checks.check_ids(batch.sampled_ids, vocab_size, "completion_ids")
-    if batch.top_k_ids is not None:
-        checks.check_ids(batch.top_k_ids, vocab_size, "top_k_ids")
-    return batch
+    if batch.top_k_ids is None or batch.top_k_logprobs is None:
+        return batch
+    return replace(batch, top_k_ids=checks.checked_top_k_ids(batch.top_k_ids, batch.top_k_logprobs, vocab_size))
 
 
 def _checked_temperature(temperature: float) -> float:

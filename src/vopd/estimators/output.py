@@ -32,7 +32,7 @@ class DistillationOutput:
         teacher_logprobs: log q(y), nats.
         rewards: log q(y) - log p(y).
         baseline: b.
-        advantages: r_y - b, before importance weights.
+        advantages: r_y - b, before importance weights and without extra advantages.
         importance_weights: w as applied, 1 where none were given.
         reverse_kl: exact KL(p || q).
         entropy: of the student (with diagnostics).

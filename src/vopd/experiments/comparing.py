@@ -14,8 +14,9 @@ from vopd.experiments.held_out import KINDS, HeldOut, write_held_out
 from vopd.experiments.measure_models import Measurement
 from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
-from vopd.reporting.comparison_text import grid_text
 from vopd.reporting.report import write_report
+from vopd.reporting.stability import stability_text
+from vopd.reporting.tables import comparison_text
 
 EMBEDDED_STEPS = 160
 _EMBEDDED_BATCH = 16
@@ -144,7 +145,7 @@ def compare(
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target))
     write_comparison(comparison, folder / COMPARISON_FILE)
-    text = grid_text(comparison)
+    text = f"{comparison_text(comparison)}\n\n{stability_text(comparison)}"
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     say("\n" + text)
     say(f"\nwritten to {write_report(folder)}")

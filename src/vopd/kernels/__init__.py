@@ -1,6 +1,6 @@
 """Statistics and the gradient form fused with the output heads. Nothing here knows an estimator's name."""
 
-from .backends import choose_pass
+from .backends import BACKENDS, backend_name, choose_pass
 from .chunked import Result, chunk_rows, run_chunks
 from .heads import Head
 from .rows import Batch, Estimate, GradientForm, Needs, Rows
@@ -8,6 +8,7 @@ from .sources import DenseLogits, LinearHeads
 from .torch_rows import TorchPass
 
 __all__ = [
+    "BACKENDS",
     "Batch",
     "DenseLogits",
     "Estimate",
@@ -18,6 +19,7 @@ __all__ = [
     "Result",
     "Rows",
     "TorchPass",
+    "backend_name",
     "choose_pass",
     "chunk_rows",
     "run_chunks",

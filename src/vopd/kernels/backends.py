@@ -18,7 +18,7 @@ logger = logging.getLogger("vopd")
 
 
 def choose_pass(backend: str, device: torch.device) -> MakePass:
-    """The row pass of a backend: "auto" is Triton on CUDA where it is installed, else torch.
+    """The row pass of a backend: "auto" is Triton on CUDA where it is installed and right, else torch.
 
     Raises:
         ConfigurationError: the backend is unknown, or is "triton" and the tensors are not on a GPU.
@@ -39,13 +39,23 @@ def choose_pass(backend: str, device: torch.device) -> MakePass:
     return TritonPass
 
 
+def backend_name(backend: str, device: torch.device) -> str:
+    """The backend that runs where `backend` is asked for: "torch" or "triton". Raises as ``choose_pass``."""
+    return "torch" if choose_pass(backend, device) is TorchPass else "triton"
+
+
 def _auto_triton(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     if importlib.util.find_spec("triton") is None:
         _tell_once("triton is not installed: the distillation loss runs in plain torch; pip install 'vopd[kernels]'")
         return False
-    return True
+    from .trial import trouble
+
+    reason = trouble(device)
+    if reason is not None:
+        _tell_once(f"the Triton kernels cannot be used here ({reason}): the distillation loss runs in plain torch")
+    return reason is None
 
 
 @functools.cache

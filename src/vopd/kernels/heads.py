@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,37 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Head:
+        """The same head with weight and bias changed."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
+    def detach(self) -> Head:
+        """The same head without gradient."""
+        return self.map(Tensor.detach)
+
+    def to(self, device: torch.device) -> Head:
+        """The same head on another device."""
+        return self.map(lambda part: part.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.weight.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of a few hidden states (..., D), in float32 or wider. Products with all of them are for
+        ``Projection``."""
+        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+        logits = wide @ self.weight.to(wide.dtype).T
+        if self.bias is not None:
+            logits = logits + self.bias.to(wide.dtype)
+        return soft_cap(logits * self.scale, self.softcap)
+
+    def options(self, model: str) -> dict[str, Any]:
+        """What ``linear_distillation_loss`` is told of it besides its weight; `model` is "student" or "teacher"."""
+        values = {"bias": self.bias, "logit_scale": self.scale, "softcap": self.softcap}
+        return {f"{model}_{name}": value for name, value in values.items()}
 
 
 class Projection:

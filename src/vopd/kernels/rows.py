@@ -43,9 +43,11 @@ class Batch:
         rows: their places in the flattened inputs.
         sampled_ids: y.
         teacher_logprobs, top_k_ids, top_k_logprobs: a server's scores, None with teacher tensors.
+        chosen: these ids are the student's top k, not the teacher's.
         importance: weights given by the caller.
         rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
         importance_cap: largest such weight.
+        extra_advantages: what the caller adds to the advantage of each sampled token.
     """
 
     rows: Tensor
@@ -53,9 +55,11 @@ class Batch:
     teacher_logprobs: Tensor | None = None
     top_k_ids: Tensor | None = None
     top_k_logprobs: Tensor | None = None
+    chosen: bool = False
     importance: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     importance_cap: float = 2.0
+    extra_advantages: Tensor | None = None
 
     def chunks(self, size: int) -> list[Batch]:
         """The batch cut into parts of at most ``size`` rows."""
@@ -84,6 +88,7 @@ class Rows:
         other_difference_square, other_square_difference_square: sums of p d'^2, p^2 d'^2, (N,), for diagnostics.
         entropy: of the student, (N,), for diagnostics.
         importance: weight of the sampled terms, (N,), 1 on-policy.
+        extra_advantages: added to the advantages of the sampled terms, (N,), None for none.
     """
 
     sampled_ids: Tensor
@@ -93,6 +98,7 @@ class Rows:
     support_logprobs: Tensor
     importance: Tensor
     other_prob: Tensor
+    extra_advantages: Tensor | None = None
     other_square_prob: Tensor | None = None
     teacher_logprobs: Tensor | None = None
     sampled_difference: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,7 +59,9 @@ def compute_chunk(
     log_totals = totals.log()
     logprobs = relative - log_totals.unsqueeze(-1)
     student_logprobs = logprobs[:, -1]
-    if teacher_known is None:
+    if teacher_known is None and part.chosen:
+        scores = _chosen_scores(part, student_known, is_top, sums, log_totals, needs)
+    elif teacher_known is None:
         scores = _server_scores(part, is_top if needs.support == "teacher_top_k" else None)
     else:
         scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
@@ -73,6 +75,7 @@ def compute_chunk(
         in_support=_in_support(support, is_top, needs),
         support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
         importance=_importance(part, student_logprobs),
+        extra_advantages=part.extra_advantages,
         other_prob=sums.mass / totals,
         **scores,
         **others,
@@ -82,8 +85,9 @@ def compute_chunk(
 
 def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int) -> Support:
     """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
-    if needs.support == "teacher_top_k" and part.top_k_ids is not None:
-        return Support(part.top_k_ids, computed(part.top_k_logprobs) > -torch.inf)
+    if needs.support != "top" and part.top_k_ids is not None:
+        # Only -inf is absent: a NaN is there, and must not be lost.
+        return Support(part.top_k_ids, computed(part.top_k_logprobs) != -torch.inf)
     if needs.support == "top":
         ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
     elif needs.support == "student_top_k":
@@ -140,6 +144,20 @@ def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
         top = torch.where(is_top, logprobs, -torch.inf).amax(-1, keepdim=True)
         scores["support_teacher_logprobs"] = torch.cat([top, logprobs], dim=-1)
     return scores
+
+
+def _chosen_scores(
+    part: Batch, student_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor, needs: Needs
+) -> dict[str, Tensor]:
+    """A server's scores at the student's top k, in the place of logits: only their differences are read.
+
+    Where another token is the student's most likely one here than where the ids were chosen, differences are not
+    centred, which shifts all of them alike.
+    """
+    sampled = computed(part.teacher_logprobs)
+    known = torch.cat([computed(part.top_k_logprobs), sampled.unsqueeze(-1)], dim=-1)
+    scores = _scores(student_known, known, is_top, replace(sums, top_difference=None), log_totals)
+    return {**scores, "teacher_logprobs": sampled} if needs.full_teacher else scores
 
 
 def _other_sums(sums: Sums, totals: Tensor) -> dict[str, Tensor]:

@@ -1,17 +1,20 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
 from vopd.models.loading import load_model, load_skeleton, load_tokenizer
-from vopd.models.sampling import Completion, sample
+from vopd.models.output_head import read_head
+from vopd.models.sampling import Completion, context_length, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
     "Completion",
     "common_vocabulary",
+    "context_length",
     "end_ids",
     "end_token_difference",
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "read_head",
     "sample",
     "set_end_ids",
 ]

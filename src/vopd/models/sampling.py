@@ -87,7 +87,7 @@ def sample(
     settings = _Settings(temperature, top_p, top_k, max_new_tokens)
     if samples < 1 or batch_size < 1:
         raise ConfigurationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
-    prompt_ids = _tokenize(tokenizer, prompts, _positions(model), max_new_tokens)
+    prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
     copies = samples if temperature > 0 else 1
     found: list[list[Completion]] = [[] for _ in prompts]
     with _undisturbed(model, _generation_config(model, tokenizer, settings)):
@@ -187,7 +187,13 @@ def _undisturbed(model: Any, config: Any) -> Iterator[None]:
                 module.training = training
 
 
-def _positions(model: Any) -> int | None:
-    config = model.config.get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return positions
+def context_length(*models: Any) -> int | None:
+    """Return how many tokens a sequence may have in all of `models`, as their configurations say; None for no limit."""
+    lengths = []
+    for model in models:
+        config = model.config.get_text_config()
+        # These two stretch the positions beyond what the configuration counts; the others count the stretched ones.
+        stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("linear", "dynamic")
+        length = None if stretched else getattr(config, "max_position_embeddings", None)
+        lengths += [] if length is None else [int(length)]
+    return min(lengths, default=None)

@@ -18,7 +18,7 @@ class Line:
     """One curve: its points by optimizer step.
 
     `width` is the number of steps of the running mean that is drawn; 1 draws the values as they are. Lines of the same
-    label share one entry of the legend.
+    label share one entry of the legend. `band` holds (low, high) at every step, and is drawn around the line.
     """
 
     label: str
@@ -27,10 +27,21 @@ class Line:
     colour: str
     width: int = 1
     dashed: bool = False
+    band: Sequence[tuple[float, float]] = ()
 
     def points(self) -> list[tuple[float, float]]:
         """(step, value) as drawn: smoothed, and averaged in bins where there are more than a page needs."""
-        points = list(zip(self.steps, smoothed(self.values, self.width), strict=True))
+        return self._drawn(self.values)
+
+    def edges(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
+        """The band's lower and upper edge as drawn, or None without one."""
+        if not self.band:
+            return None
+        low, high = zip(*self.band, strict=True)
+        return self._drawn(low), self._drawn(high)
+
+    def _drawn(self, values: Sequence[float]) -> list[tuple[float, float]]:
+        points = list(zip(self.steps, smoothed(values, self.width), strict=True))
         size = -(-len(points) // _SHOWN_POINTS)
         if size <= 1:
             return points
@@ -50,9 +61,15 @@ class Curves:
     from_zero: bool = True
 
     def csv(self) -> str:
-        """Every value as logged, not smoothed: line,step,value."""
-        rows = [(line.label, step, value) for line in self.lines for step, value in zip(line.steps, line.values)]
-        return _csv(("line", "step", "value"), rows)
+        """Every value as logged, not smoothed: line,step,value, and low,high where a line has a band."""
+        if not any(line.band for line in self.lines):
+            rows = [(line.label, step, value) for line in self.lines for step, value in zip(line.steps, line.values)]
+            return _csv(("line", "step", "value"), rows)
+        banded: list[tuple[object, ...]] = []
+        for line in self.lines:
+            for index, (step, value) in enumerate(zip(line.steps, line.values)):
+                banded.append((line.label, step, value, *(line.band[index] if line.band else ("", ""))))
+        return _csv(("line", "step", "value", "low", "high"), banded)
 
 
 @dataclass(frozen=True)

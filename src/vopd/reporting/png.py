@@ -57,6 +57,9 @@ def _curves(axes: Any, figure: Curves) -> None:
             label=None if line.label in labels else line.label,
         )  # fmt: skip
         labels.add(line.label)
+        if (edges := line.edges()) is not None:
+            low, high = ([y for _, y in edge] for edge in edges)
+            axes.fill_between(steps, low, high, color=line.colour, alpha=0.15, linewidth=0)
     if figure.from_zero and all(value >= 0 for line in figure.lines for value in line.values):
         axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vopd.reporting.comparison import Comparison, Run
+from vopd.reporting.page import table
+from vopd.reporting.tables import format_table
 from vopd.statistics import mean_score
 
 
@@ -70,6 +72,34 @@ def price(comparison: Comparison, name: str, target: float) -> Price:
         statistics.median(step * batch for _, step in reached),
         statistics.median(_seconds(run, step) for run, step in reached),
     )
+
+
+def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headers and one row an estimator: runs that end worse than they began, and the price of the target accuracy."""
+    target = target_accuracy(comparison)
+    headers = [
+        "", "less accurate than the start", "farther from the teacher", "broke off",
+        f"reach {100 * target:.0f} %", "samples", "training",
+    ]  # fmt: skip
+    rows = []
+    for name in comparison.estimators:
+        found, cost = stability(comparison, name), price(comparison, name, target)
+        counts = (found.less_accurate, found.farther, found.broke_off, cost.reached)
+        shown = ["-", "-"] if cost.samples is None else [f"{cost.samples:.0f}", f"{cost.seconds:.0f} s"]
+        rows.append([name, *(f"{count} of {found.runs}" for count in counts), *shown])
+    return headers, rows
+
+
+def stability_html(comparison: Comparison) -> str:
+    """The same as a table of the page."""
+    note = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
+    return table(*stability_rows(comparison)) + f'<p class="note">{note}</p>'
+
+
+def stability_text(comparison: Comparison) -> str:
+    """The same as plain text."""
+    note = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
+    return "\n".join(["Stability and price\n", format_table(*stability_rows(comparison)), note])
 
 
 def _first(curve: Sequence[tuple[int, float]], target: float) -> int | None:

@@ -19,8 +19,11 @@ class TopKScores:
         sampled_logprobs: log q(y), (B, T) or (N,), nats.
         top_k_ids: the teacher's k most likely tokens, distinct, (B, T, k) or (N, k); None if not asked for.
         top_k_logprobs: log q there, same shape; -inf marks an absent entry, whose id is ignored.
+        chosen: ``top_k_ids`` are the student's k most likely tokens instead. Estimators that read the teacher at these
+            ids alone take scores that are off by a constant a position.
     """
 
     sampled_logprobs: Tensor
     top_k_ids: Tensor | None = None
     top_k_logprobs: Tensor | None = None
+    chosen: bool = False

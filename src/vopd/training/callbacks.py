@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -84,7 +84,7 @@ def _records_up_to(path: Path, step: int) -> Iterator[str]:
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append each record as one line of JSON, in one write, so that a reader never sees half of one.
+    """Append each record as one line of JSON, all in one write, so that a reader never sees half of one.
 
     Everything but ASCII is escaped: terminal escapes and lone surrogates in model text come out harmless.
     """
@@ -95,7 +95,9 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
     with _clear_errors(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, text.encode("ascii"))
+            rest = text.encode("ascii")
+            while rest:  # a full disk takes a part first, and refuses only the next write
+                rest = rest[os.write(handle, rest) :]
         finally:
             os.close(handle)
 
@@ -112,14 +114,18 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 class Progress(TrainerCallback):
-    """Shows how far a run is: one live line on a terminal, plain lines elsewhere."""
+    """Shows how far a run is: one live line on a terminal, plain lines elsewhere; first of all the notes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, notes: Sequence[str] = ()) -> None:
         self.stream = sys.stderr if stream is None else stream
+        self.notes = notes
         self._bar: Any = None
         self._task: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for note in self.notes:
+                print(note, file=self.stream, flush=True)
         if state.is_world_process_zero and self.stream.isatty():
             self._bar, self._task = _live_line(self.stream, state.global_step, state.max_steps)
             self._bar.start()

@@ -43,8 +43,8 @@ def model_card(facts: dict[str, Any], tags: list[str]) -> str:
 
     Args:
         facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
-            and where they are known loss_top_k, student_revision, teacher_revision, data (lines), datasets (hub ids),
-            results (lines).
+            and where they are known loss_top_k, backend, student_revision, teacher_revision, data (lines), datasets
+            (hub ids), results (lines), rewards.
         tags: for the Hub.
     """
     student = facts["student"]
@@ -77,9 +77,11 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
         "teacher": _with_revision(facts["teacher"], facts.get("teacher_revision")),
         "data": "<br>".join(facts.get("data", [])) or "not named",
         "estimator": facts["estimator"] if k is None else f"{facts['estimator']}, k = {k}",
+        **({"loss computed by": facts["backend"]} if "backend" in facts else {}),
         "temperature": facts["temperature"],
         "optimizer steps": facts["steps"],
         "prompts a step": facts["prompts"],
+        **({"rewards": facts["rewards"]} if facts.get("rewards") else {}),
         "learning rate": facts["learning_rate"],
         "seed": facts["seed"],
         "versions": ", ".join(f"{name} {found}" for name, found in _versions().items()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,7 +34,14 @@ class StepClock:
     def spend(self, part: str, seconds: float) -> None:
         """`seconds` of the step that is under way went to `part`."""
         if self._started is not None:
-            self._parts[part] += seconds
+            self._parts[part] = self._parts.get(part, 0.0) + seconds
+
+    @contextmanager
+    def spending(self, part: str) -> Iterator[None]:
+        """What runs within goes to `part`, a further one where it is named for the first time."""
+        started = time.perf_counter()
+        yield
+        self.spend(part, time.perf_counter() - started)
 
     def end(self) -> None:
         """The optimizer step has been taken."""

@@ -11,6 +11,8 @@ import torch
 from ..errors import ConfigurationError
 from ..estimators import ESTIMATORS
 from ..estimators.checks import find_estimator
+from ..kernels import BACKENDS
+from .guards import check_guards
 from .sampling import EXACT_OBJECTIVES, check_sampling
 from .trl_adapter import DistillationConfig
 
@@ -37,6 +39,8 @@ class VOPDConfig(DistillationConfig):
     Args:
         estimator: name of the loss, one of ``vopd.ESTIMATORS``.
         loss_top_k: k of the estimators that need one; an error for the others. (``top_k`` is the sampler's.)
+        loss_backend: what the fused loss runs in: "torch", "triton", or "auto" for Triton on a CUDA device where it is
+            installed and passes a short trial against torch, else torch.
         loss_normalizer: constant that the summed token losses of one optimizer step are divided by. Default None
             divides by the number of sampled tokens, which favours short completions a little: a length is
             sampled too. ``batch size * max_completion_length`` is a neutral choice.
@@ -49,6 +53,16 @@ class VOPDConfig(DistillationConfig):
         samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
         show_samples: of these, how many to show on the terminal as a table after each step.
         telemetry: let TRL report the kind of run to Hugging Face.
+        num_generations: completions of each prompt. A reward needs 2 or more, which it compares with each other; the
+            completions of one process's step must be a multiple of it.
+        reward_weights: one number a reward function, in nats a unit of reward: the teacher's log-ratios have weight 1.
+            Default: 1 each.
+        reward_column: column of the data set with the reference answers that "math" and "choice" grade against.
+        guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
+            guard_no_signal: limits of the guards in ``guards.py``; None turns one off. They warn; the one that is
+            called stop ends the run.
+        guard_stop: guards that end the run instead, with a checkpoint and exit code 7.
+        guard_window: logged steps that guards average over.
 
     Other defaults than the parents': no dropout (a rollout and its gradient must see one policy), a NaN loss is not
     hidden, bf16 and gradient checkpointing only where an accelerator supports them, a log line every step,
@@ -60,6 +74,7 @@ class VOPDConfig(DistillationConfig):
 
     estimator: str = _own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
     loss_top_k: int | None = _own(None, "k of the estimators that need one.")
+    loss_backend: str = _own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
     loss_normalizer: float | None = _own(
         None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
     )
@@ -71,7 +86,24 @@ class VOPDConfig(DistillationConfig):
     metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
     samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
     show_samples: int = _own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
+    num_generations: int = _own(1, "Completions of each prompt; a reward needs 2 or more.")
+    reward_weights: list[float] | None = _own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
+    reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
+    guard_reverse_kl: float | None = _own(3.0, "Warn where the reverse KL is this many times its lowest so far.")
+    guard_truncation: float | None = _own(0.95, "Warn where this share of the completions is cut off.")
+    guard_length: float | None = _own(3.0, "Warn where completions grow to this many times the first ones' length.")
+    guard_logprobs: float | None = _own(
+        0.05, "Warn where trainer and rollout engine differ by this many nats a token on average."
+    )
+    guard_logprobs_stop: float | None = _own(0.5, "End the run where they differ by this much.")
+    guard_same_teacher: float | None = _own(1e-5, "Warn where teacher and student never differ by more nats than this.")
+    guard_no_signal: float | None = _own(1e-7, "Warn where the norm of the gradient stays at or below this.")
+    guard_stop: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Guards that save a checkpoint and end the run instead of warning, such as reverse_kl."},
+    )
+    guard_window: int = _own(10, "Logged steps that guards average over.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
     bf16: bool | None = _default("bf16", None)
@@ -91,6 +123,7 @@ class VOPDConfig(DistillationConfig):
         self._check_estimator()
         self._check_ranges()
         self._check_importance()
+        check_guards(self)
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = accelerated and not self.fp16 and _supports_bf16()
@@ -107,6 +140,7 @@ class VOPDConfig(DistillationConfig):
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
+        self._check_groups()
 
     def _check_estimator(self) -> None:
         needs_top_k = find_estimator(self.estimator).needs_top_k
@@ -117,6 +151,15 @@ class VOPDConfig(DistillationConfig):
             raise ConfigurationError(
                 f"loss_top_k={self.loss_top_k} means nothing to estimator {self.estimator!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
+            )
+
+    def _check_groups(self) -> None:
+        # Rewards are compared within a process, and a step of accumulated micro-batches is generated at once.
+        of_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if of_process % self.num_generations:
+            raise ConfigurationError(
+                f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions of a process "
+                f"must be a multiple of num_generations={self.num_generations}, so that no group is split"
             )
 
     def _check_importance(self) -> None:
@@ -137,8 +180,11 @@ class VOPDConfig(DistillationConfig):
 
     def _check_ranges(self) -> None:
         _at_least("loss_top_k", self.loss_top_k, 1)
+        if self.loss_backend not in BACKENDS:
+            raise ConfigurationError(f"unknown loss_backend {self.loss_backend!r}; choose one of {', '.join(BACKENDS)}")
         _at_least("max_prompt_length", self.max_prompt_length, 1)
         _at_least("metrics_every", self.metrics_every, 0)
+        _at_least("num_generations", self.num_generations, 1)
         _at_least("samples_per_step", self.samples_per_step, 0)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(

@@ -1,69 +1,45 @@
-"""Which output heads the loss can read, and what is checked before it does."""
+"""What is checked before the loss reads two models' hidden states and output heads."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, MismatchError
+from ..kernels import Head
 
-# Names under which configurations keep a transformation of the logits, with the values that mean none.
-_TRANSFORMATIONS = {
-    "final_logit_softcapping": (None,),
-    "logit_scale": (None, 1.0),
-    "logits_scaling": (None, 1.0),
-    "output_multiplier": (None, 1.0),
-    "lm_head_multiplier": (None, 1.0),
-}
+_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
+"""Largest difference, relative to the largest logit, by the head's dtype; float32 leaves room for TF32."""
+_HALF_TOLERANCE = 3e-2
 
 
-def check_head(model: Any, name: str) -> Tensor:
-    """The weight (V, H) of the output head of `model`; `name` is "student" or "teacher".
-
-    Raises:
-        MismatchError: its logits are not plainly hidden @ head.T, or there is no head.
-        ConfigurationError: a PEFT adapter sits on it.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        raise MismatchError(f"the {name} has no output head; use a causal language model")
-    if hasattr(head, "base_layer"):
-        raise ConfigurationError(
-            f"a PEFT adapter on the {name}'s output head is not supported: the loss multiplies hidden states with the "
-            "head's weight itself, so the adapter would get no gradient; remove the head from target_modules, or "
-            "train it whole with modules_to_save"
-        )
-    if getattr(head, "bias", None) is not None:
-        raise MismatchError(f"the {name}'s output head has a bias, which is not supported; use another model family")
-    config = model.config.get_text_config()
-    for setting, plain in _TRANSFORMATIONS.items():
-        value = getattr(config, setting, None)
-        if value not in plain:
-            raise MismatchError(
-                f"the {name} transforms its logits ({setting}={value}), which is not supported; "
-                "use another model family"
-            )
-    return head.weight
-
-
-def check_plain_logits(logits: Tensor, hidden: Tensor, head: Tensor, name: str) -> None:
-    """Raises MismatchError unless logits = hidden @ head.T, whatever the configuration says.
+def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
+    """Raises MismatchError unless the loss would compute the logits that the model computes itself.
 
     Args:
         logits: (N, V) as the model computes them.
         hidden: (N, H), the hidden states that the loss would use.
-        head: (V, H).
+        head: as it was read from the model.
         name: "student" or "teacher".
     """
-    expected = (hidden.float() @ head.float().T)[:, : logits.shape[-1]]
+    expected = head.logits(hidden)[:, : logits.shape[-1]]
     scale = expected.abs().max().clamp(min=1e-6)
-    if not torch.allclose(logits.float() / scale, expected / scale, atol=3e-2):
+    tolerance = _TOLERANCE.get(head.weight.dtype, _HALF_TOLERANCE)
+    if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):
         raise MismatchError(
-            f"the {name}'s logits are not its last hidden state times its output head, so the loss would train towards "
-            "something else; this model family is not supported"
+            f"the {name}'s logits are not what its last hidden state, its output head and its configuration give"
+            f"{_known(head)}, so the loss would train towards something else; this model family is not supported"
         )
+
+
+def _known(head: Head) -> str:
+    found = {
+        "a bias": head.bias is not None,
+        f"a scale of {head.scale:g}": head.scale != 1,
+        f"a soft cap of {head.softcap}": head.softcap is not None,
+    }
+    named = " and ".join(what for what, there in found.items() if there)
+    return f" (with {named})" if named else ""
 
 
 def check_not_shared(student: nn.Module, teacher: nn.Module) -> None:

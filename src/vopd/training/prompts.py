@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import DataError
+from ..errors import ConfigurationError, DataError
 
 PROMPT = "prompt"
 _CHUNK = 1000
@@ -54,18 +54,50 @@ def keep_short(dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], 
     """
     if limit is None:
         return dataset, 0
-    prompts = list(dataset[PROMPT])
-    lengths = [
-        len(ids) for start in range(0, len(prompts), _CHUNK) for ids in tokenize(prompts[start : start + _CHUNK])
-    ]
+    lengths = token_lengths(dataset, tokenize)
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise DataError(
-            f"all {len(prompts)} prompts are longer than max_prompt_length={limit} tokens; "
+            f"all {len(lengths)} prompts are longer than max_prompt_length={limit} tokens; "
             f"the shortest has {min(lengths)}"
         )
-    dropped = len(prompts) - len(kept)
+    dropped = len(lengths) - len(kept)
     return (dataset.select(kept) if dropped else dataset), dropped
+
+
+def check_room(
+    dataset: Any, name: str, positions: int | None, completion: int, tokenize: Callable[[list[Any]], list[list[int]]]
+) -> None:
+    """Raises if a prompt with `completion` more tokens goes beyond the `positions` that the models know.
+
+    Rotary positions would go on without a word, in a region that the models never saw.
+
+    Raises:
+        ConfigurationError: not even a prompt of one token has room.
+        DataError: a prompt of `dataset` has none.
+    """
+    if positions is None:
+        return
+    room = positions - completion
+    if room < 1:
+        raise ConfigurationError(
+            f"max_completion_length={completion} leaves no room for a prompt in the models' {positions} positions; "
+            "lower it"
+        )
+    lengths = token_lengths(dataset, tokenize)
+    long = sum(length > room for length in lengths)
+    if long:
+        raise DataError(
+            f"{long} of {len(lengths)} prompts of {name} go beyond the models' {positions} positions with "
+            f"max_completion_length={completion}, the longest has {max(lengths)} tokens; set max_prompt_length={room} "
+            "to leave them out, or lower max_completion_length"
+        )
+
+
+def token_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]]) -> list[int]:
+    """Number of tokens of each prompt."""
+    prompts = list(dataset[PROMPT])
+    return [len(ids) for start in range(0, len(prompts), _CHUNK) for ids in tokenize(prompts[start : start + _CHUNK])]
 
 
 def check_enough(num_prompts: int, batch_size: int) -> None:

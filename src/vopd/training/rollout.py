@@ -7,7 +7,6 @@ yet synchronised. Importance weights correct for that; the difference itself tel
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, MissingExtraError, NonFiniteError
+from ..errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError
 from .metrics import Averages
-
-logger = logging.getLogger("vopd")
 
 MEAN_DIFFERENCE = "rollout/logprob_difference_mean"
 MAX_DIFFERENCE = "rollout/logprob_difference_max"
-# Nats a token. Two precisions of one model differ by about 0.02; stale weights by 0.2.
-SUSPICIOUS = 0.1
 
 
 def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
@@ -36,6 +31,17 @@ def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
     if weighted and tools:
         raise ConfigurationError(
             "importance_sampling cannot follow completions through tool calls; set importance_sampling=false"
+        )
+
+
+def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+    """Raises DataError if a completion is empty: even one that stops at once has its end token."""
+    empty = [len(prompt) for prompt, completion in zip(prompts, completions, strict=True) if not len(completion)]
+    if empty:
+        raise DataError(
+            f"the rollout engine returned no token for {len(empty)} of {len(completions)} prompts, the first of "
+            f"{empty[0]} tokens; look into the engine's log, or set max_prompt_length so that every prompt leaves room "
+            "in the engine's context"
         )
 
 
@@ -96,7 +102,6 @@ class RolloutDifference:
 
     def __init__(self) -> None:
         self._largest: Tensor | None = None
-        self._warned = False
 
     def add(self, averages: Averages, trainer: Tensor, rollout: Tensor, mask: Tensor) -> None:
         """Add the tokens of a micro-batch where `mask` is 1. All (B, T)."""
@@ -111,14 +116,3 @@ class RolloutDifference:
         if largest is None:
             return {}
         return {MAX_DIFFERENCE: float(accelerator.gather(largest.reshape(1)).max())}
-
-    def warn(self, metrics: dict[str, float]) -> None:
-        """Say once that trainer and engine do not sample from one distribution."""
-        mean = metrics.get(MEAN_DIFFERENCE, 0.0)
-        if mean > SUSPICIOUS and not self._warned:
-            self._warned = True
-            logger.warning(
-                "the rollout engine's log-probabilities differ from the trainer's by %.3f nats a token on average: its "
-                "weights may be stale, or a server at another temperature than 1 was started without "
-                "--logprobs-mode processed_logprobs", mean,
-            )  # fmt: skip

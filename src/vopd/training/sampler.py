@@ -19,15 +19,20 @@ class EpochSampler(Sampler[int]):
 
     Args:
         num_prompts: size of the data set.
-        batch_size: prompts of one generation batch over all ranks.
+        batch_size: completions of one generation batch over all ranks.
         repeats: how often each generation batch is read: the accumulation steps.
         shuffle: False keeps the order of the data set in every epoch.
         seed: of the run.
+        num_generations: how often each prompt stands in its generation batch, one after the other. Ranks take equal
+            parts of the batch in order, so that no group is split where a part is a multiple of this.
     """
 
-    def __init__(self, num_prompts: int, batch_size: int, repeats: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, num_prompts: int, batch_size: int, repeats: int, *, shuffle: bool, seed: int, num_generations: int = 1
+    ) -> None:
         self.num_prompts = num_prompts
-        self.batch_size = batch_size
+        self.prompts_per_batch = batch_size // num_generations
+        self.num_generations = num_generations
         self.repeats = repeats
         self.shuffle = shuffle
         self.seed = seed
@@ -38,13 +43,15 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = self._order()
-        for start in range(0, self.num_prompts - self.batch_size + 1, self.batch_size):
+        order, step = self._order(), self.prompts_per_batch
+        for start in range(0, self.num_prompts - step + 1, step):
+            batch = [prompt for prompt in order[start : start + step] for _ in range(self.num_generations)]
             for _ in range(self.repeats):
-                yield from order[start : start + self.batch_size]
+                yield from batch
 
     def __len__(self) -> int:
-        return self.num_prompts // self.batch_size * self.batch_size * self.repeats
+        batches = self.num_prompts // self.prompts_per_batch
+        return batches * self.prompts_per_batch * self.num_generations * self.repeats
 
     def _order(self) -> list[int]:
         if not self.shuffle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,10 +14,14 @@ _PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
 class SampleBook:
-    """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host before that."""
+    """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host before that.
 
-    def __init__(self, limit: int) -> None:
+    `rewards` are the names of the reward functions that scored them.
+    """
+
+    def __init__(self, limit: int, rewards: Sequence[str] = ()) -> None:
         self.limit = limit
+        self.rewards = rewards
         self._rows: list[dict[str, Tensor]] = []
 
     def offer(self, inputs: dict[str, Any], output: DistillationOutput) -> None:
@@ -24,8 +29,8 @@ class SampleBook:
         room = self.limit - len(self._rows)
         if room <= 0:
             return
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        columns = {name: inputs[name] for name in names}
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "scores")
+        columns = {name: inputs[name] for name in names if name in inputs}
         for name in _PER_TOKEN:
             if getattr(output, name) is not None:
                 columns[name] = getattr(output, name)
@@ -35,10 +40,12 @@ class SampleBook:
     def take(self, step: int, tokenizer: Any, end_ids: list[int]) -> list[dict[str, Any]]:
         """The records of `step` as plain objects, and an empty book."""
         rows, self._rows = self._rows, []
-        return [_record(row, step, tokenizer, end_ids) for row in rows]
+        return [_record(row, step, tokenizer, end_ids, self.rewards) for row in rows]
 
 
-def _record(row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int]) -> dict[str, Any]:
+def _record(
+    row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int], rewards: Sequence[str]
+) -> dict[str, Any]:
     length = int(row["completion_mask"].sum())
     ids = row["completion_ids"][:length].tolist()
     record = {
@@ -51,4 +58,7 @@ def _record(row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int
     for name in _PER_TOKEN:
         if name in row:
             record[name] = [round(value, _DIGITS) for value in row[name][:length].tolist()]
+    if "scores" in row:  # a list, for a number that is none is written as null
+        record["scores"] = [round(value, _DIGITS) for value in row["scores"].tolist()]
+        record["scored_by"] = list(rewards)
     return record

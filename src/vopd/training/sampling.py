@@ -58,7 +58,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-# How many completions a prompt gets, which is one.
+# How many completions a prompt gets, which is num_generations, each a request of its own.
 _ONE = ("n", "best_of", "num_return_sequences")
 
 
@@ -73,8 +73,11 @@ class SamplingSettings(Protocol):
     generation_kwargs: Any
 
 
-def check_sampling(settings: SamplingSettings) -> None:
-    """Raises ConfigurationError if completions would not be drawn from the distribution that the loss sees."""
+def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
+    """Raises ConfigurationError if completions would not be drawn from the distribution that the loss sees.
+
+    With a reward (`rewarded`) every estimator has a sampled term, the exact objectives too.
+    """
     if settings.top_k != 0:
         raise ConfigurationError(
             f"top_k={settings.top_k} would truncate the sampling; did you mean loss_top_k={settings.top_k}, "
@@ -90,15 +93,15 @@ def check_sampling(settings: SamplingSettings) -> None:
     for name in _ONE:
         if extra.get(name, 1) != 1:
             raise ConfigurationError(
-                f"generation_kwargs sets {name}={extra[name]}, but a prompt has one completion; remove it"
+                f"generation_kwargs sets {name}={extra[name]}; set num_generations instead, which repeats the prompt"
             )
-    if settings.estimator in EXACT_OBJECTIVES:
+    if settings.estimator in EXACT_OBJECTIVES and not rewarded:
         return
     asked = {name: getattr(settings, name) for name in ("top_p", "min_p", "repetition_penalty")} | extra
     asked["structured_outputs"] = settings.vllm_structured_outputs_regex or extra.get("structured_outputs")
     for name, value in asked.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
-            raise ConfigurationError(_biased(name, value, settings.estimator))
+            raise ConfigurationError(_biased(name, value, settings.estimator, rewarded))
 
 
 def _check_temperature(extra: dict[str, Any], temperature: float) -> None:
@@ -109,7 +112,12 @@ def _check_temperature(extra: dict[str, Any], temperature: float) -> None:
         )
 
 
-def _biased(name: str, value: Any, estimator: str) -> str:
+def _biased(name: str, value: Any, estimator: str, rewarded: bool) -> str:
+    if rewarded:
+        return (
+            f"{name}={value} changes the distribution that tokens are drawn from, and a reward's gradient is unbiased "
+            f"only for tokens drawn from the student's whole distribution; remove {name}"
+        )
     return (
         f"{name}={value} changes the distribution that tokens are drawn from, and estimator {estimator!r} is unbiased "
         f"only for tokens drawn from the student's whole distribution; remove {name}, or use estimator='full_rkl', "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,23 +13,31 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError
-from ..estimators import linear_distillation_loss
-from ..models import common_vocabulary, end_token_difference, load_tokenizer
+from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
+from ..estimators.checks import check_gives
+from ..kernels import backend_name
+from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
 from .callbacks import Progress, RunLog
 from .card import write_card
+from .checkpoints import Checkpoints, check_writable, clear_save_errors
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
-from .heads import check_head, check_not_shared, check_plain_logits, disable_dropout
+from .guards import GuardWatch
+from .heads import check_logits, check_not_shared, disable_dropout
+from .local_teacher import LocalTeacher
 from .metrics import Averages, add_completion_metrics, add_token_metrics
-from .prompts import check_enough, check_prompts, keep_short
+from .micro_batch import MicroBatch, loss_mask
+from .prompts import check_enough, check_prompts, check_room, keep_short
+from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .stopping import Stopping
+from .token_loss import distil
 from .trackers import check_trackers
-from .trl_adapter import MicroBatch, TRLAdapter, loss_mask
+from .trl_adapter import TRLAdapter
 
 logger = logging.getLogger("vopd")
 
@@ -47,6 +56,8 @@ class VOPDTrainer(TRLAdapter):
         train_dataset: the prompts.
         eval_dataset: prompts to measure the same loss and metrics on.
         processing_class: the student's tokenizer; default: the one next to the model.
+        reward_funcs: rewards beside the teacher: a name ("math", "choice", "reasoning_gym", "module:function") or a
+            callable with TRL's signature, or several; needs args.num_generations of 2 or more.
         callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
 
     Raises:
@@ -73,14 +84,20 @@ class VOPDTrainer(TRLAdapter):
         quantization_config: Any = None,
         peft_config: Any = None,
         tools: list[Callable[..., Any]] | None = None,
+        reward_funcs: Any = None,
     ) -> None:
         args = VOPDConfig() if args is None else args
         _check_arguments(model, teacher_model, args)
+        self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
         check_prompts(train_dataset)
+        self._rewards = Rewards.of(args, reward_funcs)
+        self._rewards.check_columns(train_dataset)
         for name, dataset in _named(eval_dataset):
             check_prompts(dataset, name)
+            self._rewards.check_columns(dataset, name)
+        check_writable(args.output_dir)
         self._prepare_books()
         with _clear_errors():
             super().__init__(
@@ -135,16 +152,19 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, student_rows)
+        self._positions = context_length(self.model, teacher)
         self._teacher_name = teacher.config.name_or_path
         self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
-        self.attach_teacher(teacher)
+        self.teacher_model = self.prepared_teacher(teacher)
+        self.teacher = LocalTeacher(self.teacher_model, self.teacher_states)
+        check_gives(self.args.estimator, self.teacher.gives)
 
     def _checked_rows(self, model: Any, name: str) -> int:
         """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = check_head(model, name)
+        head = read_head(model, name)
         if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_plain_logits(*self.probe(model), head.detach(), name)
-        return len(head)
+            check_logits(*self.probe(model), head.detach(), name)
+        return len(head.weight)
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -156,16 +176,22 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
-        check_enough(len(self.train_dataset), self.generation_batch_size)
+        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
+        check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
         if self.accelerator.is_main_process:
-            self._samples = SampleBook(self.args.samples_per_step)
+            self._samples = SampleBook(self.args.samples_per_step, self._rewards.names)
         self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress()
-        for callback in (_StepEvents(self), RunLog(self.args.output_dir, self._take_samples), self._progress):
+        self._progress = Progress(
+            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+        )
+        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        run_log = RunLog(self.args.output_dir, self._take_samples)
+        for callback in (_StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
             self.add_callback(callback)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
@@ -183,6 +209,7 @@ class VOPDTrainer(TRLAdapter):
             self.args.gradient_accumulation_steps,
             shuffle=bool(self.args.shuffle_dataset),
             seed=self.args.seed,
+            num_generations=self.args.num_generations,
         )
         return self._order
 
@@ -190,21 +217,21 @@ class VOPDTrainer(TRLAdapter):
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        output = linear_distillation_loss(
-            batch.student_hidden,
-            batch.student_head,
-            batch.teacher_hidden,
-            batch.teacher_head,
+        output = distil(
+            batch.student,
+            batch.scored,
             batch.completion_ids,
             batch.loss_mask,
+            normalizer=normalizer,
             estimator=self.args.estimator,
             top_k=self.args.loss_top_k,
             temperature=self.args.temperature,
-            normalizer=normalizer,
             vocab_size=self.vocab_size,
             rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
             importance_cap=self.args.importance_cap,
+            extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
             diagnostics=self._measures_now(),
+            backend=self.loss_backend,
         )
         averages = self._averages["train" if training else "eval"]
         add_token_metrics(averages, output, batch.loss_mask)
@@ -219,7 +246,7 @@ class VOPDTrainer(TRLAdapter):
         every = self.args.metrics_every
         return every > 0 and self.state.global_step % every == 0
 
-    def rollout_done(self, batch: dict[str, Any], seconds: float) -> None:
+    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
         mask = loss_mask(batch)
         mode = "train" if self.model.training else "eval"
         add_completion_metrics(self._averages[mode], batch, mask, self.eos_token_ids)
@@ -231,6 +258,13 @@ class VOPDTrainer(TRLAdapter):
         if mode == "train":
             self._tokens += float(mask.sum())
             self._clock.spend("rollout", seconds)
+        if self._rewards.names:
+            with self._clock.spending("reward"):
+                state = self.state if mode == "train" else None
+                self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
+
+    def rows_settled(self, dropped: int, rows: int) -> None:
+        pass
 
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
@@ -249,23 +283,43 @@ class VOPDTrainer(TRLAdapter):
         if mode == "train":
             self._clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
             self._tokens = 0.0
-        metrics = {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-        self._rollout.warn(metrics)
-        return metrics
+            for name, count in self.teacher.metrics().items():  # summed over processes
+                averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
+        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
+                is none; a path goes on from that one.
+
+        Raises:
+            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            GuardError: a guard did.
+        """
         try:
-            return super().train(*args, **kwargs)
+            with self._stopping.until_done():
+                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.save(partial(super()._save_checkpoint, model, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
-        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
+        with clear_save_errors(folder):
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
@@ -290,9 +344,11 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
+            "backend": self.loss_backend,
             "temperature": self.args.temperature,
             "steps": self.state.global_step,
-            "prompts": self.generation_batch_size,
+            "prompts": self.generation_batch_size // self.args.num_generations,
+            "rewards": self._rewards.summary,
             "learning_rate": self.args.learning_rate,
             "seed": self.args.seed,
             "adapter": hasattr(self.model, "peft_config"),

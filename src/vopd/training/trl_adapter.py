@@ -14,7 +14,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ..errors import ConfigurationError, MismatchError, require
-from .rollout import padded, sampled_logprobs
+from ..models import read_head
+from ..teachers import Rollouts, States, Teacher
+from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence
+from .rollout import check_completions, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -48,39 +50,16 @@ from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl.models import prepare_deepspeed  # noqa: E402
 from trl.trainer.utils import create_model_from_path  # noqa: E402
 
-__all__ = ["DistillationConfig", "MicroBatch", "TRLAdapter"]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one micro-batch brings to the loss. Hidden states at t predict ``completion_ids[:, t]``.
-
-    Attributes:
-        student_hidden: (B, T, H_s), with gradient.
-        student_head: (V_s, H_s).
-        teacher_hidden: (B, T, H_t), no gradient.
-        teacher_head: (V_t, H_t), no gradient.
-        completion_ids: (B, T).
-        loss_mask: (B, T), completion_mask * tool_mask.
-        rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
-        inputs: the whole micro-batch as TRL made it: prompt_ids, prompt_mask, completion_mask, ...
-    """
-
-    student_hidden: Tensor
-    student_head: Tensor
-    teacher_hidden: Tensor
-    teacher_head: Tensor
-    completion_ids: Tensor
-    loss_mask: Tensor
-    rollout_logprobs: Tensor | None
-    inputs: dict[str, Any]
+__all__ = ["DistillationConfig", "TRLAdapter"]
 
 
 class TRLAdapter(DistillationTrainer):
-    """DistillationTrainer with a teacher of any head size, exact positions, and these extension points:
-    ``token_loss``, ``rollout_done``, ``scoring_done``, ``loss_ready``, ``gradient_ready``, ``step_metrics``,
+    """DistillationTrainer with any ``Teacher``, exact positions, and these extension points: ``token_loss``,
+    ``rollout_done``, ``rows_settled``, ``scoring_done``, ``loss_ready``, ``gradient_ready``, ``step_metrics``,
     ``prompt_sampler``.
     """
+
+    teacher: Teacher
 
     # ---- extension points -------------------------------------------------------------------------------------
 
@@ -89,12 +68,19 @@ class TRLAdapter(DistillationTrainer):
         """Loss of one micro-batch (scalar, with gradient) and its summed entropy. No collectives in here."""
 
     @abstractmethod
-    def rollout_done(self, batch: dict[str, Any], seconds: float) -> None:
-        """Called with every generated batch, before it is split into micro-batches."""
+    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
+        """Called with the data set's rows and the batch generated from them, before it is split into micro-batches.
+
+        A tensor with one entry a sequence that is put into the batch stays with its sequence.
+        """
+
+    @abstractmethod
+    def rows_settled(self, dropped: int, rows: int) -> None:
+        """Called where a teacher may leave rows without scores: how many of an optimizer step's, over all ranks."""
 
     @abstractmethod
     def scoring_done(self, seconds: float) -> None:
-        """Called after the teacher's forward pass of a micro-batch."""
+        """Called with the time that a micro-batch waited for its teachers."""
 
     @abstractmethod
     def loss_ready(self, loss: Tensor) -> None:
@@ -134,23 +120,32 @@ class TRLAdapter(DistillationTrainer):
         except (OSError, ValueError) as error:
             raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
 
-    def attach_teacher(self, teacher: PreTrainedModel) -> None:
-        """Freeze the teacher and place it as the student's backend wants.
+    def prepared_teacher(self, teacher: PreTrainedModel) -> Any:
+        """The teacher frozen and placed as the student's backend wants, for ``teacher_states``.
 
         TRL's own ``__init__`` was given None: it refuses a teacher whose head has another number of rows.
         """
         teacher.requires_grad_(False)
         teacher.eval()
         if self.is_deepspeed_enabled:
-            self.teacher_model = prepare_deepspeed(teacher, self.accelerator)
-        else:
-            self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+            return prepare_deepspeed(teacher, self.accelerator)
+        return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+    @torch.no_grad()
+    def teacher_states(self, model: Any, rollouts: Rollouts) -> States:
+        """States of a prepared teacher, through its own wrapper so that sharded parameters are gathered."""
+        teacher = self.accelerator.unwrap_model(model)
+        model.eval()
+        inputs = sequence(rollouts)
+        hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
+        head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
     @property
     def generation_batch_size(self) -> int:
-        """Prompts of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
+        """Completions of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
         args = self.args
         return int(args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps)
 
@@ -206,6 +201,7 @@ class TRLAdapter(DistillationTrainer):
 
         vLLM knows the end tokens of the files on disk; those that the student was given since are passed on.
         """
+        self._next_row = 0
         self._rollout_logprobs: list[list[float]] | None = None
         if not self.use_vllm:
             return
@@ -228,11 +224,13 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            return super()._generate_single_turn(*args, **kwargs)
+            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        check_completions(prompt_ids, completions)
+        return completions
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
@@ -240,7 +238,12 @@ class TRLAdapter(DistillationTrainer):
         if self._rollout_logprobs is not None:
             batch["rollout_logprobs"] = padded(self._rollout_logprobs, batch["completion_ids"])
             self._rollout_logprobs = None
-        self.rollout_done(batch, time.perf_counter() - started)
+        # TRL shuffles the rows before it trains on them.
+        count, device = len(batch["completion_ids"]), batch["completion_ids"].device
+        batch["rollout_rows"] = torch.arange(self._next_row, self._next_row + count, device=device)
+        self._next_row += count
+        self.teacher.begin(rollouts_of(batch))
+        self.rollout_done(inputs, batch, time.perf_counter() - started)
         return batch
 
     def _get_last_hidden_state(
@@ -272,43 +275,47 @@ class TRLAdapter(DistillationTrainer):
         return loss, entropy.detach(), batch.loss_mask.sum()
 
     def _both_forward(self, student: Any, inputs: dict[str, Any]) -> MicroBatch:
-        """One forward pass of each model over prompts and completions."""
-        sequence = (
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
-        )
-        student_hidden = self._get_last_hidden_state(student, *sequence)
-        teacher_hidden = self._teacher_hidden_states(*sequence)
-        student_head = student.get_output_embeddings().weight
-        teacher_head = self.accelerator.unwrap_model(self.teacher_model).get_output_embeddings().weight.detach()
-        device = student_head.device  # a model split over devices can end on another one than its head
+        """The student's forward pass over prompts and completions, and the teachers' scores."""
+        rollouts = rollouts_of(inputs)
+        hidden = self._get_last_hidden_state(student, *sequence(rollouts))
+        head = read_head(student, "student").map(_gathered)
+        device = head.device  # a model split over devices can end on another one than its head
+        states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
+        _synchronize(self.accelerator.device)
+        started = time.perf_counter()
+        scored = self.teacher.score(rollouts, states)
+        _synchronize(self.accelerator.device)
+        self.scoring_done(time.perf_counter() - started)
         return MicroBatch(
-            student_hidden=_as_autocast(student_hidden.to(device)),
-            student_head=_as_autocast(_gathered(student_head)),
-            teacher_hidden=_as_autocast(teacher_hidden.to(device)),
-            teacher_head=_as_autocast(_gathered(teacher_head).to(device)),
+            student=states,
+            scored=scored,
             completion_ids=inputs["completion_ids"].to(device),
-            loss_mask=loss_mask(inputs).to(device),
+            loss_mask=rollouts.loss_mask.to(device),
             rollout_logprobs=inputs["rollout_logprobs"].to(device) if "rollout_logprobs" in inputs else None,
             inputs=inputs,
         )
 
-    @torch.no_grad()
-    def _teacher_hidden_states(self, *sequence: Any) -> Tensor:
-        """The teacher's hidden states, through its own wrapper so that sharded parameters are gathered."""
-        _synchronize(self.accelerator.device)
-        started = time.perf_counter()
-        teacher = self.accelerator.unwrap_model(self.teacher_model)
-        self.teacher_model.eval()
-        hidden = self._forward_redirection(self.teacher_model, teacher, self._get_last_hidden_state, teacher, *sequence)
-        _synchronize(self.accelerator.device)
-        self.scoring_done(time.perf_counter() - started)
-        return hidden
+    def _settle(self, inputs: dict[str, Any]) -> None:
+        """Take the rows that no teacher scored out of the loss and out of its normaliser, over all ranks."""
+        if "scored_rows" in inputs:
+            return
+        batches = self._buffered_inputs if self.model.training and self._buffered_inputs else [inputs]
+        counts = torch.zeros(3, dtype=torch.long, device=self.accelerator.device)
+        for batch in batches:
+            scored = self.teacher.settle(rollouts_of(batch))
+            if scored is None:
+                return
+            batch["scored_rows"] = scored = scored.to(counts.device)
+            counts += torch.stack([loss_mask(batch).sum(), (~scored).sum(), torch.ones_like(scored).sum()])
+        tokens, dropped, rows = self.accelerator.reduce(counts, reduction="sum")
+        for batch in batches:
+            batch["num_items_in_batch"] = tokens
+        self.rows_settled(int(dropped), int(rows))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        self._settle(inputs)
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.model.training:
             self.loss_ready(loss.detach())
@@ -331,12 +338,6 @@ class TRLAdapter(DistillationTrainer):
             super()._send_telemetry()
 
 
-def loss_mask(inputs: dict[str, Any]) -> Tensor:
-    """(B, T): 1 where a completion token was sampled by the student, 0 on padding and on what a tool returned."""
-    mask = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
 @contextmanager
 def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
     """Let ``generate`` sample with `config` alone.
@@ -357,7 +358,7 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
 
 def _gathered(weight: Tensor) -> Tensor:
-    """The whole head on this rank, gathered once a micro-batch where FSDP sharded it."""
+    """All of a head's weight or bias on this rank, gathered once a micro-batch where FSDP sharded it."""
     return weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
 
 

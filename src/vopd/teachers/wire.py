@@ -1,0 +1,222 @@
+"""What is asked of a vLLM server and how its answers are read: pure functions, every answer checked.
+
+Two endpoints score a completion that is sent as token ids, in one prefill request:
+
+- ``/v1/completions`` with ``prompt_logprobs=k``: at every position the k most likely tokens and the actual one,
+  whatever its rank. k + 1 entries mean that the actual token is not among the k: it must leave the support, or the
+  support would depend on the sample and every baseline on it would be biased. Ranks cannot tell, since ties get the
+  worst of theirs.
+- ``/inference/v1/generate`` with ``prompt_logprob_token_ids``: log-probabilities of ids of the caller's choice.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMPLETIONS = "/v1/completions"
+GENERATE = "/inference/v1/generate"
+
+# A log-probability is at most 0, but a server that rounds a normaliser can end a little above.
+_ABOVE_ZERO = 1e-3
+# What vLLM's JSON has in place of minus infinity.
+_NO_CHANCE = -9999.0
+
+
+class BadAnswer(Exception):
+    """An answer that cannot be used; says why."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One completion to score.
+
+    Attributes:
+        ids: prompt and completion.
+        start: length of the prompt.
+        top_k: how many of the teacher's own most likely tokens to return; 0 for the sampled token alone.
+        chosen: instead, ids to score at each completion token, the sampled one last, (T, J).
+        temperature: asked of the server; that it is heeded is for the preflight to find out.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    top_k: int = 0
+    chosen: tuple[tuple[int, ...], ...] | None = None
+    temperature: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens to score."""
+        return len(self.ids) - self.start
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores of one completion, float32.
+
+    Attributes:
+        sampled: log q(y), (T,).
+        top_k_ids: (T, k).
+        top_k_logprobs: (T, k), -inf where absent.
+    """
+
+    sampled: Tensor
+    top_k_ids: Tensor
+    top_k_logprobs: Tensor
+
+
+def request_of(question: Question, model: str) -> tuple[str, dict[str, Any]]:
+    """Endpoint and JSON body that ask `question` of the model that the server calls `model`."""
+    if question.chosen is None:
+        return COMPLETIONS, {
+            "model": model,
+            "prompt": list(question.ids),
+            "prompt_logprobs": question.top_k,
+            "max_tokens": 1,  # 0 is refused
+            "temperature": question.temperature,
+            "return_token_ids": True,
+        }
+    sampling = {
+        "max_tokens": 1,
+        "temperature": question.temperature,
+        "prompt_logprob_token_ids": [list(row) for row in question.chosen],
+        "prompt_logprob_start": question.start - 1,  # row i scores its ids as the token after position start - 1 + i
+    }
+    return GENERATE, {
+        "model": model,
+        "token_ids": list(question.ids),
+        "sampling_params": sampling,
+        "return_token_ids": True,
+    }
+
+
+def read(question: Question, model: str, body: Any, vocab_size: int | None = None) -> Answer:
+    """The scores in the answer `body` to `question`.
+
+    Args:
+        question: what was asked.
+        model: whose answer it must be.
+        body: the parsed JSON.
+        vocab_size: the real vocabulary: ids past it, a padded head's, are taken out of the support.
+
+    Raises:
+        BadAnswer: it comes from another model, echoes other ids, has not one score a token, or one that is not
+            finite or above 0.
+    """
+    if not isinstance(body, Mapping):
+        raise BadAnswer("the answer is no JSON object")
+    if body.get("model") != model:
+        raise BadAnswer(f"the answer comes from the model {body.get('model')!r}, not from {model!r}")
+    if question.chosen is None:
+        return _of_completion(question, body, vocab_size)
+    return _of_chosen(question, body)
+
+
+def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int | None) -> Answer:
+    choices = body.get("choices")
+    if not isinstance(choices, Sequence) or len(choices) != 1:
+        raise BadAnswer("the answer has not one choice")
+    choice = choices[0]
+    _check_echo(question, choice.get("prompt_token_ids"))
+    positions = choice.get("prompt_logprobs")
+    if positions is None:
+        raise BadAnswer("the answer has no prompt_logprobs")
+    if len(positions) != len(question.ids):
+        raise BadAnswer(f"the answer scores {len(positions)} positions of {len(question.ids)}")
+    sampled, ids, logprobs = [], [], []
+    for token, entries in zip(question.ids[question.start :], positions[question.start :]):
+        score, others = _of_position(token, entries, question.top_k)
+        kept = [(other, value) for other, value in others if vocab_size is None or other < vocab_size]
+        missing = question.top_k - len(kept)
+        sampled.append(score)
+        ids.append([other for other, _ in kept] + [0] * missing)
+        logprobs.append([value for _, value in kept] + [-math.inf] * missing)
+    shape = (question.tokens, question.top_k)
+    return Answer(
+        torch.tensor(sampled, dtype=torch.float32),
+        torch.tensor(ids, dtype=torch.long).reshape(shape),
+        torch.tensor(logprobs, dtype=torch.float32).reshape(shape),
+    )
+
+
+def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tuple[int, float]]]:
+    """The sampled token's score, and the teacher's top k most likely first, without it unless it ranks among them."""
+    if not isinstance(entries, Mapping):
+        raise BadAnswer("a position has no scores")
+    found = {int(other): _score(entry.get("logprob")) for other, entry in entries.items()}
+    if token not in found:
+        raise BadAnswer(f"the sampled token {token} has no score")
+    sampled = found[token]
+    if sampled <= _NO_CHANCE:
+        raise BadAnswer(f"the teacher gives the sampled token {token} no probability at all")
+    if len(found) == top_k + 1:
+        del found[token]
+    elif len(found) != top_k:
+        raise BadAnswer(f"a position has {len(found)} scores where {top_k} or {top_k + 1} were asked for")
+    return sampled, sorted(found.items(), key=lambda entry: -entry[1])
+
+
+def _of_chosen(question: Question, body: Mapping[str, Any]) -> Answer:
+    assert question.chosen is not None
+    _check_echo(question, body.get("prompt_token_ids"))
+    encoded = body.get("prompt_token_id_logprobs")
+    if encoded is None:
+        raise BadAnswer("the answer has no prompt_token_id_logprobs")
+    scores = decode_array(encoded)
+    shape = (question.tokens, len(question.chosen[0]))
+    if scores.shape != shape:
+        raise BadAnswer(f"the answer has scores of shape {tuple(scores.shape)} where {shape} were asked for")
+    if not bool(scores.isfinite().all()) or bool((scores > _ABOVE_ZERO).any()):
+        raise BadAnswer("a score is not finite or above 0")
+    scores = scores.clamp(max=0)
+    ids = torch.tensor(question.chosen)
+    # Where the sampled token is among the chosen ones it was scored twice: scores of other ids than asked for differ.
+    twice = (ids[:, :-1] == ids[:, -1:]) & (scores[:, :-1] != scores[:, -1:])
+    if bool(twice.any()):
+        raise BadAnswer("the scores do not belong to the ids that were asked for")
+    return Answer(scores[:, -1].clone(), ids[:, :-1].clone(), scores[:, :-1].clone())
+
+
+def _check_echo(question: Question, echoed: Any) -> None:
+    if echoed is None:
+        raise BadAnswer("the answer does not echo the ids (return_token_ids)")
+    if list(echoed) != list(question.ids):
+        raise BadAnswer("the answer echoes other ids than were sent")
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadAnswer(f"a score is {value}, not finite")
+    if value > _ABOVE_ZERO:
+        raise BadAnswer(f"a log-probability is {value}, above 0")
+    return min(float(value), 0.0)
+
+
+def decode_array(encoded: Any) -> Tensor:
+    """A float32 array in base64 of the .npy format, read without numpy and without pickle.
+
+    Raises:
+        BadAnswer: it is nothing of the kind.
+    """
+    try:
+        data = base64.b64decode(encoded, validate=True)
+        if data[:6] != b"\x93NUMPY":
+            raise BadAnswer("the scores are not an array")
+        width = 2 if data[6] == 1 else 4
+        start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+        header = ast.literal_eval(data[8 + width : start].decode("latin1"))
+        kind, shape = header["descr"], tuple(header["shape"])
+        if kind != "<f4" or header["fortran_order"] or len(data) - start != 4 * math.prod(shape):
+            raise BadAnswer(f"the scores are an array of {kind}, not of float32")
+        return torch.frombuffer(bytearray(data[start:]), dtype=torch.float32).reshape(shape)
+    except (binascii.Error, TypeError, KeyError, IndexError, SyntaxError, ValueError, RuntimeError) as error:
+        raise BadAnswer("the scores are not an array") from error

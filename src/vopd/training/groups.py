@@ -1,0 +1,41 @@
+"""Group advantages: a completion's reward less the mean reward of the other completions of its prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor, weights: Tensor, num_generations: int) -> Tensor:
+    """a_i = sum_f w_f (R_if - mean over the group's others j of R_jf), (N,) float32, detached.
+
+    The baseline of a completion does not depend on it, so -a log p(y), summed over its tokens, has the expected
+    gradient of -sum_f w_f E[R_f]: unbiased, unlike a mean that counts the completion itself, and never divided by
+    the spread. A reward that a function has none of (NaN) gives nothing and counts in nobody's mean; the only one of
+    its group gives nothing either.
+
+    Args:
+        rewards: (N, F), in order, `num_generations` completions of one prompt after the other; NaN where there is none.
+        weights: (F,), in nats a unit of reward: the teacher's log-ratios have weight 1.
+        num_generations: size of a group.
+
+    Source: REINFORCE leave-one-out, Kool, van Hoof and Welling (2019).
+    """
+    grouped = rewards.detach().double().view(-1, num_generations, rewards.shape[-1])
+    known = ~grouped.isnan()
+    # From the group's least reward, so that equal ones differ by exactly 0.
+    least = grouped.masked_fill(~known, torch.inf).amin(1, keepdim=True)
+    above = (grouped - least).masked_fill(~known, 0)
+    count = known.sum(1, keepdim=True)
+    others = (above.sum(1, keepdim=True) - above) / (count - 1).clamp(min=1)
+    advantages = (above - others).masked_fill(~known | (count < 2), 0)
+    return (advantages @ weights.double().to(advantages.device)).reshape(-1).float()
+
+
+def without_spread(rewards: Tensor, num_generations: int) -> Tensor:
+    """1 for each group of which no function tells one completion from another, else 0; (N / num_generations,)."""
+    grouped = rewards.detach().view(-1, num_generations, rewards.shape[-1])
+    known = ~grouped.isnan()
+    most = grouped.masked_fill(~known, -torch.inf).amax(1)
+    least = grouped.masked_fill(~known, torch.inf).amin(1)
+    return (most <= least).all(-1).float()

@@ -1,0 +1,38 @@
+"""The teacher in this process: a forward pass beside the student's, full rows at every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..teachers import EVERYTHING, Gift, Rollouts, Scored, States
+
+
+class LocalTeacher:
+    """``Teacher`` of a model that accelerate has prepared.
+
+    Args:
+        model: the prepared model.
+        states: (model, rollouts) -> its states; what the trainer's backend needs around a forward pass.
+    """
+
+    gives: frozenset[Gift] = EVERYTHING
+
+    def __init__(self, model: Any, states: Callable[[Any, Rollouts], States]) -> None:
+        self.model = model
+        self._states = states
+
+    def begin(self, rollouts: Rollouts) -> None:
+        """Nothing: its forward pass needs the device that the student computes on."""
+
+    def settle(self, rollouts: Rollouts) -> None:
+        """Every row always has scores."""
+
+    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
+        """Full rows of the whole micro-batch."""
+        found, device = self._states(self.model, rollouts), student.head.weight.device
+        return [Scored(States(found.hidden.to(device), found.head.map(lambda part: part.to(device))))]
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}

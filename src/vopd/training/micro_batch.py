@@ -1,0 +1,64 @@
+"""What a micro-batch brings to the teachers and to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..teachers import Rollouts, Scored, States
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one micro-batch brings to the loss. Hidden states at t predict ``completion_ids[:, t]``.
+
+    Attributes:
+        student: its states, with gradient.
+        scored: what the teachers say, each on its tokens.
+        completion_ids: (B, T).
+        loss_mask: (B, T), as `loss_mask` of the inputs.
+        rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
+        inputs: the whole micro-batch as TRL made it: prompt_ids, prompt_mask, completion_mask, ...
+    """
+
+    student: States
+    scored: Sequence[Scored]
+    completion_ids: Tensor
+    loss_mask: Tensor
+    rollout_logprobs: Tensor | None
+    inputs: dict[str, Any]
+
+
+def loss_mask(inputs: dict[str, Any]) -> Tensor:
+    """(B, T): 1 where a completion token was sampled by the student and has a score.
+
+    0 on padding, on what a tool returned, and in rows that no teacher scored.
+    """
+    mask = inputs["completion_mask"]
+    mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+    return mask * inputs["scored_rows"].to(mask.dtype).unsqueeze(-1) if "scored_rows" in inputs else mask
+
+
+def rollouts_of(inputs: dict[str, Any]) -> Rollouts:
+    """What a teacher needs of a generated batch or a micro-batch."""
+    return Rollouts(
+        prompt_ids=inputs["prompt_ids"],
+        prompt_mask=inputs["prompt_mask"],
+        completion_ids=inputs["completion_ids"],
+        completion_mask=inputs["completion_mask"],
+        loss_mask=loss_mask(inputs),
+        rows=inputs.get("rollout_rows"),
+    )
+
+
+def sequence(rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
+    """Ids and attention mask of prompts with completions, and how many of the last positions predict a token."""
+    return (
+        torch.cat([rollouts.prompt_ids, rollouts.completion_ids], dim=1),
+        torch.cat([rollouts.prompt_mask, rollouts.completion_mask], dim=1),
+        rollouts.completion_ids.size(1),
+    )

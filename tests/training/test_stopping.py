@@ -1,0 +1,133 @@
+"""SIGTERM and guards end a run after the step that is under way, with a checkpoint that continues it exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vopd.errors import GuardError, Terminated, VOPDError
+from vopd.training.checkpoints import newest_valid
+from vopd.training.stopping import Stopping
+
+Make = Callable[..., Any]
+
+
+def callback_at(step: int, action: Callable[[], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class At(TrainerCallback):
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step + 1 == step:  # in the middle of it
+                action()
+
+    return At()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+def test_sigterm_finishes_the_step_saves_and_ends_with_143(strategy: str, make_trainer: Make, tmp_path: Path) -> None:
+    settings = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "max_steps": -1, "save_strategy": strategy}
+    settings |= {"eval_strategy": "epoch"} if strategy == "epoch" else {}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings, **evaluated(strategy))
+    whole.train()
+    trainer = make_trainer(**settings, **evaluated(strategy))
+    trainer.add_callback(callback_at(3, terminate))
+    with pytest.raises(Terminated, match="SIGTERM at step 3 of 8.*--resume") as ended:
+        trainer.train()
+    assert ended.value.exit_code == ended.value.code == 143
+    assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-3"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = make_trainer(**settings, **evaluated(strategy))
+    resumed.train(resume_from_checkpoint=True)
+    theirs = whole.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().count('"eval_loss"') for name in ("whole", "run")]
+    assert logs[0] == logs[1] == (2 if strategy == "epoch" else 0)
+
+
+def evaluated(strategy: str) -> dict[str, Any]:
+    """With evaluation, which draws samples too, at the end of each epoch."""
+    from datasets import Dataset
+
+    return {"trainer": {"eval_dataset": Dataset.from_dict({"prompt": ["x", "y"]})}} if strategy == "epoch" else {}
+
+
+def test_two_signals_are_one(make_trainer: Make) -> None:
+    trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2)
+    trainer.add_callback(callback_at(1, lambda: (terminate(), terminate())))
+    with pytest.raises(Terminated):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_rank_ends_when_another_one_was_signalled() -> None:
+    def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor + 1
+
+    ranks = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    stopping, control = Stopping(ranks), SimpleNamespace(should_save=False, should_training_stop=False)
+    stopping.on_step_end(None, SimpleNamespace(global_step=4, max_steps=9), control)
+    assert control.should_save and control.should_training_stop and isinstance(stopping.error, Terminated)
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    stopping, seen = Stopping(SimpleNamespace(num_processes=1)), []
+
+    def inside() -> None:
+        with stopping.until_done():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+def test_a_process_forked_by_a_data_loader_dies_of_the_signal() -> None:
+    program = """
+import os, signal, types
+from vopd.training.stopping import Stopping
+with Stopping(types.SimpleNamespace(num_processes=1)).until_done():
+    ready, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b".")
+        signal.pause()
+        os._exit(0)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGTERM)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=60).returncode == 0
+
+
+def test_a_script_that_lets_it_pass_ends_with_143() -> None:
+    program = "from vopd.errors import Terminated\nraise Terminated('ended')"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert done.returncode == 143 and not done.stderr
+
+
+def test_what_ended_one_run_does_not_end_the_next(make_trainer: Make) -> None:
+    trainer = make_trainer()
+    with pytest.raises(VOPDError, match="first"), trainer._stopping.until_done():
+        trainer._stopping.end(GuardError("first"), SimpleNamespace())
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")

@@ -1,0 +1,273 @@
+"""Puts every bug of tools/mutations.toml into a copy of the sources and demands that its test catches it.
+
+    python tools/mutate.py                 all of them; writes docs/bug-catalogue.md
+    python tools/mutate.py --only TEXT     those whose title or file has TEXT; writes nothing
+
+Each mutation is a small exact replacement in one file. The named tests pass on the untouched copy; on the mutated copy
+the one test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be
+imported proves nothing. One process at a time; a mutation takes what importing torch takes, and a few seconds more for
+tests that train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CATALOGUE = ROOT / "tools" / "mutations.toml"
+PAGE = ROOT / "docs" / "bug-catalogue.md"
+COPIED = ("src", "tests", "configs", "docs", "pyproject.toml", "README.md", "Makefile", "constraints.txt")
+# What pytest calls a failed assertion: by its name, rewritten, or pytest.raises without the error.
+ASSERTION = re.compile(r"(AssertionError|assert |Failed: DID NOT RAISE)")
+TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug as text: `old`, which is in `file` once, becomes `new`, and `test` fails.
+
+    Attributes:
+        what: what is broken, for the table.
+        raises: name of the error with which the test may fail besides a failed assertion.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+    raises: str | None = None
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A bug that distillation code shipped, with its public numbers; without mutations `absent` says why."""
+
+    title: str
+    references: list[str] = field(default_factory=list)
+    mutations: list[Mutation] = field(default_factory=list)
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Bad input: what comes of it, and the tests that say so."""
+
+    title: str
+    outcome: str
+    tests: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutation."""
+
+    caught: bool
+    reason: str
+    seconds: float
+
+
+def catalogue() -> tuple[list[Bug], list[Input]]:
+    """The bugs and the bad inputs of tools/mutations.toml."""
+    found: dict[str, Any] = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+    bugs = [
+        Bug(**{**entry, "mutations": [Mutation(**one) for one in entry.get("mutations", [])]}) for entry in found["bug"]
+    ]
+    return bugs, [Input(**entry) for entry in found["input"]]
+
+
+def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
+    """Why the replacement does not apply; None where it does."""
+    path = root / mutation.file
+    if not path.is_file():
+        return f"there is no file {mutation.file}"
+    count = path.read_text(encoding="utf-8").count(mutation.old)
+    if count != 1:
+        return f"{mutation.file} has the text to replace {count} times, not once:\n{mutation.old}"
+    return "the replacement changes nothing" if mutation.old == mutation.new else None
+
+
+@contextmanager
+def copy_of_the_sources() -> Iterator[Path]:
+    """A temporary folder with everything that the tests read."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        for name in COPIED:
+            source, target = ROOT / name, Path(folder, name)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        yield Path(folder)
+
+
+@contextmanager
+def mutated(root: Path, mutation: Mutation) -> Iterator[None]:
+    """The copy with the bug in it; as it was afterwards."""
+    path = root / mutation.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def run_tests(root: Path, tests: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Number of tests that ran in the copy, and the message of each one that did not pass."""
+    report = root / "report.xml"
+    report.unlink(missing_ok=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(root / "src"),
+        # A mutant of the same size and second as the file before it would be taken for it.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    if not report.is_file():
+        return 0, {"pytest": (done.stdout + done.stderr)[-2000:]}
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = {}
+    for case in cases:
+        for kind in ("failure", "error", "skipped"):
+            for found in case.iter(kind):
+                message = found.get("message", "").strip()
+                failed[f"{case.get('name')}"] = message if kind == "failure" else f"{kind}: {message}"
+    return len(cases), failed
+
+
+def judge(mutation: Mutation, ran: int, failed: dict[str, str]) -> tuple[bool, str]:
+    """Whether the test caught the bug, and how; an error of another kind is not a catch."""
+    if not ran:
+        return False, f"no test ran: {failed}"
+    if not failed:
+        return False, "the test passes with the bug in"
+    named = re.compile(rf"(\w+\.)*{mutation.raises}\b") if mutation.raises else None
+    for message in failed.values():
+        if ASSERTION.match(message) or (named and named.match(message)):
+            return True, message.splitlines()[0][:120]
+    return False, f"failed for another reason: {next(iter(failed.values()))[:500]}"
+
+
+def try_mutation(root: Path, mutation: Mutation) -> Outcome:
+    """Put the bug in, run its test, take the bug out."""
+    started = time.perf_counter()
+    with mutated(root, mutation):
+        try:
+            caught, reason = judge(mutation, *run_tests(root, [mutation.test]))
+        except subprocess.TimeoutExpired:
+            caught, reason = False, f"no answer in {TIMEOUT} s"
+    return Outcome(caught, reason, time.perf_counter() - started)
+
+
+def version() -> str:
+    """The commit that is measured."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("bug-catalogue.md")]
+    return git("rev-parse", "--short=10", "HEAD") + (" with uncommitted changes" if changed else "")
+
+
+HEAD = """\
+# Bug catalogue
+
+<!-- Written by tools/mutate.py from tools/mutations.toml; changes belong there. -->
+
+Distillation bugs are silent: a shifted label or a wrong mask trains on garbage for days. These are bugs that public
+distillation and post-training code shipped, each with where it was found. For each one, the bug is put into this
+package's own source, and the test named beside it has to fail. `make mutants` does that again; a test of the default
+suite holds every replacement and every test name to the sources as they are.
+
+"""
+
+
+def page(bugs: list[Bug], inputs: list[Input], outcomes: dict[Mutation, Outcome]) -> str:
+    """docs/bug-catalogue.md."""
+    caught = sum(outcome.caught for outcome in outcomes.values())
+    measured = datetime.date.today().isoformat()
+    lines = [
+        HEAD + f"Measured on {measured} at commit {version()}: {caught} of {len(outcomes)} mutations caught.",
+        "",
+        "| bug | found in | put in as | test | caught |",
+        "|---|---|---|---|---|",
+    ]
+    for bug in bugs:
+        for n, mutation in enumerate(bug.mutations):
+            title, found = (bug.title, ", ".join(bug.references)) if n == 0 else ("", "")
+            result = "yes" if outcomes[mutation].caught else "**no**"
+            lines.append(f"| {title} | {found} | {mutation.what} | {shown(mutation.test)} | {result} |")
+    lines += ["", "## Bugs that have no place here", "", "| bug | found in | why |", "|---|---|---|"]
+    for bug in bugs:
+        if bug.absent:
+            lines.append(f"| {bug.title} | {', '.join(bug.references)} | {bug.absent} |")
+    lines += [
+        "",
+        "## Bad input",
+        "",
+        "Each is a clear error, or a correct result with nothing lost.",
+        "",
+        "| input | what comes of it | tests |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {one.title} | {one.outcome} | {'<br>'.join(map(shown, one.tests))} |" for one in inputs]
+    return "\n".join(lines) + "\n"
+
+
+def shown(test: str) -> str:
+    """A test id as code, its file short."""
+    return "`" + test.removeprefix("tests/").replace("|", "\\|") + "`"
+
+
+def main() -> int:
+    """Run the mutations; 0 where all are caught."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="run those whose title, file or test has this text; write nothing")
+    only = parser.parse_args().only
+    bugs, inputs = catalogue()
+    chosen = [
+        mutation
+        for bug in bugs
+        for mutation in bug.mutations
+        if only in " ".join((bug.title, mutation.what, mutation.file, mutation.test))
+    ]
+    stale = [found for mutation in chosen if (found := problem(mutation))]
+    if stale:
+        print("\n".join(["replacements that no longer apply:", *stale]), file=sys.stderr)
+        return 1
+    with copy_of_the_sources() as root:
+        tests = list(dict.fromkeys(mutation.test for mutation in chosen))
+        ran, failed = run_tests(root, tests)
+        if failed or ran < len(tests):
+            print(f"without any bug {ran} tests ran and these failed: {failed}", file=sys.stderr)
+            return 1
+        print(f"{ran} tests pass without a bug", flush=True)
+        outcomes = {}
+        for mutation in chosen:
+            outcome = outcomes[mutation] = try_mutation(root, mutation)
+            told = "caught" if outcome.caught else "MISSED"
+            print(f"{told:7}{outcome.seconds:6.1f} s  {mutation.what}\n{'':17}{outcome.reason}", flush=True)
+    if not only:
+        PAGE.write_text(page(bugs, inputs, outcomes), encoding="utf-8")
+    return 0 if all(outcome.caught for outcome in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
