@@ -27,6 +27,7 @@ from vopd.reporting.run_report import SAMPLES_FILE, timing_bar, timing_split
 from vopd.reporting.samples_page import KEY, samples_html
 from vopd.reporting.stability import stability_html
 from vopd.reporting.tables import seeds_label
+from vopd.reporting.variance_report import variance_beside
 from vopd.statistics import mean_score
 
 _SMOOTHING = 15
@@ -51,6 +52,7 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     training = _training_figures(comparison, records)
     variance = _variance_figures(comparison, records)
     timing = _timing_figures(comparison, records)
+    measured, more = variance_beside(folder)
     several = any(run.accuracy_curve for run in comparison.runs)
     names = ", ".join(f"{name} {value}" for name, value in comparison.settings.items() if name in ("steps", "batch"))
     parts = [
@@ -59,6 +61,7 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
         section("outcome", "What is left of the distance, and how noisy the gradient is", figures_html(outcome)),
         *([section("progress", "Training", figures_html(training))] if training else []),
         section("variance", "Gradient variance along the runs", _or_absent(variance), _VARIANCE_NOTE),
+        *measured,
         *([section("stability", "Stability and price", stability_html(comparison))] if several else []),
         section("time", "Time", _or_absent(timing)),
         section("samples", "Samples", _samples(comparison, folder)),
@@ -66,7 +69,7 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     ]
     title = f"{len(comparison.estimators)} estimators compared, {seeds_label(comparison)}"
     return page(title, f"The same student, teacher and prompts for all; {names}", parts), [
-        *outcome, *training, *variance, *timing,
+        *outcome, *training, *variance, *more, *timing,
     ]  # fmt: skip
 
 

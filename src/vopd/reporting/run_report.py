@@ -13,6 +13,7 @@ from vopd.reporting.figures import Bar, Bars, Curves, Figure, Line
 from vopd.reporting.metrics import read_metrics, series
 from vopd.reporting.page import folded, page, section, table, tiles
 from vopd.reporting.samples_page import KEY, chosen, samples_html
+from vopd.reporting.variance_report import variance_beside
 from vopd.statistics import Difference, Score
 
 SAMPLES_FILE = "samples.jsonl"
@@ -81,18 +82,20 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     variance = [figure for spec in _VARIANCE if (figure := _curves(spec, records))]
     timing = _timing_figures(records)
     evaluation = _evaluation(folder / RESULTS_FILE)
+    measured, more = variance_beside(folder)
     parts = [
         tiles(_facts(records, settings, evaluation)),
         section("evaluation", "Evaluation", evaluation_table(evaluation), _EVALUATION_NOTE if evaluation else ""),
         section("progress", "Training", figures_html(progress), "Point at a curve, or tap it, to read its values."),
         section("variance", "Gradient variance", _or_absent(variance, "the run logged no variance; set metrics_every")),
+        *measured,
         section("time", "Time", _or_absent(timing, "the run logged no times")),
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", settings_html(settings)),
     ]
     student, teacher = (settings.get(name, (f"the {name}", ""))[0] for name in ("model", "teacher_model"))
     subtitle = f"{student} taught by {teacher}"
-    return page(folder.resolve().name, subtitle, parts), [*progress, *variance, *timing]
+    return page(folder.resolve().name, subtitle, parts), [*progress, *variance, *more, *timing]
 
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
