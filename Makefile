@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-kernels test-grader check format embedded-pair clean
+.PHONY: help install demo study-claims test test-kernels test-grader check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
