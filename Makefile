@@ -15,13 +15,16 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo study-claims test test-kernels test-grader check format embedded-pair clean
+.PHONY: help install demo study-claims test test-faults test-kernels test-grader mutants check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
+	@echo "make study-claims   train and measure all that docs/evidence.md rests on (about an hour); may be interrupted"
 	@echo "make test           run the tests"
+	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
+	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -41,8 +44,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/vopd demo
 
+# Goes on where it was interrupted. runs/claims holds the runs, studies/claims/results what came of them.
+study-claims: $(STAMP)
+	$(PYTHON) -m studies.claims.run --jobs 2
+	$(PYTHON) -m studies.claims.fixed
+	$(PYTHON) -m studies.claims.cost
+	$(PYTHON) -m studies.claims.report
+
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
+
+test-faults: $(STAMP)
+	$(PYTHON) tests/faults/kill_and_resume.py --trials 30
 
 # The kernels run in Triton's interpreter and are compiled for sm_90 ahead of time: neither needs a GPU. Triton is large
 # and fixed to the version of the GPU machines, hence an environment of its own; torch first, so that it stays the CPU's.
@@ -58,6 +71,10 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
+
+# Not part of the tests: about a minute for ten mutations. Writes docs/bug-catalogue.md.
+mutants: $(STAMP)
+	nice -n 10 $(PYTHON) tools/mutate.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

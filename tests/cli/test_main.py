@@ -96,6 +96,8 @@ def test_interrupt(raising: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_full_disk(raising: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(OSError(28, "No space left on device", "runs/x")) == 1
     assert "No space left on device: 'runs/x'" in capsys.readouterr().err
+    assert raising(OSError(28, "No space left on device")) == 1  # while a file was written
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(raising: Any, monkeypatch: pytest.MonkeyPatch) -> None:

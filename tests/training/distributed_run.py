@@ -26,7 +26,7 @@ def recorded(prompt_ids: list[int]) -> list[int]:
     return [2 + (17 * sum(prompt_ids) + 29 * place) % 298 for place in range(length)]
 
 
-def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: float | None = None, **more: Any) -> Any:
+def make(student: Any, teacher: str, out: Path, batch_size: int, normalizer: float | None = None, **more: Any) -> Any:
     args = VOPDConfig(
         output_dir=str(out),
         per_device_train_batch_size=batch_size,
@@ -38,6 +38,11 @@ def make(student: str, teacher: str, out: Path, batch_size: int, normalizer: flo
         save_strategy="steps",
         save_steps=1,
         use_cpu=True,
+        eval_benchmarks=["reasoning_gym:chain_sum"],  # three batches: two processes have not equally many
+        eval_benchmark_steps=2,
+        eval_benchmark_samples=2,
+        eval_benchmark_limit=5,
+        per_device_eval_batch_size=4,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         num_generations=GROUP if more else 1,
@@ -59,6 +64,18 @@ def train_rewarded(trainer: Any) -> None:
     trainer._generate_single_turn = rollout
     trainer.train()
     trainer.save_model()
+
+
+def with_bias(student: str) -> Any:
+    """The student with an output head of its own that has a bias."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(student)
+    torch.manual_seed(3)
+    rows, width = model.lm_head.weight.shape
+    model.lm_head = torch.nn.Linear(width, rows)
+    model.config.tie_word_embeddings = False
+    return model
 
 
 def train_recorded(trainer: Any) -> None:
@@ -110,7 +127,8 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
 
-    torch.save(sharding_errors(trainer("sharded")), folder / f"sharded-{resumed.args.process_index}.pt")
+    biased = make(with_bias(student), teacher, folder / "sharded", int(batch_size))
+    torch.save(sharding_errors(biased), folder / f"sharded-{resumed.args.process_index}.pt")
 
     poisoned = trainer("poisoned")
     if poisoned.args.process_index == 1:

@@ -68,6 +68,8 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     launch(*models, str(two), "1")
     for name in (*alone.RECORDED, "rewarded"):
         check_equal_runs(one / name, two / name)
+    measured = [record["step"] for record in metrics(two / "by_tokens") if "eval_chain_sum_avg@2" in record]
+    assert measured == [0, 2, 4, 6]
 
     whole, resumed = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -70,6 +70,18 @@ def test_epochs_have_different_orders(make_trainer: Callable[..., Any], tmp_path
     assert steps[:STEPS_PER_EPOCH] != steps[STEPS_PER_EPOCH : 2 * STEPS_PER_EPOCH]
 
 
+def test_a_run_that_was_finished_takes_no_step_more(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed after its last checkpoint, in the middle of an epoch."""
+    finished = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
+    finished.train()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    resumed = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2 and (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+    weights = finished.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in resumed.model.state_dict().items())
+
+
 def test_checkpoints_hold_safetensors(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()

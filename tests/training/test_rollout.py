@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vopd.errors import ConfigurationError, MissingExtraError, NonFiniteError, TeacherServerError
+from vopd.errors import ConfigurationError, GuardError, MissingExtraError, NonFiniteError, TeacherServerError
 from vopd.training import rollout
 from vopd.training.rollout import MAX_DIFFERENCE, MEAN_DIFFERENCE, padded, sampled_logprobs
 
@@ -24,12 +24,22 @@ def noise(token: int, place: int) -> float:
 
 
 class FakeEngine:
-    """In place of TRL's VLLMGeneration: recorded completions, and the student's log-probabilities + noise."""
+    """In place of TRL's VLLMGeneration: recorded completions, and the student's log-probabilities + noise.
+
+    They are those at temperature `reported_at`: the sampling temperature for processed ones, 1 for raw ones.
+    """
 
     last: FakeEngine
 
-    def __init__(self, model: Any, completions: Callable[[list[int]], list[int]], noisy: bool, **settings: Any) -> None:
-        self.model, self.completions, self.noisy = model, completions, noisy
+    def __init__(
+        self,
+        model: Any,
+        completions: Callable[[list[int]], list[int]],
+        noisy: bool,
+        reported_at: float,
+        **settings: Any,
+    ) -> None:
+        self.model, self.completions, self.noisy, self.reported_at = model, completions, noisy, reported_at
         self.generation_kwargs, self.logprobs = settings["generation_kwargs"], settings["logprobs"]
         self.syncs = 0
         FakeEngine.last = self
@@ -43,7 +53,9 @@ class FakeEngine:
         completions = [self.completions(ids) for ids in prompts]
         reported = []
         for prompt, completion in zip(prompts, completions):
-            logits = self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, :300]
+            logits = (
+                self.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1, :300] / self.reported_at
+            )
             scores = logits.log_softmax(-1)[range(len(completion)), completion].tolist()
             reported.append([
                 [score + (noise(token, place) if self.noisy else 0.0)]
@@ -59,9 +71,9 @@ def with_engine(
     """As make_trainer, with rollouts by the fake engine."""
     from trl.trainer import distillation_trainer
 
-    def make(*, noisy: bool = True, **settings: Any) -> Any:
+    def make(*, noisy: bool = True, reported_at: float = 1.0, **settings: Any) -> Any:
         def engine(**given: Any) -> FakeEngine:
-            return FakeEngine(completions=recorded_completions, noisy=noisy, **given)
+            return FakeEngine(completions=recorded_completions, noisy=noisy, reported_at=reported_at, **given)
 
         monkeypatch.setattr(rollout, "has_vllm", lambda: True)
         monkeypatch.setattr(distillation_trainer, "is_vllm_available", lambda: True)
@@ -158,6 +170,16 @@ def test_a_large_difference_is_told_once(with_engine: Callable[..., Any], caplog
     caplog.clear()
     with_engine(noisy=False, max_steps=2).train()
     assert "stale" not in caplog.text
+
+
+def test_raw_log_probabilities_at_another_temperature_end_the_run(with_engine: Callable[..., Any]) -> None:
+    """Those of the untempered distribution are no log-probabilities of what was sampled."""
+    processed = with_engine(noisy=False, temperature=0.5, reported_at=0.5, max_steps=1)
+    processed.train()
+    assert processed.state.log_history[0][MEAN_DIFFERENCE] < 1e-4
+    raw = with_engine(noisy=False, temperature=0.5, reported_at=1.0, max_steps=1)
+    with pytest.raises(GuardError, match="started without --logprobs-mode processed_logprobs"):
+        raw.train()
 
 
 class TestWhatTheEngineReports:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -22,6 +23,9 @@ COMMANDS = {
     "compare": "train with several estimators, seeds and learning rates, and compare them",
     "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
 }
+
+# What a disk refuses in the middle of a file, where Python does not say of which one.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 HELP = """\
 usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
@@ -61,7 +65,7 @@ def report_error(command: Callable[[], int]) -> int:
     except VOPDError as error:
         return _report(error, error.exit_code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _DISK:
             raise
         return _report(error, 1)
     except KeyboardInterrupt:

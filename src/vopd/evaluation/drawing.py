@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -123,38 +123,41 @@ class Work:
         batches = plan([question.text for question in self.benchmark.questions], self.protocol.samples, self.settings)
         missing = [index for index in range(len(batches)) if index not in journal.batches]
         if missing:
-            prompts = self._prompts(opened.sampler)
+            prompts = benchmark_prompts(self.benchmark, self.settings, opened.sampler.tokenizer)
         for count, index in enumerate(missing, 1):
             logger.info("%s, %s: batch %d of %d", self.checkpoint, self.benchmark.name, count, len(missing))
             journal.add(index, self._draw(opened.sampler, prompts, batches[index], index))
-        rows: list[list[Record]] = [[] for _ in self.benchmark.questions]
-        for index in range(len(batches)):
-            for record in journal.batches[index]:
-                rows[record["problem"]].append(record)
-        return [sorted(row, key=lambda record: record["sample"]) for row in rows]
-
-    def _prompts(self, sampler: Sampler) -> list[str]:
-        thinking = thinking_options(self.settings.thinking, self.settings.chat_template, sampler.tokenizer)
-        options = {**(self.settings.chat_options or {}), **thinking}
-        return render_prompts(
-            [
-                {**question.columns, "question": question.text, "problem": question.text}
-                for question in self.benchmark.questions
-            ],
-            self.benchmark.name,
-            template=self.settings.template or self.benchmark.template,
-            tokenizer=sampler.tokenizer,
-            chat_template=self.settings.chat_template,
-            chat_options=options,
-        )
+        records = (record for index in range(len(batches)) for record in journal.batches[index])
+        return in_rows(records, len(self.benchmark.questions))
 
     def _draw(self, sampler: Sampler, prompts: list[str], batch: list[tuple[int, int]], index: int) -> list[Record]:
-        seed = zlib.crc32(f"{self.settings.seed} {index}".encode())
-        drawn = sampler.draw([prompts[problem] for problem, _ in batch], self.protocol, seed)
+        chosen = [prompts[problem] for problem, _ in batch]
+        drawn = sampler.draw(chosen, self.protocol, batch_seed(self.settings, index))
         return [
-            _record(problem, number, prompts[problem], completion)
+            record_of(problem, number, prompts[problem], completion)
             for (problem, number), completion in zip(batch, drawn, strict=True)
         ]
+
+
+def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) -> list[str]:
+    """The prompt text of every question."""
+    thinking = thinking_options(settings.thinking, settings.chat_template, tokenizer)
+    return render_prompts(
+        [{**question.columns, "question": question.text, "problem": question.text} for question in benchmark.questions],
+        benchmark.name,
+        template=settings.template or benchmark.template,
+        tokenizer=tokenizer,
+        chat_template=settings.chat_template,
+        chat_options={**(settings.chat_options or {}), **thinking},
+    )
+
+
+def in_rows(records: Iterable[Record], problems: int) -> list[list[Record]]:
+    """Records by problem, the samples of each in order."""
+    rows: list[list[Record]] = [[] for _ in range(problems)]
+    for record in records:
+        rows[record["problem"]].append(record)
+    return [sorted(row, key=lambda record: record["sample"]) for row in rows]
 
 
 def plan(texts: Sequence[str], samples: int, settings: Settings) -> list[list[tuple[int, int]]]:
@@ -164,7 +167,13 @@ def plan(texts: Sequence[str], samples: int, settings: Settings) -> list[list[tu
     return [requests[start : start + settings.batch_size] for start in range(0, len(requests), settings.batch_size)]
 
 
-def _record(problem: int, number: int, prompt: str, completion: Completion) -> Record:
+def batch_seed(settings: Settings, index: int) -> int:
+    """Seed of the batch of that number."""
+    return zlib.crc32(f"{settings.seed} {index}".encode())
+
+
+def record_of(problem: int, number: int, prompt: str, completion: Completion) -> Record:
+    """What is kept of one completion."""
     return {
         "problem": problem,
         "sample": number,

@@ -14,12 +14,10 @@ from typing import Any
 from vopd.data.benchmarks import Benchmark, Protocol, load_benchmark
 from vopd.data.benchmarks_overlap import contamination
 from vopd.errors import ConfigurationError, MissingExtraError
-from vopd.evaluation.drawing import Checkpoint, Opened, Record, Settings, Work
-from vopd.evaluation.grading import Grade, grade_many
+from vopd.evaluation.drawing import Checkpoint, Opened, Settings, Work
 from vopd.evaluation.journal import only_one, same_plan, write_whole
-from vopd.evaluation.metrics import summarise, ungradable
 from vopd.evaluation.plots import plot_accuracy
-from vopd.evaluation.results import entry
+from vopd.evaluation.scoring import graded, sample_lines, score
 
 logger = logging.getLogger(__name__)
 
@@ -148,79 +146,11 @@ def _run(
         for benchmark, protocol in zip(benchmarks, protocols):
             work = Work(checkpoint.name, benchmark, protocol, settings, folder)
             drawn = work.completions(opened)
-            grades = _graded(benchmark, drawn)
-            entries.append(_score(checkpoint.name, benchmark, drawn, grades))
-            lines += _sample_lines(checkpoint.name, benchmark, drawn, grades)
+            grades = graded(benchmark, drawn)
+            entries.append(score(checkpoint.name, benchmark, drawn, grades))
+            lines += sample_lines(checkpoint.name, benchmark, drawn, grades)
     write_whole(folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return entries
-
-
-def _graded(benchmark: Benchmark, drawn: list[list[Record]]) -> list[list[Grade]]:
-    flat = [(question, record) for question, row in zip(benchmark.questions, drawn) for record in row]
-    if benchmark.kind == "task":
-        grades = [_grade_task(question.extra["problem"], record["completion"]) for question, record in flat]
-    else:
-        pairs = [(_with_open_thinking(record), question.gold) for question, record in flat]
-        grades = grade_many(pairs, benchmark.kind)
-    found = iter(grades)
-    return [[next(found) for _ in row] for row in drawn]
-
-
-def _with_open_thinking(record: Record) -> str:
-    """The completion, after the thinking tag that the chat template may have opened at the end of the prompt."""
-    opened = record["prompt"].rstrip().endswith("<think>")
-    return "<think>" + record["completion"] if opened else record["completion"]
-
-
-def _grade_task(problem: Any, completion: str) -> Grade:
-    from vopd.data.reasoning import extract_answer, is_right
-
-    answer = extract_answer(completion)
-    if answer is None:
-        return Grade("no_answer")
-    return Grade("right" if is_right(problem, completion) else "wrong", answer)
-
-
-def _left_out(benchmark: Benchmark) -> list[bool]:
-    if benchmark.kind == "task":
-        return [False] * len(benchmark.questions)
-    return ungradable([question.gold for question in benchmark.questions], benchmark.kind)
-
-
-def _score(
-    checkpoint: str, benchmark: Benchmark, drawn: list[list[Record]], grades: list[list[Grade]]
-) -> dict[str, Any]:
-    left_out = _left_out(benchmark)
-    summary = summarise(
-        grades,
-        left_out,
-        benchmark.kind,
-        [[record["truncated"] for record in row] for row in drawn],
-        [[record["tokens"] for record in row] for row in drawn],
-    )
-    shares = {
-        question.id: sum(found.outcome == "right" for found in row) / len(row)
-        for question, row, skip in zip(benchmark.questions, grades, left_out)
-        if not skip
-    }
-    return entry(checkpoint, benchmark.name, summary, shares)
-
-
-def _sample_lines(
-    checkpoint: str, benchmark: Benchmark, drawn: list[list[Record]], grades: list[list[Grade]]
-) -> list[Record]:
-    return [
-        {
-            "checkpoint": checkpoint,
-            "benchmark": benchmark.name,
-            "id": question.id,
-            **record,
-            "gold": question.gold,
-            **found._asdict(),
-        }
-        for question, row, found_row in zip(benchmark.questions, drawn, grades)
-        for record, found in zip(row, found_row)
-    ]
 
 
 def _contamination(benchmarks: list[Benchmark], prompts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from vopd.models.loading import load_model, load_skeleton, load_tokenizer
 from vopd.models.output_head import read_head
-from vopd.models.sampling import Completion, context_length, sample
+from vopd.models.sampling import Completion, context_length, read_completion, sample
 from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "read_completion",
     "read_head",
     "sample",
     "set_end_ids",

@@ -135,10 +135,11 @@ def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Comple
     with torch.no_grad():
         sequences = model.generate(input_ids=input_ids, attention_mask=mask)
     stops = set(model.generation_config.eos_token_id or ())
-    return [_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
+    return [read_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
 
 
-def _completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:
+def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:
+    """The completion that sampled ids are: up to the first end token, which belongs to the ids but not to the text."""
     end = next((position for position, token in enumerate(row) if token in stops), None)
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(row[:end], skip_special_tokens=True)

@@ -134,7 +134,9 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not _is_step(logs):
             return
         numbers = key_numbers(logs)
-        if self._bar is not None:
+        if self._bar is not None and "loss" not in logs:  # above the live line, which the next step writes over
+            self._bar.console.print(numbers, markup=False, highlight=False)
+        elif self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, numbers=numbers)
         else:
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=self.stream, flush=True)
@@ -185,12 +187,24 @@ _KEY_NUMBERS = {
 
 def key_numbers(logs: dict[str, Any]) -> str:
     """The few numbers of a step that tell whether a run is well."""
-    shown = {}
+    shown: dict[str, float] = {}
     for label, names in _KEY_NUMBERS.items():
         value = next((logs[name] for name in names if logs.get(name) is not None), None)
         if value is not None:
             shown[label] = value
     if "reverse KL" in shown:
         shown.pop("sampled reverse KL", None)
+    texts = {label: f"{value:.4g}" for label, value in shown.items()} | _accuracies(logs)
     prefix = "evaluation  " if any(name.startswith("eval_") for name in logs) else ""
-    return prefix + "  ".join(f"{label} {value:.4g}" for label, value in shown.items())
+    return prefix + "  ".join(f"{label} {text}" for label, text in texts.items())
+
+
+def _accuracies(logs: dict[str, Any]) -> dict[str, str]:
+    """Each benchmark's avg@k with its interval."""
+    found = {}
+    for name, value in logs.items():
+        low, high = logs.get(f"{name}_low"), logs.get(f"{name}_high")
+        if low is not None and high is not None:
+            label = name.removeprefix("eval_").replace("_avg@", " avg@")
+            found[label] = f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return found

@@ -52,6 +52,16 @@ class VOPDConfig(DistillationConfig):
             0 never.
         samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
         show_samples: of these, how many to show on the terminal as a table after each step.
+        eval_benchmarks: benchmarks whose accuracy is measured before, during and after training, as ``vopd eval`` names
+            them: math500, NAME=FILE, a file with problem and answer, reasoning_gym:NAME. Logged as
+            eval_NAME_avg@k with the ends of its 95 % interval; the training is the same with and without.
+        eval_benchmark_steps: every this many optimizer steps, and before the first and after the last.
+        eval_benchmark_samples: k, completions of each question.
+        eval_benchmark_limit: only the first questions of each benchmark; None takes all.
+        eval_benchmark_max_new_tokens: length limit; None takes max_completion_length.
+        eval_benchmark_template: prompt text with {problem}; None takes the benchmark's own.
+        eval_benchmark_chat_template: put the questions into the chat template; None does where the training prompts are
+            chat messages.
         telemetry: let TRL report the kind of run to Hugging Face.
         num_generations: completions of each prompt. A reward needs 2 or more, which it compares with each other; the
             completions of one process's step must be a multiple of it.
@@ -89,6 +99,17 @@ class VOPDConfig(DistillationConfig):
     num_generations: int = _own(1, "Completions of each prompt; a reward needs 2 or more.")
     reward_weights: list[float] | None = _own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
     reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
+    eval_benchmarks: list[str] | None = _own(
+        None, "Benchmarks to measure accuracy on while training: math500, NAME=FILE, a file, reasoning_gym:NAME."
+    )
+    eval_benchmark_steps: int = _own(100, "Measure it every this many steps, at the start and at the end.")
+    eval_benchmark_samples: int = _own(4, "Completions of each question: k of avg@k.")
+    eval_benchmark_limit: int | None = _own(100, "Only the first questions of each benchmark; null takes all.")
+    eval_benchmark_max_new_tokens: int | None = _own(None, "Their length limit. Default: max_completion_length.")
+    eval_benchmark_template: str | None = _own(None, "Prompt text with {problem}. Default: the benchmark's own.")
+    eval_benchmark_chat_template: bool | None = _own(
+        None, "Put the questions into the chat template. Default: as the training prompts."
+    )
     telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
     guard_reverse_kl: float | None = _own(3.0, "Warn where the reverse KL is this many times its lowest so far.")
     guard_truncation: float | None = _own(0.95, "Warn where this share of the completions is cut off.")
@@ -120,6 +141,8 @@ class VOPDConfig(DistillationConfig):
     vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
 
     def __post_init__(self) -> None:
+        if isinstance(self.eval_benchmarks, str):
+            self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
         self._check_estimator()
         self._check_ranges()
         self._check_importance()
@@ -186,6 +209,8 @@ class VOPDConfig(DistillationConfig):
         _at_least("metrics_every", self.metrics_every, 0)
         _at_least("num_generations", self.num_generations, 1)
         _at_least("samples_per_step", self.samples_per_step, 0)
+        for name in ("steps", "samples", "limit", "max_new_tokens"):
+            _at_least(f"eval_benchmark_{name}", getattr(self, f"eval_benchmark_{name}"), 1)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError
+from ..errors import ConfigurationError, GuardError, MismatchError
 from ..estimators.checks import check_gives
 from ..kernels import backend_name
-from ..models import common_vocabulary, context_length, end_token_difference, load_tokenizer, read_head
+from ..models import common_vocabulary, context_length, end_token_difference, read_head
+from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .checkpoints import Checkpoints, check_writable, clear_save_errors
@@ -34,6 +34,8 @@ from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .setting_up import clear_errors, named_datasets, tokenizer_of
+from .step_events import StepEvents
 from .stopping import Stopping
 from .token_loss import distil
 from .trackers import check_trackers
@@ -94,12 +96,13 @@ class VOPDTrainer(TRLAdapter):
         check_prompts(train_dataset)
         self._rewards = Rewards.of(args, reward_funcs)
         self._rewards.check_columns(train_dataset)
-        for name, dataset in _named(eval_dataset):
+        for name, dataset in named_datasets(eval_dataset):
             check_prompts(dataset, name)
             self._rewards.check_columns(dataset, name)
         check_writable(args.output_dir)
+        self._benchmarks = load_benchmarks(args)
         self._prepare_books()
-        with _clear_errors():
+        with clear_errors():
             super().__init__(
                 model=model,
                 teacher_model=None,
@@ -133,7 +136,7 @@ class VOPDTrainer(TRLAdapter):
     def _prepare_teacher(self, teacher_model: Any) -> None:
         teacher = self.load_teacher(teacher_model)
         check_not_shared(self.model, teacher)
-        teacher_tokenizer = _tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
+        teacher_tokenizer = tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
         teacher_tokenizer = teacher_tokenizer or self._tokenizer
         student_rows = self._checked_rows(self.model, "student")
         self.vocab_size = common_vocabulary(
@@ -176,7 +179,7 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
-        for name, dataset in [("train_dataset", self.train_dataset), *_named(self.eval_dataset)]:
+        for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
             check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
@@ -191,8 +194,10 @@ class VOPDTrainer(TRLAdapter):
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        for callback in (_StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
+        for callback in (StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
             self.add_callback(callback)
+        if self._benchmarks:  # last, so that the log is open and the trackers have begun
+            self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self._tokenizer, self.eos_token_ids)
@@ -356,23 +361,6 @@ class VOPDTrainer(TRLAdapter):
         }
 
 
-class _StepEvents(TrainerCallback):
-    """Tells the trainer's clock when steps begin and end, and its sampler which epoch begins."""
-
-    def __init__(self, trainer: VOPDTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # accelerate passes set_epoch on to the sampler through some of its wrappers only.
-        self.trainer._order.set_epoch(int(state.epoch))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.begin()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._clock.end()
-
-
 def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
     """What can be refused before any model is loaded."""
     if not isinstance(args, VOPDConfig):
@@ -381,41 +369,3 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
         raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)
-
-
-def _named(eval_dataset: Any) -> list[tuple[str, Any]]:
-    if eval_dataset is None:
-        return []
-    if isinstance(eval_dataset, dict):
-        return [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    return [("eval_dataset", eval_dataset)]
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What TRL and transformers raise while a trainer is set up, as vopd's own errors."""
-    try:
-        yield
-    except VOPDError:
-        raise
-    except ConnectionError as error:
-        raise TeacherServerError(
-            f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
-            "vllm_mode=colocate"
-        ) from error
-    except OSError as error:
-        raise MismatchError(f"the student cannot be loaded: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
-    if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
-        return None
-    try:
-        return load_tokenizer(source, revision=revision)
-    except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
-        return None

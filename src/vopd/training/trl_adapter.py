@@ -224,6 +224,13 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would take one more step before it sees that a resumed run had taken its last one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
@@ -332,6 +339,12 @@ class TRLAdapter(DistillationTrainer):
         prefix = "" if mode == "train" else "eval_"
         logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
         super().log(logs, start_time)
+
+    def log_alone(self, logs: dict[str, float]) -> None:
+        """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""
+        due = self.control.should_log
+        super(DistillationTrainer, self).log(logs)
+        self.control.should_log = due
 
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
