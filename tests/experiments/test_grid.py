@@ -11,6 +11,7 @@ from vopd.errors import DataError, VOPDError
 from vopd.experiments import grid
 from vopd.experiments.grid import GridRun, collect, run_grid, run_name
 from vopd.experiments.measure_models import Measurement
+from vopd.training.checkpoints import write_manifest
 
 MEASUREMENT = Measurement("student", "teacher", "held_out.jsonl", 2, 2, 8)
 # Stands for training and measuring: what it does is told by the run's name; it counts how often it was called.
@@ -68,8 +69,8 @@ def test_a_killed_run_is_done_anew_or_goes_on(tmp_path: Path, entry: str) -> Non
     for name, resumable in (("opd", False), ("vopd", True)):
         checkpoint = folder / run_name(name, 1e-3, 0) / "checkpoint-1"
         checkpoint.mkdir(parents=True)
-        for file in ("trainer_state.json", *(["optimizer.pt"] if resumable else [])):
-            (checkpoint / file).touch()
+        (checkpoint / ("optimizer.pt" if resumable else "model.safetensors")).touch()
+        write_manifest(checkpoint, 1)
     go(folder, entry, runs("opd", "vopd"))
     assert not (folder / run_name("opd", 1e-3, 0) / "checkpoint-1").exists()
     assert (folder / run_name("vopd", 1e-3, 0) / "checkpoint-1").exists()

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError, NonFiniteError, require
+from vopd.errors import DataError, GuardError, NonFiniteError, require
 from vopd.experiments.jobs import Job, run_jobs
-from vopd.experiments.measure_models import MEASURED_FILE, Measurement, checkpoints, write_measured
+from vopd.experiments.measure_models import MEASURED_FILE, Measurement, write_measured
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
 from vopd.reporting.metrics import METRICS_FILE, read_metrics
 
@@ -26,6 +26,7 @@ START = "start"
 # The module that trains and measures one run; it lies above this room, so that it is known here by name only.
 ENTRY = "vopd.cli.compare_run"
 _PROGRESS_SECONDS = 30.0
+_BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
 
 Say = Callable[[str], None]
 
@@ -63,7 +64,8 @@ def run_grid(
 ) -> None:
     """Do every run that is not finished, `processes` at a time, each in a process of one thread.
 
-    A run whose training breaks off over a non-finite loss or gradient is kept as failed; the others go on.
+    A run whose training breaks off over a non-finite loss or gradient, or by a guard that stops it, is kept as failed;
+    the others go on.
 
     Args:
         runs: all of the grid; each knows its folder.
@@ -117,9 +119,11 @@ def is_finished(folder: Path) -> bool:
 
 
 def may_resume(folder: Path) -> bool:
-    """Whether a run that was killed can go on: its last checkpoint holds the optimizer too."""
-    found = checkpoints(folder)
-    return bool(found) and all((found[-1][1] / name).is_file() for name in ("optimizer.pt", "trainer_state.json"))
+    """Whether a run that was killed can go on: its newest valid checkpoint holds the optimizer too."""
+    from vopd.training.checkpoints import newest_valid  # which needs the extra `train`
+
+    found = newest_valid(folder).path if folder.is_dir() else None
+    return found is not None and (found / "optimizer.pt").is_file()
 
 
 def _clear(folder: Path) -> None:
@@ -140,11 +144,11 @@ class _Excuse:
         self.folder, self.say = folder, say
 
     def __call__(self, job: Job, code: int) -> bool:
-        if code != NonFiniteError.exit_code:
+        if code not in _BROKE_OFF:
             return False
         lines = job.log.read_text(errors="replace").strip().splitlines()
-        write_measured(self.folder / job.name, {"failed": lines[-1] if lines else "non-finite"})
-        self.say(f"  {job.name}: broke off, not finite")
+        write_measured(self.folder / job.name, {"failed": lines[-1] if lines else "broke off"})
+        self.say(f"  {job.name}: broke off")
         return True
 
 
