@@ -21,7 +21,7 @@ COMMANDS = {
     "doctor": "show versions, devices, extras, and what each estimator would run on",
     "variance": "measure how noisy each estimator's gradient is for your models and prompts",
     "compare": "train with several estimators, seeds and learning rates, and compare them",
-    "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
+    "report": "write the page of a run or a comparison: curves, scores, samples coloured by token",
 }
 
 # What a disk refuses in the middle of a file, where Python does not say of which one.
