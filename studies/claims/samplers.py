@@ -43,18 +43,17 @@ def sampler_table(
     own = logits.detach()
     exact = _exact(own, other)
     exact_parameters = carried(exact)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    tried = samplers(own, rough)
+    found: dict[str, dict[str, dict[str, float]]] = {sampler: {} for sampler in tried}
     reference = 0.0
-    for sampler, probabilities in samplers(own, rough).items():
-        found[sampler] = {}
-        for name, top_k in ESTIMATORS.items():
-            mean, square = _moments(own, other, probabilities, name, top_k)
+    for name, top_k in ESTIMATORS.items():
+        moments = _moments(own, other, list(tried.values()), name, top_k)
+        for sampler, (mean, square) in zip(tried, moments, strict=True):
             variance = float((square - mean.square().sum(-1)).clamp_min(0).mean())
-            reference = reference or variance
+            reference = reference or variance  # opd's, on-policy: the first of both
+            off = carried(mean) - exact_parameters
             found[sampler][name] = {
-                "relative_bias": float(
-                    (carried(mean) - exact_parameters).square().sum() / exact_parameters.square().sum()
-                ),
+                "relative_bias": float(off.square().sum() / exact_parameters.square().sum()),
                 "relative_bias_logits": float((mean - exact).square().sum() / exact.square().sum()),
                 "variance_over_opd": variance / reference,
             }
@@ -92,21 +91,24 @@ def _exact(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def _moments(
-    logits: Tensor, other: Tensor, probabilities: Tensor, name: str, top_k: int | None
-) -> tuple[Tensor, Tensor]:
-    """sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
+    logits: Tensor, other: Tensor, weights: Sequence[Tensor], name: str, top_k: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    """For each sampler's s: sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
     vocabulary = logits.shape[-1]
-    means, squares = [], []
-    for own, target, weights in zip(logits.split(_CHUNK), other.split(_CHUNK), probabilities.split(_CHUNK)):
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
+    for start in range(0, len(logits), _CHUNK):
+        own, target = logits[start : start + _CHUNK], other[start : start + _CHUNK]
         rows = own.repeat_interleave(vocabulary, 0).requires_grad_()
         ids = torch.arange(vocabulary).repeat(len(own))
         output = distillation_loss(
             rows, target.repeat_interleave(vocabulary, 0), ids, estimator=name, top_k=top_k, normalizer=1.0
         )
         gradient = torch.autograd.grad(output.loss, rows)[0].view(len(own), vocabulary, vocabulary)
-        means.append(torch.einsum("nyv,ny->nv", gradient, weights))
-        squares.append(torch.einsum("ny,ny->n", gradient.square().sum(-1), weights))
-    return torch.cat(means), torch.cat(squares)
+        squares = gradient.square().sum(-1)
+        for part, given in zip(parts, weights, strict=True):
+            here = given[start : start + _CHUNK]
+            part.append((torch.einsum("nyv,ny->nv", gradient, here), torch.einsum("ny,ny->n", squares, here)))
+    return [(torch.cat([mean for mean, _ in part]), torch.cat([square for _, square in part])) for part in parts]
 
 
 def _logits(
