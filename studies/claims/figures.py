@@ -21,6 +21,13 @@ TITLES = {
     "larger": "Legs and sums, student of 0.3 M",
     "sorting": "Sorting, vocabulary 1,200",
 }
+_SHORT = {
+    "opd": "vanilla OPD",
+    "vopd": "value baseline",
+    "vopd_optimal": "optimal baseline",
+    "rao_blackwell_teacher_top_k": "Rao-Blackwell",
+    "full_rkl": "exact objective",
+}
 NAMES = {
     "opd": "vanilla OPD",
     "vopd": "value baseline (the paper)",
@@ -71,11 +78,31 @@ def _headline(pyplot: Any, results: Results, fixed: Mapping[str, Any], path: Pat
     left.set_title("Gradient noise from sampling the tokens")
     left.set_xlabel("variance at the same parameters, vanilla = 1")
     _learning(right, results, "main", "curve")
-    right.set_title(f"Distance from the teacher, mean of {design.SEEDS} seeds")
+    seeds = min(len(results.of("main", name, design.COMMON_RATE)) for name in SHOWN)
+    right.set_title(f"Distance from the teacher: mean of {seeds} seeds, 95 %")
     right.set_ylabel("held-out reverse KL, nats a token")
-    right.legend(frameon=False, loc="upper right")
+    _name_lines(right, results)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _name_lines(axes: Any, results: Results) -> None:
+    """The estimators' names at the right ends of their curves, moved apart where these are close."""
+    ends = {}
+    for name in SHOWN:
+        runs = results.of("main", name, design.COMMON_RATE)
+        ends[name] = sum(run["curve"][-1][1] for run in runs) / len(runs)
+    last = results.of("main", SHOWN[0], design.COMMON_RATE)[0]["curve"][-1][0]
+    low, high = axes.get_ylim()
+    place = -1.0
+    for name in sorted(ends, key=lambda name: ends[name]):
+        place = max(ends[name], place + 0.055 * (high - low))
+        axes.annotate(
+            _SHORT[name], (last, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=11,
+            color=colour_of(name), annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xticks([step for step in axes.get_xticks() if 0 <= step <= last])
+    axes.set_xlim(0, 1.33 * last)
 
 
 def _learning(axes: Any, results: Results, setting: str, key: str, names: Sequence[str] = SHOWN) -> None:
@@ -111,7 +138,7 @@ def _noise(pyplot: Any, fixed: Mapping[str, Any], path: Path) -> None:
         axes.axvline(1, color="#777777", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.set_title(TITLES[setting])
-        axes.set_xlabel("token part of the variance, vanilla = 1")
+        axes.set_xlabel("token part, vanilla = 1")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -161,7 +188,7 @@ def _samplers(pyplot: Any, fixed: Mapping[str, Any], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_title(TITLES[setting])
         axes.set_xlabel("squared bias / squared gradient")
-    panels[0].legend(frameon=False, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -194,10 +221,10 @@ def _along(pyplot: Any, fixed: Mapping[str, Any], path: Path) -> None:
         for name, key in (("vopd", "value"), ("vopd_optimal", "optimal")):
             values = [left_by(profile, key) for profile in profiles]
             axes.plot(steps, values, "o" + styles[setting], color=colour_of(name), label=f"{NAMES[name]}, {setting}")
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 0.85)
     axes.set_xlabel("optimizer step of the exact objective")
     axes.set_ylabel("variance with / without baseline")
     axes.set_title("What the baselines leave as the student improves")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=2)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -44,7 +44,8 @@ def missing_runs(study: Study) -> list[str]:
 
 def study_facts(study: Study) -> dict[str, Any]:
     """Where and with what the training runs were done; sessions of one study must have been one commit."""
-    sessions = [json.loads(line) for line in (study.output / "sessions.jsonl").read_text().splitlines()]
+    path = study.output / "sessions.jsonl"  # which a session writes at its end
+    sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     missing = missing_runs(study)
     total = sum(len(set(wanted)) for wanted in study.wanted().values())
     return {
