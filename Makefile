@@ -15,7 +15,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo study-claims test test-faults test-kernels test-grader mutants check format embedded-pair clean
+.PHONY: help install demo study-claims test test-faults test-kernels test-grader test-matrix mutants check format \
+	embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -25,6 +26,7 @@ help:
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
+	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
 	@echo "make check          run ruff, mypy and the import contract"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -76,6 +78,9 @@ test-grader: $(STAMP)
 mutants: $(STAMP)
 	nice -n 10 $(PYTHON) tools/mutate.py
 
+test-matrix: $(STAMP)
+	$(PYTHON) tools/matrix.py
+
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -90,4 +95,4 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) .venv-matrix .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

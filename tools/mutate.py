@@ -221,12 +221,12 @@ suite holds every replacement and every test name to the sources as they are.
 """
 
 
-def page(bugs: list[Bug], inputs: list[Input], outcomes: dict[Mutation, Outcome]) -> str:
-    """docs/bug-catalogue.md."""
+def page(bugs: list[Bug], inputs: list[Input], outcomes: dict[Mutation, Outcome], commit: str) -> str:
+    """docs/bug-catalogue.md, measured at `commit`."""
     caught = sum(outcome.caught for outcome in outcomes.values())
     measured = datetime.date.today().isoformat()
     lines = [
-        HEAD + f"Measured on {measured} at commit {version()}: {caught} of {len(outcomes)} mutations caught.",
+        HEAD + f"Measured on {measured} at commit {commit}: {caught} of {len(outcomes)} mutations caught.",
         "",
         "| bug | found in | put in as | test | caught |",
         "|---|---|---|---|---|",
@@ -274,6 +274,7 @@ def main() -> int:
     if stale:
         print("\n".join(["replacements that no longer apply:", *stale]), file=sys.stderr)
         return 1
+    commit = version()
     os.environ |= QUIET
     SERVER.set_forkserver_preload(list(PRELOADED))
     with copy_of_the_sources() as root:
@@ -289,7 +290,7 @@ def main() -> int:
             told = "caught" if outcome.caught else "MISSED"
             print(f"{told:7}{outcome.seconds:6.1f} s  {mutation.what}\n{'':17}{outcome.reason}", flush=True)
     if not only:
-        PAGE.write_text(page(bugs, inputs, outcomes), encoding="utf-8")
+        PAGE.write_text(page(bugs, inputs, outcomes, commit), encoding="utf-8")
     return 0 if all(outcome.caught for outcome in outcomes.values()) else 1
 
 

@@ -77,6 +77,41 @@ def test_a_servers_top_k_score_that_is_not_finite_shows(estimator, value):
     assert not torch.isfinite(out.loss)
 
 
+# ---- a student that excludes tokens -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [name for name in EVERY if vopd.ESTIMATORS[name].unbiased])
+@pytest.mark.parametrize("k", [2, 5, VOCAB])
+@pytest.mark.parametrize("both", [False, True])
+def test_fewer_possible_tokens_than_k_leave_the_gradient_unbiased(estimator, k, both):
+    """A student that excludes all but three tokens, alone or with its teacher: the rest of any top k has no mass."""
+    student, teacher = (row[0].detach() for row in logits(dtype=torch.float64))
+    allowed = 3
+    student[allowed:] = -torch.inf
+    if both:
+        teacher[allowed:] = -torch.inf
+    copies = student.expand(allowed, VOCAB).clone().requires_grad_()
+    out, gradients = run(
+        copies, teacher.expand(allowed, VOCAB), torch.arange(allowed), estimator,
+        top_k=k if vopd.ESTIMATORS[estimator].needs_top_k else None, normalizer=1.0,
+    )  # fmt: skip
+    assert torch.isfinite(out.loss)
+    exact = student[:allowed].clone().requires_grad_()
+    logprobs = exact.log_softmax(-1)
+    (logprobs.exp() * (logprobs - teacher.log_softmax(-1)[:allowed])).sum().backward()
+    expected = torch.cat([exact.grad, torch.zeros(VOCAB - allowed)])
+    torch.testing.assert_close(student.softmax(-1)[:allowed] @ gradients, expected, atol=1e-10, rtol=0)
+
+
+def test_fewer_possible_tokens_than_k_in_the_truncated_objective():
+    student, teacher = (row.detach() for row in logits())
+    student[:, 3:] = -torch.inf
+    _, expected = run(student.requires_grad_(), teacher, IDS % 3, "top_k_rkl", top_k=3)
+    out, gradient = run(student, teacher, IDS % 3, "top_k_rkl", top_k=7)
+    assert torch.isfinite(out.loss)
+    torch.testing.assert_close(gradient, expected)
+
+
 # ---- a server's top k ---------------------------------------------------------------------------------------------
 
 

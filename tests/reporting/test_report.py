@@ -239,3 +239,20 @@ def test_seeds_become_one_line_with_their_range(make_comparison: Callable[[int],
     last = [float(value) for value in held_out[3][2:]]
     assert held_out[3][:2] == ["opd", "4"] and last == pytest.approx([0.41, 0.40, 0.42])
     assert [tag for tag, _ in page.tags].count("polygon") > 0 and "the band is their range" in page.text
+
+
+def test_accuracy_on_benchmarks_is_drawn_against_the_step_with_its_intervals(run_folder: Path) -> None:
+    scores = {0: (0.1, 0.05, 0.2), 2: (0.3, 0.2, 0.45), 4: (0.5, 0.35, 0.6)}
+    found = [
+        {"step": step, "eval_sums_avg@4": value, "eval_sums_avg@4_low": low, "eval_sums_avg@4_high": high}
+        for step, (value, low, high) in scores.items()
+    ]
+    found += [{"step": 4, "eval_<b>_avg@2": 0.2, "eval_<b>_avg@2_low": 0.0, "eval_<b>_avg@2_high": 0.4}]
+    write_lines(run_folder / "metrics.jsonl", [*metrics(4), *found])
+    (run_folder / "results.json").unlink(missing_ok=True)
+    page = Page(write_report(run_folder))
+    assert "accuracy" in page.ids("figure") and "sums, avg@4" in page.text and "<b>, avg@2" in page.text
+    assert "measured no accuracy" not in page.text
+    rows = list(csv.reader((run_folder / "report" / "accuracy.csv").read_text().splitlines()))
+    assert rows[0] == ["line", "step", "value", "low", "high"]
+    assert [float(cell) for cell in rows[2][1:]] == pytest.approx([2, 30, 20, 45])

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch.distributed.fsdp import fully_shard
+from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import NonFiniteError
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
-RECORDED = {"by_tokens": None, "by_constant": 8.0}
+RECORDED: dict[str, dict[str, Any]] = {"by_tokens": {}, "by_constant": {"normalizer": 8.0}, "lora": {"lora": True}}
 GROUP = 2
 
 
@@ -26,7 +28,16 @@ def recorded(prompt_ids: list[int]) -> list[int]:
     return [2 + (17 * sum(prompt_ids) + 29 * place) % 298 for place in range(length)]
 
 
-def make(student: Any, teacher: str, out: Path, batch_size: int, normalizer: float | None = None, **more: Any) -> Any:
+def make(
+    student: Any,
+    teacher: str,
+    out: Path,
+    batch_size: int,
+    normalizer: float | None = None,
+    lora: bool = False,
+    **more: Any,
+) -> Any:
+    adapters = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None
     args = VOPDConfig(
         output_dir=str(out),
         per_device_train_batch_size=batch_size,
@@ -47,7 +58,7 @@ def make(student: Any, teacher: str, out: Path, batch_size: int, normalizer: flo
         ddp_find_unused_parameters=False,
         num_generations=GROUP if more else 1,
     )
-    return VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), **more)
+    return VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), peft_config=adapters, **more)
 
 
 def by_ids(completion_ids: list[list[int]]) -> list[float]:
@@ -81,8 +92,23 @@ def with_bias(student: str) -> Any:
 def train_recorded(trainer: Any) -> None:
     """A run whose rollouts do not depend on how many processes share them."""
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
+    gradients = Gradients()
+    trainer.add_callback(gradients)
     trainer.train()
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        torch.save(gradients.seen, Path(trainer.args.output_dir, "gradients.pt"))
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step, over all micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        named = model.named_parameters()
+        self.seen.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
 def sharding_errors(trainer: Any) -> list[float]:
@@ -98,15 +124,16 @@ def sharding_errors(trainer: Any) -> list[float]:
     trainer.model.train()
     whole = trainer.compute_loss(trainer.model, dict(inputs))
     whole.backward()
-    expected = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    expected = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if name in trained}
     trainer.model.zero_grad()
     for model in (trainer.model, trainer.teacher_model):
-        for layer in model.model.layers:
+        for layer in getattr(model, "get_base_model", lambda model=model: model)().model.layers:
             fully_shard(layer)
         fully_shard(model)
     sharded = trainer.compute_loss(trainer.model, dict(inputs))
     sharded.backward()
-    found = {name: parameter.grad.full_tensor() for name, parameter in trainer.model.named_parameters()}
+    found = {name: p.grad.full_tensor() for name, p in trainer.model.named_parameters() if name in trained}
     return [(found[name] - value).abs().max().item() for name, value in expected.items()] + [(sharded - whole).item()]
 
 
@@ -117,8 +144,8 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     def trainer(name: str) -> Any:
         return make(student, teacher, folder / name, int(batch_size))
 
-    for name, normalizer in RECORDED.items():
-        train_recorded(make(student, teacher, folder / name, int(batch_size), normalizer))
+    for name, settings in RECORDED.items():
+        train_recorded(make(student, teacher, folder / name, int(batch_size), **settings))
     train_rewarded(make(student, teacher, folder / "rewarded", int(batch_size), reward_funcs=by_ids))
     whole = trainer("whole")
     whole.train()
@@ -128,7 +155,9 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed.save_model()
 
     biased = make(with_bias(student), teacher, folder / "sharded", int(batch_size))
-    torch.save(sharding_errors(biased), folder / f"sharded-{resumed.args.process_index}.pt")
+    adapters = make(student, teacher, folder / "sharded-lora", int(batch_size), lora=True)
+    errors = sharding_errors(biased) + sharding_errors(adapters)
+    torch.save(errors, folder / f"sharded-{resumed.args.process_index}.pt")
 
     poisoned = trainer("poisoned")
     if poisoned.args.process_index == 1:

@@ -39,11 +39,22 @@ def program() -> Any:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_equal_gradients(one: Path, two: Path) -> None:
+    """Gradients of the first step, and of the later ones as far as the weights agree, to 1e-5 of the largest."""
+    ours, theirs = (torch.load(folder / "gradients.pt") for folder in (one, two))
+    assert len(ours) == len(theirs) > 0
+    for step, (gradient, other) in enumerate(zip(ours, theirs, strict=True)):
+        largest = max(value.abs().max() for value in gradient.values())
+        assert gradient.keys() == other.keys() and largest > 1e-3
+        for name, value in gradient.items():
+            assert (value - other[name]).abs().max() <= (1e-5 if step == 0 else 1e-3) * largest, (step, name)
 
 
 def check_equal_runs(one: Path, two: Path) -> None:
@@ -62,14 +73,16 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     models = (str(tiny_student_dir), str(tiny_teacher_dir))
     one, two = tmp_path / "one", tmp_path / "two"
     alone = program()
-    for name, normalizer in alone.RECORDED.items():
-        alone.train_recorded(alone.make(*models, one / name, 2, normalizer))
+    for name, settings in alone.RECORDED.items():
+        alone.train_recorded(alone.make(*models, one / name, 2, **settings))
     alone.train_rewarded(alone.make(*models, one / "rewarded", 2, reward_funcs=alone.by_ids))
     launch(*models, str(two), "1")
     for name in (*alone.RECORDED, "rewarded"):
         check_equal_runs(one / name, two / name)
     measured = [record["step"] for record in metrics(two / "by_tokens") if "eval_chain_sum_avg@2" in record]
     assert measured == [0, 2, 4, 6]
+    for name in alone.RECORDED:
+        check_equal_gradients(one / name, two / name)
 
     whole, resumed = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -199,6 +199,11 @@ class TestWhatTheEngineReports:
         with pytest.raises(NonFiniteError, match="1 log-probabilities for 2 tokens"):
             sampled_logprobs([[7, 8]], [[[-1.0]]], None)
 
+    @pytest.mark.parametrize("ids", [[[8]], [[8, 9]]])
+    def test_scores_of_other_tokens(self, ids: Any) -> None:
+        with pytest.raises(NonFiniteError, match="sampled token 7 and reported log-probabilities of 8"):
+            sampled_logprobs([[7]], [[[-1.0] * len(ids[0])]], [ids])
+
     def test_padding_on_the_right(self) -> None:
         like = torch.zeros(2, 4, dtype=torch.long)
         assert padded([[-1.0], [-2.0, -3.0]], like).tolist() == [[-1, 0, 0, 0], [-2, -3, 0, 0]]

@@ -81,7 +81,9 @@ def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, 
         ids=_append(rows.support_ids, rows.sampled_ids),
         values=-_append(summed, sampled),
     )
-    loss = policy_gradient_loss(rows.student_logprobs, sampled) - (summed * rows.support_logprobs).sum(-1)
+    # 0 log 0 = 0 for a token that the student excludes.
+    entropies = (summed * rows.support_logprobs).masked_fill(summed == 0, 0)
+    loss = policy_gradient_loss(rows.student_logprobs, sampled) - entropies.sum(-1)
     return Estimate(loss=loss, form=form, advantages=advantages)
 
 

@@ -13,7 +13,9 @@ from ..kernels import Rows
 def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
     """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
     teacher = computed(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
-    rewards = (teacher - rows.support_logprobs).masked_fill(~rows.in_support, 0)
+    # A token that the student excludes stays in the teacher's sum, but nothing is rewarded for it.
+    counted = rows.in_support & (rows.support_logprobs > -torch.inf)
+    rewards = (teacher - rows.support_logprobs).masked_fill(~counted, 0)
     top_prob = rows.support_logprobs[:, 0].exp()
     bucket_prob = rows.other_prob + top_prob.masked_fill(rows.in_support[:, 0], 0)
     return rewards, rest_log_ratio(teacher, bucket_prob)

@@ -47,6 +47,9 @@ def compute_chunk(
     student_known, teacher_known = row_pass.at(known_ids)
     if teacher_known is None and part.teacher_logprobs is None:
         teacher_known = source.teacher_at(part.rows, known_ids)
+    if logits.may_exclude and needs.support == "student_top_k":
+        # Of fewer tokens than k the rest of the top k has no mass, and a difference that is no number.
+        support = replace(support, present=support.present & (student_known[:, :-1] > -torch.inf))
     sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
 
     is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
@@ -122,8 +125,9 @@ def _scores(
     if top_difference is None:  # the support holds the top token
         top_difference = difference[:, :-1].masked_fill(~is_top, 0).sum(-1)
     centred = difference - top_difference.unsqueeze(-1)
+    absent = student_known[:, :-1] == -torch.inf
     scores = {
-        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1]),
+        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1].masked_fill(absent, 0)),
         "sampled_difference": centred[:, -1],
     }
     if sums.teacher_top_logits is not None:

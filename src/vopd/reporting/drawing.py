@@ -44,7 +44,8 @@ def _bounds(figure: Curves) -> tuple[float, float, float, float]:
     """Ends of both axes; never empty."""
     points = [point for line in figure.lines for part in (line.points(), *(line.edges() or ())) for point in part]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    heights = [y for _, y in points] + [y for line in figure.lines for ends in line.ends for y in ends]
+    low, high = min(heights), max(heights)
     if figure.from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1e-12 * max(1.0, abs(high)):
@@ -87,6 +88,8 @@ def _drawn(line: Line, across: Callable[[float], float], up: Callable[[float], f
     style = f'style="--c:{line.colour}"'
     points = line.points()
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
+    if line.ends:
+        return _with_intervals(line, across, up)
     if len(points) == 1:
         return f'<circle {style} cx="{across(points[0][0]):.1f}" cy="{up(points[0][1]):.1f}" r="3"/>'
     return f'<polyline {style} class="{"dashed" if line.dashed else ""}" points="{path}"/>'
@@ -99,6 +102,19 @@ def _band(line: Line, across: Callable[[float], float], up: Callable[[float], fl
     low, high = edges
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in [*low, *reversed(high)])
     return f'<polygon style="--c:{line.colour}" points="{path}"/>'
+
+
+def _with_intervals(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
+    """The values as points on a line, each on a bar from end to end of its interval."""
+    style = f'style="--c:{line.colour}"'
+    places = [(across(step), up(value), up(low), up(high)) for step, value, (low, high) in line.with_ends()]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    marks = "".join(
+        f'<polyline {style} points="{x:.1f},{low:.1f} {x:.1f},{high:.1f}"/>'
+        f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+        for x, y, low, high in places
+    )
+    return f'<polyline {style} class="dashed" points="{path}"/>{marks}'
 
 
 def _data(figure: Curves, left: float, right: float) -> dict[str, object]:

@@ -18,7 +18,9 @@ class Line:
     """One curve: its points by optimizer step.
 
     `width` is the number of steps of the running mean that is drawn; 1 draws the values as they are. Lines of the same
-    label share one entry of the legend. `band` holds (low, high) at every step, and is drawn around the line.
+    label share one entry of the legend. `band` holds (low, high) at every step, the range of several seeds say, and is
+    drawn around the line. `ends` are the 95 % intervals of the values, where they have any: then every value is drawn
+    as a point with its interval.
     """
 
     label: str
@@ -28,6 +30,11 @@ class Line:
     width: int = 1
     dashed: bool = False
     band: Sequence[tuple[float, float]] = ()
+    ends: Sequence[tuple[float, float]] = ()
+
+    def with_ends(self) -> list[tuple[float, float, tuple[float, float]]]:
+        """(step, value, interval) of every value that has one."""
+        return list(zip(self.steps, self.values, self.ends, strict=True)) if self.ends else []
 
     def points(self) -> list[tuple[float, float]]:
         """(step, value) as drawn: smoothed, and averaged in bins where there are more than a page needs."""
@@ -61,15 +68,14 @@ class Curves:
     from_zero: bool = True
 
     def csv(self) -> str:
-        """Every value as logged, not smoothed: line,step,value, and low,high where a line has a band."""
-        if not any(line.band for line in self.lines):
-            rows = [(line.label, step, value) for line in self.lines for step, value in zip(line.steps, line.values)]
-            return _csv(("line", "step", "value"), rows)
-        banded: list[tuple[object, ...]] = []
+        """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals or a band."""
+        rows: list[tuple[object, ...]] = []
         for line in self.lines:
-            for index, (step, value) in enumerate(zip(line.steps, line.values)):
-                banded.append((line.label, step, value, *(line.band[index] if line.band else ("", ""))))
-        return _csv(("line", "step", "value", "low", "high"), banded)
+            around = line.ends or line.band
+            for place, (step, value) in enumerate(zip(line.steps, line.values)):
+                rows.append((line.label, step, value, *(around[place] if around else ())))
+        header = ("line", "step", "value", "low", "high")
+        return _csv(header if any(line.ends or line.band for line in self.lines) else header[:3], rows)
 
 
 @dataclass(frozen=True)

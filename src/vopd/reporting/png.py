@@ -60,6 +60,9 @@ def _curves(axes: Any, figure: Curves) -> None:
         if (edges := line.edges()) is not None:
             low, high = ([y for _, y in edge] for edge in edges)
             axes.fill_between(steps, low, high, color=line.colour, alpha=0.15, linewidth=0)
+        for step, value, ends in line.with_ends():
+            axes.plot([step, step], ends, color=line.colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(step, value, "o", color=line.colour, markersize=5)
     if figure.from_zero and all(value >= 0 for line in figure.lines for value in line.values):
         axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,20 +84,23 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     variance = [figure for spec in _VARIANCE if (figure := _curves(spec, records))]
     timing = _timing_figures(records)
     evaluation = _evaluation(folder / RESULTS_FILE)
-    measured, more = variance_beside(folder)
+    beside, more = variance_beside(folder)
+    accuracy = accuracy_figures(records)
+    measured = evaluation_table(evaluation) if evaluation or not accuracy else ""
+    note = _EVALUATION_NOTE if evaluation or accuracy else ""
     parts = [
         tiles(_facts(records, settings, evaluation)),
-        section("evaluation", "Evaluation", evaluation_table(evaluation), _EVALUATION_NOTE if evaluation else ""),
+        section("evaluation", "Evaluation", measured + (figures_html(accuracy) if accuracy else ""), note),
         section("progress", "Training", figures_html(progress), "Point at a curve, or tap it, to read its values."),
         section("variance", "Gradient variance", _or_absent(variance, "the run logged no variance; set metrics_every")),
-        *measured,
+        *beside,
         section("time", "Time", _or_absent(timing, "the run logged no times")),
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", settings_html(settings)),
     ]
     student, teacher = (settings.get(name, (f"the {name}", ""))[0] for name in ("model", "teacher_model"))
     subtitle = f"{student} taught by {teacher}"
-    return page(folder.resolve().name, subtitle, parts), [*progress, *variance, *more, *timing]
+    return page(folder.resolve().name, subtitle, parts), [*accuracy, *progress, *variance, *more, *timing]
 
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -149,12 +154,34 @@ _EVALUATION_NOTE = "95 % intervals: problems drawn anew."
 def evaluation_table(evaluation: Mapping[str, Mapping[str, Any]]) -> str:
     """Scores of every evaluated model, and the paired difference where there is one."""
     if not evaluation:
-        return '<p class="note">The run measured no accuracy; --eval_task or --eval_data does.</p>'
+        return '<p class="note">The run measured no accuracy; --eval_benchmarks, --eval_task or --eval_data does.</p>'
     models = {name: found for name, found in evaluation.items() if "avg_at_k" in found}
     rows = [_score_row(name, found) for name, found in models.items()]
     if "difference" in evaluation:
         rows.append(["trained - start", str(Difference(**evaluation["difference"])), "", "", "", ""])
     return table(["model", "accuracy [95 %]", "problems", "no answer", "cut off", "mean length"], rows)
+
+
+_ACCURACY = re.compile(r"eval_(.+)_avg@(\d+)")
+_BENCHMARK_COLOURS = (_BLUE, _ORANGE, _GREEN, "#8c6bb1", "#cc79a7", "#b8860b", "#56b4e9", _GREY)
+
+
+def accuracy_figures(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Accuracy on each benchmark against the step, with its intervals; nothing where none was measured."""
+    names = dict.fromkeys(name for record in records for name in record if _ACCURACY.fullmatch(name))
+    lines = []
+    for name, colour in zip(names, itertools.cycle(_BENCHMARK_COLOURS)):
+        found = {
+            record["step"]: [100 * record[key] for key in (name, f"{name}_low", f"{name}_high")]
+            for record in records
+            if all(isinstance(record.get(key), int | float) for key in (name, f"{name}_low", f"{name}_high", "step"))
+        }
+        match = _ACCURACY.fullmatch(name)
+        if found and match:
+            values, ends = [found[step][0] for step in sorted(found)], [found[step][1:] for step in sorted(found)]
+            label = f"{match[1]}, avg@{match[2]}"
+            lines.append(Line(label, sorted(found), values, colour, ends=[(low, high) for low, high in ends]))
+    return [Curves("accuracy", "Accuracy on benchmarks", "per cent", lines, "", from_zero=False)] if lines else []
 
 
 def _score_row(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class Servers:
         self._under_way = dict.fromkeys(self.urls, 0)
         self._rested = dict.fromkeys(self.urls, 0.0)
         self._closed = threading.Event()
+        self._give_up = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
     def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str | None = None) -> Future[T]:
@@ -122,7 +124,18 @@ class Servers:
         """
         return self._executor.submit(self.ask, path, body, read, url)
 
-    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str | None = None) -> T:
+    def background(self, work: Callable[[], T]) -> Future[T]:
+        """Do something else among the requests."""
+        return self._executor.submit(work)
+
+    def ask(
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Any], T],
+        url: str | None = None,
+        retries: int | None = None,
+    ) -> T:
         """Ask, and again until the answer is good; of `url`, or of whichever server has least to do.
 
         Raises:
@@ -130,14 +143,15 @@ class Servers:
             TeacherServerError: no good answer within the deadline and the number of attempts.
         """
         patience, ends = self.patience, time.monotonic() + self.patience.deadline
-        for attempt in range(patience.retries + 1):
+        retries = patience.retries if retries is None else retries
+        for attempt in range(retries + 1):
             where = url or self._least_busy()
             try:
-                return read(self._post(where, path, body, ends))
+                return self._read(read, self._post(where, path, body, ends))
             except (Passing, BadAnswer) as error:
                 problem, self._rested[where] = error, time.monotonic()
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._jitter()
-            if attempt == patience.retries or time.monotonic() + pause > ends or self._closed.wait(pause):
+            if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable answer in {attempt + 1} attempts: {problem}; look into "
                     "its log; teacher_server_retries and teacher_server_deadline set how long to insist"
@@ -145,6 +159,13 @@ class Servers:
             with self._lock:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
+
+    @staticmethod
+    def _read(read: Callable[[Any], T], body: Any) -> T:
+        try:
+            return read(body)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
 
     def get(self, url: str, path: str) -> Any:
         """The JSON at an address, asked for once; None where there is nothing there.
@@ -166,10 +187,8 @@ class Servers:
             return None
 
     def close(self) -> None:
-        """Give up what is under way."""
-        self._closed.set()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        """Give up what is under way. Happens by itself when nothing refers to the servers any more."""
+        self._give_up()
 
     def _post(self, url: str, path: str, body: dict[str, Any], ends: float) -> Any:
         """One attempt: the parsed JSON of an answer with status 200."""
@@ -229,6 +248,12 @@ class Servers:
     def _jitter(self) -> float:
         with self._lock:
             return self._random.uniform(0.5, 1.5)
+
+
+def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:
+    closed.set()
+    executor.shutdown(wait=False, cancel_futures=True)
+    client.close()
 
 
 def _message(content: bytes) -> str:

@@ -144,11 +144,19 @@ class ServerTeacher:
         return found
 
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
-        """The student's top k at every position and the sampled token after them, (B, T, k + 1)."""
+        """The student's top k at every position and the sampled token after them, (B, T, k + 1).
+
+        In the dtype of the head: where that rounds, other ids than the exact k may come out, which still depend on the
+        state alone. A scale above 0 and a soft cap change no order.
+        """
         head = student.head.detach().map(lambda part: part[: self._vocab_size])
-        # A row of the batch at a time: [T, V] logits, as the loss's chunks are.
-        top = torch.stack([head.logits(row).topk(self._top_k, dim=-1).indices for row in student.hidden.detach()])
-        return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
+        top = []
+        for row in student.hidden.detach():  # [T, V] logits at a time, as the loss's chunks are
+            logits = row.to(head.weight.dtype) @ head.weight.T
+            logits = logits if head.bias is None else logits + head.bias
+            top.append(logits.topk(self._top_k, dim=-1).indices)
+        chosen = torch.stack(top)
+        return torch.cat([chosen, rollouts.completion_ids.to(chosen.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:
         """Answers as one batch; 0 on the padding, where no entry of the top k is present."""

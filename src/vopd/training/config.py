@@ -14,6 +14,7 @@ from ..estimators.checks import find_estimator
 from ..kernels import BACKENDS
 from .guards import check_guards
 from .sampling import EXACT_OBJECTIVES, check_sampling
+from .server_settings import ServerSettings, check_server
 from .trl_adapter import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
@@ -32,7 +33,7 @@ def _own(value: Any, help_text: str) -> Any:
 
 
 @dataclass
-class VOPDConfig(DistillationConfig):
+class VOPDConfig(ServerSettings, DistillationConfig):
     """Settings of VOPDTrainer: everything of ``trl.DistillationConfig`` and ``transformers.TrainingArguments``, and
     the fields below.
 
@@ -63,6 +64,7 @@ class VOPDConfig(DistillationConfig):
         eval_benchmark_chat_template: put the questions into the chat template; None does where the training prompts are
             chat messages.
         telemetry: let TRL report the kind of run to Hugging Face.
+        teacher_server_url, teacher_failure, ...: of a teacher behind a server, see ``ServerSettings``.
         num_generations: completions of each prompt. A reward needs 2 or more, which it compares with each other; the
             completions of one process's step must be a multiple of it.
         reward_weights: one number a reward function, in nats a unit of reward: the teacher's log-ratios have weight 1.
@@ -163,6 +165,7 @@ class VOPDConfig(DistillationConfig):
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
+        check_server(self)
         self._check_groups()
 
     def _check_estimator(self) -> None:

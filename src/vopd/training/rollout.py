@@ -61,7 +61,7 @@ def sampled_logprobs(
         ids: the ids that they belong to, of the same shape; not needed where there is one alternative.
 
     Raises:
-        NonFiniteError: a token has none, or one that is no number.
+        NonFiniteError: a token has none, one that is no number, or only those of other tokens.
     """
     if logprobs is None:
         return None
@@ -83,8 +83,12 @@ def sampled_logprobs(
 
 
 def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] | None) -> float:
-    place = 0 if len(logprobs) == 1 or ids is None else list(ids).index(token)
-    value = logprobs[place] if logprobs else None
+    if ids is not None and token not in ids:
+        raise NonFiniteError(
+            f"the rollout engine sampled token {token} and reported log-probabilities of {', '.join(map(str, ids))}; "
+            "set importance_sampling=false"
+        )
+    value = logprobs[0 if ids is None else list(ids).index(token)] if logprobs else None
     return math.nan if value is None else float(value)
 
 

@@ -13,19 +13,17 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import ConfigurationError, GuardError, MismatchError
-from ..estimators.checks import check_gives
 from ..kernels import backend_name
-from ..models import common_vocabulary, context_length, end_token_difference, read_head
 from .benchmarks import BenchmarkRuns, load_benchmarks
 from .callbacks import Progress, RunLog
 from .card import write_card
 from .checkpoints import Checkpoints, check_writable, clear_save_errors
+from .circuit import Circuit
 from .clock import StepClock
 from .config import VOPDConfig
 from .finite import FiniteGuard
 from .guards import GuardWatch
-from .heads import check_logits, check_not_shared, disable_dropout
-from .local_teacher import LocalTeacher
+from .heads import check_not_shared, disable_dropout
 from .metrics import Averages, add_completion_metrics, add_token_metrics
 from .micro_batch import MicroBatch, loss_mask
 from .prompts import check_enough, check_prompts, check_room, keep_short
@@ -34,9 +32,10 @@ from .rollout import RolloutDifference, check_engine
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
-from .setting_up import clear_errors, named_datasets, tokenizer_of
+from .setting_up import clear_errors, named_datasets
 from .step_events import StepEvents
 from .stopping import Stopping
+from .teacher_setup import check_placement, place_teacher
 from .token_loss import distil
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
@@ -134,40 +133,13 @@ class VOPDTrainer(TRLAdapter):
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, teacher_model: Any) -> None:
-        teacher = self.load_teacher(teacher_model)
-        check_not_shared(self.model, teacher)
-        teacher_tokenizer = tokenizer_of(teacher_model, teacher, self.args.teacher_model_revision)
-        teacher_tokenizer = teacher_tokenizer or self._tokenizer
-        student_rows = self._checked_rows(self.model, "student")
-        self.vocab_size = common_vocabulary(
-            self._tokenizer,
-            teacher_tokenizer,
-            student_rows=student_rows,
-            teacher_rows=self._checked_rows(teacher, "teacher"),
-        )
-        if self.args.loss_top_k is not None and self.args.loss_top_k > self.vocab_size:
-            raise ConfigurationError(
-                f"loss_top_k={self.args.loss_top_k} is more than the vocabulary has ({self.vocab_size})"
-            )
-        warning = end_token_difference(self.model, teacher, self._tokenizer, teacher_tokenizer)
-        if warning:
-            logger.warning(warning)
+        placed = place_teacher(self, teacher_model)
+        self.teacher, self.teacher_model, self.vocab_size = placed.teacher, placed.model, placed.vocab_size
+        self._teacher_name, self._teacher_revision = placed.name, placed.revision
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, student_rows)
-        self._positions = context_length(self.model, teacher)
-        self._teacher_name = teacher.config.name_or_path
-        self._teacher_revision = getattr(teacher.config, "_commit_hash", None)
-        self.teacher_model = self.prepared_teacher(teacher)
-        self.teacher = LocalTeacher(self.teacher_model, self.teacher_states)
-        check_gives(self.args.estimator, self.teacher.gives)
-
-    def _checked_rows(self, model: Any, name: str) -> int:
-        """Rows of the model's output head, once the loss is known to be able to read it."""
-        head = read_head(model, name)
-        if not self.is_deepspeed_enabled:  # which may have sharded it already
-            check_logits(*self.probe(model), head.detach(), name)
-        return len(head.weight)
+        self.sample_only(self.vocab_size, placed.student_rows)
+        self._positions = placed.positions
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -193,8 +165,10 @@ class VOPDTrainer(TRLAdapter):
             notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        self._circuit = Circuit(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        for callback in (StepEvents(self), run_log, self._progress, self._stopping, GuardWatch(self._stopping)):
+        watch = GuardWatch(self._stopping)
+        for callback in (StepEvents(self), run_log, self._progress, self._stopping, self._circuit, watch):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
@@ -269,7 +243,8 @@ class VOPDTrainer(TRLAdapter):
                 self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
 
     def rows_settled(self, dropped: int, rows: int) -> None:
-        pass
+        if self.model.training:
+            self._circuit.add(dropped, rows)
 
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
@@ -302,6 +277,7 @@ class VOPDTrainer(TRLAdapter):
         Raises:
             Terminated: SIGTERM ended the run; a checkpoint was saved.
             GuardError: a guard did.
+            TeacherServerError: a server did not score a completion, or left more of them than may be dropped.
         """
         try:
             with self._stopping.until_done():
@@ -365,7 +341,6 @@ def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
     """What can be refused before any model is loaded."""
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-    if teacher_model is None:
-        raise ConfigurationError("teacher_model is missing; give a path, a hub id or a model")
+    check_placement(teacher_model, args)
     if model is teacher_model and not isinstance(model, str):
         check_not_shared(model, teacher_model)

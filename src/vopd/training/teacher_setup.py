@@ -1,0 +1,136 @@
+"""From what a user names as teacher to the object that training asks: in this process, or behind a server."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..estimators.checks import check_gives
+from ..models import (
+    common_vocabulary,
+    context_length,
+    end_token_difference,
+    load_skeleton,
+    load_tokenizer,
+    read_head,
+)
+from ..teachers import Teacher
+from .heads import check_logits, check_not_shared
+from .local_teacher import LocalTeacher
+from .server_teacher import connect
+from .setting_up import tokenizer_of
+
+logger = logging.getLogger("vopd")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A teacher that training can ask.
+
+    Attributes:
+        teacher: the object.
+        model: the prepared model, None behind a server.
+        name, revision: for the model card.
+        vocab_size: number of real ids.
+        student_rows: rows of the student's head.
+        positions: longest sequence that both models take; None for no limit.
+    """
+
+    teacher: Teacher
+    model: Any
+    name: str
+    revision: str | None
+    vocab_size: int
+    student_rows: int
+    positions: int | None
+
+
+def check_placement(teacher_model: Any, args: Any) -> None:
+    """Raises ConfigurationError unless there is exactly one teacher."""
+    if args.teacher_server_url is None:
+        if teacher_model is None:
+            raise ConfigurationError(
+                "teacher_model is missing; give a path, a hub id or a model, or teacher_server_url for one behind a "
+                "server"
+            )
+    elif teacher_model is not None and not isinstance(teacher_model, str):
+        raise ConfigurationError(
+            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
+            "teacher's path, whose tokenizer is then compared"
+        )
+
+
+def place_teacher(trainer: Any, source: Any) -> Placed:
+    """The teacher of `trainer`, checked against its student, its estimator and its tokenizer.
+
+    Args:
+        trainer: a TRLAdapter with a VOPDConfig.
+        source: what the user gave as teacher_model.
+
+    Raises:
+        ConfigurationError, MismatchError, TeacherServerError: see their messages.
+    """
+    if trainer.args.teacher_server_url is not None:
+        return _behind_server(trainer, source)
+    model = trainer.load_teacher(source)
+    check_not_shared(trainer.model, model)
+    tokenizer = tokenizer_of(source, model, trainer.args.teacher_model_revision) or trainer._tokenizer
+    student_rows = checked_rows(trainer, trainer.model, "student")
+    teacher_rows = checked_rows(trainer, model, "teacher")
+    vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
+    _check_top_k(trainer.args, vocab_size)
+    _warn_of_ends(trainer, model, tokenizer)
+    name, revision = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    positions = context_length(trainer.model, model)
+    prepared = trainer.prepared_teacher(model)
+    teacher = LocalTeacher(prepared, trainer.teacher_states)
+    check_gives(trainer.args.estimator, teacher.gives)
+    return Placed(teacher, prepared, name, revision, vocab_size, student_rows, positions)
+
+
+def _behind_server(trainer: Any, source: str | None) -> Placed:
+    """`source` names the tokenizer and the end tokens to compare, where it is given."""
+    args, tokenizer = trainer.args, trainer._tokenizer
+    if source is not None:
+        tokenizer = load_tokenizer(source, revision=args.teacher_model_revision)
+        _warn_of_ends(trainer, load_skeleton(source, revision=args.teacher_model_revision), tokenizer)
+    student_rows = checked_rows(trainer, trainer.model, "student")
+    vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows)
+    _check_top_k(args, vocab_size)
+    found = connect(
+        args,
+        tokenizer=trainer._tokenizer,
+        compared=source is not None,
+        vocab_size=vocab_size,
+        prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
+        end_ids=trainer.eos_token_ids,
+    )
+    if trainer.accelerator.is_main_process:
+        for note in found.notes:
+            logger.info("teacher server: %s", note)
+    positions = min(
+        (length for length in (context_length(trainer.model), found.positions) if length is not None), default=None
+    )
+    return Placed(found.teacher, None, source or found.model, None, vocab_size, student_rows, positions)
+
+
+def checked_rows(trainer: Any, model: Any, name: str) -> int:
+    """Rows of the model's output head, once the loss is known to be able to read it."""
+    head = read_head(model, name)
+    if not trainer.is_deepspeed_enabled:  # which may have sharded it already
+        logits, hidden = trainer.probe(model)
+        check_logits(logits, hidden, head.detach(), name)
+    return len(head.weight)
+
+
+def _check_top_k(args: Any, vocab_size: int) -> None:
+    if args.loss_top_k is not None and args.loss_top_k > vocab_size:
+        raise ConfigurationError(f"loss_top_k={args.loss_top_k} is more than the vocabulary has ({vocab_size})")
+
+
+def _warn_of_ends(trainer: Any, teacher: Any, tokenizer: Any) -> None:
+    warning = end_token_difference(trainer.model, teacher, trainer._tokenizer, tokenizer)
+    if warning:
+        logger.warning(warning)

@@ -1,0 +1,199 @@
+"""Whatever goes wrong with a server: a passing fault changes nothing, a lasting one follows the chosen policy."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teachers.stub_server import FAULTS
+from vopd.errors import TeacherServerError
+from vopd.teachers import Patience, Servers
+from vopd.teachers.wire import Question, read, request_of
+
+Make = Callable[..., Any]
+QUICK = Patience(timeout=0.4, deadline=30, retries=3, pause=0.01)
+WORDS = {
+    "refused": "in 3 attempts",
+    "cut": "in 3 attempts",
+    "slow": "in 3 attempts",
+    "500": "status 500: not now",
+    "429": "status 429: not now",
+    "no_json": "is no JSON",
+    "wrong_count": "scores 5 positions of 6",
+    "wrong_ids": "echoes other ids",
+    "no_echo": "does not echo the ids",
+    "nan": "is nan, not finite",
+    "positive": "is 0.5, above 0",
+    "missing": "the sampled token 66 has no score",
+    "stale_model": "from the model 'stub-teacher-of-yesterday'",
+}
+
+
+def ask(servers: Servers, question: Question | None = None) -> Any:
+    question = question or Question((70, 80, 90, 60, 50, 66), start=2, top_k=3)
+    path, body = request_of(question, "stub-teacher")
+    return servers.ask(path, body, lambda found: read(question, "stub-teacher", found))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_noticed_and_mended_by_another_attempt(fault: str, serve: Make) -> None:
+    good = ask(Servers(serve().url, patience=QUICK))
+    passing = serve(faults=lambda number: fault if number < 2 else None, slow=0.8)
+    servers = Servers(passing.url, patience=QUICK)
+    again = ask(servers)
+    assert passing.seen == [fault, fault] and servers.counts["retries"] == 2
+    assert torch.equal(again.sampled, good.sampled) and torch.equal(again.top_k_logprobs, good.top_k_logprobs)
+    lasting = Servers(serve(faults=lambda number: fault, slow=0.5).url, patience=Patience(0.2, 30, 2, 0.01))
+    with pytest.raises(TeacherServerError, match=WORDS[fault]) as raised:
+        ask(lasting)
+    assert raised.value.exit_code == 5
+
+
+@pytest.mark.parametrize("fault", ["wrong_count", "wrong_ids", "no_echo", "nan", "positive", "stale_model"])
+def test_scores_of_chosen_ids_are_checked_as_well(fault: str, serve: Make) -> None:
+    question = Question((70, 80, 90, 60), start=2, chosen=((5, 6, 90), (60, 8, 60)))
+    good = ask(Servers(serve().url, patience=QUICK), question)
+    assert good.top_k_ids.tolist() == [[5, 6], [60, 8]] and good.top_k_logprobs[1, 0] == good.sampled[1]
+    servers = Servers(serve(faults=lambda number: fault if number == 0 else None).url, patience=QUICK)
+    assert torch.equal(ask(servers, question).top_k_logprobs, good.top_k_logprobs)
+    assert servers.counts["retries"] == 1
+
+
+def test_a_server_that_is_down_is_left_for_another(serve: Make) -> None:
+    down, up = serve(), serve()
+    down.close()
+    servers = Servers([down.url, up.url], patience=QUICK)
+    for _ in range(6):
+        ask(servers)
+    assert len(up.bodies) == 6 and servers.counts["retries"] == 1
+
+
+def test_insisting_ends_with_the_deadline(serve: Make) -> None:
+    servers = Servers(serve(faults=lambda number: "500").url, patience=Patience(1, 0.3, 50, 0.02))
+    with pytest.raises(TeacherServerError, match="status 500"):
+        ask(servers)
+    assert 2 < servers.counts["requests"] < 20
+
+
+def test_a_refusal_is_final(serve: Make) -> None:
+    server = serve(max_logprobs=2)
+    with pytest.raises(TeacherServerError, match="status 400: Requested prompt logprobs of 3"):
+        ask(Servers(server.url, patience=QUICK))
+    assert len(server.bodies) == 1
+
+
+def test_a_hundred_faults_leave_no_trace(serve: Make, make_trainer: Make) -> None:
+    """Training ends with the weights of a run without faults, to the bit."""
+
+    def weights(**server: Any) -> tuple[dict[str, torch.Tensor], Any]:
+        stub = serve(slow=0.6, **server)
+        trainer = make_trainer(
+            teacher_server_url=stub.url,
+            max_steps=4,
+            max_completion_length=6,
+            gradient_accumulation_steps=2,
+            teacher_server_timeout=0.5,
+            teacher_server_retries=80,
+        )
+        trainer.teacher.servers.patience = Patience(
+            timeout=0.5, deadline=120, retries=80, pause=0.005, longest_pause=0.02
+        )
+        trainer.train()
+        return trainer.model.state_dict(), stub
+
+    draw = random.Random(0)
+
+    def faults(number: int) -> str | None:
+        if number < 8 or draw.random() > 0.85:
+            return None
+        return draw.choice(FAULTS) if draw.random() < 0.4 else draw.choice([f for f in FAULTS if f != "slow"])
+
+    expected, _ = weights()
+    found, stub = weights(faults=faults)
+    assert len(stub.seen) >= 100 and set(stub.seen) == set(FAULTS)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def bad_row(body: dict[str, Any]) -> bool:
+    """Whether this completion is one of those that are never scored: decided by its text alone."""
+    return sum(body["prompt"]) % 3 == 0
+
+
+def test_dropped_completions_count_nowhere(serve: Make, make_trainer: Make, gradients_of: Make) -> None:
+    """The gradient is that of the batch without them, its normaliser recounted."""
+    server = serve()
+    settings = {"max_grad_norm": 0, "gradient_accumulation_steps": 2, "teacher_server_retries": 0}
+    trainer = make_trainer(teacher_server_url=server.url, teacher_failure="drop", **settings)
+    server.faults = lambda number: "500" if bad_row(server.bodies[number]) else None
+    before = len(server.bodies)
+    found = gradients_of(trainer)[0]
+    logged = trainer.state.log_history[0]
+    dropped = int(logged["teacher/dropped_rows"])
+    rows = [body for body in server.bodies[before:] if body["prompt_logprobs"] == 5]  # the watch asks for 0
+    assert len(rows) == 6 and 0 < dropped == sum(map(bad_row, rows)) < 6
+
+    whole = make_trainer(teacher_server_url=serve().url, **settings)
+    settle = whole._settle
+
+    def without_the_same(inputs: dict[str, Any]) -> None:
+        if "checked" not in inputs:
+            batches = whole.micro_batches
+            for batch in batches:
+                ids = torch.cat([batch["prompt_ids"] * batch["prompt_mask"], batch["completion_ids"]], 1)
+                bad = (ids * torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)).sum(1) % 3 == 0
+                batch["tool_mask"] = (~bad).long().unsqueeze(1).expand_as(batch["completion_mask"])
+                batch["checked"] = True
+            count = sum((batch["completion_mask"] * batch["tool_mask"]).sum() for batch in batches)
+            for batch in batches:
+                batch["num_items_in_batch"] = count
+        settle(inputs)
+
+    whole._settle = without_the_same
+    expected = gradients_of(whole)[0]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_the_circuit_saves_a_checkpoint_and_ends_the_run(serve: Make, make_trainer: Make, tmp_path: Path) -> None:
+    server = serve()
+    trainer = make_trainer(
+        teacher_server_url=server.url,
+        teacher_failure="drop",
+        teacher_drop_limit=0.05,
+        teacher_server_retries=0,
+        max_steps=20,
+        max_completion_length=2,
+    )
+    server.faults = lambda number: "500"
+    with pytest.raises(
+        TeacherServerError, match="left 6 of the last 6 completions without scores.*step 2 is saved"
+    ) as raised:
+        trainer.train()
+    assert raised.value.exit_code == 5
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "run" / "checkpoint-2" / "model.safetensors").is_file()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["teacher/dropped_rows"] for line in lines if "teacher/dropped_rows" in line] == [3, 3]
+
+
+def test_raising_is_the_default_and_names_the_server(serve: Make, make_trainer: Make) -> None:
+    server = serve()
+    trainer = make_trainer(teacher_server_url=server.url, teacher_server_retries=1, max_completion_length=2)
+    server.faults = lambda number: "refused"
+    with pytest.raises(TeacherServerError, match=f"{server.url} gave no usable answer in 2 attempts"):
+        trainer.train()
+
+
+def test_other_weights_under_the_same_name_end_the_run(serve: Make, make_trainer: Make, pair: Any) -> None:
+    server = serve()
+    trainer = make_trainer(teacher_server_url=server.url, teacher_failure="drop", max_steps=3, max_completion_length=2)
+    trainer.train()
+    server.model = pair.student
+    with pytest.raises(TeacherServerError, match="nats a token away from what the run began with"):
+        trainer.train()

@@ -1,0 +1,104 @@
+"""A whole trainer with its teacher behind a server: the gradients are those of the teacher in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vopd.errors import ConfigurationError, TeacherServerError
+from vopd.experiments.pair import embedded_pair
+
+Make = Callable[..., Any]
+
+
+def largest_difference(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> float:
+    scale = max(value.abs().max() for step in first for value in step.values())
+    assert len(first) == len(second) and all(one.keys() == two.keys() for one, two in zip(first, second))
+    return float(max((one[name] - two[name]).abs().max() for one, two in zip(first, second) for name in one) / scale)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "top_k"),
+    [
+        ("opd", None),
+        ("vopd_teacher_top_k", 20),
+        ("rao_blackwell_teacher_top_k", 5),
+        ("vopd_top_k", 5),
+        ("vopd_sparse", 5),
+    ],
+)
+def test_the_gradient_is_that_of_the_teacher_in_this_process(
+    estimator: str, top_k: int | None, serve: Make, make_trainer: Make, gradients_of: Make
+) -> None:
+    settings = {"estimator": estimator, "loss_top_k": top_k, "gradient_accumulation_steps": 2, "max_grad_norm": 0}
+    expected = gradients_of(make_trainer(str(embedded_pair().teacher), **settings))
+    found = gradients_of(make_trainer(teacher_server_url=serve().url, **settings))
+    assert largest_difference(expected, found) < 1e-4
+
+
+def test_sparse_scores_need_no_temperature_of_the_server(serve: Make, make_trainer: Make, gradients_of: Make) -> None:
+    settings = {"estimator": "vopd_sparse", "temperature": 1.6, "max_grad_norm": 0}
+    expected = gradients_of(make_trainer(str(embedded_pair().teacher), **settings))
+    found = gradients_of(make_trainer(teacher_server_url=serve().url, **settings))
+    assert largest_difference(expected, found) < 1e-4
+
+
+def test_a_server_that_heeds_the_temperature(serve: Make, make_trainer: Make, gradients_of: Make) -> None:
+    settings = {"temperature": 1.4, "max_grad_norm": 0}
+    expected = gradients_of(make_trainer(str(embedded_pair().teacher), **settings))
+    found = gradients_of(make_trainer(teacher_server_url=serve(heeds_temperature=True).url, **settings))
+    assert largest_difference(expected, found) < 1e-4
+    with pytest.raises(ConfigurationError, match="scores at temperature 1 whatever is asked.*vopd_sparse"):
+        make_trainer(teacher_server_url=serve().url, **settings)
+
+
+def test_requests_are_spread_and_bounded_and_start_with_the_rollout(serve: Make, make_trainer: Make) -> None:
+    servers = [serve(), serve()]
+    trainer = make_trainer(
+        teacher_server_url=[server.url for server in servers],
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        teacher_server_concurrency=3,
+    )
+    before = [len(server.bodies) for server in servers]
+    order: list[str] = []
+    begin, score = trainer.teacher.begin, trainer.teacher.score
+    trainer.teacher.begin = lambda rollouts: (order.append("begin"), begin(rollouts))[1]
+    trainer.teacher.score = lambda *args: (order.append("score"), score(*args))[1]
+    trainer.train()
+    assert order == ["begin", "score", "score", "score"]
+    asked = [len(server.bodies) - count for server, count in zip(servers, before)]
+    assert sum(asked) == 6 + 2  # a text more on each server, to see that it is what it was
+    assert min(asked) >= 2 and max(server.most_under_way for server in servers) <= 3
+    logged = trainer.state.log_history[0]
+    assert logged["teacher/requests"] >= 8 and logged["teacher/retries"] == logged["teacher/dropped_rows"] == 0
+
+
+def test_evaluation_asks_the_server_too(serve: Make, make_trainer: Make) -> None:
+    from datasets import Dataset
+
+    data = Dataset.from_dict({"prompt": ["What is 2 + 3?", "What is 4 + 3?"]})
+    trainer = make_trainer(teacher_server_url=serve().url, trainer={"eval_dataset": data})
+    assert "eval_reward/mean" in trainer.evaluate()
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
+    serve: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capfd: Any, caplog: Any
+) -> None:
+    server = serve(key="s3cret-k3y")
+    with pytest.raises(TeacherServerError, match="wants a key; put it into the environment variable TEACHER_API_KEY"):
+        make_trainer(teacher_server_url=server.url)
+    monkeypatch.setenv("OUR_KEY", "s3cret-k3y")
+    with caplog.at_level("DEBUG"):
+        trainer = make_trainer(teacher_server_url=server.url, teacher_server_key_env="OUR_KEY", save_strategy="steps")
+        trainer.train()
+        server.key = "another"
+        with pytest.raises(TeacherServerError) as raised:
+            trainer.train()
+    said = "".join([*capfd.readouterr(), caplog.text, str(raised.value), repr(raised.value.__cause__)])
+    assert "s3cret" not in said
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path

@@ -1,0 +1,110 @@
+"""Runs the tests that lean on torch, transformers and TRL against the oldest and newest versions that vopd supports.
+
+    python tools/matrix.py [oldest|newest ...]
+
+Each end of the range gets an environment of its own, .venv-matrix/NAME. All else is as in constraints.txt for the
+oldest end, and as new as pip finds it for the newest. A torch whose wheel would bring CUDA packages is replaced by the
+one of constraints.txt, and this is said: the tests need none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / ".venv-matrix"
+RANGED = ("torch", "transformers", "trl")
+# These follow from the version of transformers.
+FOLLOWING = ("tokenizers", "huggingface_hub", "safetensors", "hf-xet")
+TESTS = [
+    "tests/functional", "tests/estimators", "tests/kernels", "tests/models", "tests/training/test_checkpoints.py",
+    "tests/training/test_config.py", "tests/training/test_heads.py", "tests/training/test_loss.py",
+    "tests/training/test_resume.py", "tests/training/test_rollout.py", "tests/training/test_stopping.py",
+    "tests/training/test_trainer.py", "tests/cli/test_train.py",
+]  # fmt: skip
+
+
+def ranges() -> dict[str, str]:
+    """Package: its supported range in pyproject.toml, such as ">=5.20,<6"."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = {}
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
+        name, bounds = re.fullmatch(r"([A-Za-z0-9_-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+        if name in RANGED:
+            found[name] = bounds
+    return found
+
+
+def requirements(end: str) -> dict[str, str]:
+    """Package: what pip is asked for. The oldest of >=5.20,<6 is the first release of 5.20."""
+    bounds = ranges()
+    if end == "newest":
+        return {name: f"{name}{bounds[name]}" for name in RANGED}
+    lows = {name: re.search(r">=([0-9.]+)", bound).group(1) for name, bound in bounds.items()}  # type: ignore[union-attr]
+    return {name: f"{name}=={low}.0" for name, low in lows.items()}
+
+
+def tested_torch() -> str:
+    return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+
+
+def brings_cuda(pip: list[str], requirement: str) -> bool:
+    """Whether pip would install packages of CUDA along with it, or cannot install it at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        asked = [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report), requirement]
+        if subprocess.run(asked).returncode != 0:
+            return True
+        names = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text())["install"]}
+    return any(name.startswith(("nvidia", "cuda", "triton")) for name in names)
+
+
+def install(end: str) -> Path:
+    """Make the environment of one end of the range, or bring it up to date; returns its Python."""
+    python = HOME / end / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(HOME / end)], check=True)
+    pip = [str(python), "-m", "pip"]
+    wanted = requirements(end)
+    if brings_cuda(pip, wanted["torch"]):
+        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {tested_torch()} takes its place", flush=True)
+        wanted["torch"] = tested_torch()
+    subprocess.run([*pip, "install", "--quiet", wanted["torch"]], check=True)
+    left_open = {*RANGED, *FOLLOWING}
+    lines = (ROOT / "constraints.txt").read_text().splitlines() if end == "oldest" else []
+    constraints = HOME / f"{end}.txt"
+    constraints.write_text("\n".join(line for line in lines if line.partition("==")[0] not in left_open) + "\n")
+    subprocess.run(
+        [*pip, "install", "--quiet", "-c", str(constraints), *wanted.values(), "-e", f"{ROOT}[train,dev]"], check=True
+    )
+    return python
+
+
+def run(end: str) -> bool:
+    """Test one end of the range."""
+    python = install(end)
+    shown = "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in %r))"
+    names = (*RANGED, "accelerate", "peft", "datasets")
+    versions = subprocess.run([python, "-c", shown % (names,)], check=True, capture_output=True, text=True)
+    print(f"{end}: {versions.stdout.strip()}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run([python, "-m", "pytest", "-q", "-n", "2", *TESTS], cwd=ROOT, env=environment).returncode == 0
+
+
+def main(ends: list[str]) -> int:
+    passed = {end: run(end) for end in ends or ["oldest", "newest"]}
+    for end, good in passed.items():
+        print(f"{end}: {'passed' if good else 'FAILED'}")
+    return int(not all(passed.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
