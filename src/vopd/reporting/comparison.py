@@ -147,7 +147,7 @@ def read_comparison(path: str | Path) -> Comparison:
         runs = [_run(run) for run in raw["runs"]]
         return Comparison(raw["settings"], start, runs)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` wrote") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 
@@ -156,4 +156,5 @@ def _run(raw: dict[str, Any]) -> Run:
     curve, accuracy = (
         [(int(step), float(value)) for step, value in raw.get(name, ())] for name in ("curve", "accuracy_curve")
     )
-    return Run(**{**raw, "reverse_kl": Interval(**raw["reverse_kl"]), "curve": curve, "accuracy_curve": accuracy})
+    interval = Interval(**raw["reverse_kl"])
+    return Run(**{**raw, "reverse_kl": interval, "curve": curve, "accuracy_curve": accuracy or ()})
