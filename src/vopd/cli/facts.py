@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,8 +83,8 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teachers)
     asked = plan.config.eval_benchmarks or []
-    found = (reach(lambda name=name: load_one(name, plan.config), name) for name in asked)  # type: ignore[misc]
-    benchmarks = [benchmark for benchmark in found if benchmark is not None]
+    in_reach = [reach(partial(load_one, name, plan.config), name) for name in asked]
+    benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     check_names(benchmarks)
     return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks), notes)
 
