@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
