@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, step_completions, step_prompts
+from vopd.cli.facts import Facts, served_paths, step_completions, step_prompts
 from vopd.cli.plan import Plan
 from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
@@ -21,7 +21,7 @@ def report(plan: Plan, facts: Facts) -> str:
     from vopd.training.rollout import check_engine
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
-    sections = [_prompt(plan, facts), _vocabulary(facts), _memory(plan, facts), _steps(plan, facts), _disk(plan, facts)]
+    sections = [part(plan, facts) for part in (_prompt, _vocabulary, _memory, _steps, _disk)]
     sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
@@ -49,18 +49,18 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
     ]
 
 
-def _vocabulary(facts: Facts) -> list[str]:
+def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
-    for name, model in (("student", facts.student), ("teacher", facts.teacher)):
-        if model is None:  # behind a server, and not named
-            lines.append(f"{name}: on its server, which is asked when training begins (vopd doctor --teacher URL)")
-            continue
+    assert facts.student is not None
+    for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         from vopd.models import end_ids
 
         tokenizer, rows = model.tokenizer, len(model.skeleton.get_output_embeddings().weight)
         ends = ", ".join(_token(tokenizer, token) for token in end_ids(model.skeleton, tokenizer))
         pad = _token(tokenizer, tokenizer.pad_token_id)
         lines.append(f"{name}: {len(tokenizer)} tokens, {rows} head rows, ends at {ends}, pads with {pad}")
+    if served_paths(plan):
+        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
     return lines
 
 
@@ -108,7 +108,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        None if facts.teacher is None or config.teacher_server_url is not None else facts.teacher.skeleton,
+        [teacher.skeleton for path, teacher in facts.teachers.items() if path not in served_paths(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         step=step,
