@@ -87,7 +87,7 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
         (
             {"teacher_server_url": ...},
             2,
-            "teacher_model is missing; give a path, a hub id or a model, teacher_server_url",
+            "a model, teacher_server_url for one behind a server",
         ),
     ],
 )
