@@ -21,13 +21,7 @@ def report(plan: Plan, facts: Facts) -> str:
     from vopd.training.rollout import check_engine
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
-    sections = [
-        _prompt(plan, facts),
-        _vocabulary(plan, facts),
-        _memory(plan, facts),
-        _steps(plan, facts),
-        _disk(plan, facts),
-    ]
+    sections = [part(plan, facts) for part in (_prompt, _vocabulary, _memory, _steps, _disk)]
     sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
