@@ -147,7 +147,9 @@ def read_comparison(path: str | Path) -> Comparison:
         runs = [_run(run) for run in raw["runs"]]
         return Comparison(raw["settings"], start, runs)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 
