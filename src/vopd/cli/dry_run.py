@@ -91,6 +91,9 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
+    from vopd.training.self_teacher import AVERAGE, FROZEN
+
+    here = [source for source in plan.teachers.values() if isinstance(source, str)]
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -105,9 +108,13 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        [teacher.skeleton for teacher in facts.teachers.values()],
+        [teacher.skeleton for path, teacher in facts.teachers.items() if path in here],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
+        quantization=options.quantization,
+        teacher_quantization=options.teacher_quantization,
+        teacher_offload=config.teacher_offload,
+        copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values() if isinstance(source, str)),
         step=step,
     )
 

@@ -61,11 +61,24 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
 
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
-    student = load_model(options.model, dtype=options.dtype, revision=options.model_revision)
+    device = str(plan.config.device)  # where quantized weights go at once
+    student = load_model(
+        options.model,
+        dtype=options.dtype,
+        revision=options.model_revision,
+        quantization=options.quantization,
+        device=device if options.quantization else "cpu",
+    )
     for teacher in facts.teachers.values():
         _stop_where(teacher, student, facts.student.tokenizer)
     loaded = {
-        path: load_model(path, dtype=options.teacher_dtype, revision=revision)
+        path: load_model(
+            path,
+            dtype=options.teacher_dtype,
+            revision=revision,
+            quantization=options.teacher_quantization,
+            device=device if options.teacher_quantization else "cpu",
+        )
         for path, revision in teacher_paths(plan).items()
         if not any(isinstance(source, Served) and source.path == path for source in plan.teachers.values())
     }
