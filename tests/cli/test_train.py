@@ -103,6 +103,24 @@ def test_the_student_learns_to_stop_where_the_teacher_does(
     assert "done for this run" in caplog.text
 
 
+def test_accuracy_on_benchmarks_during_the_run(
+    train: Train, run: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--eval_benchmarks", f"amc23={prompts}", "--eval_benchmark_limit", "3", "--eval_benchmark_samples", "2"]
+    line = "accuracy on amc23 every 100 steps, at the start and at the end: 3 problems x 2 samples of up to 4 tokens"
+    assert train(*more, "--dry-run") == 0 and line in capsys.readouterr().out
+    assert train(*more, command="validate") == 0 and line in capsys.readouterr().out
+    assert train(*more) == 0
+    records = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval_amc23_avg@2" in record] == [0, 2]
+    page = (run / "report.html").read_text()
+    assert "Accuracy on benchmarks" in page and "measured no accuracy" not in page
+    settings = yaml.safe_load((run / "resolved_config.yaml").read_text())
+    assert settings["eval_benchmarks"] == [f"amc23={prompts}"]
+    assert train("--eval_benchmarks", "math501", "--dry-run") == 2
+    assert "unknown benchmark 'math501'" in capsys.readouterr().err
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
@@ -191,13 +209,13 @@ class TestAccuracy:
 
     @pytest.fixture
     def graded_by_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from vopd.evaluation import Grade, runner
+        from vopd.evaluation import Grade, scoring
 
         def grade_many(pairs: Any, kind: str) -> Any:
             return [Grade("right" if a.strip() == b else "wrong", a) for a, b in pairs]
 
-        monkeypatch.setattr(runner, "grade_many", grade_many)
-        monkeypatch.setattr(runner, "ungradable", lambda golds, kind: [False] * len(golds))
+        monkeypatch.setattr(scoring, "grade_many", grade_many)
+        monkeypatch.setattr(scoring, "ungradable", lambda golds, kind: [False] * len(golds))
 
     @pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
     def test_the_printed_command_gives_the_accuracy_that_training_reported(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vopd.errors import ConfigurationError, MismatchError
-from vopd.models import load_model, load_tokenizer
+from vopd.models import load_model, load_skeleton, load_tokenizer
 
 
 @pytest.fixture
@@ -151,3 +151,53 @@ class TestQuantization:
         monkeypatch.setitem(sys.modules, "bitsandbytes", None)
         with pytest.raises(ConfigurationError, match="pip install 'vopd\\[quantization\\]'"):
             load_model(tiny_student_dir, quantization="4bit")
+
+
+class TestNamesThatAreNoFolder:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+        """The hub in reach, with nothing in the cache and without a model of any name; what it is asked."""
+        import huggingface_hub
+
+        names: list[str] = []
+
+        def model_info(self: Any, source: str, **_: Any) -> None:
+            names.append(source)
+            response = type("Response", (), {"headers": {}, "request": None, "status_code": 404, "url": ""})()
+            raise huggingface_hub.errors.RepositoryNotFoundError("no", response=response)
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+        monkeypatch.chdir(tmp_path)
+        return names
+
+    @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_skeleton])
+    def test_the_hub_is_asked_once_and_nothing_is_downloaded(self, load: Any, asked: list[str], tmp_path: Path) -> None:
+        (tmp_path / "student").mkdir()
+        (tmp_path / "student" / "config.json").write_text("{}")
+        with pytest.raises(MismatchError, match="no folder 'stundent' here .* did you mean 'student'"):
+            load("stundent")
+        assert asked == ["stundent"]
+
+    def test_a_name_that_can_be_no_hub_id(self, asked: list[str]) -> None:
+        with pytest.raises(MismatchError, match="there is no folder 'my model'"):
+            load_tokenizer("my model")
+
+    def test_a_hub_out_of_reach_is_told_at_once(self, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        def unreachable(self: Any, source: str, **_: Any) -> None:
+            raise ConnectionError("Name or service not known")
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+        with pytest.raises(MismatchError, match="the hub cannot be asked .* Name or service not known"):
+            load_tokenizer("gpt2")
+
+    def test_offline_the_nearest_folder_is_named_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "student").mkdir()
+        (tmp_path / "student" / "config.json").write_text("{}")
+        with pytest.raises(MismatchError, match="did you mean 'student'"):
+            load_tokenizer("stundent")
+        with pytest.raises(MismatchError, match="no model folder './stundent'; did you mean 'student'"):
+            load_tokenizer("./stundent")

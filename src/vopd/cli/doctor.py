@@ -14,6 +14,7 @@ from vopd.cli.options import options_of, parse, setting
 
 SUMMARY = """\
 Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
+With --teacher URL show instead what a teacher server gives and which estimators that allows.
 """
 
 # What a user meets by name in an error or a table of results.
@@ -29,11 +30,21 @@ class DoctorOptions:
     """The options of `vopd doctor`."""
 
     output_dir: str = setting("runs", "folder of all runs: how much room it has")
+    teacher: str | None = setting(None, "address of a teacher server: what it gives, and which estimators that allows")
+    teacher_server_model: str | None = setting(None, "its name of the teacher, where it serves several models")
+    teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable that holds its key")
+    model: str | None = setting(None, "student, whose vocabulary is compared with the server's")
+    temperature: float = setting(1.0, "of the rollouts: does the server score at it?")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd doctor` with these arguments and return its exit code."""
     options = parse("doctor", SUMMARY, options_of(DoctorOptions), arguments).build(DoctorOptions)
+    if options.teacher is not None:
+        from vopd.cli.doctor_teacher import report
+
+        print("\n".join(report(options)))
+        return 0
     sections = {
         "versions": _versions(),
         "extras": _extras(),

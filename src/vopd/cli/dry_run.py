@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, step_completions, step_prompts
+from vopd.cli.facts import Facts, loaded_teachers, step_completions, step_prompts
 from vopd.cli.plan import Plan
 from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
@@ -21,7 +21,14 @@ def report(plan: Plan, facts: Facts) -> str:
     from vopd.training.rollout import check_engine
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
-    sections = [_prompt(plan, facts), _vocabulary(facts), _memory(plan, facts), _steps(plan, facts), _disk(plan, facts)]
+    sections = [
+        _prompt(plan, facts),
+        _vocabulary(plan, facts),
+        _memory(plan, facts),
+        _steps(plan, facts),
+        _disk(plan, facts),
+    ]
+    sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
 
@@ -48,8 +55,12 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
     ]
 
 
-def _vocabulary(facts: Facts) -> list[str]:
+def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
+    from vopd.training.routing import Served
+
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
+    if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):
+        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
     assert facts.student is not None
     for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         from vopd.models import end_ids
@@ -93,7 +104,6 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     assert facts.student is not None and facts.prompts is not None
     from vopd.training.self_teacher import AVERAGE, FROZEN
 
-    here = [source for source in plan.teachers.values() if isinstance(source, str)]
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -108,7 +118,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        [teacher.skeleton for path, teacher in facts.teachers.items() if path in here],
+        [facts.teachers[path].skeleton for path in loaded_teachers(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         quantization=options.quantization,

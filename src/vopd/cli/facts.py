@@ -28,9 +28,10 @@ class Facts:
 
     Attributes:
         student: the model.
-        teachers: those that are models of their own, by path.
+        teachers: by path, those that are models of their own; one behind a server only where a path names it too.
         vocabulary: number of token ids that they share.
         prompts: to train on, the too long ones dropped.
+        benchmarks: a line for each benchmark that accuracy is measured on during the run.
         notes: what a user should know and may live with.
     """
 
@@ -38,6 +39,7 @@ class Facts:
     teachers: dict[str, ModelFacts]
     vocabulary: int | None
     prompts: Any | None
+    benchmarks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,6 +53,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
+    from vopd.training.benchmarks import load_benchmarks, plan_lines
     from vopd.training.trackers import check_trackers
 
     options, notes = plan.options, []
@@ -78,17 +81,31 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teachers)
-    return Facts(student, teachers, vocabulary, prompts, notes)
+    benchmarks = reach(lambda: load_benchmarks(plan.config), plan.config.eval_benchmarks or [])
+    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks or []), notes)
 
 
 def teacher_paths(plan: Plan) -> dict[str, str | None]:
-    """The folder or hub id of every teacher in this process, each once, with its revision."""
-    from vopd.training.routing import DEFAULT, Served
+    """The folder or hub id of every teacher that has one, each once, with its revision."""
+    from vopd.training.routing import Served
+
+    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
+    return _revisions(plan, [(name, path) for name, path in named if path is not None])
+
+
+def loaded_teachers(plan: Plan) -> dict[str, str | None]:
+    """The same of the teachers in this process: a server's path only tells its tokenizer."""
+    from vopd.training.routing import Served
+
+    return _revisions(plan, [(name, path) for name, path in plan.teachers.items() if not isinstance(path, Served)])
+
+
+def _revisions(plan: Plan, named: list[tuple[str, Any]]) -> dict[str, str | None]:
+    from vopd.training.routing import DEFAULT
     from vopd.training.self_teacher import is_self
 
     revisions = {DEFAULT: plan.options.teacher_model_revision}
-    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
-    return {str(path): revisions.get(name) for name, path in named if path is not None and not is_self(path)}
+    return {str(path): revisions.get(name) for name, path in named if not is_self(path)}
 
 
 def only_on_hub(source: Any) -> bool:

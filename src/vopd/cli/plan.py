@@ -18,7 +18,9 @@ MAIN_FIELDS = (
     "max_prompt_length", "max_completion_length", "temperature",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
-    "gradient_checkpointing", "use_vllm", "vllm_mode", "metrics_every", "samples_per_step", "save_steps",
+    "gradient_checkpointing", "teacher_server_url", "teacher_failure",
+    "use_vllm", "vllm_mode", "metrics_every", "samples_per_step",
+    "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
 # Fields of the trainer's configuration that would do nothing here, and what does their work.
@@ -40,7 +42,9 @@ class TrainOptions:
     model: str = needed("student: folder or hub id")
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     teacher_model: str | None = setting(
-        None, "teacher: folder or hub id, with the student's vocabulary; or self:frozen, self:base, self:average"
+        None,
+        "teacher: folder or hub id, with the student's vocabulary, or self:frozen, self:base, self:average; beside "
+        "teacher_server_url its tokenizer alone",
     )
     teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; rows name theirs")
     output_dir: str = setting("runs", "folder of all runs")

@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         lines.append(f"common vocabulary: {facts.vocabulary} tokens")
     if facts.prompts is not None:
         lines.append(f"prompts: {len(facts.prompts.dataset)}")
+    lines += facts.benchmarks
     if accuracy is not None:
         lines.append(f"accuracy is measured on {accuracy.name}: {accuracy.problems} problems")
     print("\n".join([*lines, "good"]))

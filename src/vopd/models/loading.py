@@ -5,6 +5,7 @@ Code that a model's repository brings along (`trust_remote_code`) is never run.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,8 @@ BITS = {"8bit": 8, "4bit": 4}
 # Names that tokenizers give to a token that is there for padding and that no text contains.
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
+_PATIENCE_S = 10
+
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     """Load the tokenizer of a local folder or hub id, padding on the left, with a padding token.
@@ -37,7 +40,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, it has no tokenizer, or it needs code of its own.
     """
-    _check_folder(source)
+    _check_source(source, revision)
     transformers = require("transformers", "train")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -80,7 +83,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
-    _check_folder(source)
+    _check_source(source, revision)
     transformers = require("transformers", "train")
     quantized = {} if quantization is None else _quantized(quantization, device)
     try:
@@ -135,7 +138,7 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, or it needs code of its own.
     """
-    _check_folder(source)
+    _check_source(source, revision)
     transformers = require("transformers", "train")
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
@@ -153,13 +156,14 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     return model
 
 
-def _check_folder(source: str | Path) -> None:
+def _check_source(source: str | Path, revision: str | None) -> None:
     path = Path(source)
     if not path.is_dir():
         text = os.fspath(source)
         if path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or not text:
-            raise MismatchError(f"there is no model folder '{source}'")
-        return  # may be a hub id
+            raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
+        _check_hub(text, revision)
+        return
     if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
         raise MismatchError(
             f"'{source}' has no config.json; give the folder that save_pretrained wrote "
@@ -171,6 +175,49 @@ def _check_folder(source: str | Path) -> None:
         raise MismatchError(f"'{source}/config.json' is not valid JSON: {error}") from error
 
 
+def _check_hub(source: str, revision: str | None) -> None:
+    """Raises MismatchError where neither this machine nor the hub has a model of that name.
+
+    A download would try six times before it gave up, with a warning each: a name that is no hub id but a folder's with
+    a letter wrong is found out here by one question.
+    """
+    hub = require("huggingface_hub", "train")
+    if hub.constants.HF_HUB_OFFLINE or _is_cached(hub, source, revision):
+        return
+    try:
+        hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
+    except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
+        return  # what a download says of them is clear
+    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
+        raise MismatchError(
+            f"there is no folder '{source}' here and no such model on the hub{_nearest(Path(source))}; "
+            "for a private one log in with `hf auth login`"
+        ) from error
+    except hub.errors.HfHubHTTPError:
+        return
+    except Exception as error:  # of whichever library speaks to the network
+        raise MismatchError(
+            f"there is no folder '{source}' here{_nearest(Path(source))}; and the hub cannot be asked for a model of "
+            f"that name: {str(error).strip() or type(error).__name__}"
+        ) from error
+
+
+def _is_cached(hub: Any, source: str, revision: str | None) -> bool:
+    names = ("config.json", "adapter_config.json")
+    try:
+        return any(isinstance(hub.try_to_load_from_cache(source, name, revision=revision), str) for name in names)
+    except hub.errors.HFValidationError:
+        return False
+
+
+def _nearest(path: Path) -> str:
+    """A hint at the model folder beside it whose name is nearly the same, where there is one."""
+    parent = path.expanduser().parent
+    names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
+
+
 def _why(what: str, source: str | Path, error: Exception) -> str:
     text = str(error)
     if "trust_remote_code" in text:
@@ -179,7 +226,8 @@ def _why(what: str, source: str | Path, error: Exception) -> str:
             "use a model whose architecture transformers itself supports"
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    where = "" if Path(source).is_dir() else "; give a local folder, or a hub id that this machine can reach"
+    path = Path(source)
+    where = "" if path.is_dir() else f"{_nearest(path)}; give a local folder, or a hub id that this machine can reach"
     return f"cannot load the {what} of '{source}'{where}: {first}"
 
 

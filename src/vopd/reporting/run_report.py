@@ -95,9 +95,15 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", settings_html(settings)),
     ]
-    student, teacher = (settings.get(name, (f"the {name}", ""))[0] for name in ("model", "teacher_model"))
+    student = settings.get("model", ("the model", ""))[0]
+    teacher = _given(settings, "teacher_model") or _given(settings, "teacher_server_url") or "the teacher_model"
     subtitle = f"{student} taught by {teacher}"
     return page(folder.resolve().name, subtitle, parts), [*accuracy, *progress, *variance, *timing]
+
+
+def _given(settings: dict[str, Any], name: str) -> Any:
+    value = settings.get(name, (None, ""))[0]
+    return None if value in (None, "null", "None", "") else value
 
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,0 +1,123 @@
+"""A teacher behind a server from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from teachers.stub_server import StubServer
+from vopd.cli import main
+from vopd.experiments.pair import embedded_pair, load_embedded_pair
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StubServer]:
+    pair = load_embedded_pair()
+    stub = StubServer(pair.teacher, pair.tokenizer, scores_chosen=False)
+    yield stub
+    stub.close()
+
+
+@pytest.fixture
+def config(server: StubServer, tmp_path: Path) -> Callable[..., list[str]]:
+    """config(name=value, ...): arguments of a short run with a server teacher."""
+
+    def write(**more: Any) -> list[str]:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({"prompt": f"What is {a} + 2?"}) + "\n" for a in range(4)))
+        settings = {
+            "model": str(embedded_pair().student),
+            "teacher_server_url": server.url,
+            "dataset": str(prompts),
+            "estimator": "vopd_teacher_top_k",
+            "loss_top_k": 5,
+            "output_dir": str(tmp_path / "runs"),
+            "run_name": "first",
+            "max_steps": 1,
+            "per_device_train_batch_size": 2,
+            "max_completion_length": 4,
+            "use_cpu": True,
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in (settings | more).items() if value is not ...}))
+        return ["--config", str(path)]
+
+    return write
+
+
+def test_one_line_in_the_configuration_is_enough(config: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert main(["validate", *config()]) == 0
+    assert main(["train", *config()]) == 0
+    run = tmp_path / "runs" / "first"
+    assert (run / "model" / "model.safetensors").is_file() and (run / "report.html").is_file()
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["teacher/requests"] >= 2 and "sampled_reverse_kl" in logged
+
+
+def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
+    config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], server: StubServer
+) -> None:
+    asked = len(server.bodies)
+    assert main(["train", "--dry_run", *config()]) == 0
+    shown = capsys.readouterr().out
+    assert "teacher: on its server" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
+    assert len(server.bodies) == asked
+    assert main(["train", "--dry_run", *config(teacher_model=str(embedded_pair().teacher))]) == 0
+    assert "teacher: 500 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"estimator": "vopd", "loss_top_k": ...}, 2, "needs the teacher's whole rows, which a server does not give"),
+        ({"estimator": "vopd_top_k"}, 2, "the student's top k, which the server (the teacher server"),
+        ({"loss_top_k": 50}, 2, "start it with --max-logprobs 50, or lower loss_top_k=50"),
+        ({"temperature": 0.5}, 2, "scores at temperature 1 whatever is asked"),
+        ({"teacher_server_url": "http://127.0.0.1:9"}, 5, "no teacher server answers at http://127.0.0.1:9"),
+        ({"teacher_server_url": "127.0.0.1"}, 2, "no address such as http://host:8000"),
+        ({"teacher_server_url": "http://me:pw@h"}, 2, "put it into the environment variable"),
+        ({"teacher_server_model": "other"}, 2, "serves no model 'other'; set teacher_server_model to one of: stub"),
+        ({"teacher_failure": "ignore"}, 2, "choose raise or drop"),
+        ({"estimator": "vopd_sparse", "teacher_failure": "drop"}, 2, "does not go with estimator 'vopd_sparse'"),
+        ({"teacher_server_url": ...}, 2, "teacher_model is missing; give a path"),
+    ],
+)
+def test_what_cannot_be_is_told_before_training(
+    change: dict[str, Any], code: int, words: str, config: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *config(**change)]) == code
+    said = capfd.readouterr().err
+    assert words in said
+    assert "pw" not in said
+
+
+def test_another_vocabulary_ends_with_the_code_of_a_mismatch(
+    config: Callable[..., list[str]], tiny_tokenizer: Any, capfd: pytest.CaptureFixture[str], server: StubServer
+) -> None:
+    own, server.tokenizer = server.tokenizer, tiny_tokenizer
+    try:
+        assert main(["train", *config()]) == 4
+    finally:
+        server.tokenizer = own
+    assert "student and teacher server use different vocabularies" in capfd.readouterr().err
+
+
+def test_doctor_says_what_a_server_gives(server: StubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    student = str(embedded_pair().student)
+    assert main(["doctor", "--teacher", server.url, "--model", student, "--temperature", "0.7"]) == 0
+    shown = capsys.readouterr().out
+    assert "all 500 ids mean what they mean to the student" in shown
+    assert "temperature 0.7: not heeded" in shown
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
+    assert lines["opd"] == lines["vopd_teacher_top_k"] == lines["rao_blackwell_teacher_top_k"] == "yes"
+    assert lines["vopd_sparse"] == "no, needs chosen" and lines["vopd_optimal"] == "no, needs full"
+
+
+def test_doctor_ends_with_5_where_no_server_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--teacher", "http://127.0.0.1:9"]) == 5
+    assert "no teacher server answers" in capfd.readouterr().err
