@@ -18,7 +18,7 @@ from vopd.cli.schema import json_schema, table
 
 ROOT = Path(__file__).parents[1]
 _NAMES = (
-    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation",
+    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
@@ -103,3 +103,17 @@ def test_every_configuration_on_a_page_has_options_that_exist(path: Path) -> Non
     for line in re.findall(r"^vopd train .*(?:\\\n.*)*", path.read_text(), re.MULTILINE):
         named = {name.replace("-", "_") for name in re.findall(r"--([a-z_-]+)", line)}
         assert named <= {*schema, "config"}, line
+
+
+def test_every_promise_names_tests_that_exist_and_every_guard_its_default() -> None:
+    from vopd.training import VOPDConfig
+    from vopd.training.guards import GUARDS
+
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|tools)/[a-z_/]+\.py)`", text)
+    assert len(set(named)) > 15 and all((ROOT / name).is_file() for name in named)
+    told = dict(re.findall(r"\| `(guard_\w+)` \| ([0-9.e-]+) \|", text))
+    defaults = {f"guard_{guard.name}": getattr(VOPDConfig, f"guard_{guard.name}") for guard in GUARDS}
+    assert {name: float(value) for name, value in told.items()} == defaults
+    targets = re.findall(r"`make ([a-z-]+)`", text)
+    assert set(targets) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

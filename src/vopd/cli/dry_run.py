@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, served_paths, step_completions, step_prompts
+from vopd.cli.facts import Facts, loaded_teachers, step_completions, step_prompts
 from vopd.cli.plan import Plan
 from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
@@ -50,7 +50,11 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
 
 
 def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
+    from vopd.training.routing import Served
+
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
+    if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):
+        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
     assert facts.student is not None
     for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         from vopd.models import end_ids
@@ -59,8 +63,6 @@ def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
         ends = ", ".join(_token(tokenizer, token) for token in end_ids(model.skeleton, tokenizer))
         pad = _token(tokenizer, tokenizer.pad_token_id)
         lines.append(f"{name}: {len(tokenizer)} tokens, {rows} head rows, ends at {ends}, pads with {pad}")
-    if served_paths(plan):
-        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
     return lines
 
 
@@ -94,6 +96,8 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
+    from vopd.training.self_teacher import AVERAGE, FROZEN
+
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -108,9 +112,13 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        [teacher.skeleton for path, teacher in facts.teachers.items() if path not in served_paths(plan)],
+        [facts.teachers[path].skeleton for path in loaded_teachers(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
+        quantization=options.quantization,
+        teacher_quantization=options.teacher_quantization,
+        teacher_offload=config.teacher_offload,
+        copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values() if isinstance(source, str)),
         step=step,
     )
 
@@ -125,7 +133,7 @@ def _steps(plan: Plan, facts: Facts) -> list[str]:
         f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to "
         f"{config.max_completion_length} tokens, on {config.world_size} processes "
         f"in {config.gradient_accumulation_steps} micro-batches of {config.per_device_train_batch_size}",
-        f"the run: up to {total * each * config.max_completion_length / 1e6:.1f} million sampled tokens",
+        f"the run: up to {_tokens(total * each * config.max_completion_length)} sampled tokens",
     ]
 
 
@@ -156,6 +164,10 @@ def _checkpoints(plan: Plan, steps: int) -> int:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _size(count: int) -> str:

@@ -28,7 +28,7 @@ class Facts:
 
     Attributes:
         student: the model.
-        teachers: those that are models of their own, by path.
+        teachers: by path, those that are models of their own; one behind a server only where a path names it too.
         vocabulary: number of token ids that they share.
         prompts: to train on, the too long ones dropped.
         benchmarks: a line for each benchmark that accuracy is measured on during the run.
@@ -53,7 +53,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
-    from vopd.training.benchmarks import load_benchmarks, plan_lines
+    from vopd.training.benchmarks import check_names, load_one, plan_lines
     from vopd.training.trackers import check_trackers
 
     options, notes = plan.options, []
@@ -81,25 +81,34 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teachers)
-    benchmarks = reach(lambda: load_benchmarks(plan.config), plan.config.eval_benchmarks or [])
-    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks or []), notes)
+    asked = plan.config.eval_benchmarks or []
+    in_reach = [reach(partial(load_one, name, plan.config), name) for name in asked]
+    benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
+    check_names(benchmarks)
+    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks), notes)
 
 
 def teacher_paths(plan: Plan) -> dict[str, str | None]:
-    """The folder or hub id of every teacher in this process, each once, with its revision."""
-    from vopd.training.routing import DEFAULT, Served
+    """The folder or hub id of every teacher that has one, each once, with its revision."""
+    from vopd.training.routing import Served
+
+    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
+    return _revisions(plan, [(name, path) for name, path in named if path is not None])
+
+
+def loaded_teachers(plan: Plan) -> dict[str, str | None]:
+    """The same of the teachers in this process: a server's path only tells its tokenizer."""
+    from vopd.training.routing import Served
+
+    return _revisions(plan, [(name, path) for name, path in plan.teachers.items() if not isinstance(path, Served)])
+
+
+def _revisions(plan: Plan, named: list[tuple[str, Any]]) -> dict[str, str | None]:
+    from vopd.training.routing import DEFAULT
     from vopd.training.self_teacher import is_self
 
     revisions = {DEFAULT: plan.options.teacher_model_revision}
-    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
-    return {str(path): revisions.get(name) for name, path in named if path is not None and not is_self(path)}
-
-
-def served_paths(plan: Plan) -> set[str | None]:
-    """What is named of each teacher behind a server: a folder or hub id, or nothing (None)."""
-    from vopd.training.routing import Served
-
-    return {source.path for source in plan.teachers.values() if isinstance(source, Served)}
+    return {str(path): revisions.get(name) for name, path in named if not is_self(path)}
 
 
 def only_on_hub(source: Any) -> bool:

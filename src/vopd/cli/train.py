@@ -11,7 +11,7 @@ from typing import Any
 from vopd.cli import publish, run_directory
 from vopd.cli.accuracy import Accuracy
 from vopd.cli.eval import EvalOptions
-from vopd.cli.facts import Facts, ModelFacts, look, teacher_paths
+from vopd.cli.facts import Facts, ModelFacts, loaded_teachers, look
 from vopd.cli.lora import lora_config
 from vopd.cli.plan import Plan, plan_run, write_resolved
 from vopd.errors import VOPDError
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def build_trainer(plan: Plan, facts: Facts) -> Any:
-    """Load the models and return the trainer.
+    """Load the models and return the trainer; a teacher behind a server is not loaded.
 
     The student is made to stop at the teachers' end tokens too: it learns to emit them, and would otherwise run
     on to the length limit after each.
@@ -61,14 +61,26 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
 
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
-    student = load_model(options.model, dtype=options.dtype, revision=options.model_revision)
+    device = str(plan.config.device)  # where quantized weights go at once
+    student = load_model(
+        options.model,
+        dtype=options.dtype,
+        revision=options.model_revision,
+        quantization=options.quantization,
+        device=device if options.quantization else "cpu",
+    )
     for teacher in facts.teachers.values():
         _stop_where(teacher, student, facts.student.tokenizer)
     _ask_as_trained(plan, facts.student.tokenizer)
     loaded = {
-        path: load_model(path, dtype=options.teacher_dtype, revision=revision)
-        for path, revision in teacher_paths(plan).items()
-        if not any(isinstance(source, Served) and source.path == path for source in plan.teachers.values())
+        path: load_model(
+            path,
+            dtype=options.teacher_dtype,
+            revision=revision,
+            quantization=options.teacher_quantization,
+            device=device if options.teacher_quantization else "cpu",
+        )
+        for path, revision in loaded_teachers(plan).items()
     }
     named = {
         name: source.urls if isinstance(source, Served) else loaded.get(source, source)
@@ -90,16 +102,6 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     return trainer
 
 
-def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
-    """Let the student stop where the teacher does."""
-    from vopd.models import end_ids, end_token_difference, set_end_ids
-
-    difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
-    if difference is not None:
-        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
-        logger.warning("%s (done for this run)", difference)
-
-
 def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
     """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
     from vopd.data.rendering import thinking_options
@@ -110,6 +112,16 @@ def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
     if switch:
         config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
+
+
+def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
+    """Let the student stop where the teacher does."""
+    from vopd.models import end_ids, end_token_difference, set_end_ids
+
+    difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
+    if difference is not None:
+        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
+        logger.warning("%s (done for this run)", difference)
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:

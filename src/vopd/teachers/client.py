@@ -177,8 +177,8 @@ class Servers:
             answer = self._client.get(url + path, timeout=min(10.0, self.patience.timeout))
         except self._httpx.HTTPError as error:
             raise TeacherServerError(
-                f"no teacher server answers at {url} ({_reason(error)}); start it with vllm serve TEACHER, or correct "
-                "teacher_server_url"
+                f"no teacher server answers at {url} ({_reason(error)}); start it with vllm serve TEACHER --host "
+                "127.0.0.1, or correct teacher_server_url"
             ) from error
         self._check_key(url, answer.status_code)
         try:
