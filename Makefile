@@ -18,11 +18,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-faults test-kernels test-server test-grader test-matrix mutants check format \
-	embedded-pair clean
+.PHONY: help install demo study-claims test test-faults test-kernels test-server test-grader test-matrix mutants check
+.PHONY: format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
+	@echo "make study-claims   train and measure all that docs/evidence.md rests on (about an hour); may be interrupted"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
@@ -48,6 +49,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(VENV)/bin/vopd demo
+
+# Goes on where it was interrupted. runs/claims holds the runs, studies/claims/results what came of them.
+study-claims: $(STAMP)
+	$(PYTHON) -m studies.claims.run --jobs 2
+	$(PYTHON) -m studies.claims.fixed
+	$(PYTHON) -m studies.claims.cost
+	$(PYTHON) -m studies.claims.report
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
@@ -103,5 +111,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m vopd.experiments.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix .pytest_cache .ruff_cache .mypy_cache \
-		.import_linter_cache
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

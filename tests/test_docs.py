@@ -17,7 +17,10 @@ from vopd.cli.options import Option
 from vopd.cli.schema import json_schema, table
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / name for name in ("configuration.md", "data.md", "rollouts.md", "from-trl.md", "rewards.md")]
+_NAMES = (
+    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation",
+)  # fmt: skip
+PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
 
 

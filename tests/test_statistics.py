@@ -14,9 +14,14 @@ from vopd.statistics import (
     Score,
     avg_at_k,
     bootstrap_interval,
+    holm,
     mean_score,
     paired_difference,
+    paired_t_difference,
     pass_at_k,
+    positive_t_interval,
+    t_interval,
+    t_quantile,
 )
 
 OUTCOMES = [[True, False, False, True], [False, False, False, False], [True, True, True, True]]
@@ -72,6 +77,45 @@ class TestPassAtK:
     def test_refuses_k_outside_the_samples(self, k: int) -> None:
         with pytest.raises(ConfigurationError, match="4 samples a problem"):
             pass_at_k(OUTCOMES, k)
+
+
+class TestFewValues:
+    @pytest.mark.parametrize(
+        ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (15, 2.1314), (100, 1.9840)]
+    )
+    def test_quantiles_are_those_of_the_tables(self, degrees: int, expected: float) -> None:
+        assert t_quantile(degrees) == pytest.approx(expected, abs=1e-4)
+
+    def test_other_levels(self) -> None:
+        assert t_quantile(5, 0.99) == pytest.approx(4.0321, abs=1e-4)
+
+    def test_the_interval_is_the_textbook_one(self) -> None:
+        assert t_interval([1.0, 2.0, 3.0]) == pytest.approx(
+            (2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4
+        )
+
+    def test_positive_means_have_positive_intervals(self) -> None:
+        low, high = positive_t_interval([0.01, 0.02, 5.0])
+        assert 0 < low < 5.03 / 3 < high
+        assert math.sqrt(low * high) == pytest.approx(5.03 / 3)
+        assert positive_t_interval([2.0, 2.0]) == (2.0, 2.0)
+
+    def test_paired_runs(self) -> None:
+        found = paired_t_difference([3.0, 4.0, 6.0, 5.0, 7.0], [2.0, 2.0, 3.0, 3.0, 3.0])
+        # Differences 1, 2, 3, 2, 4: mean 2.4, standard deviation 1.1402, t = 4.7068 of 4 degrees of freedom.
+        assert found.value == pytest.approx(2.4)
+        assert found.p_value == pytest.approx(0.00926, abs=1e-4)
+        assert (found.low, found.high) == pytest.approx((2.4 - 1.4157, 2.4 + 1.4157), abs=1e-3)
+        assert paired_t_difference([1.0, 1.0], [1.0, 1.0]).p_value == 1
+        assert paired_t_difference([math.inf, 1.0], [1.0, 1.0]).p_value == 1
+
+    def test_holm_is_the_textbook_step_down(self) -> None:
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+    def test_one_value_has_no_interval(self) -> None:
+        with pytest.raises(ConfigurationError, match="at least two"):
+            t_interval([1.0])
 
 
 class TestBootstrap:

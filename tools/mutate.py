@@ -1,7 +1,10 @@
 """Puts every bug of tools/mutations.toml into a copy of the sources and demands that its test catches it.
 
-    python tools/mutate.py                 all of them; writes docs/bug-catalogue.md
-    python tools/mutate.py --only TEXT     those whose title or file has TEXT; writes nothing
+    python tools/mutate.py                 all of them
+    python tools/mutate.py --only TEXT     those in whose entry TEXT stands
+    python tools/mutate.py --new           those that docs/bug-catalogue.md does not have as caught
+
+Results go into docs/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was measured.
 
 Each mutation is a small exact replacement in one file. The named tests pass on the untouched copy; on the mutated copy
 the one test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be
@@ -91,6 +94,14 @@ class Outcome:
     caught: bool
     reason: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result as the page holds it: whether the mutation was caught, on which day and at which commit."""
+
+    caught: bool
+    when: str
 
 
 def catalogue() -> tuple[list[Bug], list[Input]]:
@@ -218,80 +229,90 @@ distillation and post-training code shipped, each with where it was found. For e
 package's own source, and the test named beside it has to fail. `make mutants` does that again; a test of the default
 suite holds every replacement and every test name to the sources as they are.
 
+## Bugs that are caught
+
+| bug | found in | put in as | test | caught | measured |
+|---|---|---|---|---|---|
 """
 
 
-def page(bugs: list[Bug], inputs: list[Input], outcomes: dict[Mutation, Outcome], commit: str) -> str:
-    """docs/bug-catalogue.md, measured at `commit`."""
-    caught = sum(outcome.caught for outcome in outcomes.values())
-    measured = datetime.date.today().isoformat()
-    lines = [
-        HEAD + f"Measured on {measured} at commit {commit}: {caught} of {len(outcomes)} mutations caught.",
-        "",
-        "| bug | found in | put in as | test | caught |",
-        "|---|---|---|---|---|",
-    ]
+def page(bugs: list[Bug], inputs: list[Input], results: dict[tuple[str, str], Measured]) -> str:
+    """docs/bug-catalogue.md; `results` by ``key``."""
+    lines = []
     for bug in bugs:
         for n, mutation in enumerate(bug.mutations):
             title, found = (bug.title, ", ".join(bug.references)) if n == 0 else ("", "")
-            result = "yes" if outcomes[mutation].caught else "**no**"
-            lines.append(f"| {title} | {found} | {mutation.what} | {shown(mutation.test)} | {result} |")
+            result = results.get(key(mutation), Measured(False, "not measured"))
+            caught = "yes" if result.caught else "**no**"
+            lines.append(f"| {title} | {found} | {mutation.what} | {key(mutation)[1]} | {caught} | {result.when} |")
     lines += ["", "## Bugs that have no place here", "", "| bug | found in | why |", "|---|---|---|"]
     for bug in bugs:
         if bug.absent:
-            lines.append(f"| {bug.title} | {', '.join(bug.references)} | {bug.absent} |")
-    lines += [
-        "",
-        "## Bad input",
-        "",
-        "Each is a clear error, or a correct result with nothing lost.",
-        "",
-        "| input | what comes of it | tests |",
-        "|---|---|---|",
-    ]
+            lines.append(f"| {bug.title} | {', '.join(bug.references)} | {' '.join(bug.absent.split())} |")
+    lines += ["", "## Bad input", "", "Each is a clear error, or a correct result with nothing lost.", ""]
+    lines += ["| input | what comes of it | tests |", "|---|---|---|"]
     lines += [f"| {one.title} | {one.outcome} | {'<br>'.join(map(shown, one.tests))} |" for one in inputs]
-    return "\n".join(lines) + "\n"
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def results_of(text: str) -> dict[tuple[str, str], Measured]:
+    """The results in a page that ``page`` wrote."""
+    row = re.compile(r"^\|[^|]*\|[^|]*\| ([^|]+) \| (`[^|]+`) \| (yes|\*\*no\*\*) \| ([^|]+) \|$", re.MULTILINE)
+    return {(what, test): Measured(caught == "yes", when) for what, test, caught, when in row.findall(text)}
+
+
+def key(mutation: Mutation) -> tuple[str, str]:
+    """What tells a mutation from the others on the page."""
+    return mutation.what, shown(mutation.test)
 
 
 def shown(test: str) -> str:
     """A test id as code, its file short."""
-    return "`" + test.removeprefix("tests/").replace("|", "\\|") + "`"
+    return "`" + test.removeprefix("tests/") + "`"
 
 
 def main() -> int:
     """Run the mutations; 0 where all are caught."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="run those whose title, file or test has this text; write nothing")
-    only = parser.parse_args().only
+    parser.add_argument("--only", default="", help="run those in whose entry this text stands")
+    parser.add_argument("--new", action="store_true", help="run those that the page does not have as caught")
+    given = parser.parse_args()
     bugs, inputs = catalogue()
+    results = results_of(PAGE.read_text(encoding="utf-8")) if PAGE.is_file() else {}
+    done = {name for name, result in results.items() if result.caught} if given.new else set()
     chosen = [
         mutation
         for bug in bugs
         for mutation in bug.mutations
-        if only in " ".join((bug.title, mutation.what, mutation.file, mutation.test))
+        if given.only in f"{bug.title} {mutation}" and key(mutation) not in done
     ]
     stale = [found for mutation in chosen if (found := problem(mutation))]
     if stale:
         print("\n".join(["replacements that no longer apply:", *stale]), file=sys.stderr)
         return 1
-    commit = version()
+    when = f"{datetime.date.today().isoformat()} {version()}"
+    missed = 0
+    for mutation, outcome in outcomes_of(chosen):
+        told = "caught" if outcome.caught else "MISSED"
+        print(f"{told:7}{outcome.seconds:6.1f} s  {mutation.what}\n{'':17}{outcome.reason}", flush=True)
+        missed += not outcome.caught
+        results[key(mutation)] = Measured(outcome.caught, when)
+        PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")
+    return 1 if missed or not chosen else 0
+
+
+def outcomes_of(chosen: list[Mutation]) -> Iterator[tuple[Mutation, Outcome]]:
+    """Try each mutation on one copy of the sources, once all of their tests have passed without any."""
     os.environ |= QUIET
     SERVER.set_forkserver_preload(list(PRELOADED))
     with copy_of_the_sources() as root:
         tests = list(dict.fromkeys(mutation.test for mutation in chosen))
         ran, failed = run_tests(root, tests)
         if failed or ran < len(tests):
-            print(f"without any bug {ran} tests ran and these failed: {failed}", file=sys.stderr)
-            return 1
+            raise SystemExit(f"without any bug {ran} tests ran and these failed: {failed}")
         print(f"{ran} tests pass without a bug", flush=True)
-        outcomes = {}
         for mutation in chosen:
-            outcome = outcomes[mutation] = try_mutation(root, mutation)
-            told = "caught" if outcome.caught else "MISSED"
-            print(f"{told:7}{outcome.seconds:6.1f} s  {mutation.what}\n{'':17}{outcome.reason}", flush=True)
-    if not only:
-        PAGE.write_text(page(bugs, inputs, outcomes, commit), encoding="utf-8")
-    return 0 if all(outcome.caught for outcome in outcomes.values()) else 1
+            yield mutation, try_mutation(root, mutation)
 
 
 if __name__ == "__main__":

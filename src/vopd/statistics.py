@@ -6,6 +6,7 @@ and an interval over samples would be far too narrow.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,57 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return low, high
+
+
+@functools.cache
+def t_quantile(degrees: int, level: float = LEVEL) -> float:
+    """t such that a Student t variable of `degrees` degrees of freedom lies in [-t, t] with probability `level`.
+
+    Source: the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4, inverted by bisection.
+
+    Raises:
+        ConfigurationError: fewer than 1 degree of freedom.
+    """
+    if degrees < 1:
+        raise ConfigurationError(f"a t interval needs at least two values, got {degrees + 1}")
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within_t(middle, degrees) < level else (low, middle)
+    return (low + high) / 2
+
+
+def _within_t(t: float, degrees: int) -> float:
+    """P(|T| <= t)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2 == 1
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for power in range(1 if odd else 0, degrees - 1, 2):
+        total += term
+        term *= cosine**2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def t_interval(values: Any, *, level: float = LEVEL) -> tuple[float, float]:
+    """Student's t interval of the mean of `values` (n,): for few values, where the bootstrap's is too short."""
+    data = _vector(values)
+    half = t_quantile(data.numel() - 1, level) * (data.std() / math.sqrt(data.numel())).item()
+    return data.mean().item() - half, data.mean().item() + half
+
+
+def positive_t_interval(values: Any, *, level: float = LEVEL) -> tuple[float, float]:
+    """The same for the mean of few skewed values that cannot be negative, such as variances: t on the log scale.
+
+    mean * exp(-+ t s / (mean sqrt(n))); nearer to its level than the plain one where a few values make up most of the
+    mean. A mean of 0 or below falls back on the plain interval.
+    """
+    data = _vector(values)
+    mean = data.mean().item()
+    if mean <= 0:
+        return t_interval(data, level=level)
+    relative = t_quantile(data.numel() - 1, level) * (data.std() / math.sqrt(data.numel())).item() / mean
+    return mean * math.exp(-relative), mean * math.exp(min(relative, 700.0))
 
 
 def mean_score(values: Any) -> Score:
@@ -130,6 +182,43 @@ def paired_difference(a: Any, b: Any) -> Difference:
     differences = first - second
     low, high = bootstrap_interval(differences)
     return Difference(differences.mean().item(), low, high, _sign_flip_p_value(differences))
+
+
+def paired_t_difference(a: Any, b: Any) -> Difference:
+    """Mean of a - b over the same few runs in the same order, with Student's t interval and p-value.
+
+    For training seeds, of which there are too few for a bootstrap or a sign-flip test: five seeds have 32 patterns of
+    signs, the rarest of which comes up in 6 % of the cases. It takes the differences as normal.
+
+    Args:
+        a, b: (runs,) values; all pairs with an infinite value give an infinite interval and a p-value of 1.
+
+    Raises:
+        DataError: different numbers of runs.
+        ConfigurationError: fewer than two.
+    """
+    first, second = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    if first.shape != second.shape:
+        raise DataError(f"a paired comparison needs the same runs: {first.numel()} in a, {second.numel()} in b")
+    differences = first - second
+    mean = differences.mean().item()
+    if not differences.isfinite().all():
+        return Difference(mean, -math.inf, math.inf, 1.0)
+    low, high = t_interval(differences)
+    error = (differences.std() / math.sqrt(differences.numel())).item()
+    if error == 0:
+        return Difference(mean, low, high, 1.0 if mean == 0 else 0.0)
+    return Difference(mean, low, high, max(0.0, 1 - _within_t(abs(mean) / error, differences.numel() - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below 0.05 keeps the chance of any false finding below 5 %."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _resampled_means(data: Tensor, draws: int, seed: int) -> Tensor:

@@ -93,9 +93,9 @@ def test_fewer_possible_tokens_than_k_leave_the_gradient_unbiased(estimator, k, 
     copies = student.expand(allowed, VOCAB).clone().requires_grad_()
     out, gradients = run(
         copies, teacher.expand(allowed, VOCAB), torch.arange(allowed), estimator,
-        top_k=k if vopd.ESTIMATORS[estimator].needs_top_k else None, normalizer=1.0,
+        top_k=k if vopd.ESTIMATORS[estimator].needs_top_k else None, normalizer=1.0, diagnostics=True,
     )  # fmt: skip
-    assert torch.isfinite(out.loss)
+    assert torch.isfinite(torch.stack([out.loss, *(value.sum() for value in (*out.variance, out.entropy))])).all()
     exact = student[:allowed].clone().requires_grad_()
     logprobs = exact.log_softmax(-1)
     (logprobs.exp() * (logprobs - teacher.log_softmax(-1)[:allowed])).sum().backward()
@@ -156,6 +156,26 @@ def test_a_score_of_exactly_zero_is_a_score(estimator):
     out, gradient = run(student, None, estimator=estimator, teacher_scores=vopd.TopKScores(**given))
     assert (out.rewards == -out.student_logprobs).all()
     assert (gradient.abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("estimator", FROM_SERVER)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_what_comes_with_a_token_may_have_any_dtype(estimator, dtype):
+    """numpy's float64 beside float32 logits, or a rollout engine's half precision."""
+    student, teacher = logits()
+    given = scores(teacher)
+    weights, extra = torch.linspace(0.5, 2, ROWS), torch.linspace(-1, 1, ROWS)
+    found = []
+    for kind in (torch.float32, dtype):
+        wide = {name: value.to(kind) if value.is_floating_point() else value for name, value in given.items()}
+        out, gradient = run(
+            student, None, estimator=estimator, teacher_scores=vopd.TopKScores(**wide),
+            importance_weights=weights.to(kind), extra_advantages=extra.to(kind),
+        )  # fmt: skip
+        assert out.loss.dtype == out.advantages.dtype == torch.float32
+        found.append(gradient)
+        run(student, teacher, estimator=estimator, rollout_logprobs=wide["sampled_logprobs"])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5 if dtype == torch.float64 else 1e-2)
 
 
 # ---- shapes, vocabularies, temperature ----------------------------------------------------------------------------

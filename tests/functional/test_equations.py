@@ -13,6 +13,7 @@ from vopd.functional import (
     moments,
     optimal_baseline,
     policy_gradient_loss,
+    rao_blackwell_loss,
     renormalised_top_k_baseline,
     rest_log_ratio,
     rest_mean_baseline,
@@ -38,6 +39,35 @@ def test_reverse_kl_counts_nothing_where_the_student_has_no_mass():
     student, teacher = logprobs(1.0, 0.0), logprobs(0.5, 0.5)
     assert float(reverse_kl(student, teacher)) == pytest.approx(math.log(2))
     assert float(reverse_kl(student, logprobs(1.0, 0.0))) == 0
+
+
+def test_tokens_that_the_student_excludes_count_for_nothing():
+    """In value and in gradient, whatever the teacher gives them: as if the vocabulary ended before them."""
+    student, teacher = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    excluded = student.clone()
+    excluded[:, 5:] = -torch.inf
+
+    def found(student, rewards_of, support):
+        logits = student.clone().requires_grad_()
+        logprobs = logits.log_softmax(-1)
+        ids, rewards = torch.tensor([0, 4, 2]), rewards_of - logprobs.detach()
+        stated = moments(logits, rewards_of)
+        centred = sparse_top_k_baseline(logits.gather(-1, support), rewards.gather(-1, support))
+        losses = [
+            reverse_kl(logprobs, rewards_of),
+            rao_blackwell_loss(logprobs, rewards, torch.zeros(3).double(), ids, support),
+            value_baseline(stated),
+            optimal_baseline(stated),
+            centred,
+        ]
+        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
+        return torch.stack(losses), gradient[:, :5]
+
+    scores = teacher.log_softmax(-1)
+    wide = found(excluded, scores, torch.tensor([[0, 1, 6, 2, 5]]).expand(3, 5))
+    narrow = found(student[:, :5], scores[:, :5], torch.tensor([[0, 1, 2]]).expand(3, 3))
+    for ours, theirs in zip(wide, narrow):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_truncated_reverse_kl_follows_no_shift():

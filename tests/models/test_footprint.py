@@ -16,7 +16,7 @@ STEP = Step(
 
 def of(student: Path, teacher: Path, step: Step = STEP, dtype: str = "float32") -> Footprint:
     return footprint(
-        load_skeleton(student), load_skeleton(teacher), student_dtype=dtype, teacher_dtype="auto", step=step
+        load_skeleton(student), [load_skeleton(teacher)], student_dtype=dtype, teacher_dtype="auto", step=step
     )
 
 
@@ -72,7 +72,7 @@ def test_adapters_are_all_that_is_trained(tiny_student_dir: Path, tiny_teacher_d
     with torch.device("meta"):
         peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     found = footprint(
-        student, load_skeleton(tiny_teacher_dir), student_dtype="bfloat16", teacher_dtype="auto", step=STEP
+        student, [load_skeleton(tiny_teacher_dir)], student_dtype="bfloat16", teacher_dtype="auto", step=STEP
     )
     real = peft.get_peft_model(
         load_model(tiny_student_dir), peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -196,6 +196,51 @@ def test_escape_keeps_what_can_be_seen() -> None:
     assert escape("naïve <b> & 数学\n") == "naïve &lt;b&gt; &amp; 数学\n"
 
 
+def variance_results() -> dict[str, Any]:
+    """As `vopd variance` writes them."""
+    part = {"value": 2.0, "low": 1.0, "high": 4.0}
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+    noise = {"token": part, "total": part, "relative_bias": nothing, "signal_to_noise": part, "cosine": part}
+    exact = {**noise, "token": nothing, "signal_to_noise": None}
+    entry = {"low": 0.0, "high": 0.5, "tokens": 9, "none": 2.0, "value": 1.0, "optimal": 0.5}
+    share = {"value": 0.25, "low": 0.2, "high": 0.3}
+    profile = {"value_hurts_share": share, "by_position": [entry], "by_entropy": [entry, {**entry, "none": 0.0}]}
+    return {
+        "settings": {"contexts": 16, "resamples": 64}, "context": part,
+        "estimators": {"vopd": noise, "full_rkl": exact}, "profile": profile,
+    }  # fmt: skip
+
+
+def test_a_variance_measurement_has_a_page_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(variance_results()))
+    path = write_report(tmp_path)
+    page = Page(path)
+    assert page.ids("section") == ["measured", "settings"]
+    assert {"token_part", "by_entropy", "by_position"} <= set(page.ids("figure"))
+    assert "2 [1, 4]" in page.text and "0, exact" in page.text and "25.0% [20.0%, 30.0%]" in page.text
+    rows = list(csv.reader((tmp_path / "report" / "by_entropy.csv").read_text().splitlines()))
+    assert rows[1:] == [["0 - 0.5, value", "value", "0.5"], ["0 - 0.5, optimal", "optimal", "0.25"]]
+    assert_alone(path)
+
+
+def test_a_run_shows_the_variance_measured_beside_it(run_folder: Path) -> None:
+    (run_folder / "variance").mkdir()
+    (run_folder / "variance" / "results.json").write_text(json.dumps(variance_results()))
+    page = Page(write_report(run_folder))
+    assert page.ids("section") == [*SECTIONS[:3], "measured", *SECTIONS[3:]]
+    assert (run_folder / "report" / "token_part.csv").is_file()
+
+
+def test_seeds_become_one_line_with_their_range(make_comparison: Callable[[int], Comparison], tmp_path: Path) -> None:
+    write_comparison(make_comparison(3), tmp_path / "comparison.json")
+    page = Page(write_report(tmp_path))
+    held_out = list(csv.reader((tmp_path / "report" / "held_out.csv").read_text().splitlines()))
+    assert held_out[0] == ["line", "step", "value", "low", "high"] and len(held_out) == 1 + 3 * 3
+    last = [float(value) for value in held_out[3][2:]]
+    assert held_out[3][:2] == ["opd", "4"] and last == pytest.approx([0.41, 0.40, 0.42])
+    assert [tag for tag, _ in page.tags].count("polygon") > 0 and "the band is their range" in page.text
+
+
 def test_accuracy_on_benchmarks_is_drawn_against_the_step_with_its_intervals(run_folder: Path) -> None:
     scores = {0: (0.1, 0.05, 0.2), 2: (0.3, 0.2, 0.45), 4: (0.5, 0.35, 0.6)}
     found = [

@@ -41,6 +41,7 @@ ESTIMATORS = (
     ("vopd_teacher_top_k_optimal", 20),
     ("rao_blackwell_teacher_top_k", 20),
 )
+VOCABULARY = 500
 PROMPTS = [
     f"State the final answer to the following arithmetic problem: {a} + {b} =" for a in range(2, 6) for b in (2, 7)
 ]
@@ -55,6 +56,7 @@ def main() -> int:
         given = fixed_rollouts(url)
         trained = [compared(url, str(teacher), name, top_k) for name, top_k in ESTIMATORS]
         refused(url)
+        traffic(url)
     print(f"given completions: {given:.1e}, allowed {TOLERANCE:.0e}")
     print(f"training: opd {trained[0]:.1e}, allowed {TOLERANCE:.0e}; others {max(trained):.1e}, allowed {LOOSE:.0e}")
     return int(not (given < TOLERANCE and trained[0] < TOLERANCE and max(trained) < LOOSE))
@@ -159,6 +161,8 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
         rows.append((student, teacher, whole[0, start:], *scores))
     servers.close()
     student, teacher, ids, *scores = (torch.cat(column) for column in zip(*rows))
+    apart = (teacher.log_softmax(-1).gather(-1, scores[1]) - scores[2]).abs().max()
+    print(f"log-probabilities of the teacher's top 20 differ by {apart:.1e} nats at most")
     return list(pair.student.parameters()), student, teacher, ids, vopd.TopKScores(*scores)
 
 
@@ -223,6 +227,21 @@ def refused(url: str) -> None:
             print(f"{name}: refused as it should be: {error}")
         else:
             raise SystemExit(f"{name} should have been refused")
+
+
+def traffic(url: str) -> None:
+    """Bytes that cross the wire for a token, prompt or completion, of one text."""
+    from vopd.experiments.pair import load_embedded_pair
+    from vopd.teachers import Servers, preflight
+    from vopd.teachers.wire import Question
+
+    ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
+    for top_k in (0, 1, 5, 20):
+        servers = Servers(url)
+        preflight.ask(servers, url, "teacher", Question(tuple(ids), 20, top_k))
+        sent, received = (servers.counts[f"bytes_{way}"] / len(ids) for way in ("sent", "received"))
+        print(f"prompt_logprobs = {top_k:<3} {sent:.0f} bytes a token sent, {received:.0f} received")
+        servers.close()
 
 
 def version(url: str) -> str:

@@ -25,6 +25,8 @@ EXACT = {"reverse_kl", "variance/none", "variance/value", "variance/optimal", "v
 class Ranks:
     """Stands for accelerate: adds the sums that another rank would bring."""
 
+    num_processes = 1
+
     def __init__(self, other: torch.Tensor | None = None) -> None:
         self.other = other
 

@@ -12,7 +12,7 @@ from vopd.errors import ConfigurationError
 from vopd.estimators.checks import check_gives, need_of
 from vopd.kernels import Head
 from vopd.teachers import EVERYTHING, Scored, States
-from vopd.training.token_loss import distil
+from vopd.training.token_loss import distil_each, together
 
 
 def states(width: int, seed: int) -> States:
@@ -24,7 +24,8 @@ def loss_of(scored: list[Scored], mask: torch.Tensor, normalizer: float | None =
     student = states(4, 0)
     student.hidden.requires_grad_(True)
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    output = distil(student, scored, ids, mask, normalizer=normalizer, estimator="vopd", diagnostics=True)
+    parts = distil_each(student, scored, ids, mask, normalizer=normalizer, estimator="vopd", diagnostics=True)
+    output = together(parts)
     output.loss.backward()
     return output, student.hidden.grad
 
@@ -44,7 +45,7 @@ def test_what_one_teacher_cannot_give_is_not_reported() -> None:
     first = torch.tensor([[1], [0]])
     student, ids = states(4, 0), torch.tensor([[1, 2, 3], [4, 5, 6]])
     scored = [Scored(states(5, 1), first), Scored(TopKScores(torch.full((2, 3), -1.0)), 1 - first)]
-    output = distil(student, scored, ids, mask, normalizer=None, estimator="opd", diagnostics=True)
+    output = together(distil_each(student, scored, ids, mask, normalizer=None, estimator="opd", diagnostics=True))
     assert output.reverse_kl is None and output.variance is None
     assert (output.teacher_logprobs[1] == -1).all()
 

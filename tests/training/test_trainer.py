@@ -263,9 +263,9 @@ def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
 
     used = []
     monkeypatch.setattr(module, "backend_name", lambda asked, device: f"{asked} on {device}")
-    monkeypatch.setattr(module, "distil", lambda *args, **named: used.append(named["backend"]))
+    monkeypatch.setattr(module, "distil_each", lambda *args, **named: used.append(named["backend"]))
     trainer = make_trainer(loss_backend="triton")
-    with pytest.raises(AttributeError):  # of the loss that is not there
+    with pytest.raises(TypeError):  # of the loss that is not there
         trainer.train()
     assert used == ["triton on cpu"]
 

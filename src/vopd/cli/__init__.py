@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vopd.errors import ConfigurationError, VOPDError
 
@@ -20,7 +20,8 @@ COMMANDS = {
     "validate": "check the settings of a training run without loading weights",
     "doctor": "show versions, devices, extras, and what each estimator would run on",
     "variance": "measure how noisy each estimator's gradient is for your models and prompts",
-    "report": "write the page of a run or of a demo: curves, scores, samples coloured by token",
+    "compare": "train with several estimators, seeds and learning rates, and compare them",
+    "report": "write the page of a run or a comparison: curves, scores, samples coloured by token",
 }
 
 # What a disk refuses in the middle of a file, where Python does not say of which one.
@@ -51,11 +52,16 @@ exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors that vopd raises become one line on stderr."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return report_error(lambda: _run(given))
+
+
+def report_error(command: Callable[[], int]) -> int:
+    """Return the exit code of a command; an error that vopd raises becomes one line on stderr and its own code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub is imported anywhere
     _log_to_stderr()
     try:
-        return _run(arguments)
+        return command()
     except VOPDError as error:
         return _report(error, error.exit_code)
     except OSError as error:

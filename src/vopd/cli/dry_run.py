@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vopd.cli.facts import Facts, step_completions, step_prompts
+from vopd.cli.facts import Facts, loaded_teachers, step_completions, step_prompts
 from vopd.cli.plan import Plan
 from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
@@ -21,7 +21,7 @@ def report(plan: Plan, facts: Facts) -> str:
     from vopd.training.rollout import check_engine
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
-    sections = [_prompt(plan, facts), _vocabulary(facts), _memory(plan, facts), _steps(plan, facts), _disk(plan, facts)]
+    sections = [part(plan, facts) for part in (_prompt, _vocabulary, _memory, _steps, _disk)]
     sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
@@ -49,12 +49,14 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
     ]
 
 
-def _vocabulary(facts: Facts) -> list[str]:
+def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
+    from vopd.training.routing import Served
+
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
-    for name, model in (("student", facts.student), ("teacher", facts.teacher)):
-        if model is None:  # behind a server, and not named
-            lines.append(f"{name}: on its server, which is asked when training begins (vopd doctor --teacher URL)")
-            continue
+    if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):
+        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
+    assert facts.student is not None
+    for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         from vopd.models import end_ids
 
         tokenizer, rows = model.tokenizer, len(model.skeleton.get_output_embeddings().weight)
@@ -108,7 +110,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        None if facts.teacher is None or config.teacher_server_url is not None else facts.teacher.skeleton,
+        [facts.teachers[path].skeleton for path in loaded_teachers(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         step=step,
@@ -125,7 +127,7 @@ def _steps(plan: Plan, facts: Facts) -> list[str]:
         f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to "
         f"{config.max_completion_length} tokens, on {config.world_size} processes "
         f"in {config.gradient_accumulation_steps} micro-batches of {config.per_device_train_batch_size}",
-        f"the run: up to {total * each * config.max_completion_length / 1e6:.1f} million sampled tokens",
+        f"the run: up to {_tokens(total * each * config.max_completion_length)} sampled tokens",
     ]
 
 
@@ -156,6 +158,10 @@ def _checkpoints(plan: Plan, steps: int) -> int:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _size(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ class Facts:
     """What was found. None marks what is out of reach of this machine, with a line in `notes`.
 
     Attributes:
-        student, teacher: the models; no teacher where one behind a server was not named.
+        student: the model.
+        teachers: by path, those that are models of their own; one behind a server only where a path names it too.
         vocabulary: number of token ids that they share.
         prompts: to train on, the too long ones dropped.
         benchmarks: a line for each benchmark that accuracy is measured on during the run.
@@ -34,7 +36,7 @@ class Facts:
     """
 
     student: ModelFacts | None
-    teacher: ModelFacts | None
+    teachers: dict[str, ModelFacts]
     vocabulary: int | None
     prompts: Any | None
     benchmarks: list[str] = field(default_factory=list)
@@ -51,7 +53,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
-    from vopd.training.benchmarks import load_benchmarks, plan_lines
+    from vopd.training.benchmarks import check_names, load_one, plan_lines
     from vopd.training.trackers import check_trackers
 
     options, notes = plan.options, []
@@ -67,19 +69,46 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
             return None
 
     student = reach(lambda: _model(options.model, options.model_revision), options.model)
-    teacher = None
-    if options.teacher_model is not None:
-        source, revision = options.teacher_model, options.teacher_model_revision
-        teacher = reach(lambda: _model(source, revision), source)
-    vocabulary = _check_pair(plan, student, teacher, notes)
+    teachers = {}
+    for path, revision in teacher_paths(plan).items():
+        found = reach(partial(_model, path, revision), path)
+        if found is not None:
+            teachers[path] = found
+    vocabulary = _check_models(plan, student, teachers, notes)
     prompts = None
     if student is not None or not options.chat_template:
         tokenizer = None if student is None else student.tokenizer
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
     if prompts is not None and student is not None:
-        _check_room(plan, prompts, student, teacher)
-    benchmarks = reach(lambda: load_benchmarks(plan.config), plan.config.eval_benchmarks or [])
-    return Facts(student, teacher, vocabulary, prompts, plan_lines(plan.config, benchmarks or []), notes)
+        _check_room(plan, prompts, student, teachers)
+    asked = plan.config.eval_benchmarks or []
+    in_reach = [reach(partial(load_one, name, plan.config), name) for name in asked]
+    benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
+    check_names(benchmarks)
+    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks), notes)
+
+
+def teacher_paths(plan: Plan) -> dict[str, str | None]:
+    """The folder or hub id of every teacher that has one, each once, with its revision."""
+    from vopd.training.routing import Served
+
+    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
+    return _revisions(plan, [(name, path) for name, path in named if path is not None])
+
+
+def loaded_teachers(plan: Plan) -> dict[str, str | None]:
+    """The same of the teachers in this process: a server's path only tells its tokenizer."""
+    from vopd.training.routing import Served
+
+    return _revisions(plan, [(name, path) for name, path in plan.teachers.items() if not isinstance(path, Served)])
+
+
+def _revisions(plan: Plan, named: list[tuple[str, Any]]) -> dict[str, str | None]:
+    from vopd.training.routing import DEFAULT
+    from vopd.training.self_teacher import is_self
+
+    revisions = {DEFAULT: plan.options.teacher_model_revision}
+    return {str(path): revisions.get(name) for name, path in named if not is_self(path)}
 
 
 def only_on_hub(source: Any) -> bool:
@@ -107,30 +136,37 @@ def _model(source: str, revision: str | None) -> ModelFacts:
     return ModelFacts(load_skeleton(source, revision=revision), load_tokenizer(source, revision=revision))
 
 
-def _check_pair(plan: Plan, student: ModelFacts | None, teacher: ModelFacts | None, notes: list[str]) -> int | None:
+def _check_models(
+    plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str]
+) -> int | None:
     """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
     from vopd.models import common_vocabulary, end_token_difference, read_head
 
-    found = [(name, model) for name, model in (("student", student), ("teacher", teacher)) if model is not None]
-    rows = {name: len(read_head(model.skeleton, name).weight) for name, model in found}
-    for name, model in found:
+    found = [("student", student)] if student is not None else []
+    for name, model in [*found, *(("teacher", teacher) for teacher in teachers.values())]:
+        read_head(model.skeleton, name)
         if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
     if student is None:
         return None
     _check_lora(plan.options, student)
-    other = student if teacher is None else teacher
-    vocabulary = common_vocabulary(
-        student.tokenizer, other.tokenizer, student_rows=rows["student"], teacher_rows=rows.get("teacher")
-    )
+    vocabulary = len(student.tokenizer)
+    for other in [student, *teachers.values()]:
+        vocabulary = common_vocabulary(
+            student.tokenizer, other.tokenizer, student_rows=_head_rows(student), teacher_rows=_head_rows(other)
+        )
     if plan.config.loss_top_k is not None and plan.config.loss_top_k > vocabulary:
         raise ConfigurationError(
             f"loss_top_k={plan.config.loss_top_k} is more than the vocabulary has ({vocabulary}); lower it"
         )
-    if teacher is not None:
+    for teacher in teachers.values():
         difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
         notes += [] if difference is None else [f"{difference} (vopd train does)"]
     return vocabulary
+
+
+def _head_rows(model: ModelFacts) -> int:
+    return len(model.skeleton.get_output_embeddings().weight)
 
 
 def _check_lora(options: TrainOptions, student: ModelFacts) -> None:
@@ -154,6 +190,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     from vopd.data.rendering import thinking_options
     from vopd.training.prompts import check_enough
     from vopd.training.rewards import Rewards
+    from vopd.training.routing import Routes, TeacherPrompts
 
     options, config = plan.options, plan.config
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
@@ -169,19 +206,32 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         chat_template=options.chat_template,
         chat_options={**(config.chat_template_kwargs or {}), **switch},
         max_prompt_length=None if tokenizer is None else config.max_prompt_length,
+        teacher_template=options.teacher_prompt_template,
+        teacher_column=config.teacher_prompt_column,
     )
     check_enough(len(prompts.dataset), step_prompts(config))
-    Rewards.of(config, options.reward_funcs).check_columns(prompts.dataset, "the data")
+    parts: list[Any] = [
+        Rewards.of(config, options.reward_funcs),
+        Routes(list(plan.teachers), config.teacher_column),
+        TeacherPrompts(config.teacher_prompt_column),
+    ]
+    for part in parts:
+        part.check(prompts.dataset, "the data")
     return prompts
 
 
-def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teacher: ModelFacts | None) -> None:
+def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teachers: dict[str, ModelFacts]) -> None:
     from vopd.models import context_length
     from vopd.training.prompts import check_room
 
-    positions = context_length(student.skeleton, *([] if teacher is None else [teacher.skeleton]))
+    positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
     length = plan.config.max_completion_length
-    check_room(prompts.dataset, "train_dataset", positions, length, lambda texts: student.tokenizer(texts)["input_ids"])
+
+    def tokenize(texts: list[Any]) -> Any:
+        return student.tokenizer(texts)["input_ids"]
+
+    for column in filter(None, ("prompt", plan.config.teacher_prompt_column)):
+        check_room(prompts.dataset, "train_dataset", positions, length, tokenize, column)
 
 
 def step_prompts(config: Any) -> int:

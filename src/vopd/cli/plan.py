@@ -40,10 +40,13 @@ class TrainOptions:
     """What `vopd train` needs besides the trainer's configuration."""
 
     model: str = needed("student: folder or hub id")
-    teacher_model: str | None = setting(
-        None, "teacher: folder or hub id, with the student's vocabulary; beside teacher_server_url its tokenizer alone"
-    )
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
+    teacher_model: str | None = setting(
+        None,
+        "teacher: folder or hub id, with the student's vocabulary, or self:frozen, self:base, self:average; beside "
+        "teacher_server_url its tokenizer alone",
+    )
+    teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; rows name theirs")
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
     resume: bool = setting(False, "continue the run of this name from its newest valid checkpoint")
@@ -53,6 +56,9 @@ class TrainOptions:
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
+    teacher_prompt_template: str | None = setting(
+        None, "what the teacher reads instead of the prompt, with {column}, such as a reference solution"
+    )
     chat_template: bool = setting(False, "put prompts into the student's chat template")
     thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
     model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
@@ -93,12 +99,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as it was asked for: its options, the trainer's configuration, every setting's origin, its folder."""
+    """A run as it was asked for: its options, the trainer's configuration, every setting's origin, its folder, and its
+    teachers by name (`vopd.training.routing.sources`)."""
 
     options: TrainOptions
     config: Any
     settings: Settings
     folder: Path
+    teachers: dict[str, Any]
 
 
 def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
@@ -111,8 +119,11 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     require("transformers", "train").utils.logging.disable_progress_bar()
     # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    from vopd.data.prompts import TEACHER_PROMPT
     from vopd.training import VOPDConfig
     from vopd.training.rewards import Rewards
+    from vopd.training.routing import sources
+    from vopd.training.self_teacher import check_worth
 
     known = options(VOPDConfig)
     settings = parse(command, summary + _MORE, known, arguments)
@@ -120,15 +131,18 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     _refuse_without_effect(settings, known)
     folder = _folder(train_options, settings)
     # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
-    config = settings.build(VOPDConfig, output_dir=str(folder), run_name=folder.name, push_to_hub=False)
-    if train_options.teacher_model is None and config.teacher_server_url is None:
-        raise ConfigurationError(
-            f"vopd {command} needs --teacher_model, or --teacher_server_url for a teacher behind a server"
-        )
+    fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
+    if train_options.teacher_prompt_template is not None:
+        if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
+            raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
+        fixed["teacher_prompt_column"] = TEACHER_PROMPT
+    config = settings.build(VOPDConfig, **fixed)
     if train_options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
-    Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense
-    return Plan(train_options, config, settings, folder)
+    rewards = Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense
+    teachers = sources(train_options.teacher_model, train_options.teachers, config.teacher_server_url)
+    check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
+    return Plan(train_options, config, settings, folder, teachers)
 
 
 def options(config: type) -> dict[str, Option]:

@@ -10,7 +10,9 @@ from vopd.cli.options import needed, options_of, parse
 SUMMARY = """\
 Write DIRECTORY/report.html, one page that loads nothing from elsewhere, with its figures and data in DIRECTORY/report.
 
-DIRECTORY is that of a `vopd train` run, finished or not, or of a `vopd demo`: vopd report DIRECTORY
+DIRECTORY is that of a `vopd train` run, finished or not, of a `vopd variance`, or of a `vopd demo` or `vopd compare`:
+vopd report DIRECTORY. The page of a run or a comparison also shows what `vopd variance --output_dir DIRECTORY
+--run_name variance` measured.
 """
 
 
@@ -18,7 +20,7 @@ DIRECTORY is that of a `vopd train` run, finished or not, or of a `vopd demo`: v
 class ReportOptions:
     """The options of `vopd report`."""
 
-    directory: str = needed("of a run or of a comparison; may be given without its name")
+    directory: str = needed("of a run, a comparison or a measurement; may be given without its name")
 
 
 def run(arguments: Sequence[str]) -> int:

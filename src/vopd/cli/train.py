@@ -11,7 +11,7 @@ from typing import Any
 from vopd.cli import publish, run_directory
 from vopd.cli.accuracy import Accuracy
 from vopd.cli.eval import EvalOptions
-from vopd.cli.facts import Facts, look
+from vopd.cli.facts import Facts, ModelFacts, loaded_teachers, look
 from vopd.cli.lora import lora_config
 from vopd.cli.plan import Plan, plan_run, write_resolved
 from vopd.errors import VOPDError
@@ -52,33 +52,36 @@ def run(arguments: Sequence[str]) -> int:
 def build_trainer(plan: Plan, facts: Facts) -> Any:
     """Load the models and return the trainer; a teacher behind a server is not loaded.
 
-    The student is made to stop at the teacher's end tokens too: it learns to emit them, and would otherwise run
+    The student is made to stop at the teachers' end tokens too: it learns to emit them, and would otherwise run
     on to the length limit after each.
     """
-    from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
+    from vopd.models import load_model
     from vopd.training import VOPDTrainer
+    from vopd.training.routing import DEFAULT, Served
 
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
-    tokenizer = facts.student.tokenizer
     student = load_model(options.model, dtype=options.dtype, revision=options.model_revision)
-    teacher: Any = options.teacher_model
-    if options.teacher_model is not None and plan.config.teacher_server_url is None:
-        revision = options.teacher_model_revision
-        teacher = load_model(options.teacher_model, dtype=options.teacher_dtype, revision=revision)
-    if facts.teacher is not None:
-        like_teacher, teacher_tokenizer = facts.teacher.skeleton, facts.teacher.tokenizer
-        difference = end_token_difference(student, like_teacher, tokenizer, teacher_tokenizer)
-        if difference is not None:
-            set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(like_teacher, teacher_tokenizer)})
-            logger.warning("%s (done for this run)", difference)
-    _ask_as_trained(plan, tokenizer)
+    for teacher in facts.teachers.values():
+        _stop_where(teacher, student, facts.student.tokenizer)
+    _ask_as_trained(plan, facts.student.tokenizer)
+    loaded = {
+        path: load_model(path, dtype=options.teacher_dtype, revision=revision)
+        for path, revision in loaded_teachers(plan).items()
+    }
+    named = {
+        name: source.urls if isinstance(source, Served) else loaded.get(source, source)
+        for name, source in plan.teachers.items()
+    }
+    served = isinstance(plan.teachers.get(DEFAULT), Served)
+    default = named.pop(DEFAULT, None)
     trainer = VOPDTrainer(
         model=student,
-        teacher_model=teacher,
+        teacher_model=options.teacher_model if served else default,
+        teachers=named,
         args=plan.config,
         train_dataset=facts.prompts.dataset,
-        processing_class=tokenizer,
+        processing_class=facts.student.tokenizer,
         peft_config=lora_config(options, student),
         reward_funcs=options.reward_funcs,
     )
@@ -96,6 +99,16 @@ def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
     if switch:
         config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
+
+
+def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
+    """Let the student stop where the teacher does."""
+    from vopd.models import end_ids, end_token_difference, set_end_ids
+
+    difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
+    if difference is not None:
+        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
+        logger.warning("%s (done for this run)", difference)
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:

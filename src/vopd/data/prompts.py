@@ -10,15 +10,26 @@ from typing import Any
 
 from vopd.data.files import read_rows
 from vopd.data.mixture import mix, most_without_repeats, shares, take
-from vopd.data.rendering import PROMPT_COLUMNS, empty_rows, fill_template, prompt_column, render_prompts
+from vopd.data.rendering import (
+    PROMPT_COLUMNS,
+    empty_rows,
+    fill_template,
+    fill_where_present,
+    prompt_column,
+    render_chat,
+    render_prompts,
+)
 from vopd.data.sources import DEFAULT_TASK_COUNT, TASK_PREFIX, Source, load_rows, parse_source
 from vopd.errors import ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
+TEACHER_PROMPT = "teacher_prompt"
+
 __all__ = [
     "PROMPT_COLUMNS",
     "TASK_PREFIX",
+    "TEACHER_PROMPT",
     "Prompts",
     "fill_template",
     "load_prompts",
@@ -60,6 +71,8 @@ def read_prompts(
     chat_template: bool = False,
     chat_options: Mapping[str, Any] | None = None,
     max_prompt_length: int | None = None,
+    teacher_template: str | None = None,
+    teacher_column: str | None = None,
 ) -> Prompts:
     """Read the prompts of one source, or of several in the proportions of their weights.
 
@@ -82,6 +95,9 @@ def read_prompts(
             already a list of messages is rendered as it stands.
         chat_options: further arguments of the chat template, such as enable_thinking.
         max_prompt_length: drop prompts with more tokens than this.
+        teacher_template: text, filled like template, for a column "teacher_prompt" that the teacher reads. A row
+            with an empty or missing value in one of its columns gets none.
+        teacher_column: instead, the column with these texts; it too goes through the chat template.
 
     Raises:
         DataError: missing or unreadable file, no rows, missing column, a prompt that is not text.
@@ -92,7 +108,7 @@ def read_prompts(
     if count is not None and count < 1:
         raise ConfigurationError(f"count must be at least 1, got {count}")
     sources = parse_sources(source, split=split, revision=revision, options=options, template=template)
-    reader = _Reader(seed, tokenizer, chat_template, dict(chat_options or {}))
+    reader = _Reader(seed, tokenizer, chat_template, dict(chat_options or {}), teacher_template, teacher_column)
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
     dataset, name = found.dataset, " + ".join(entry.source for entry in sources)
     _warn_of_repeats(list(dataset["prompt"]), name)
@@ -126,6 +142,8 @@ class _Reader:
     tokenizer: Any
     chat_template: bool
     chat_options: dict[str, Any]
+    teacher_template: str | None = None
+    teacher_column: str | None = None
 
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
@@ -139,8 +157,21 @@ class _Reader:
             chat_template=self.chat_template,
             chat_options=self.chat_options,
         )
-        dataset = _with_prompts(dataset, prompts)
+        dataset = self._with_teacher_prompts(_with_prompts(dataset, prompts), dataset.to_list(), source.source)
         return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
+
+    def _with_teacher_prompts(self, dataset: Any, rows: list[dict[str, Any]], source: str) -> Any:
+        """`dataset` with what the teacher reads, made of the `rows` as they were read."""
+        if self.teacher_template is not None:
+            name, texts = TEACHER_PROMPT, fill_where_present(self.teacher_template, rows, source)
+        elif self.teacher_column is not None and self.teacher_column in dataset.column_names:
+            name, texts = self.teacher_column, [row[self.teacher_column] for row in rows]
+        else:
+            return dataset
+        if self.chat_template:
+            texts = [text and render_chat(text, self.tokenizer, self.chat_options) for text in texts]
+        kept = dataset.remove_columns([name]) if name in dataset.column_names else dataset
+        return kept.add_column(name, texts)
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]

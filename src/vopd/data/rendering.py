@@ -32,7 +32,7 @@ def render_prompts(
         raise ConfigurationError("chat_template needs a tokenizer")
     prompts = _prompts(rows, source, template)
     if chat_template:
-        prompts = [_render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
+        prompts = [render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
     for row, prompt in enumerate(prompts):
         _check_text(prompt, row, source)
     return prompts
@@ -70,6 +70,21 @@ def fill_template(template: str, row: Mapping[str, Any]) -> str:
         if not isinstance(row[name], str):
             raise DataError(f"column '{name}' is {type(row[name]).__name__} and not text")
     return _FIELD.sub(lambda match: row[match.group(1)], template)
+
+
+def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source: str) -> list[str | None]:
+    """Fill `template` for every row that holds something in each of its columns; None for the others.
+
+    Raises:
+        ConfigurationError: the template names no column, or one that the rows do not have.
+        DataError: a named column holds something else than text, or no row has them all.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    names = _named(template, dict.fromkeys(columns))
+    texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
+    if not any(texts):
+        raise DataError(f"no row of '{source}' has all of {', '.join(sorted(names))}, which the teacher's prompt names")
+    return texts
 
 
 def prompt_column(columns: Sequence[str], source: str) -> str:
@@ -124,7 +139,8 @@ def _prompts(rows: Sequence[Mapping[str, Any]], source: str, template: str | Non
     return prompts
 
 
-def _render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
+def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
+    """Put a prompt, the user's turn or a conversation, into the tokenizer's chat template."""
     if not tokenizer.chat_template:
         raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
     if isinstance(prompt, str):

@@ -85,7 +85,7 @@ def distillation_loss(
         wants_gradient=_wants_gradient(student_logits),
     )
     batch = _batch(
-        source.vocab_size, completion_ids, completion_mask, teacher_scores,
+        source, completion_ids, completion_mask, teacher_scores,
         importance_weights, rollout_logprobs, importance_cap, extra_advantages,
     )  # fmt: skip
     return _distill(
@@ -175,7 +175,7 @@ def linear_distillation_loss(
         wants=wants,
     )
     batch = _batch(
-        source.vocab_size, completion_ids, completion_mask, teacher_scores,
+        source, completion_ids, completion_mask, teacher_scores,
         importance_weights, rollout_logprobs, importance_cap, extra_advantages,
     )  # fmt: skip
     return _distill(
@@ -235,7 +235,7 @@ def _weight(normalizer: Tensor | float | None, batch: Batch, dtype: torch.dtype)
 
 
 def _batch(
-    vocab_size: int,
+    source: LogitSource,
     completion_ids: Tensor,
     completion_mask: Tensor | None,
     scores: TopKScores | None,
@@ -258,7 +258,8 @@ def _batch(
         checks.check_leading(name, values, shape, trailing)
         if values is None:
             return None
-        return values.detach().reshape(shape.numel(), *values.shape[values.ndim - trailing :])[rows]
+        packed = values.detach().reshape(shape.numel(), *values.shape[values.ndim - trailing :])[rows]
+        return packed if name == "top_k_ids" else packed.to(source.dtype)  # numpy's numbers come in float64
 
     batch = Batch(
         rows=rows,
@@ -272,10 +273,11 @@ def _batch(
         importance_cap=importance_cap,
         extra_advantages=pack("extra_advantages", extra_advantages),
     )
-    checks.check_ids(batch.sampled_ids, vocab_size, "completion_ids")
+    checks.check_ids(batch.sampled_ids, source.vocab_size, "completion_ids")
     if batch.top_k_ids is None or batch.top_k_logprobs is None:
         return batch
-    return replace(batch, top_k_ids=checks.checked_top_k_ids(batch.top_k_ids, batch.top_k_logprobs, vocab_size))
+    known = checks.checked_top_k_ids(batch.top_k_ids, batch.top_k_logprobs, source.vocab_size)
+    return replace(batch, top_k_ids=known)
 
 
 def _checked_temperature(temperature: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,12 @@ class SampledContexts:
     completion_mask: Tensor
 
 
-def greedy_texts(model: Any, tokenizer: Any, problems: list[Problem]) -> list[str]:
-    """Return the greedy completion of every problem."""
-    prompts = [prompt_text(problem) for problem in problems]
-    rows = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=_BATCH)
+def greedy_texts(
+    model: Any, tokenizer: Any, problems: Sequence[Problem | str], max_new_tokens: int = MAX_COMPLETION_TOKENS
+) -> list[str]:
+    """Return the greedy completion of every problem of the pair, or of every prompt."""
+    prompts = _prompts(problems)
+    rows = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
     return [row[0].text for row in rows]
 
 
@@ -43,10 +46,19 @@ def greedy_outcomes(model: Any, tokenizer: Any, problems: list[Problem]) -> list
     return [is_right(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
-def sample_contexts(model: Any, tokenizer: Any, problems: list[Problem], seed: int = 0) -> SampledContexts:
-    """Sample one completion a problem from the model's own distribution, and lay the sequences out for scoring."""
-    prompts = [prompt_text(problem) for problem in problems]
-    rows = sample(model, tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=_BATCH, seed=seed)
+def sample_contexts(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem | str],
+    seed: int = 0,
+    max_new_tokens: int = MAX_COMPLETION_TOKENS,
+) -> SampledContexts:
+    """Sample one completion a problem from the model's own distribution, and lay the sequences out for scoring.
+
+    The tensors are where the model is.
+    """
+    prompts = _prompts(problems)
+    rows = sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH, seed=seed)
     prompt_ids = tokenizer(prompts)["input_ids"]
     pairs = [(ids, list(row[0].ids)) for ids, row in zip(prompt_ids, rows, strict=True)]
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
@@ -57,26 +69,41 @@ def sample_contexts(model: Any, tokenizer: Any, problems: list[Problem], seed: i
         input_ids[row_index, start:] = torch.tensor(prompt + completion)
         attention_mask[row_index, start:] = 1
         completion_mask[row_index, width - len(completion) :] = 1
-    return SampledContexts(input_ids, attention_mask, completion_mask)
+    return SampledContexts(*(part.to(model.device) for part in (input_ids, attention_mask, completion_mask)))
 
 
 @torch.no_grad()
-def held_out_reverse_kl(student: Any, teacher: Any, tokenizer: Any, problems: list[Problem], seed: int = 0) -> Interval:
+def held_out_reverse_kl(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem | str],
+    seed: int = 0,
+    *,
+    max_new_tokens: int = MAX_COMPLETION_TOKENS,
+    vocabulary: int | None = None,
+) -> Interval:
     """Exact KL(student || teacher) a token, on one sampled student completion a problem.
 
     Long completions weigh more: the mean is over tokens, as in the loss. The interval is that of this ratio of
-    means, by its linear form: problems are drawn anew, tokens of one completion stay together.
+    means, by its linear form: problems are drawn anew, tokens of one completion stay together. `vocabulary` is the
+    common one of both models, that of the tokenizer unless given.
     """
     sums, counts = [], []
     for start in range(0, len(problems), _BATCH):
-        contexts = sample_contexts(student, tokenizer, problems[start : start + _BATCH], seed + start)
-        divergence, mask = _token_divergence(student, teacher, contexts, len(tokenizer))
-        sums.append((divergence * mask).sum(1))
-        counts.append(mask.sum(1))
+        part = problems[start : start + _BATCH]
+        contexts = sample_contexts(student, tokenizer, part, seed + start, max_new_tokens)
+        divergence, mask = _token_divergence(student, teacher, contexts, vocabulary or len(tokenizer))
+        sums.append((divergence * mask).sum(1).cpu())
+        counts.append(mask.sum(1).cpu())
     total, count = torch.cat(sums).double(), torch.cat(counts).double()
     value = total.sum() / count.sum()
     low, high = bootstrap_interval(value + (total - value * count) / count.mean())
     return Interval(value.item(), low, high)
+
+
+def _prompts(problems: Sequence[Problem | str]) -> list[str]:
+    return [problem if isinstance(problem, str) else prompt_text(problem) for problem in problems]
 
 
 def _token_divergence(student: Any, teacher: Any, contexts: SampledContexts, vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from vopd.experiments.worked_steps import worked_completion
 logger = logging.getLogger(__name__)
 
 Example = tuple[list[int], list[int]]
+Write = Callable[[Problem, random.Random], str]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,13 @@ def build_model(recipe: ModelRecipe, tokenizer: Any) -> Any:
     return model
 
 
-def stream_batches(problems: list[Problem], tokenizer: Any, batch: int, seed: int) -> Iterator[list[Example]]:
+def stream_batches(
+    problems: list[Problem],
+    tokenizer: Any,
+    batch: int,
+    seed: int,
+    write: Write = worked_completion,
+) -> Iterator[list[Example]]:
     """Yield batches of (prompt ids, completion ids) without end: problems reshuffled an epoch, wordings drawn anew."""
     rng = random.Random(seed)
     while True:
@@ -111,7 +118,7 @@ def stream_batches(problems: list[Problem], tokenizer: Any, batch: int, seed: in
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
             prompts = tokenizer([prompt_text(problem) for problem in chosen])["input_ids"]
-            completions = tokenizer([worked_completion(problem, rng) for problem in chosen])["input_ids"]
+            completions = tokenizer([write(problem, rng) for problem in chosen])["input_ids"]
             yield [(p, [*c, tokenizer.eos_token_id]) for p, c in zip(prompts, completions, strict=True)]
 
 
@@ -144,8 +151,13 @@ def unused_row_penalty(rows: torch.Tensor, hidden: torch.Tensor, logits: torch.T
     return 0.01 * (log_probabilities + 25).clamp(min=0).sum() / max(1, log_probabilities.numel())
 
 
-def train_model(recipe: ModelRecipe, problems: list[Problem], tokenizer: Any, name: str) -> Any:
-    """Train one model by supervision on worked steps; deterministic on one machine with one thread."""
+def train_model(
+    recipe: ModelRecipe, problems: list[Problem], tokenizer: Any, name: str, write: Write = worked_completion
+) -> Any:
+    """Train one model by supervision on worked steps; deterministic on one machine with one thread.
+
+    `write` draws one right completion of a problem.
+    """
     model = build_model(recipe, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, recipe.schedule_steps // 20)
@@ -157,7 +169,7 @@ def train_model(recipe: ModelRecipe, problems: list[Problem], tokenizer: Any, na
         ],
         milestones=[warmup],
     )
-    batches = stream_batches(problems, tokenizer, recipe.batch, recipe.seed)
+    batches = stream_batches(problems, tokenizer, recipe.batch, recipe.seed, write)
     start = time.monotonic()
     for step in range(recipe.steps):
         loss = supervised_loss(model, next(batches), tokenizer.pad_token_id, len(tokenizer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -30,6 +30,15 @@ def build_tokenizer(problems: list[Problem], vocabulary: int, seed: int) -> Any:
     Raises:
         ConfigurationError: `vocabulary` is below 300, or larger than the text can fill.
     """
+    return train_tokenizer(_texts(problems, seed), vocabulary)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """Train the same kind of tokenizer on any texts.
+
+    Raises:
+        ConfigurationError: as `build_tokenizer`.
+    """
     if vocabulary < _SMALLEST:
         raise ConfigurationError(f"the tokenizer needs at least {_SMALLEST} entries, got {vocabulary}")
     require("transformers", "train")
@@ -50,7 +59,7 @@ def build_tokenizer(problems: list[Problem], vocabulary: int, seed: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(problems, seed), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
         raise ConfigurationError(
             f"the text fills a vocabulary of {tokenizer.get_vocab_size()} entries only, not {vocabulary}"

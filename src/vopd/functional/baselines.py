@@ -80,7 +80,8 @@ def sparse_top_k_baseline(student_top_k_logits: Tensor, top_k_rewards: Tensor) -
     Returns:
         (...), on the scale of ``top_k_rewards``, nats.
     """
-    return (torch.softmax(student_top_k_logits, dim=-1) * top_k_rewards).sum(-1)
+    probs = torch.softmax(student_top_k_logits, dim=-1)
+    return (probs * top_k_rewards.masked_fill(probs == 0, 0)).sum(-1)
 
 
 def rest_log_ratio(top_k_teacher_logprobs: Tensor, rest_student_prob: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ def rao_blackwell_loss(
     """
     centred = (rewards - baseline.unsqueeze(-1)).detach()
     inside = torch.zeros_like(student_logprobs).scatter(-1, support_ids, 1)
-    summed = (inside * student_logprobs.detach().exp() * centred * student_logprobs).sum(-1)
+    probs = student_logprobs.detach().exp()
+    weights = inside * probs * centred.masked_fill(probs == 0, 0)
+    summed = (weights * student_logprobs.masked_fill(probs == 0, 0)).sum(-1)
     sampled = completion_ids.unsqueeze(-1)
     outside = 1 - inside.gather(-1, sampled).squeeze(-1)
     advantages = outside * centred.gather(-1, sampled).squeeze(-1)

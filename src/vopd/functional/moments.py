@@ -79,7 +79,8 @@ def moments(student_logits: Tensor, teacher_logits: Tensor) -> Moments:
     probs = student_logprobs.exp()
     rest = probs.scatter(-1, top_ids, 0)
     difference = student_logits - teacher_logits
-    centred = difference.gather(-1, top_ids) - difference
+    # A token that the student excludes (-inf) has no mass, whatever its reward.
+    centred = (difference.gather(-1, top_ids) - difference).masked_fill(rest == 0, 0)
     return Moments(
         top_prob=probs.gather(-1, top_ids).squeeze(-1),
         rest_prob=rest.sum(-1),

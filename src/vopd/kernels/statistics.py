@@ -47,9 +47,9 @@ def compute_chunk(
     student_known, teacher_known = row_pass.at(known_ids)
     if teacher_known is None and part.teacher_logprobs is None:
         teacher_known = source.teacher_at(part.rows, known_ids)
-    if logits.may_exclude and needs.support == "student_top_k":
-        # Of fewer tokens than k the rest of the top k has no mass, and a difference that is no number.
-        support = replace(support, present=support.present & (student_known[:, :-1] > -torch.inf))
+    possible = support.present & (student_known[:, :-1] > -torch.inf) if logits.may_exclude else support.present
+    if needs.support == "student_top_k":  # of fewer tokens than k the rest of the top k has no mass
+        support = replace(support, present=possible)
     sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
 
     is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
@@ -68,6 +68,10 @@ def compute_chunk(
         scores = _server_scores(part, is_top if needs.support == "teacher_top_k" else None)
     else:
         scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
+    if "support_difference" in scores and (logits.may_exclude or part.chosen):
+        # Without mass, or without a score, it need be no number.
+        difference = scores["support_difference"][:, 1:]
+        scores["support_difference"] = _prepend(torch.zeros_like(sums.top_logits), difference.masked_fill(~possible, 0))
     others = _other_sums(sums, totals)
     if sums.entropy is not None:
         others["entropy"] = log_totals + (sums.entropy + torch.special.entr(counted).sum(-1)) / totals  # top: 0
@@ -125,9 +129,8 @@ def _scores(
     if top_difference is None:  # the support holds the top token
         top_difference = difference[:, :-1].masked_fill(~is_top, 0).sum(-1)
     centred = difference - top_difference.unsqueeze(-1)
-    absent = student_known[:, :-1] == -torch.inf
     scores = {
-        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1].masked_fill(absent, 0)),
+        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1]),
         "sampled_difference": centred[:, -1],
     }
     if sums.teacher_top_logits is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,17 +64,18 @@ class Step:
     own_rollout: bool
 
 
-def footprint(student: Any, teacher: Any | None, *, student_dtype: str, teacher_dtype: str, step: Step) -> Footprint:
-    """Estimate the memory of a step for two skeletons (`load_skeleton`), the student with its adapters if it has any.
+def footprint(
+    student: Any, teachers: Sequence[Any], *, student_dtype: str, teacher_dtype: str, step: Step
+) -> Footprint:
+    """Estimate the memory of a step for skeletons (`load_skeleton`), the student with its adapters if it has any.
 
     Args:
         student: trainable parameters are those that require gradient.
-        teacher: frozen; None for one that is not in this process.
+        teachers: those on this device, frozen.
         student_dtype, teacher_dtype: as `load_model` takes them; "auto" is as saved.
         step: sizes of a step.
     """
     own = bytes_per_weight(student, student_dtype)
-    theirs = 0 if teacher is None else bytes_per_weight(teacher, teacher_dtype)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in student.parameters() if not weight.requires_grad)
     # Adapters are kept in float32 whatever the base model's dtype.
@@ -82,16 +84,21 @@ def footprint(student: Any, teacher: Any | None, *, student_dtype: str, teacher_
     activation = 2 if step.half else max(own, 2)
     head_gradient = vocabulary * width * 4 if student.get_output_embeddings().weight.requires_grad else 0
     hidden = step.sequences * step.completion_tokens * width * 4
+    places = step.sequences * step.tokens
+    scoring = [_layer(teacher) * places * bytes_per_weight(teacher, teacher_dtype) for teacher in teachers]
     return Footprint(
         student=frozen * own + trained_bytes,
-        teacher=0 if teacher is None else sum(weight.numel() for weight in teacher.parameters()) * theirs,
+        teacher=sum(_weights(teacher) * bytes_per_weight(teacher, teacher_dtype) for teacher in teachers),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
-        activations=_activations(student, step) * activation
-        + (0 if teacher is None else _layer(teacher) * step.sequences * step.tokens * theirs),
+        activations=_activations(student, step) * activation + max(scoring, default=0),
         loss=_LOSS_BUFFERS * _chunk(step) * vocabulary * 4 + head_gradient + hidden,
         rollout=_cache(student, step) * activation if step.own_rollout else 0,
     )
+
+
+def _weights(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def bytes_per_weight(model: Any, dtype: str) -> int:

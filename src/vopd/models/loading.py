@@ -186,8 +186,8 @@ def _why(what: str, source: str | Path, error: Exception) -> str:
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     path = Path(source)
-    where = "" if path.is_dir() else f"{_nearest(path)}; give a local folder, or a hub id that this machine can reach"
-    return f"cannot load the {what} of '{source}'{where}: {first}"
+    where = "" if path.is_dir() else _nearest(path) or "; give a local folder, or a hub id that this machine can reach"
+    return f"cannot load the {what} of '{source}' ({first}){where}"
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

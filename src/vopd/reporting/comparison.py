@@ -42,7 +42,8 @@ class Start:
 class Run:
     """One trained run: its place, its measurements after training, and the wall time of training.
 
-    `curve` holds (step, held-out reverse KL) of the checkpoints, the start and the end included.
+    `curve` holds (step, held-out reverse KL) of the checkpoints, the start and the end included; `accuracy_curve` the
+    accuracy there, where it was measured. A run that broke off has no curves and an infinite reverse KL.
     """
 
     estimator: str
@@ -52,6 +53,7 @@ class Run:
     reverse_kl: Interval
     curve: Sequence[tuple[int, float]]
     seconds: float
+    accuracy_curve: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,16 @@ def read_comparison(path: str | Path) -> Comparison:
         runs = [_run(run) for run in raw["runs"]]
         return Comparison(raw["settings"], start, runs)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` wrote") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 
 
 def _run(raw: dict[str, Any]) -> Run:
-    curve = [(int(step), float(value)) for step, value in raw["curve"]]
-    return Run(**{**raw, "reverse_kl": Interval(**raw["reverse_kl"]), "curve": curve})
+    curve, accuracy = (
+        [(int(step), float(value)) for step, value in raw.get(name, ())] for name in ("curve", "accuracy_curve")
+    )
+    interval = Interval(**raw["reverse_kl"])
+    return Run(**{**raw, "reverse_kl": interval, "curve": curve, "accuracy_curve": accuracy or ()})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
+from vopd.reporting.bands import Points, seed_lines, seeds_note
 from vopd.reporting.comparison import (
     Comparison,
     accuracy_difference,
@@ -18,13 +19,15 @@ from vopd.reporting.comparison import (
     score_of,
 )  # fmt: skip
 from vopd.reporting.drawing import figures_html
-from vopd.reporting.figures import Bar, Bars, Curves, Dot, Dots, Figure, Line
+from vopd.reporting.figures import Bar, Bars, Curves, Dot, Dots, Figure
 from vopd.reporting.metrics import METRICS_FILE, read_metrics, series
 from vopd.reporting.page import escape, folded, page, section, table, tiles
 from vopd.reporting.plots import colour_of
 from vopd.reporting.run_report import SAMPLES_FILE, timing_bar, timing_split
 from vopd.reporting.samples_page import KEY, samples_html
+from vopd.reporting.stability import stability_html
 from vopd.reporting.tables import seeds_label
+from vopd.reporting.variance_report import variance_beside
 from vopd.statistics import mean_score
 
 _SMOOTHING = 15
@@ -49,6 +52,8 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     training = _training_figures(comparison, records)
     variance = _variance_figures(comparison, records)
     timing = _timing_figures(comparison, records)
+    measured, more = variance_beside(folder)
+    several = any(run.accuracy_curve for run in comparison.runs)
     names = ", ".join(f"{name} {value}" for name, value in comparison.settings.items() if name in ("steps", "batch"))
     parts = [
         tiles(_facts(comparison)),
@@ -56,13 +61,15 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
         section("outcome", "What is left of the distance, and how noisy the gradient is", figures_html(outcome)),
         *([section("progress", "Training", figures_html(training))] if training else []),
         section("variance", "Gradient variance along the runs", _or_absent(variance), _VARIANCE_NOTE),
+        *measured,
+        *([section("stability", "Stability and price", stability_html(comparison))] if several else []),
         section("time", "Time", _or_absent(timing)),
         section("samples", "Samples", _samples(comparison, folder)),
         section("settings", "Settings", _settings(comparison)),
     ]
     title = f"{len(comparison.estimators)} estimators compared, {seeds_label(comparison)}"
     return page(title, f"The same student, teacher and prompts for all; {names}", parts), [
-        *outcome, *training, *variance, *timing,
+        *outcome, *training, *variance, *more, *timing,
     ]  # fmt: skip
 
 
@@ -134,10 +141,11 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
         100 * mean_score(outcomes).value
         for outcomes in (comparison.start.student_outcomes, comparison.start.teacher_outcomes)
     )
-    held_out = [
-        Line(run.estimator, [x for x, _ in run.curve], [y for _, y in run.curve], colour_of(run.estimator))
-        for run in comparison.runs
-    ]
+    note = seeds_note(len(comparison.seeds))
+    held_out = seed_lines([(run.estimator, _points(run.curve)) for run in comparison.runs])
+    learned = seed_lines(
+        [(run.estimator, _points([(x, 100 * y) for x, y in run.accuracy_curve])) for run in comparison.runs]
+    )
     noise = relative_noise(comparison.start, comparison.estimators)
     bars = [
         Bar(name, [(name, value, colour_of(name))], f"{value:.2g}" if value else "0, exact")
@@ -149,16 +157,23 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
         text = f"{100 * score.value:.1f} %"
         dots.append(Dot(name, 100 * score.value, 100 * score.low, 100 * score.high, colour_of(name), text))
     figures: list[Figure] = [
-        Curves("held_out", "Distance from the teacher", "held-out reverse KL, exact, nats a token", held_out),
+        Curves("held_out", "Distance from the teacher", "held-out reverse KL, exact, nats a token", held_out, note),
         Dots(
             "accuracy", "Right answers on held-out problems", "%, greedy, 95 % interval over problems", dots,
             f"Dashed: the student before, {before:.0f} %, and the teacher, {teacher:.0f} %.",
             (("student before", before), ("teacher", teacher)),
         ),
     ]  # fmt: skip
+    if learned:
+        unit = "right answers on held-out problems, %, greedy"
+        figures.insert(1, Curves("accuracy_curve", "Learning curve", unit, learned, note, from_zero=False))
     if bars:
         figures.insert(1, Bars("noise", "Noise of the gradient", "variance from drawing the tokens, opd = 1", bars))
     return figures
+
+
+def _points(curve: Sequence[tuple[float, float]]) -> Points:
+    return [x for x, _ in curve], [y for _, y in curve]
 
 
 def _training_figures(comparison: Comparison, records: Records) -> list[Figure]:
@@ -170,33 +185,34 @@ def _training_figures(comparison: Comparison, records: Records) -> list[Figure]:
     )
     found = []
     for name, title, unit, metric in specs:
-        lines = []
-        for run, steps, values in _series(comparison, records, metric):
-            lines.append(Line(run.estimator, steps, values, colour_of(run.estimator), _SMOOTHING))
+        runs = [(run.estimator, (steps, values)) for run, steps, values in _series(comparison, records, metric)]
+        lines = seed_lines(runs, _SMOOTHING)
         if lines:
-            found.append(Curves(name, title, unit, lines, f"Mean over {_SMOOTHING} logged steps."))
+            note = f"Mean over {_SMOOTHING} logged steps. {seeds_note(len(comparison.seeds))}".rstrip()
+            found.append(Curves(name, title, unit, lines, note))
     return list(found)
 
 
 def _variance_figures(comparison: Comparison, records: Records) -> list[Figure]:
     figures: list[Figure] = []
+    note = seeds_note(len(comparison.seeds))
     for name, title in (("value", "Left by the value baseline"), ("optimal", "Left by the optimal baseline")):
-        lines = []
+        ratios = []
         for run, steps, values in _series(comparison, records, f"variance/{name}"):
             plain = dict(zip(*series(records[run.directory], "variance/none")))
             points = [(step, value / plain[step]) for step, value in zip(steps, values) if plain.get(step)]
             if points:
-                left, ratios = [x for x, _ in points], [y for _, y in points]
-                lines.append(Line(run.estimator, left, ratios, colour_of(run.estimator), 3))
-        if lines:
-            figures.append(Curves(f"variance_{name}", title, "variance with it / variance without baseline", lines))
+                ratios.append((run.estimator, _points(points)))
+        if ratios:
+            unit = "variance with it / variance without baseline"
+            figures.append(Curves(f"variance_{name}", title, unit, seed_lines(ratios, 3), note))
     hurts = [
-        Line(run.estimator, steps, values, colour_of(run.estimator), 3)
-        for run, steps, values in _series(comparison, records, "value_hurts_share")
+        (run.estimator, (steps, values)) for run, steps, values in _series(comparison, records, "value_hurts_share")
     ]
     if hurts:
         unit = "share of tokens with more variance than without"
-        figures.append(Curves("value_hurts_share", "Where the value baseline hurts", unit, hurts))
+        lines = seed_lines(hurts, 3)
+        figures.append(Curves("value_hurts_share", "Where the value baseline hurts", unit, lines, note))
     return figures
 
 

@@ -42,7 +42,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def _bounds(figure: Curves) -> tuple[float, float, float, float]:
     """Ends of both axes; never empty."""
-    points = [point for line in figure.lines for point in line.points()]
+    points = [point for line in figure.lines for part in (line.points(), *(line.edges() or ())) for point in part]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     heights = [y for _, y in points] + [y for line in figure.lines for ends in line.ends for y in ends]
     low, high = min(heights), max(heights)
@@ -72,6 +72,8 @@ def _svg(figure: Curves) -> str:
         if value == int(value):
             parts.append(f'<text x="{across(value):.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{int(value)}</text>')
     for line in figure.lines:
+        parts.append(_band(line, across, up))
+    for line in figure.lines:
         parts.append(_drawn(line, across, up))
     cross = f'<line class="cross" x1="0" x2="0" y1="{_TOP}" y2="{_BOTTOM}" visibility="hidden"/>'
     data = escape(json.dumps(_data(figure, left, right), separators=(",", ":")))
@@ -91,6 +93,15 @@ def _drawn(line: Line, across: Callable[[float], float], up: Callable[[float], f
     if len(points) == 1:
         return f'<circle {style} cx="{across(points[0][0]):.1f}" cy="{up(points[0][1]):.1f}" r="3"/>'
     return f'<polyline {style} class="{"dashed" if line.dashed else ""}" points="{path}"/>'
+
+
+def _band(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
+    edges = line.edges()
+    if edges is None:
+        return ""
+    low, high = edges
+    path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in [*low, *reversed(high)])
+    return f'<polygon style="--c:{line.colour}" points="{path}"/>'
 
 
 def _with_intervals(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:

@@ -18,8 +18,9 @@ class Line:
     """One curve: its points by optimizer step.
 
     `width` is the number of steps of the running mean that is drawn; 1 draws the values as they are. Lines of the same
-    label share one entry of the legend. `ends` are the 95 % intervals of the values, where they have any: then every
-    value is drawn as a point with its interval.
+    label share one entry of the legend. `band` holds (low, high) at every step, the range of several seeds say, and is
+    drawn around the line. `ends` are the 95 % intervals of the values, where they have any: then every value is drawn
+    as a point with its interval.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Line:
     colour: str
     width: int = 1
     dashed: bool = False
+    band: Sequence[tuple[float, float]] = ()
     ends: Sequence[tuple[float, float]] = ()
 
     def with_ends(self) -> list[tuple[float, float, tuple[float, float]]]:
@@ -36,7 +38,17 @@ class Line:
 
     def points(self) -> list[tuple[float, float]]:
         """(step, value) as drawn: smoothed, and averaged in bins where there are more than a page needs."""
-        points = list(zip(self.steps, smoothed(self.values, self.width), strict=True))
+        return self._drawn(self.values)
+
+    def edges(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
+        """The band's lower and upper edge as drawn, or None without one."""
+        if not self.band:
+            return None
+        low, high = zip(*self.band, strict=True)
+        return self._drawn(low), self._drawn(high)
+
+    def _drawn(self, values: Sequence[float]) -> list[tuple[float, float]]:
+        points = list(zip(self.steps, smoothed(values, self.width), strict=True))
         size = -(-len(points) // _SHOWN_POINTS)
         if size <= 1:
             return points
@@ -56,14 +68,14 @@ class Curves:
     from_zero: bool = True
 
     def csv(self) -> str:
-        """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals."""
-        rows = [
-            (line.label, step, value, *(line.ends[place] if line.ends else ()))
-            for line in self.lines
-            for place, (step, value) in enumerate(zip(line.steps, line.values))
-        ]
+        """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals or a band."""
+        rows: list[tuple[object, ...]] = []
+        for line in self.lines:
+            around = line.ends or line.band
+            for place, (step, value) in enumerate(zip(line.steps, line.values)):
+                rows.append((line.label, step, value, *(around[place] if around else ())))
         header = ("line", "step", "value", "low", "high")
-        return _csv(header if any(line.ends for line in self.lines) else header[:3], rows)
+        return _csv(header if any(line.ends or line.band for line in self.lines) else header[:3], rows)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ _SMOOTHING = 15
 
 
 def colour_of(estimator: str) -> str:
-    """Return the colour that stands for an estimator in every figure."""
-    return COLOURS.get(estimator, _OTHER)
+    """Return the colour that stands for an estimator in every figure, whatever its learning rate."""
+    return COLOURS.get(estimator.split(" ")[0], _OTHER)
 
 
 def plot_comparison(comparison: Comparison, folder: str | Path, path: str | Path) -> None:

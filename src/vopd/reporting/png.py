@@ -57,6 +57,9 @@ def _curves(axes: Any, figure: Curves) -> None:
             label=None if line.label in labels else line.label,
         )  # fmt: skip
         labels.add(line.label)
+        if (edges := line.edges()) is not None:
+            low, high = ([y for _, y in edge] for edge in edges)
+            axes.fill_between(steps, low, high, color=line.colour, alpha=0.15, linewidth=0)
         for step, value, ends in line.with_ends():
             axes.plot([step, step], ends, color=line.colour, linewidth=1.6, solid_capstyle="butt")
             axes.plot(step, value, "o", color=line.colour, markersize=5)

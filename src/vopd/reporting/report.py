@@ -11,6 +11,7 @@ from vopd.reporting.comparison_report import comparison_report
 from vopd.reporting.metrics import METRICS_FILE
 from vopd.reporting.png import write_pngs
 from vopd.reporting.run_report import run_report
+from vopd.reporting.variance_report import read_variance, variance_report
 
 logger = logging.getLogger("vopd")
 
@@ -19,7 +20,7 @@ REPORT_FOLDER = "report"
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write report.html into the directory of a run or of a comparison, and report/NAME.png and NAME.csv beside it.
+    """Write report.html into the directory of a run, a comparison or a `vopd variance`, and report/NAME.png and .csv.
 
     An older report is replaced. Without matplotlib there are no PNG files.
 
@@ -27,17 +28,19 @@ def write_report(folder: str | Path) -> Path:
         The page's path.
 
     Raises:
-        DataError: the directory is neither, or holds a file that vopd did not write.
+        DataError: the directory is none of these, or holds a file that vopd did not write.
     """
     folder = Path(folder)
     if (folder / COMPARISON_FILE).is_file():
         text, figures = comparison_report(folder)
     elif (folder / METRICS_FILE).is_file():
         text, figures = run_report(folder)
+    elif (variance := read_variance(folder)) is not None:
+        text, figures = variance_report(folder, variance)
     else:
         raise DataError(
-            f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run or of "
-            "a finished `vopd demo`"
+            f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run, of a "
+            "`vopd variance`, or of a finished `vopd demo` or `vopd compare`"
         )
     data = folder / REPORT_FOLDER
     data.mkdir(exist_ok=True)

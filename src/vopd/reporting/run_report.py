@@ -15,6 +15,7 @@ from vopd.reporting.figures import Bar, Bars, Curves, Figure, Line
 from vopd.reporting.metrics import read_metrics, series
 from vopd.reporting.page import folded, page, section, table, tiles
 from vopd.reporting.samples_page import KEY, chosen, samples_html
+from vopd.reporting.variance_report import variance_beside
 from vopd.statistics import Difference, Score
 
 SAMPLES_FILE = "samples.jsonl"
@@ -83,6 +84,7 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     variance = [figure for spec in _VARIANCE if (figure := _curves(spec, records))]
     timing = _timing_figures(records)
     evaluation = _evaluation(folder / RESULTS_FILE)
+    beside, more = variance_beside(folder)
     accuracy = accuracy_figures(records)
     measured = evaluation_table(evaluation) if evaluation or not accuracy else ""
     note = _EVALUATION_NOTE if evaluation or accuracy else ""
@@ -91,6 +93,7 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
         section("evaluation", "Evaluation", measured + (figures_html(accuracy) if accuracy else ""), note),
         section("progress", "Training", figures_html(progress), "Point at a curve, or tap it, to read its values."),
         section("variance", "Gradient variance", _or_absent(variance, "the run logged no variance; set metrics_every")),
+        *beside,
         section("time", "Time", _or_absent(timing, "the run logged no times")),
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", settings_html(settings)),
@@ -98,7 +101,7 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     student = settings.get("model", ("the model", ""))[0]
     teacher = _given(settings, "teacher_model") or _given(settings, "teacher_server_url") or "the teacher_model"
     subtitle = f"{student} taught by {teacher}"
-    return page(folder.resolve().name, subtitle, parts), [*accuracy, *progress, *variance, *timing]
+    return page(folder.resolve().name, subtitle, parts), [*accuracy, *progress, *variance, *more, *timing]
 
 
 def _given(settings: dict[str, Any], name: str) -> Any:

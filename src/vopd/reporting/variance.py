@@ -15,8 +15,7 @@ _BASELINES = (("none", "no baseline", "#4d4d4d"), ("value", "value", "#0072b2"),
 
 def variance_text(results: dict[str, Any]) -> str:
     """The table of `vopd variance`: every part with its 95 % interval over contexts."""
-    rows = [_row(name, noise) for name, noise in results["estimators"].items()]
-    headers = ["", "token part", "total", "bias", "signal/noise", "cosine"]
+    headers, rows = variance_rows(results)
     settings = results["settings"]
     return "\n".join(
         [
@@ -28,6 +27,12 @@ def variance_text(results: dict[str, Any]) -> str:
             "gradient, and about 0 where there is none; signal/noise is |exact gradient|^2 / token part.",
         ]
     )
+
+
+def variance_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and one row an estimator."""
+    headers = ["", "token part", "total", "bias", "signal/noise", "cosine"]
+    return headers, [_row(name, noise) for name, noise in results["estimators"].items()]
 
 
 def _row(name: str, noise: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from .base import EVERYTHING, Gift, Rollouts, Scored, States, Teacher
 from .client import Patience, Refused, Servers, checked_urls
 from .preflight import Watch, gifts
+from .routed import RoutedTeacher
 from .scores import TopKScores
 from .server import ServerTeacher
 from .vocabulary import check_vocabulary
@@ -13,6 +14,7 @@ __all__ = [
     "Patience",
     "Refused",
     "Rollouts",
+    "RoutedTeacher",
     "Scored",
     "ServerTeacher",
     "Servers",

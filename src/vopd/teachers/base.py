@@ -21,13 +21,14 @@ EVERYTHING: frozenset[Gift] = frozenset({"sampled", "top_k", "chosen", "full"})
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Completions to score, as ids; (B, P) and (B, T).
+    """Completions to score, as ids; (B, P) and (B, T). The prompts are those that the teacher reads.
 
     Attributes:
         prompt_ids, prompt_mask: padded on the left, the mask 0 on the padding.
         completion_ids, completion_mask: padded on the right.
         loss_mask: (B, T), 1 where the student sampled the token: what needs a score.
         rows: (B,), a number of each row by which the teacher knows it again; None where nothing was begun before.
+        teachers: (B,), the place of each row's teacher among several; None with one.
     """
 
     prompt_ids: Tensor
@@ -36,6 +37,7 @@ class Rollouts:
     completion_mask: Tensor
     loss_mask: Tensor
     rows: Tensor | None = None
+    teachers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Teacher(Protocol):
     def settle(self, rollouts: Rollouts) -> Tensor | None:
         """Which rows have scores, (B,) booleans, known once this returns; None where every row always has.
 
-        Called with all rows that share a normaliser, on every process. Those without scores count nowhere.
+        Called with all rows that share a normaliser, on every process, also with none. Those without scores count
+        nowhere. Whether the answer is None must not depend on the rows: the processes act on it together.
         """
         ...
 

@@ -74,7 +74,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     k = facts.get("loss_top_k")
     return {
         "student": _with_revision(facts["student"], facts.get("student_revision")),
-        "teacher": _with_revision(facts["teacher"], facts.get("teacher_revision")),
+        "teacher": _teachers(facts["teacher"], facts.get("teacher_revision")),
         "data": "<br>".join(facts.get("data", [])) or "not named",
         "estimator": facts["estimator"] if k is None else f"{facts['estimator']}, k = {k}",
         **({"loss computed by": facts["backend"]} if "backend" in facts else {}),
@@ -98,8 +98,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _with_revision(source: str, revision: str | None) -> str:
+def _with_revision(source: str, revision: str | None = None) -> str:
     return _called(source) + (f" at {revision}" if revision else "")
+
+
+def _teachers(teacher: Any, revision: str | None) -> str:
+    """One teacher, or several by name, each with its revision."""
+    if isinstance(teacher, str):
+        return _with_revision(teacher, revision)
+    return "<br>".join(f"{name}: {_with_revision(*found)}" for name, found in teacher.items())
 
 
 def _cell(value: Any) -> str:

@@ -69,6 +69,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             completions of one process's step must be a multiple of it.
         reward_weights: one number a reward function, in nats a unit of reward: the teacher's log-ratios have weight 1.
             Default: 1 each.
+        teacher_column: column of the data set that names each row's teacher, where there are several.
+        teacher_prompt_column: column with prompts that the teacher alone reads, such as one with a hint. Default: it
+            reads what the student reads.
+        teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the data set with the reference answers that "math" and "choice" grade against.
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
             guard_no_signal: limits of the guards in ``guards.py``; None turns one off. They warn; the one that is
@@ -101,6 +105,9 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     num_generations: int = _own(1, "Completions of each prompt; a reward needs 2 or more.")
     reward_weights: list[float] | None = _own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
     reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
+    teacher_column: str = _own("teacher", "Column that names each row's teacher, where there are several.")
+    teacher_prompt_column: str | None = _own(None, "Column with prompts that the teacher alone reads.")
+    teacher_decay: float = _own(0.99, "Decay of the moving average that the teacher self:average is.")
     eval_benchmarks: list[str] | None = _own(
         None, "Benchmarks to measure accuracy on while training: math500, NAME=FILE, a file, reasoning_gym:NAME."
     )
@@ -226,6 +233,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 "log_completions prints what the model wrote to the terminal unescaped; remove it: show_samples shows "
                 "completions, and samples_per_step of them a step are in samples.jsonl"
             )
+        if not 0 < self.teacher_decay < 1:
+            raise ConfigurationError(f"teacher_decay must be between 0 and 1, got {self.teacher_decay}")
         if self.loss_normalizer is not None and not self.loss_normalizer > 0:
             raise ConfigurationError(f"loss_normalizer must be positive, got {self.loss_normalizer}")
 

@@ -37,8 +37,9 @@ class Averages:
         self._sums[name] = self._sums.get(name, 0) + part
 
     def reduce(self, accelerator: Any) -> dict[str, float]:
-        """The averages over all ranks; starts over. A collective: every rank calls it with the same names."""
+        """The averages over all ranks; starts over. A collective, in which ranks may have different names."""
         sums, self._sums = self._sums, {}
+        sums = _of_all_ranks(sums, accelerator)
         if not sums:
             return {}
         lengths = [part.numel() for part in sums.values()]
@@ -47,6 +48,20 @@ class Averages:
         for name, part in zip(sums, flat.split(lengths), strict=True):
             averages |= _average(name, part.tolist())
         return {name: value for name, value in averages.items() if math.isfinite(value)}
+
+
+def _of_all_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
+    """The sums in one order, with zeros for what only other ranks met, such as rows of one of several teachers."""
+    if accelerator.num_processes == 1:
+        return sums
+    from accelerate.utils import gather_object
+
+    lengths = dict(gather_object([(name, part.numel()) for name, part in sums.items()]))
+    zeros = {
+        name: torch.zeros(length, dtype=_wide(accelerator.device), device=accelerator.device)
+        for name, length in sorted(lengths.items())
+    }
+    return {name: sums.get(name, zero) for name, zero in zeros.items()}
 
 
 def _average(name: str, part: list[float]) -> dict[str, float]:
@@ -64,8 +79,8 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tensor) -> None:
-    """Add what the loss computed, token by token; what it left out stays absent."""
+def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str | None = None) -> None:
+    """Add what the loss computed, token by token; what it left out stays absent. `teacher`: one of several, by name."""
     for name, values in (("reward", output.rewards), ("advantage", output.advantages)):
         if values is not None:
             averages.add(name, values, mask, spread=True)
@@ -74,12 +89,23 @@ def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tens
     for name, values in (("reverse_kl", output.reverse_kl), ("entropy", output.entropy)):
         if values is not None:
             averages.add(name, values, mask)
+    if teacher is not None:
+        _add_teacher_metrics(averages, output, mask, teacher)
     if output.variance is not None:
         none, value, optimal = output.variance
         averages.add("variance/none", none, mask)
         averages.add("variance/value", value, mask)
         averages.add("variance/optimal", optimal, mask)
         averages.add("value_hurts_share", (value > none).to(value.dtype), mask)
+
+
+def _add_teacher_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str) -> None:
+    """What tells one of several teachers from the others, at its own tokens."""
+    if output.teacher_logprobs is not None:
+        difference = output.student_logprobs - output.teacher_logprobs
+        averages.add(f"sampled_reverse_kl/{teacher}", difference, mask)
+    if output.reverse_kl is not None:
+        averages.add(f"reverse_kl/{teacher}", output.reverse_kl, mask)
 
 
 def add_completion_metrics(averages: Averages, batch: dict[str, Any], mask: Tensor, end_ids: list[int]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..teachers import Rollouts, Scored, States
+from .routing import PLACES, PROMPT_IDS, PROMPT_MASK
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,31 @@ def loss_mask(inputs: dict[str, Any]) -> Tensor:
 
 
 def rollouts_of(inputs: dict[str, Any]) -> Rollouts:
-    """What a teacher needs of a generated batch or a micro-batch."""
+    """What a teacher needs of a generated batch or a micro-batch: with its own prompts, where it has some.
+
+    A completion's positions are counted from its end, so that prompts of any length line up.
+    """
+    own = PROMPT_IDS in inputs
     return Rollouts(
-        prompt_ids=inputs["prompt_ids"],
-        prompt_mask=inputs["prompt_mask"],
+        prompt_ids=inputs[PROMPT_IDS if own else "prompt_ids"],
+        prompt_mask=inputs[PROMPT_MASK if own else "prompt_mask"],
         completion_ids=inputs["completion_ids"],
         completion_mask=inputs["completion_mask"],
         loss_mask=loss_mask(inputs),
         rows=inputs.get("rollout_rows"),
+        teachers=inputs.get(PLACES),
     )
 
 
 def sequence(rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
     """Ids and attention mask of prompts with completions, and how many of the last positions predict a token."""
+    return student_sequence(vars(rollouts))
+
+
+def student_sequence(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """The same of a micro-batch, with the prompts that the student reads."""
     return (
-        torch.cat([rollouts.prompt_ids, rollouts.completion_ids], dim=1),
-        torch.cat([rollouts.prompt_mask, rollouts.completion_mask], dim=1),
-        rollouts.completion_ids.size(1),
+        torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+        torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+        inputs["completion_ids"].size(1),
     )

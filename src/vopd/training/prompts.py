@@ -66,7 +66,12 @@ def keep_short(dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], 
 
 
 def check_room(
-    dataset: Any, name: str, positions: int | None, completion: int, tokenize: Callable[[list[Any]], list[list[int]]]
+    dataset: Any,
+    name: str,
+    positions: int | None,
+    completion: int,
+    tokenize: Callable[[list[Any]], list[list[int]]],
+    column: str = PROMPT,
 ) -> None:
     """Raises if a prompt with `completion` more tokens goes beyond the `positions` that the models know.
 
@@ -84,8 +89,13 @@ def check_room(
             f"max_completion_length={completion} leaves no room for a prompt in the models' {positions} positions; "
             "lower it"
         )
-    lengths = token_lengths(dataset, tokenize)
+    lengths = token_lengths(dataset, tokenize, column)
     long = sum(length > room for length in lengths)
+    if long and column != PROMPT:
+        raise DataError(
+            f"{long} prompts in '{column}' of {name} go beyond the models' {positions} positions with "
+            f"max_completion_length={completion}; shorten them to {room} tokens, or lower max_completion_length"
+        )
     if long:
         raise DataError(
             f"{long} of {len(lengths)} prompts of {name} go beyond the models' {positions} positions with "
@@ -94,9 +104,9 @@ def check_room(
         )
 
 
-def token_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]]) -> list[int]:
-    """Number of tokens of each prompt."""
-    prompts = list(dataset[PROMPT])
+def token_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]], column: str = PROMPT) -> list[int]:
+    """Number of tokens of each prompt that there is in `column`."""
+    prompts = [prompt for prompt in dataset[column] if prompt]
     return [len(ids) for start in range(0, len(prompts), _CHUNK) for ids in tokenize(prompts[start : start + _CHUNK])]
 
 

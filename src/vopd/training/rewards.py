@@ -130,7 +130,7 @@ class Rewards:
         weighed = [f"{name} (weight {weight:g})" for name, weight in zip(self.names, self.weights, strict=True)]
         return f"{', '.join(weighed)}, over {self.num_generations} completions a prompt"
 
-    def check_columns(self, dataset: Any, name: str = "train_dataset") -> None:
+    def check(self, dataset: Any, name: str = "train_dataset") -> None:
         """Raises DataError if a function needs a column that `dataset` does not have."""
         columns = list(dataset.column_names)
         for reward in self.rewards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ..models import (
 from ..teachers import Teacher
 from .heads import check_logits, check_not_shared
 from .local_teacher import LocalTeacher
+from .routing import Served
 from .server_teacher import connect
 from .setting_up import tokenizer_of
 
@@ -47,62 +49,49 @@ class Placed:
     positions: int | None
 
 
-def check_placement(teacher_model: Any, args: Any) -> None:
-    """Raises ConfigurationError unless there is exactly one teacher."""
-    if args.teacher_server_url is None:
-        if teacher_model is None:
-            raise ConfigurationError(
-                "teacher_model is missing; give a path, a hub id or a model, or teacher_server_url for one behind a "
-                "server"
-            )
-    elif teacher_model is not None and not isinstance(teacher_model, str):
-        raise ConfigurationError(
-            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
-            "teacher's path, whose tokenizer is then compared"
-        )
-
-
-def place_teacher(trainer: Any, source: Any) -> Placed:
+def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
     """The teacher of `trainer`, checked against its student, its estimator and its tokenizer.
 
     Args:
         trainer: a TRLAdapter with a VOPDConfig.
-        source: what the user gave as teacher_model.
+        source: as `routing.sources` makes it: a path, a model, or `Served`.
+        revision: of the source on the hub.
 
     Raises:
         ConfigurationError, MismatchError, TeacherServerError: see their messages.
     """
-    if trainer.args.teacher_server_url is not None:
-        return _behind_server(trainer, source)
-    model = trainer.load_teacher(source)
+    if isinstance(source, Served):
+        return _behind_server(trainer, source, revision)
+    model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
-    tokenizer = tokenizer_of(source, model, trainer.args.teacher_model_revision) or trainer._tokenizer
+    tokenizer = tokenizer_of(source, model, revision) or trainer._tokenizer
     student_rows = checked_rows(trainer, trainer.model, "student")
     teacher_rows = checked_rows(trainer, model, "teacher")
     vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
-    _check_top_k(trainer.args, vocab_size)
+    check_top_k(trainer.args, vocab_size)
     _warn_of_ends(trainer, model, tokenizer)
-    name, revision = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
     prepared = trainer.prepared_teacher(model)
     teacher = LocalTeacher(prepared, trainer.teacher_states)
     check_gives(trainer.args.estimator, teacher.gives)
-    return Placed(teacher, prepared, name, revision, vocab_size, student_rows, positions)
+    return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
 
 
-def _behind_server(trainer: Any, source: str | None) -> Placed:
-    """`source` names the tokenizer and the end tokens to compare, where it is given."""
-    args, tokenizer = trainer.args, trainer._tokenizer
-    if source is not None:
-        tokenizer = load_tokenizer(source, revision=args.teacher_model_revision)
-        _warn_of_ends(trainer, load_skeleton(source, revision=args.teacher_model_revision), tokenizer)
+def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed:
+    args, tokenizer = copy.copy(trainer.args), trainer._tokenizer
+    if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
+        args.teacher_server_url, args.teacher_server_model = source.urls, None
+    if source.path is not None:
+        tokenizer = load_tokenizer(source.path, revision=revision)
+        _warn_of_ends(trainer, load_skeleton(source.path, revision=revision), tokenizer)
     student_rows = checked_rows(trainer, trainer.model, "student")
     vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows)
-    _check_top_k(args, vocab_size)
+    check_top_k(args, vocab_size)
     found = connect(
         args,
         tokenizer=trainer._tokenizer,
-        compared=source is not None,
+        compared=source.path is not None,
         vocab_size=vocab_size,
         prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
         end_ids=trainer.eos_token_ids,
@@ -113,7 +102,7 @@ def _behind_server(trainer: Any, source: str | None) -> Placed:
     positions = min(
         (length for length in (context_length(trainer.model), found.positions) if length is not None), default=None
     )
-    return Placed(found.teacher, None, source or found.model, None, vocab_size, student_rows, positions)
+    return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows, positions)
 
 
 def checked_rows(trainer: Any, model: Any, name: str) -> int:
@@ -125,7 +114,8 @@ def checked_rows(trainer: Any, model: Any, name: str) -> int:
     return len(head.weight)
 
 
-def _check_top_k(args: Any, vocab_size: int) -> None:
+def check_top_k(args: Any, vocab_size: int) -> None:
+    """Raises ConfigurationError if the estimator's k is more than there are tokens."""
     if args.loss_top_k is not None and args.loss_top_k > vocab_size:
         raise ConfigurationError(f"loss_top_k={args.loss_top_k} is more than the vocabulary has ({vocab_size})")
 

@@ -12,7 +12,7 @@ from ..estimators import DistillationOutput, linear_distillation_loss
 from ..teachers import Scored, States, TopKScores
 
 
-def distil(
+def distil_each(
     student: States,
     scored: Sequence[Scored],
     completion_ids: Tensor,
@@ -20,8 +20,8 @@ def distil(
     *,
     normalizer: Tensor | float | None,
     **settings: Any,
-) -> DistillationOutput:
-    """``linear_distillation_loss`` summed over teachers, each on the tokens that its mask covers.
+) -> list[DistillationOutput]:
+    """``linear_distillation_loss`` of each teacher, on the tokens that its mask covers.
 
     Args:
         student: with gradient.
@@ -32,24 +32,33 @@ def distil(
         settings: of ``linear_distillation_loss``.
 
     Returns:
-        The loss, and per token what every teacher's part computed: a quantity that one of them cannot give is None.
+        Its part of the loss and what was computed at its tokens, for each entry of `scored`.
     """
     if normalizer is None and len(scored) > 1:
         normalizer = loss_mask.sum()
-    outputs = [
+    return [
         linear_distillation_loss(
             student.hidden,
             student.head.weight,
             **_teacher(entry.by),
             completion_ids=completion_ids,
-            completion_mask=loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype),
+            completion_mask=own_mask(entry, loss_mask),
             normalizer=normalizer,
             **student.head.options("student"),
             **settings,
         )
         for entry in scored
     ]
-    return outputs[0] if len(outputs) == 1 else _sum(outputs)
+
+
+def own_mask(entry: Scored, loss_mask: Tensor) -> Tensor:
+    """The tokens of one teacher that count, (B, T)."""
+    return loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype)
+
+
+def together(parts: Sequence[DistillationOutput]) -> DistillationOutput:
+    """The loss over all teachers, and per token what each one's part computed: None where one could not."""
+    return parts[0] if len(parts) == 1 else _sum(list(parts))
 
 
 def _teacher(by: States | TopKScores) -> dict[str, Any]:

@@ -29,14 +29,16 @@ from .micro_batch import MicroBatch, loss_mask
 from .prompts import check_enough, check_prompts, check_room, keep_short
 from .rewards import Rewards, token_advantages
 from .rollout import RolloutDifference, check_engine
+from .routing import Routes, TeacherPrompts, sources
 from .sample_table import sample_table
 from .sampler import EpochSampler
 from .samples import SampleBook
+from .self_teacher import check_worth
 from .setting_up import clear_errors, named_datasets
 from .step_events import StepEvents
 from .stopping import Stopping
-from .teacher_setup import check_placement, place_teacher
-from .token_loss import distil
+from .teacher_set import set_up_teachers
+from .token_loss import distil_each, own_mask, together
 from .trackers import check_trackers
 from .trl_adapter import TRLAdapter
 
@@ -52,13 +54,17 @@ class VOPDTrainer(TRLAdapter):
 
     Args:
         model: the student: a path or hub id, or a causal language model, with or without LoRA.
-        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained.
+        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained. Or the
+            student itself: "self:frozen" as it was at first, "self:base" without its adapter, "self:average" as a
+            moving average (args.teacher_decay).
         args: a VOPDConfig.
         train_dataset: the prompts.
         eval_dataset: prompts to measure the same loss and metrics on.
         processing_class: the student's tokenizer; default: the one next to the model.
         reward_funcs: rewards beside the teacher: a name ("math", "choice", "reasoning_gym", "module:function") or a
             callable with TRL's signature, or several; needs args.num_generations of 2 or more.
+        teachers: several, by the names that the rows have in the column args.teacher_column; teacher_model is then that
+            of rows without a name.
         callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
 
     Raises:
@@ -86,18 +92,25 @@ class VOPDTrainer(TRLAdapter):
         peft_config: Any = None,
         tools: list[Callable[..., Any]] | None = None,
         reward_funcs: Any = None,
+        teachers: dict[str, Any] | None = None,
     ) -> None:
         args = VOPDConfig() if args is None else args
-        _check_arguments(model, teacher_model, args)
+        _check_arguments(args)
+        given = sources(teacher_model, teachers, args.teacher_server_url)
+        for teacher in given.values():
+            if model is teacher and not isinstance(model, str):
+                check_not_shared(model, teacher)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
-        check_prompts(train_dataset)
         self._rewards = Rewards.of(args, reward_funcs)
-        self._rewards.check_columns(train_dataset)
-        for name, dataset in named_datasets(eval_dataset):
+        self._routes = Routes(list(given), args.teacher_column)
+        self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
+        check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
+        for name, dataset in [("train_dataset", train_dataset), *named_datasets(eval_dataset)]:
             check_prompts(dataset, name)
-            self._rewards.check_columns(dataset, name)
+            for part in (self._rewards, self._routes, self._teacher_prompts):
+                part.check(dataset, name)
         check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
         self._prepare_books()
@@ -117,7 +130,7 @@ class VOPDTrainer(TRLAdapter):
             )
         self.refuse_processors()
         self.prepare_rollouts()
-        self._prepare_teacher(teacher_model)
+        self._prepare_teacher(given)
         self._prepare_prompts()
         self._prepare_callbacks()
 
@@ -132,14 +145,15 @@ class VOPDTrainer(TRLAdapter):
         self._rollout = RolloutDifference()
         self.card_notes: dict[str, Any] = {}
 
-    def _prepare_teacher(self, teacher_model: Any) -> None:
-        placed = place_teacher(self, teacher_model)
-        self.teacher, self.teacher_model, self.vocab_size = placed.teacher, placed.model, placed.vocab_size
-        self._teacher_name, self._teacher_revision = placed.name, placed.revision
+    def _prepare_teacher(self, given: dict[str, Any]) -> None:
+        self._teachers = set_up_teachers(self, given)
+        self.teacher = self._teachers.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.teacher_model = self._teachers.model
+        self.vocab_size = self._teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, placed.student_rows)
-        self._positions = placed.positions
+        self.sample_only(self.vocab_size, self._teachers.first.student_rows)
+        self._positions = self._teachers.positions
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -152,7 +166,8 @@ class VOPDTrainer(TRLAdapter):
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
         for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
-            check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize)
+            for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
+                check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
@@ -167,8 +182,8 @@ class VOPDTrainer(TRLAdapter):
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self._circuit = Circuit(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watch = GuardWatch(self._stopping)
-        for callback in (StepEvents(self), run_log, self._progress, self._stopping, self._circuit, watch):
+        watches = [self._stopping, self._circuit, GuardWatch(self._stopping), *self._teachers.callbacks]
+        for callback in (StepEvents(self), run_log, self._progress, *watches):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
@@ -196,7 +211,7 @@ class VOPDTrainer(TRLAdapter):
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        output = distil(
+        parts = distil_each(
             batch.student,
             batch.scored,
             batch.completion_ids,
@@ -212,8 +227,9 @@ class VOPDTrainer(TRLAdapter):
             diagnostics=self._measures_now(),
             backend=self.loss_backend,
         )
-        averages = self._averages["train" if training else "eval"]
-        add_token_metrics(averages, output, batch.loss_mask)
+        averages, output = self._averages["train" if training else "eval"], together(parts)
+        for part, entry in zip(parts, batch.scored, strict=True):
+            add_token_metrics(averages, part, own_mask(entry, batch.loss_mask), entry.name)
         if batch.rollout_logprobs is not None:
             self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
@@ -224,6 +240,14 @@ class VOPDTrainer(TRLAdapter):
     def _measures_now(self) -> bool:
         every = self.args.metrics_every
         return every > 0 and self.state.global_step % every == 0
+
+    def rows_drawn(self, rows: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+        self._routes.add(rows, batch)
+        self._teacher_prompts.add(rows, batch, self.tokenize, self._tokenizer.pad_token_id)
+
+    def checkpoint_loaded(self, checkpoint: str) -> None:
+        if self._teachers.average is not None:
+            self._teachers.average.load(checkpoint)
 
     def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
         mask = loss_mask(batch)
@@ -289,7 +313,8 @@ class VOPDTrainer(TRLAdapter):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
-        self._checkpoints.save(partial(super()._save_checkpoint, model, trial))
+        write = partial(super()._save_checkpoint, model, trial)
+        self._checkpoints.save(partial(self._teachers.save_beside, write, self))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -320,8 +345,7 @@ class VOPDTrainer(TRLAdapter):
             "name": name,
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
-            "teacher": self._teacher_name,
-            "teacher_revision": self._teacher_revision,
+            **self._teachers.card_facts(),
             "data": [f"{len(self.train_dataset)} prompts"],
             "estimator": self.args.estimator,
             "loss_top_k": self.args.loss_top_k,
@@ -337,10 +361,6 @@ class VOPDTrainer(TRLAdapter):
         }
 
 
-def _check_arguments(model: Any, teacher_model: Any, args: Any) -> None:
-    """What can be refused before any model is loaded."""
+def _check_arguments(args: Any) -> None:
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-    check_placement(teacher_model, args)
-    if model is teacher_model and not isinstance(model, str):
-        check_not_shared(model, teacher_model)

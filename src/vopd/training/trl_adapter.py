@@ -12,8 +12,6 @@ import inspect
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,8 +21,8 @@ from torch.utils.data import Sampler
 from ..errors import ConfigurationError, MismatchError, require
 from ..models import read_head
 from ..teachers import Rollouts, States, Teacher
-from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence
-from .rollout import check_completions, padded, sampled_logprobs
+from .micro_batch import MicroBatch, loss_mask, rollouts_of, sequence, student_sequence
+from .rollout import check_completions, own_generation_config, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
 
@@ -55,8 +53,8 @@ __all__ = ["DistillationConfig", "TRLAdapter"]
 
 class TRLAdapter(DistillationTrainer):
     """DistillationTrainer with any ``Teacher``, exact positions, and these extension points: ``token_loss``,
-    ``rollout_done``, ``rows_settled``, ``scoring_done``, ``loss_ready``, ``gradient_ready``, ``step_metrics``,
-    ``prompt_sampler``.
+    ``rows_drawn``, ``rollout_done``, ``rows_settled``, ``scoring_done``, ``loss_ready``, ``gradient_ready``,
+    ``step_metrics``, ``checkpoint_loaded``, ``prompt_sampler``.
     """
 
     teacher: Teacher
@@ -68,11 +66,15 @@ class TRLAdapter(DistillationTrainer):
         """Loss of one micro-batch (scalar, with gradient) and its summed entropy. No collectives in here."""
 
     @abstractmethod
-    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
-        """Called with the data set's rows and the batch generated from them, before it is split into micro-batches.
+    def rows_drawn(self, rows: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+        """Called first with the data set's rows and the batch generated from them: puts what teachers need into it.
 
-        A tensor with one entry a sequence that is put into the batch stays with its sequence.
+        A tensor with one entry a sequence stays with its sequence when the batch is shuffled and split.
         """
+
+    @abstractmethod
+    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
+        """Called with the same once the teachers have begun."""
 
     @abstractmethod
     def rows_settled(self, dropped: int, rows: int) -> None:
@@ -95,12 +97,16 @@ class TRLAdapter(DistillationTrainer):
         """Metrics gathered since the last call, added to the log on every rank. `mode` is "train" or "eval"."""
 
     @abstractmethod
+    def checkpoint_loaded(self, checkpoint: str) -> None:
+        """Called when a run resumes, with the folder that it resumes from."""
+
+    @abstractmethod
     def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
         """Order of the prompts: every generation batch once for each of its micro-batches."""
 
     # ---- the teacher ------------------------------------------------------------------------------------------
 
-    def load_teacher(self, teacher: str | PreTrainedModel) -> PreTrainedModel:
+    def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host, frozen and in eval mode. A path is loaded in the dtype it was saved in."""
         if not isinstance(teacher, str):
             if self.args.teacher_model_init_kwargs is not None:
@@ -111,8 +117,8 @@ class TRLAdapter(DistillationTrainer):
             return teacher
         kwargs = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
         kwargs |= self.args.teacher_model_init_kwargs or {}
-        if self.args.teacher_model_revision is not None:
-            kwargs.setdefault("revision", self.args.teacher_model_revision)
+        if revision is not None:
+            kwargs.setdefault("revision", revision)
         if self.args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None
         try:
@@ -139,6 +145,12 @@ class TRLAdapter(DistillationTrainer):
         inputs = sequence(rollouts)
         hidden = self._forward_redirection(model, teacher, self._get_last_hidden_state, teacher, *inputs)
         head = read_head(teacher, "teacher").detach().map(_gathered)
+        return States(_as_autocast(hidden), head.map(_as_autocast))
+
+    def inner_states(self, model: Any, rollouts: Rollouts) -> States:
+        """States of the unwrapped student, from within its wrapper's forward."""
+        hidden = self._get_last_hidden_state(model, *sequence(rollouts))
+        head = read_head(model, "student").detach().map(_gathered)
         return States(_as_autocast(hidden), head.map(_as_autocast))
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
@@ -224,6 +236,11 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.checkpoint_loaded(checkpoint)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it sees that a resumed run had taken its last one.
         if self.state.global_step >= self.state.max_steps:
@@ -233,7 +250,7 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with _own_generation_config(model, self.generation_config), warnings.catch_warnings():
+        with own_generation_config(model, self.generation_config), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
             completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
@@ -249,6 +266,7 @@ class TRLAdapter(DistillationTrainer):
         count, device = len(batch["completion_ids"]), batch["completion_ids"].device
         batch["rollout_rows"] = torch.arange(self._next_row, self._next_row + count, device=device)
         self._next_row += count
+        self.rows_drawn(inputs, batch)
         self.teacher.begin(rollouts_of(batch))
         self.rollout_done(inputs, batch, time.perf_counter() - started)
         return batch
@@ -284,7 +302,7 @@ class TRLAdapter(DistillationTrainer):
     def _both_forward(self, student: Any, inputs: dict[str, Any]) -> MicroBatch:
         """The student's forward pass over prompts and completions, and the teachers' scores."""
         rollouts = rollouts_of(inputs)
-        hidden = self._get_last_hidden_state(student, *sequence(rollouts))
+        hidden = self._get_last_hidden_state(student, *student_sequence(inputs))
         head = read_head(student, "student").map(_gathered)
         device = head.device  # a model split over devices can end on another one than its head
         states = States(_as_autocast(hidden.to(device)), head.map(_as_autocast))
@@ -349,25 +367,6 @@ class TRLAdapter(DistillationTrainer):
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
-
-
-@contextmanager
-def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """Let ``generate`` sample with `config` alone.
-
-    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
-    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
-    comes back afterwards, for it is saved with the model.
-    """
-    holders = [model, model.get_base_model()] if is_peft_model(model) else [model]
-    originals = [holder.generation_config for holder in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = config
-        yield
-    finally:
-        for holder, original in zip(holders, originals, strict=True):
-            holder.generation_config = original
 
 
 def _gathered(weight: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""Held-out problems of a comparison, and what a model makes of them: right answers and exact reverse KL.
+
+A file of problems is JSON lines with `prompt` and `answer`. A line that also has `task` and `metadata` is a
+reasoning_gym problem and is graded by the library's verifier; the others are graded as `kind` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vopd.data.files import read_rows
+from vopd.data.reasoning import Problem, extract_answer, is_right
+from vopd.errors import ConfigurationError, DataError
+
+KINDS = ("math", "choice", "tags")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One problem: the prompt as the models see it, the right answer, and for a library's verifier what it needs."""
+
+    prompt: str
+    answer: str
+    task: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(problem: Problem, prompt: str) -> HeldOut:
+        return HeldOut(prompt, problem.answer, problem.task, dict(problem.metadata))
+
+
+def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:
+    """Write problems as JSON lines."""
+    rows = ({"prompt": p.prompt, "answer": p.answer, "task": p.task, "metadata": p.metadata} for p in problems)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:
+    """Read the first `count` problems of a .jsonl, .json or .parquet file.
+
+    Raises:
+        DataError: no rows, or a row without a prompt or an answer.
+    """
+    rows = list(read_rows(Path(path)))[:count]
+    if not rows:
+        raise DataError(f"'{path}' has no problems")
+    return [_problem(row, index, path) for index, row in enumerate(rows)]
+
+
+def _problem(row: dict[str, Any], index: int, path: str | Path) -> HeldOut:
+    prompt, answer = row.get("prompt", row.get("problem")), row.get("answer")
+    if not isinstance(prompt, str) or not prompt or answer is None:
+        raise DataError(
+            f"row {index} of '{path}' needs a text 'prompt' and an 'answer': accuracy is measured on held-out problems"
+        )
+    return HeldOut(prompt, str(answer), row.get("task"), row.get("metadata") or {})
+
+
+def outcomes(problems: Sequence[HeldOut], texts: Sequence[str], kind: str) -> list[bool]:
+    """Whether each completion is right.
+
+    Args:
+        kind: of the problems without a library's verifier: math, choice, or tags for the very text in answer tags.
+
+    Raises:
+        ConfigurationError: unknown kind.
+    """
+    if kind not in KINDS:
+        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+    return [_is_right(problem, text, kind) for problem, text in zip(problems, texts, strict=True)]
+
+
+def _is_right(problem: HeldOut, text: str, kind: str) -> bool:
+    if problem.task is not None:
+        return is_right(Problem(problem.task, problem.prompt, problem.answer, problem.metadata), text)
+    if kind == "tags":
+        return extract_answer(text) == problem.answer
+    from vopd.evaluation import grade
+
+    return bool(grade(text, problem.answer, kind=kind).outcome == "right")

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vopd import cli
+from vopd.experiments import comparing
+from vopd.reporting.comparison import read_comparison
+from vopd.reporting.metrics import read_metrics
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What would be run, instead of running it."""
+    calls: list[dict[str, Any]] = []
+
+    def compare(folder: Path, runs: Any, measurement: Any, **options: Any) -> None:
+        calls.append({"folder": folder, "runs": runs, "measurement": measurement, **options})
+
+    monkeypatch.setattr(comparing, "compare", compare)
+    return calls
+
+
+def recipe(folder: Path, **more: Any) -> Path:
+    values = {"model": "s", "teacher_model": "t", "dataset": "p.jsonl", "output_dir": str(folder), **more}
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_without_models_it_is_the_embedded_pair(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    arguments = ["compare", "--output_dir", str(tmp_path), "--max_steps", "8", "--problems", "5", "--seed", "3,4"]
+    assert cli.main([*arguments, "--estimator", "opd,vopd_top_k", "--learning_rate", "1e-4,1e-3", "--jobs", "2"]) == 0
+    (call,) = asked
+    assert call["folder"] == tmp_path / "compare" and call["processes"] == 2 and call["offline"]
+    assert len(call["runs"]) == 8 and len({run.directory for run in call["runs"]}) == 8
+    first, second = call["runs"][:2]
+    assert (first.estimator, first.seed, first.learning_rate) == ("opd", 3, 1e-4)
+    assert "loss_top_k" not in first.options and second.options["loss_top_k"] == 20
+    assert first.options["max_steps"] == 8 and first.options["save_steps"] == 2
+    prompts = (tmp_path / "compare" / "train-seed4.jsonl").read_text().splitlines()
+    assert len(prompts) == 8 * 16 and len((tmp_path / "compare" / "held_out.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_recipe_with_lists_is_a_grid(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = recipe(tmp_path, estimator=["opd", "vopd"], seed=[0, 1], learning_rate=[1e-5], max_completion_length=64)
+    assert cli.main(["compare", "--config", str(path), "--held_out", "h.jsonl", "--run_name", "mine"]) == 0
+    (call,) = asked
+    assert [(run.estimator, run.seed) for run in call["runs"]] == [("opd", 0), ("vopd", 0), ("opd", 1), ("vopd", 1)]
+    assert call["runs"][0].options == {
+        "model": "s", "teacher_model": "t", "dataset": "p.jsonl", "max_completion_length": 64,
+    }  # fmt: skip
+    assert call["measurement"].max_new_tokens == 64 and call["measurement"].held_out.endswith("h.jsonl")
+    assert call["folder"] == tmp_path / "mine" and not call["offline"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--estimator", "popd"], "unknown estimator 'popd'"),
+        (["--estimator", "opd,opd"], "each estimator once"),
+        (["--seed", "zero,one"], "seed must be one or several of int"),
+        (["--jobs", "0"], "jobs must be at least 1"),
+        (["--problems", "0"], "at least 1"),
+        (["--model", "s"], "needs --teacher_model and --dataset"),
+        (["--model", "s", "--teacher_model", "t", "--dataset", "p.jsonl"], "give --held_out"),
+        (["--estimators", "opd"], "did you mean 'estimator'"),
+    ],
+)
+def test_impossible_comparisons_are_refused_at_once(
+    arguments: list[str], message: str, asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", "--output_dir", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err and not asked
+
+
+def test_an_estimator_with_a_k_needs_one_in_a_recipe(
+    asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, estimator=["vopd_top_k"], held_out="h.jsonl")
+    assert cli.main(["compare", "--config", str(path)]) == 2
+    assert "needs loss_top_k" in capsys.readouterr().err and not asked
+
+
+@pytest.mark.slow
+def test_runs_measures_reports_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--output_dir", str(tmp_path), "--max_steps", "4", "--problems", "6", "--jobs", "2"]
+    arguments += ["--estimator", "full_rkl", "--seed", "0,1", "--curve_problems", "3"]
+    assert cli.main(arguments) == 0
+    folder = tmp_path / "compare"
+    comparison = read_comparison(folder)
+    assert [run.seed for run in comparison.runs] == [0, 1] and comparison.settings["batch"] == 16
+    for run in comparison.runs:
+        assert len(run.outcomes) == 6 and [step for step, _ in run.accuracy_curve] == [0, 1, 2, 3, 4]
+        assert len(read_metrics(folder / run.directory)) == 4
+        assert (folder / run.directory / "model" / "model.safetensors").is_file()
+    assert "Stability and price" in (folder / "comparison.txt").read_text()
+    assert 'id="stability"' in (folder / "report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
+    assert cli.main([*arguments, "--problems", "7"]) == 3  # measured otherwise

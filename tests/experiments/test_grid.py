@@ -1,0 +1,124 @@
+"""Grids of runs: finished ones stay, killed ones are done again, broken ones are kept as such."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vopd.errors import DataError, VOPDError
+from vopd.experiments import grid
+from vopd.experiments.grid import GridRun, collect, run_grid, run_name
+from vopd.experiments.measure_models import Measurement
+from vopd.training.checkpoints import write_manifest
+
+MEASUREMENT = Measurement("student", "teacher", "held_out.jsonl", 2, 2, 8)
+# Stands for training and measuring: what it does is told by the run's name; it counts how often it was called.
+ENTRY = """
+import json, pathlib, sys
+folder, name = pathlib.Path(sys.argv[2]), sys.argv[4]
+place = folder / name
+place.mkdir(exist_ok=True)
+with (folder / "calls").open("a") as file:
+    file.write(name + "\\n")
+if name.startswith("broken"):
+    print("vopd: error: not finite"); sys.exit(6)
+if name.startswith("wrong"):
+    print("vopd: error: no such estimator"); sys.exit(2)
+if name == "start":
+    found = {"student_outcomes": [True, False], "teacher_outcomes": [True, True], "gradient_noise": {},
+             "reverse_kl": {"value": 0.3, "low": 0.2, "high": 0.4}}
+else:
+    found = {"outcomes": [True, True], "reverse_kl": {"value": 0.1, "low": 0.1, "high": 0.1},
+             "curve": [[1, 0.2], [2, 0.1]], "accuracy_curve": [[1, 0.5], [2, 1.0]]}
+(place / "measured.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "stand_in.py").write_text(ENTRY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    return "stand_in"
+
+
+def runs(*names: str, rate: float = 1e-3) -> list[GridRun]:
+    return [GridRun(name, 0, rate, run_name(name, rate, 0), {"max_steps": 2}) for name in names]
+
+
+def go(folder: Path, entry: str, wanted: list[GridRun], measurement: Measurement = MEASUREMENT) -> list[str]:
+    """Names of the processes that were started."""
+    (folder / "calls").unlink(missing_ok=True)
+    run_grid(wanted, folder, measurement, processes=2, entry=entry, say=lambda line: None)
+    return sorted((folder / "calls").read_text().split()) if (folder / "calls").exists() else []
+
+
+def test_finished_runs_are_not_done_again(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    first = go(folder, entry, runs("opd"))
+    assert first == ["opd-lr0.001-seed0", "start"]
+    assert go(folder, entry, runs("opd", "vopd")) == ["vopd-lr0.001-seed0"]
+    assert go(folder, entry, runs("opd", "vopd")) == []
+
+
+def test_a_killed_run_is_done_anew_or_goes_on(tmp_path: Path, entry: str) -> None:
+    """Without an optimizer beside its checkpoint nothing of it is kept, with one all."""
+    folder = tmp_path / "grid"
+    for name, resumable in (("opd", False), ("vopd", True)):
+        checkpoint = folder / run_name(name, 1e-3, 0) / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / ("optimizer.pt" if resumable else "model.safetensors")).touch()
+        write_manifest(checkpoint, 1)
+    go(folder, entry, runs("opd", "vopd"))
+    assert not (folder / run_name("opd", 1e-3, 0) / "checkpoint-1").exists()
+    assert (folder / run_name("vopd", 1e-3, 0) / "checkpoint-1").exists()
+
+
+def test_a_run_that_breaks_off_is_kept_as_failed(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    wanted = runs("broken", "opd")
+    go(folder, entry, wanted)
+    broken, whole = collect(wanted, folder, {}).runs
+    assert broken.reverse_kl.value == float("inf")
+    assert (broken.outcomes, whole.outcomes) == ([False, False], [True, True])
+    assert whole.accuracy_curve == [(0, 0.5), (1, 0.5), (2, 1.0)]
+    assert go(folder, entry, wanted) == []
+
+
+def test_any_other_failure_ends_the_grid(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(VOPDError, match="no such estimator") as caught:
+        go(tmp_path / "grid", entry, runs("wrong"))
+    assert caught.value.exit_code == 2
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    go(folder, entry, runs("opd"))
+    other = Measurement("student", "teacher", "held_out.jsonl", 3, 2, 8)
+    with pytest.raises(DataError, match="other settings"):
+        go(folder, entry, runs("opd"), other)
+    changed = [GridRun("opd", 0, 1e-3, run_name("opd", 1e-3, 0), {"max_steps": 3})]
+    with pytest.raises(DataError, match="other settings"):
+        go(folder, entry, changed)
+
+
+def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    wanted = [*runs("opd"), *runs("opd", rate=3e-4)]
+    go(folder, entry, wanted)
+    assert collect(wanted, folder, {}).estimators == ["opd 0.001", "opd 0.0003"]
+
+
+def test_nothing_finished_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="start was not measured"):
+        collect(runs("opd"), tmp_path, {})
+
+
+def test_configurations_hold_all_that_a_run_needs(tmp_path: Path) -> None:
+    grid.prepare(runs("opd"), tmp_path, MEASUREMENT)
+    text = (tmp_path / "configs" / "opd-lr0.001-seed0.yaml").read_text()
+    for line in ("estimator: opd", "learning_rate: 0.001", "seed: 0", "max_steps: 2", "run_name: opd-lr0.001-seed0"):
+        assert line in text
+    assert json.loads((tmp_path / "measurement.json").read_text())["problems"] == 2

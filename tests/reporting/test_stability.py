@@ -1,0 +1,62 @@
+"""How many runs end worse than they began, and what an accuracy costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from vopd.reporting.bands import seed_lines
+from vopd.reporting.comparison import Comparison, Interval, Run
+from vopd.reporting.stability import price, stability, stability_html, stability_text, target_accuracy
+
+CURVE = [(0, 0.65), (2, 0.7), (4, 0.9)]
+
+
+@pytest.fixture
+def comparison(make_comparison: Callable[[int], Comparison]) -> Comparison:
+    """Three seeds with accuracy curves and a batch of 8; a fourth run of vopd broke off."""
+    found = make_comparison(3)
+    runs = [
+        replace(run, accuracy_curve=CURVE if run.estimator != "opd" else [(0, 0.65), (4, 0.6)]) for run in found.runs
+    ]
+    infinite = Interval(float("inf"), float("inf"), float("inf"))
+    runs.append(Run("vopd", 3, "vopd-3", [False] * 20, infinite, [], 1.0))
+    return replace(found, runs=runs, settings={"steps": 4, "batch": 8})
+
+
+def test_counts_runs_that_end_worse_than_they_began(comparison: Comparison) -> None:
+    opd, vopd, exact = (stability(comparison, name) for name in ("opd", "vopd", "full_rkl"))
+    assert (opd.runs, opd.less_accurate, opd.farther, opd.broke_off) == (3, 3, 3, 0)  # 12 right of 13 before
+    assert (vopd.runs, vopd.less_accurate, vopd.farther, vopd.broke_off) == (4, 1, 1, 1)
+    assert (exact.less_accurate, exact.farther) == (0, 0)
+
+
+def test_the_target_is_half_way_unless_it_is_set(comparison: Comparison) -> None:
+    assert target_accuracy(comparison) == pytest.approx((0.65 + 1) / 2)
+    assert target_accuracy(replace(comparison, settings={"target_accuracy": 0.7})) == 0.7
+
+
+def test_the_price_is_that_of_the_first_checkpoint_with_the_target(comparison: Comparison) -> None:
+    found = price(comparison, "vopd", 0.7)
+    # Step 2 of 4, 8 samples each; the seeds' runs took 30, 31 and 32 seconds.
+    assert (found.runs, found.reached, found.samples, found.seconds) == (4, 3, 16.0, 15.5)
+    assert price(comparison, "opd", 0.7) == price(comparison, "opd", 0.99)
+    assert price(comparison, "opd", 0.7).samples is None
+
+
+def test_both_tables_say_so(comparison: Comparison) -> None:
+    for text in (stability_text(comparison), stability_html(comparison)):
+        assert "3 of 4" in text and "reach 82 %" in text and "broke off" in text
+
+
+def test_curves_of_several_seeds_become_their_mean_and_range() -> None:
+    curves = [("vopd", ([1, 2, 3], [1.0, 2.0, 9.0])), ("vopd", ([1, 2], [3.0, 6.0])), ("vopd", ([], []))]
+    (line,) = seed_lines(curves)
+    assert (list(line.steps), list(line.values), list(line.band)) == ([1, 2], [2.0, 4.0], [(1.0, 3.0), (2.0, 6.0)])
+
+
+def test_one_seed_has_no_band_and_rates_share_a_colour() -> None:
+    first, second = seed_lines([("vopd 0.001", ([1], [1.0])), ("vopd 0.01", ([1], [2.0]))])
+    assert not first.band and first.colour == second.colour and (first.dashed, second.dashed) == (False, True)
