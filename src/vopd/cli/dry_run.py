@@ -96,6 +96,8 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
+    from vopd.training.self_teacher import AVERAGE, FROZEN
+
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -113,6 +115,10 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         [facts.teachers[path].skeleton for path in loaded_teachers(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
+        quantization=options.quantization,
+        teacher_quantization=options.teacher_quantization,
+        teacher_offload=config.teacher_offload,
+        copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values() if isinstance(source, str)),
         step=step,
     )
 
