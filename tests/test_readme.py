@@ -79,6 +79,6 @@ def test_every_option_of_the_documents_exists() -> None:
 
     commands = (EvalOptions, DoctorOptions, CompareOptions)
     known = {*options(VOPDConfig), *(name for command in commands for name in options_of(command))}
-    known |= {"port", "config", "help", "version", "key", "config_file"}
+    known |= {"host", "port", "config", "help", "version", "key", "config_file"}
     named = set(re.findall(r"--([a-z_-]+)", README.split("## Distil your own models")[1].split("## Estimators")[0]))
     assert {name.replace("-", "_") for name in named} <= known
