@@ -38,7 +38,7 @@ class CompareOptions:
     problems: int = setting(300, "held-out problems for the start and the trained models")
     curve_problems: int = setting(100, "held-out problems for every checkpoint on the way")
     target_accuracy: float | None = setting(
-        None, "accuracy whose price in samples and time is told; default: half way from student to teacher"
+        None, "accuracy whose price in samples and time is told; default: what the first estimator ends with"
     )
     device: str = setting("auto", "where models are measured: auto, cpu, cuda")
 

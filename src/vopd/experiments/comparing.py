@@ -139,8 +139,8 @@ def compare(
     """Do what is missing of the grid, then write comparison.json, comparison.txt and the report.
 
     Args:
-        target: accuracy whose price in samples and seconds is told; default: half of the way from the student to
-            the teacher.
+        target: accuracy whose price in samples and seconds is told; default: what the first estimator ends
+            with.
     """
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target))

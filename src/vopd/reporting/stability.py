@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.reporting.comparison import Comparison, Run
+from vopd.reporting.comparison import Comparison, Run, score_of
 from vopd.reporting.page import table
 from vopd.reporting.tables import format_table
 from vopd.statistics import mean_score
@@ -48,17 +48,17 @@ def stability(comparison: Comparison, name: str) -> Stability:
 
 
 def target_accuracy(comparison: Comparison) -> float:
-    """The accuracy whose price is told: as set, or half of the way from the student to the teacher."""
+    """The accuracy whose price is told: as set, or what the first estimator ends with, and never below the start's."""
     if "target_accuracy" in comparison.settings:
         return float(comparison.settings["target_accuracy"])
-    start = comparison.start
-    return (mean_score(start.student_outcomes).value + mean_score(start.teacher_outcomes).value) / 2
+    before = mean_score(comparison.start.student_outcomes).value
+    return max(before, score_of(comparison.runs_of(comparison.estimators[0])).value)
 
 
 def price(comparison: Comparison, name: str, target: float) -> Price:
     """Samples (completions) and training seconds until a checkpoint is `target` accurate or better.
 
-    Seconds are the run's, in proportion to the steps.
+    The start does not count. Seconds are the run's, in proportion to the steps.
     """
     batch = float(comparison.settings.get("batch", 1))
     runs = comparison.runs_of(name)
@@ -103,7 +103,7 @@ def stability_text(comparison: Comparison) -> str:
 
 
 def _first(curve: Sequence[tuple[int, float]], target: float) -> int | None:
-    return next((step for step, value in curve if value >= target), None)
+    return next((step for step, value in curve if step and value >= target), None)
 
 
 def _seconds(run: Run, step: int) -> float:
