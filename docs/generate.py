@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vopd.cli.compare import CompareOptions
 from vopd.cli.demo import DemoOptions
 from vopd.cli.doctor import DoctorOptions
 from vopd.cli.eval import EvalOptions
@@ -74,6 +75,11 @@ def page() -> str:
         ("`vopd train`: other defaults than TRL's", "", changed),
         ("`vopd eval`", "", list(options_of(EvalOptions).values())),
         ("`vopd variance`", "", list(options_of(VarianceOptions).values())),
+        (
+            "`vopd compare`",
+            "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists.",
+            list(options_of(CompareOptions).values()),
+        ),
         ("`vopd report`", "", list(options_of(ReportOptions).values())),
         ("`vopd demo`", "", list(options_of(DemoOptions).values())),
         ("`vopd doctor`", "", list(options_of(DoctorOptions).values())),

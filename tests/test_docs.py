@@ -18,7 +18,7 @@ from vopd.cli.schema import json_schema, table
 
 ROOT = Path(__file__).parents[1]
 _NAMES = (
-    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation",
+    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}

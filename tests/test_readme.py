@@ -70,11 +70,15 @@ def test_every_make_target_of_the_documents_exists() -> None:
 
 
 def test_every_option_of_the_documents_exists() -> None:
+    from vopd.cli.compare import CompareOptions
+    from vopd.cli.doctor import DoctorOptions
     from vopd.cli.eval import EvalOptions
     from vopd.cli.options import options_of
     from vopd.cli.plan import options
     from vopd.training import VOPDConfig
 
-    known = {*options(VOPDConfig), *options_of(EvalOptions), "config", "help", "version", "key", "config_file"}
+    commands = (EvalOptions, DoctorOptions, CompareOptions)
+    known = {*options(VOPDConfig), *(name for command in commands for name in options_of(command))}
+    known |= {"port", "config", "help", "version", "key", "config_file"}
     named = set(re.findall(r"--([a-z_-]+)", README.split("## Distil your own models")[1].split("## Estimators")[0]))
     assert {name.replace("-", "_") for name in named} <= known

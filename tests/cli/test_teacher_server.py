@@ -84,7 +84,11 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
         ({"teacher_server_model": "other"}, 2, "serves no model 'other'; set teacher_server_model to one of: stub"),
         ({"teacher_failure": "ignore"}, 2, "choose raise or drop"),
         ({"estimator": "vopd_sparse", "teacher_failure": "drop"}, 2, "does not go with estimator 'vopd_sparse'"),
-        ({"teacher_server_url": ...}, 2, "teacher_model is missing; give a path"),
+        (
+            {"teacher_server_url": ...},
+            2,
+            "a model, teacher_server_url for one behind a server",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_training(

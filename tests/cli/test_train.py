@@ -129,6 +129,8 @@ class TestRefusals:
             (["--learning_rat", "1"], 2, "did you mean 'learning_rate'?"),
             (["--top_k", "5"], 2, "loss_top_k"),
             (["--lora_alpha", "8"], 2, "lora_alpha needs lora_rank"),
+            (["--quantization", "4bit"], 2, "set lora_rank"),
+            (["--teacher_quantization", "2bit"], 2, "choose one of 8bit, 4bit"),
             (["--lora_rank", "2", "--lora_target_modules", "q_proj,lm_head"], 2, "names the output head 'lm_head'"),
             (["--run_name", "../x"], 2, "run name"),
             (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),

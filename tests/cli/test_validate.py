@@ -222,3 +222,11 @@ def test_the_same_word_for_word_as_training(train: Callable[..., int], capsys: p
         codes = [train(*arguments, command=command) for command in ("train", "validate")]
         first, second = capsys.readouterr().err.splitlines()
         assert codes[0] == codes[1] > 0 and first == second
+
+
+def test_benchmarks_out_of_reach_are_named_and_the_others_checked(
+    train: Callable[..., int], prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--eval_benchmarks", f"math500,{prompts}", command="validate") == 0
+    text = capsys.readouterr().out
+    assert "not on this machine: math500\n" in text and "accuracy on prompts every 100 steps" in text

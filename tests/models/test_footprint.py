@@ -88,3 +88,31 @@ def test_a_skeleton_has_sizes_end_tokens_and_no_weights(tiny_student_dir: Path) 
     assert all(weight.device.type == "meta" for weight in skeleton.parameters())
     assert skeleton.generation_config.eos_token_id == 1
     assert bytes_per_weight(skeleton, "auto") == 4 and bytes_per_weight(skeleton, "bfloat16") == 2
+
+
+def test_few_bits_offloading_and_copies_are_in_the_estimate(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    student, teacher = load_skeleton(tiny_student_dir), load_skeleton(tiny_teacher_dir)
+    common = {"student_dtype": "float32", "teacher_dtype": "bfloat16", "step": STEP}
+    plain = footprint(student, [teacher], **common)
+    linear = sum(m.weight.numel() for m in teacher.model.modules() if isinstance(m, torch.nn.Linear))
+    others = sum(weight.numel() for weight in teacher.parameters()) - linear
+    for name, bits in (("8bit", 8), ("4bit", 4.127)):
+        found = footprint(student, [teacher], **common, teacher_quantization=name)
+        assert found.teacher == pytest.approx(linear * bits / 8 + 2 * others, abs=2)
+    two = footprint(student, [teacher, teacher], **common)
+    assert two.teacher == 2 * plain.teacher
+    away = footprint(student, [teacher, teacher], **common, teacher_offload=True)
+    assert away.teacher == two.teacher and plain.peak - plain.teacher <= away.peak < two.peak
+    copied = footprint(student, [], **common, copied=True)
+    assert copied.teacher == sum(weight.nbytes for weight in load_model(tiny_student_dir).parameters())
+
+
+def test_a_quantized_student_with_adapters(tiny_student_dir: Path) -> None:
+    import peft
+
+    student = load_skeleton(tiny_student_dir)
+    with torch.device("meta"):
+        peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    common = {"student_dtype": "bfloat16", "teacher_dtype": "auto", "step": STEP}
+    plain, four = (footprint(student, [], **common, quantization=name) for name in (None, "4bit"))
+    assert four.student < 0.7 * plain.student and four.optimizer == plain.optimizer

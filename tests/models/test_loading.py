@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,33 @@ def test_an_adapter_folder_loads_its_base_model_and_the_adapter(tiny_student_dir
     loaded = load_model(tmp_path / "adapter")
     assert torch.allclose(loaded(ids).logits, adapted(ids).logits, atol=1e-5)
     assert not torch.allclose(loaded(ids).logits, load_model(tiny_student_dir)(ids).logits, atol=1e-2)
+
+
+class TestQuantization:
+    @pytest.mark.parametrize(("name", "field"), [("8bit", "load_in_8bit"), ("4bit", "load_in_4bit")])
+    def test_linear_layers_are_asked_for_in_few_bits_where_they_will_be(
+        self, name: str, field: str, tiny_student_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import transformers
+
+        monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+        given: dict[str, object] = {}
+        plain = load_model(tiny_student_dir)
+
+        def from_pretrained(source: object, **settings: object) -> object:
+            given.update(settings)
+            return plain, {"missing_keys": []}
+
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+        assert load_model(tiny_student_dir, quantization=name, device="cpu") is plain
+        assert getattr(given["quantization_config"], field) is True and given["device_map"] == {"": "cpu"}
+
+    def test_what_it_needs(self, tiny_student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ConfigurationError, match="unknown quantization '2bit'; choose one of 8bit, 4bit"):
+            load_model(tiny_student_dir, quantization="2bit")
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(ConfigurationError, match="pip install 'vopd\\[quantization\\]'"):
+            load_model(tiny_student_dir, quantization="4bit")
 
 
 class TestNamesThatAreNoFolder:

@@ -163,7 +163,9 @@ class StubServer:
     def tokenize(self, body: dict[str, Any]) -> tuple[int, Any]:
         if not self.tokenizes:
             return 404, {"detail": "Not Found"}
-        tokens = self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
+        tokens = self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"], verbose=False)[
+            "input_ids"
+        ]
         return 200, {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}
 
     def detokenize(self, body: dict[str, Any]) -> tuple[int, Any]:

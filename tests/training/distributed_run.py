@@ -18,7 +18,12 @@ from vopd.errors import NonFiniteError
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
-RECORDED: dict[str, dict[str, Any]] = {"by_tokens": {}, "by_constant": {"normalizer": 8.0}, "lora": {"lora": True}}
+RECORDED: dict[str, dict[str, Any]] = {
+    "by_tokens": {},
+    "by_constant": {"normalizer": 8.0},
+    "lora": {"lora": True},
+    "dropped": {"drop": True},
+}
 GROUP = 2
 
 
@@ -35,6 +40,7 @@ def make(
     batch_size: int,
     normalizer: float | None = None,
     lora: bool = False,
+    drop: bool = False,
     **more: Any,
 ) -> Any:
     adapters = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None
@@ -57,8 +63,17 @@ def make(
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         num_generations=GROUP if more else 1,
+        teacher_drop_limit=1.0,
     )
-    return VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), peft_config=adapters, **more)
+    trainer = VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), peft_config=adapters, **more)
+    if drop:
+        trainer.teacher.settle = some_without_scores
+    return trainer
+
+
+def some_without_scores(rollouts: Any) -> torch.Tensor:
+    """As a teacher that drops completions: which ones their text alone decides, so ranks lose different numbers."""
+    return (rollouts.completion_ids * rollouts.completion_mask).sum(1) % 5 != 0
 
 
 def by_ids(completion_ids: list[list[int]]) -> list[float]:

@@ -226,6 +226,15 @@ class TestPrompts:
         assert "2 questions of sums occur among the training prompts" in caplog.text
 
 
+def test_a_benchmark_without_readable_answers_is_told_once(
+    make_trainer: Callable[..., Any], sums: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="vopd"):
+        make_trainer(eval_benchmarks=[sums], **SMALL).train()
+    assert caplog.text.count("most completions on sums give no answer") == 1
+    assert r"'{problem} Put your final answer within \boxed{}.'" in caplog.text
+
+
 class TestRefusals:
     def test_before_anything_is_loaded(self, make_trainer: Callable[..., Any], sums: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="unknown benchmark 'math501'"):

@@ -410,3 +410,41 @@ def test_rewards_beside_the_student_as_it_was(make_trainer: Callable[..., Any], 
     trainer.train()
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert abs(records[0]["reverse_kl"]) < 1e-6 < records[-1]["reverse_kl"]
+
+
+# ---- on the host between scorings -------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_on_the_device_for_its_scoring_alone() -> None:
+    from vopd.kernels import Head
+    from vopd.teachers import States
+    from vopd.training.local_teacher import LocalTeacher
+
+    class Model:
+        def __init__(self) -> None:
+            self.places: list[str] = []
+
+        def to(self, place: Any) -> None:
+            self.places.append(str(place))
+
+    def score(model: Any, given: Any) -> Any:
+        model.places.append("scores")
+        return States(torch.zeros(1, 3, 4), Head(torch.zeros(7, 4)))
+
+    teacher = LocalTeacher(Model(), score, offload=True)
+    student = States(torch.zeros(1, 3, 4), Head(torch.zeros(7, 4, device="cpu")))
+    teacher.score(None, student)
+    assert teacher.model.places == ["cpu", "cpu", "scores", "cpu"]
+
+
+def test_offloading_changes_nothing_and_does_not_go_with_few_bits(
+    make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any, tiny_teacher_dir: Path
+) -> None:
+    plain, away = (
+        take_step(make_trainer(teacher_offload=offload, max_steps=1), recorded_completions) for offload in (False, True)
+    )
+    assert all(torch.equal(plain[name], away[name]) for name in plain)
+    teacher = load(tiny_teacher_dir)
+    teacher.quantization_method = "bitsandbytes"
+    with pytest.raises(ConfigurationError, match="does not go with a quantized teacher"):
+        make_trainer(teacher_offload=True, trainer={"teacher_model": teacher})

@@ -21,13 +21,7 @@ def report(plan: Plan, facts: Facts) -> str:
     from vopd.training.rollout import check_engine
 
     check_engine(plan.config.use_vllm, plan.config.importance_sampling, None)
-    sections = [
-        _prompt(plan, facts),
-        _vocabulary(plan, facts),
-        _memory(plan, facts),
-        _steps(plan, facts),
-        _disk(plan, facts),
-    ]
+    sections = [part(plan, facts) for part in (_prompt, _vocabulary, _memory, _steps, _disk)]
     sections.append(facts.benchmarks)
     notes = [f"note: {note}" for note in facts.notes]
     return "\n\n".join(["\n".join(section) for section in [*sections, notes] if section])
@@ -102,6 +96,8 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Return the memory that one device needs."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
+    from vopd.training.self_teacher import AVERAGE, FROZEN
+
     tokenizer = facts.student.tokenizer
     longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
@@ -119,6 +115,10 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         [facts.teachers[path].skeleton for path in loaded_teachers(plan)],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
+        quantization=options.quantization,
+        teacher_quantization=options.teacher_quantization,
+        teacher_offload=config.teacher_offload,
+        copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values() if isinstance(source, str)),
         step=step,
     )
 
@@ -133,7 +133,7 @@ def _steps(plan: Plan, facts: Facts) -> list[str]:
         f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to "
         f"{config.max_completion_length} tokens, on {config.world_size} processes "
         f"in {config.gradient_accumulation_steps} micro-batches of {config.per_device_train_batch_size}",
-        f"the run: up to {total * each * config.max_completion_length / 1e6:.1f} million sampled tokens",
+        f"the run: up to {_tokens(total * each * config.max_completion_length)} sampled tokens",
     ]
 
 
@@ -164,6 +164,10 @@ def _checkpoints(plan: Plan, steps: int) -> int:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _size(count: int) -> str:

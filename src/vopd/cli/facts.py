@@ -53,7 +53,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
-    from vopd.training.benchmarks import load_benchmarks, plan_lines
+    from vopd.training.benchmarks import check_names, load_one, plan_lines
     from vopd.training.trackers import check_trackers
 
     options, notes = plan.options, []
@@ -81,8 +81,11 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
         prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teachers)
-    benchmarks = reach(lambda: load_benchmarks(plan.config), plan.config.eval_benchmarks or [])
-    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks or []), notes)
+    asked = plan.config.eval_benchmarks or []
+    in_reach = [reach(partial(load_one, name, plan.config), name) for name in asked]
+    benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
+    check_names(benchmarks)
+    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks), notes)
 
 
 def teacher_paths(plan: Plan) -> dict[str, str | None]:

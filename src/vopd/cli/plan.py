@@ -65,6 +65,8 @@ class TrainOptions:
     teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
     dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
     teacher_dtype: str = setting("auto", "of the teacher's weights; auto is as saved")
+    quantization: str | None = setting(None, "hold the student's weights in 8bit or 4bit; needs lora_rank (QLoRA)")
+    teacher_quantization: str | None = setting(None, "hold the teacher's weights in 8bit or 4bit")
     lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
     lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
     lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
@@ -84,11 +86,15 @@ class TrainOptions:
     eval_seed: int = setting(0, "of eval_task's problems; another than seed, whose problems are trained on")
 
     def __post_init__(self) -> None:
-        from vopd.models.loading import DTYPES
+        from vopd.models.loading import DTYPES, check_quantization
 
         for dtype in (self.dtype, self.teacher_dtype):
             if dtype not in DTYPES:
                 raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+        for quantization in (self.quantization, self.teacher_quantization):
+            check_quantization(quantization)
+        if self.quantization is not None and self.lora_rank == 0:
+            raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
         if self.lora_rank < 0:
             raise ConfigurationError(f"lora_rank must be 0 or above, got {self.lora_rank}")
         if self.lora_rank == 0 and self.lora_alpha is not None:

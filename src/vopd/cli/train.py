@@ -61,12 +61,25 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
 
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
-    student = load_model(options.model, dtype=options.dtype, revision=options.model_revision)
+    device = str(plan.config.device)  # where quantized weights go at once
+    student = load_model(
+        options.model,
+        dtype=options.dtype,
+        revision=options.model_revision,
+        quantization=options.quantization,
+        device=device if options.quantization else "cpu",
+    )
     for teacher in facts.teachers.values():
         _stop_where(teacher, student, facts.student.tokenizer)
     _ask_as_trained(plan, facts.student.tokenizer)
     loaded = {
-        path: load_model(path, dtype=options.teacher_dtype, revision=revision)
+        path: load_model(
+            path,
+            dtype=options.teacher_dtype,
+            revision=revision,
+            quantization=options.teacher_quantization,
+            device=device if options.teacher_quantization else "cpu",
+        )
         for path, revision in loaded_teachers(plan).items()
     }
     named = {

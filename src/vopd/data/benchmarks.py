@@ -3,6 +3,7 @@ tasks too."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -201,8 +202,10 @@ def _file_definition(name: str, kind: str | None) -> Definition:
     if kind not in (None, "math", "choice"):
         raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
     if Path(name).suffix not in _FILES:
+        near = difflib.get_close_matches(name, DEFINITIONS, n=1)
+        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
         raise ConfigurationError(
-            f"unknown benchmark '{name}'; choose one of {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
+            f"unknown benchmark '{name}'; {hint} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
             f"or {TASK_PREFIX}NAME"
         )
     return Definition(Path(name).stem, ())

@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from ..errors import ConfigurationError, require
+from ..errors import ConfigurationError, MissingExtraError
 from .row_pass import MakePass
 from .torch_rows import TorchPass
 
@@ -28,7 +28,10 @@ def choose_pass(backend: str, device: torch.device) -> MakePass:
         raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and not _auto_triton(device)):
         return TorchPass
-    require("triton", "kernels")
+    if importlib.util.find_spec("triton") is None:
+        raise MissingExtraError(
+            "triton is needed for backend 'triton'; install it with pip install 'vopd[kernels]', or choose 'auto'"
+        )
     from .triton_rows import INTERPRETED, TritonPass
 
     if device.type != "cuda" and not INTERPRETED:

@@ -140,4 +140,5 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0, accum
         return torch.addmm(out, left, right, beta=int(accumulate), alpha=alpha, out=out)
     if not left.is_cuda:  # only CUDA has products of one dtype into another
         return multiply(left.to(out.dtype), right.to(out.dtype), out, alpha, accumulate)
+    # `out` as the first argument too is float32 beside half inputs, which torch accepts since 2.10.
     return torch.addmm(out, left, right, out_dtype=out.dtype, beta=int(accumulate), alpha=alpha, out=out)

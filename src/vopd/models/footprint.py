@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vopd.models.loading import BITS
+
 # Logits of both models, their difference and the gradient, a chunk of tokens at a time.
 _LOSS_BUFFERS = 4
 _CHUNK_TOKENS = 1024
@@ -23,6 +25,7 @@ class Footprint:
         gradients, optimizer: of the trained weights; the optimizer is taken to be Adam.
         activations: what the backward pass of one micro-batch needs, and the teacher's forward pass.
         loss: buffers of the distillation loss.
+        offloaded: of the teacher's weights, what is on the host but for the time of a scoring.
         rollout: the student's key-value cache while a step's completions are generated; 0 where another engine does.
     """
 
@@ -33,12 +36,13 @@ class Footprint:
     activations: int
     loss: int
     rollout: int
+    offloaded: int = 0
 
     @property
     def peak(self) -> int:
-        """Rollout and backward pass come one after the other: the larger one counts."""
-        fixed = self.student + self.teacher + self.gradients + self.optimizer
-        return fixed + max(self.rollout, self.activations + self.loss)
+        """Rollout, scoring and loss come one after the other: the largest counts."""
+        fixed = self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
+        return fixed + max(self.rollout, self.activations + max(self.loss, self.offloaded))
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,16 @@ class Step:
 
 
 def footprint(
-    student: Any, teachers: Sequence[Any], *, student_dtype: str, teacher_dtype: str, step: Step
+    student: Any,
+    teachers: Sequence[Any],
+    *,
+    student_dtype: str,
+    teacher_dtype: str,
+    step: Step,
+    quantization: str | None = None,
+    teacher_quantization: str | None = None,
+    teacher_offload: bool = False,
+    copied: bool = False,
 ) -> Footprint:
     """Estimate the memory of a step for skeletons (`load_skeleton`), the student with its adapters if it has any.
 
@@ -74,12 +87,17 @@ def footprint(
         teachers: those on this device, frozen.
         student_dtype, teacher_dtype: as `load_model` takes them; "auto" is as saved.
         step: sizes of a step.
+        quantization, teacher_quantization: as `load_model` takes it.
+        teacher_offload: teachers are on the host between scorings.
+        copied: a copy of the trained weights is a teacher besides.
     """
     own = bytes_per_weight(student, student_dtype)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
-    frozen = sum(weight.numel() for weight in student.parameters() if not weight.requires_grad)
+    still = [weight for weight in student.parameters() if not weight.requires_grad]
+    frozen = weight_bytes(still, student, own, quantization)
     # Adapters are kept in float32 whatever the base model's dtype.
     trained_bytes = trained * (4 if frozen else own)
+    kept = [_teacher_bytes(teacher, teacher_dtype, teacher_quantization) for teacher in teachers]
     vocabulary, width = student.get_output_embeddings().weight.shape
     activation = 2 if step.half else max(own, 2)
     head_gradient = vocabulary * width * 4 if student.get_output_embeddings().weight.requires_grad else 0
@@ -87,18 +105,32 @@ def footprint(
     places = step.sequences * step.tokens
     scoring = [_layer(teacher) * places * bytes_per_weight(teacher, teacher_dtype) for teacher in teachers]
     return Footprint(
-        student=frozen * own + trained_bytes,
-        teacher=sum(_weights(teacher) * bytes_per_weight(teacher, teacher_dtype) for teacher in teachers),
+        student=frozen + trained_bytes,
+        teacher=sum(kept) + (4 * trained if copied else 0),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
         activations=_activations(student, step) * activation + max(scoring, default=0),
         loss=_LOSS_BUFFERS * _chunk(step) * vocabulary * 4 + head_gradient + hidden,
         rollout=_cache(student, step) * activation if step.own_rollout else 0,
+        offloaded=sum(kept) if teacher_offload else 0,
     )
 
 
-def _weights(model: Any) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+def _teacher_bytes(teacher: Any, dtype: str, quantization: str | None) -> int:
+    return weight_bytes(list(teacher.parameters()), teacher, bytes_per_weight(teacher, dtype), quantization)
+
+
+def weight_bytes(weights: Sequence[Any], model: Any, each: int, quantization: str | None) -> int:
+    """Bytes of `weights` of `model`, `each` bytes a number; with `quantization` those of its linear layers in few bits.
+
+    In 4 bits with a scale a block of 64 that is itself quantized (0.127 bits a number more), in 8 bits with one a row.
+    """
+    if quantization is None:
+        return sum(weight.numel() for weight in weights) * each
+    head = model.get_output_embeddings()
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    bits = BITS[quantization] + (0.127 if quantization == "4bit" else 0)
+    return int(sum(weight.numel() * (bits / 8 if id(weight) in linear else each) for weight in weights))
 
 
 def bytes_per_weight(model: Any, dtype: str) -> int:

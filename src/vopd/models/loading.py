@@ -21,6 +21,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Ways to hold linear layers in few bits, with the bits.
+BITS = {"8bit": 8, "4bit": 4}
 # Names that tokenizers give to a token that is there for padding and that no text contains.
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
@@ -53,7 +55,14 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", revision: str | None = None) -> Any:
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    revision: str | None = None,
+    quantization: str | None = None,
+) -> Any:
     """Load the causal language model of a local folder or hub id, in evaluation mode.
 
     A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top; a generation
@@ -64,18 +73,27 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", 
         dtype: auto (as saved), float32, bfloat16 or float16.
         device: where the weights go, such as cpu or cuda.
         revision: branch, tag or commit of a hub id.
+        quantization: hold the linear layers, but for the output head, in "8bit" or "4bit" (NF4) with bitsandbytes; the
+            rest is in `dtype`. None holds all of it in `dtype`.
 
     Raises:
-        ConfigurationError: unknown dtype.
+        ConfigurationError: unknown dtype or quantization.
+        MissingExtraError: bitsandbytes is needed and not installed.
         MismatchError: there is no such model, weights are missing, or it needs code of its own.
     """
     if dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
     _check_source(source, revision)
     transformers = require("transformers", "train")
+    quantized = {} if quantization is None else _quantized(quantization, device)
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
+            source,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            output_loading_info=True,
+            **quantized,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MismatchError(_why("model", source, error)) from error
@@ -85,7 +103,30 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu", 
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
     if (Path(source) / "adapter_config.json").exists() and (Path(source) / "generation_config.json").exists():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source)
-    return model.to(device).eval()
+    return (model if quantized else model.to(device)).eval()
+
+
+def check_quantization(quantization: str | None) -> None:
+    """Raises ConfigurationError for a quantization that there is not."""
+    if quantization not in (None, *BITS):
+        raise ConfigurationError(f"unknown quantization '{quantization}'; choose one of {', '.join(BITS)}")
+
+
+def _quantized(quantization: str, device: str) -> dict[str, Any]:
+    """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
+    check_quantization(quantization)
+    require("bitsandbytes", "quantization")
+    config = require("transformers", "train").BitsAndBytesConfig
+    if quantization == "8bit":
+        return {"quantization_config": config(load_in_8bit=True), "device_map": {"": device}}
+    half = torch.bfloat16 if torch.device(device).type != "cpu" else torch.float32
+    four = config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=half,
+    )
+    return {"quantization_config": four, "device_map": {"": device}}
 
 
 def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
@@ -186,8 +227,8 @@ def _why(what: str, source: str | Path, error: Exception) -> str:
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     path = Path(source)
-    where = "" if path.is_dir() else f"{_nearest(path)}; give a local folder, or a hub id that this machine can reach"
-    return f"cannot load the {what} of '{source}'{where}: {first}"
+    where = "" if path.is_dir() else _nearest(path) or "; give a local folder, or a hub id that this machine can reach"
+    return f"cannot load the {what} of '{source}' ({first}){where}"
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

@@ -28,18 +28,35 @@ FOLDER = "evaluation"
 """In the run's directory: the completions of every evaluation, step-000100.jsonl."""
 
 
+_ASK = {
+    "math": r", such as '{problem} Put your final answer within \boxed{}.'",
+    "task": ", such as '{problem} Answer in <answer></answer> tags.'",
+    "choice": "",
+}
+
+
 def load_benchmarks(args: Any) -> list[Benchmark]:
     """The benchmarks that ``args.eval_benchmarks`` names, each cut to ``eval_benchmark_limit`` questions.
 
     Raises:
         ConfigurationError, DataError: unknown, twice, or not to be read.
     """
-    found = [load_benchmark(name, count=args.eval_benchmark_limit) for name in args.eval_benchmarks or ()]
-    names = [short_name(benchmark) for benchmark in found]
+    found = [load_one(name, args) for name in args.eval_benchmarks or ()]
+    check_names(found)
+    return found
+
+
+def load_one(name: str, args: Any) -> Benchmark:
+    """The benchmark of that name, cut to ``eval_benchmark_limit`` questions."""
+    return load_benchmark(name, count=args.eval_benchmark_limit)
+
+
+def check_names(benchmarks: Sequence[Benchmark]) -> None:
+    """Raises ConfigurationError where two would have the same metrics."""
+    names = [short_name(benchmark) for benchmark in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigurationError(f"eval_benchmarks has two that would be logged as {twice!r}; rename a file")
-    return found
 
 
 def short_name(benchmark: Benchmark) -> str:
@@ -105,6 +122,7 @@ class BenchmarkRuns(TrainerCallback):
         if args.eval_benchmark_chat_template is None:
             args.eval_benchmark_chat_template = not isinstance(trainer.train_dataset[0]["prompt"], str)
         self.settings = _settings(args)
+        self._formless: set[str] = set()
         self.works = [self._work(benchmark) for benchmark in benchmarks]
         self._warn_of_training_prompts()
 
@@ -130,7 +148,9 @@ class BenchmarkRuns(TrainerCallback):
         lines: list[Record] = []
         for work, rows in zip(self.works, drawn, strict=True):
             grades = graded(work.benchmark, rows)
-            logs |= _metrics(work.key, score(f"step {step}", work.benchmark, rows, grades))
+            found = score(f"step {step}", work.benchmark, rows, grades)
+            logs |= _metrics(work.key, found)
+            self._warn_of_form(work.benchmark, found["format_rate"])
             lines += sample_lines(f"step {step}", work.benchmark, rows, grades)
         self._write(step, lines)
         self.trainer.log_alone({**logs, "seconds/benchmarks": time.perf_counter() - started})
@@ -191,6 +211,15 @@ class BenchmarkRuns(TrainerCallback):
         folder = Path(self.trainer.args.output_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"step-{step:06d}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _warn_of_form(self, benchmark: Benchmark, format_rate: float) -> None:
+        if format_rate < 0.5 and benchmark.name not in self._formless:
+            self._formless.add(benchmark.name)
+            logger.warning(
+                f"most completions on {short_name(benchmark)} give no answer that can be read: ask for one with "
+                f"eval_benchmark_template{_ASK[benchmark.kind]}, or raise eval_benchmark_max_new_tokens if they are "
+                "cut off"
+            )
 
     def _warn_of_training_prompts(self) -> None:
         if not self.trainer.is_world_process_zero():

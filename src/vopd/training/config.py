@@ -72,6 +72,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_column: column of the data set that names each row's teacher, where there are several.
         teacher_prompt_column: column with prompts that the teacher alone reads, such as one with a hint. Default: it
             reads what the student reads.
+        teacher_offload: keep teachers in this process on the host but for the time of a scoring: less memory while the
+            student writes and learns, one copy to the device a micro-batch.
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the data set with the reference answers that "math" and "choice" grade against.
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
@@ -107,6 +109,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
     teacher_column: str = _own("teacher", "Column that names each row's teacher, where there are several.")
     teacher_prompt_column: str | None = _own(None, "Column with prompts that the teacher alone reads.")
+    teacher_offload: bool = _own(False, "Keep a teacher in this process on the host between scorings.")
     teacher_decay: float = _own(0.99, "Decay of the moving average that the teacher self:average is.")
     eval_benchmarks: list[str] | None = _own(
         None, "Benchmarks to measure accuracy on while training: math500, NAME=FILE, a file, reasoning_gym:NAME."

@@ -14,13 +14,17 @@ class LocalTeacher:
     Args:
         model: the prepared model.
         states: (model, rollouts) -> its states; what the trainer's backend needs around a forward pass.
+        offload: keep the model on the host but for the time of a scoring; its head stays until the loss is done.
     """
 
     gives: frozenset[Gift] = EVERYTHING
 
-    def __init__(self, model: Any, states: Callable[[Any, Rollouts], States]) -> None:
+    def __init__(self, model: Any, states: Callable[[Any, Rollouts], States], offload: bool = False) -> None:
         self.model = model
         self._states = states
+        self._offload = offload
+        if offload:
+            model.to("cpu")
 
     def begin(self, rollouts: Rollouts) -> None:
         """Nothing: its forward pass needs the device that the student computes on."""
@@ -30,7 +34,12 @@ class LocalTeacher:
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Full rows of the whole micro-batch."""
-        found, device = self._states(self.model, rollouts), student.head.weight.device
+        device = student.head.weight.device
+        if self._offload:
+            self.model.to(device)
+        found = self._states(self.model, rollouts)
+        if self._offload:
+            self.model.to("cpu")
         return [Scored(States(found.hidden.to(device), found.head.map(lambda part: part.to(device))))]
 
     def metrics(self) -> dict[str, float]:

@@ -176,8 +176,8 @@ def _check_temperature(
         if not preflight.heeds_temperature(servers, url, model, found, settings.temperature):
             raise ConfigurationError(
                 f"{url} scores at temperature 1 whatever is asked, and this run samples at temperature="
-                f"{settings.temperature}; set temperature=1, start a server that applies it to prompt_logprobs "
-                "(--logprobs-mode processed_logprobs, where its version does), use estimator='vopd_sparse', which "
-                "needs no normaliser of the teacher, or load the teacher in this process"
+                f"{settings.temperature}; set temperature=1, use estimator='vopd_sparse', which needs no "
+                "normaliser of the teacher, load the teacher in this process, or start a server whose version applies "
+                "the temperature to prompt_logprobs (vLLM 0.32 does not, with any --logprobs-mode)"
             )
     notes.append(f"temperature {settings.temperature} is heeded")

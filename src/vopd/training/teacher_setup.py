@@ -72,10 +72,20 @@ def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
+    if trainer.args.teacher_offload:
+        _check_offload(trainer, model)
     prepared = trainer.prepared_teacher(model)
-    teacher = LocalTeacher(prepared, trainer.teacher_states)
+    teacher = LocalTeacher(prepared, trainer.teacher_states, offload=trainer.args.teacher_offload)
     check_gives(trainer.args.estimator, teacher.gives)
     return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
+
+
+def _check_offload(trainer: Any, model: Any) -> None:
+    """Raises ConfigurationError where a teacher cannot be moved to the host and back."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
+    if getattr(model, "quantization_method", None) is not None:
+        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
 
 
 def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed:
