@@ -109,7 +109,8 @@ def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch
 def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_train_command", lambda *_: ["vopd", "train", "--estimator", "vopdd"])
     monkeypatch.setattr(demo, "_jobs", lambda plan, jobs=demo._jobs: jobs(plan)[1:])
-    with pytest.raises(VOPDError, match="opd failed: vopd: error:") as caught:
+    # Every job fails, two at a time: which one ends first is chance.
+    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error:") as caught:
         run_demo(tmp_path / "demo", **SMALL, say=lambda line: None)
     assert caught.value.exit_code == 2
 
