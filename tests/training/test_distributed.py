@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.two_processes import launch
+
 PROGRAM = Path(__file__).with_name("distributed_run.py")
-SOURCES = Path(__file__).parents[2] / "src"
-
-
-def launch(*arguments: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(PROGRAM), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def program() -> Any:
@@ -76,7 +62,7 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     for name, settings in alone.RECORDED.items():
         alone.train_recorded(alone.make(*models, one / name, 2, **settings))
     alone.train_rewarded(alone.make(*models, one / "rewarded", 2, reward_funcs=alone.by_ids))
-    launch(*models, str(two), "1")
+    launch(PROGRAM, *models, str(two), "1")
     for name in (*alone.RECORDED, "rewarded"):
         if name != "dropped":  # where few tokens are left in a step, Adam makes much of the last digits
             check_equal_runs(one / name, two / name)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.two_processes import launch
+
 PROGRAM = Path(__file__).with_name("routed_run.py")
-SOURCES = Path(__file__).parents[2] / "src"
-
-
-def launch(*arguments: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(PROGRAM), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow
@@ -37,7 +23,7 @@ def test_two_processes_with_several_teachers(tiny_student_dir: Path, tiny_teache
     found.loader.exec_module(alone)
     models = (str(tiny_student_dir), str(tiny_teacher_dir))
     alone.main(*models, str(tmp_path / "one"), "2")
-    launch(*models, str(tmp_path / "two"), "1")
+    launch(PROGRAM, *models, str(tmp_path / "two"), "1")
 
     one, two = (load_file(tmp_path / name / "run" / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
