@@ -108,7 +108,7 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 embedded-pair: $(STAMP)
-	$(PYTHON) -m vopd.experiments.recipe
+	$(PYTHON) -m tools.embedded_pair.recipe
 
 clean:
 	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix

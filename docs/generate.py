@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from docs.option_tables import json_schema, table
 from vopd.cli.compare import CompareOptions
 from vopd.cli.demo import DemoOptions
 from vopd.cli.doctor import DoctorOptions
 from vopd.cli.eval import EvalOptions
-from vopd.cli.options import options_of
-from vopd.cli.plan import MAIN_FIELDS, TrainOptions, options
 from vopd.cli.report import ReportOptions
-from vopd.cli.schema import json_schema, table
 from vopd.cli.variance import VarianceOptions
+from vopd.run.options import options_of
+from vopd.run.plan import MAIN_FIELDS, TrainOptions, options
 from vopd.training import VOPDConfig
-from vopd.training.trl_adapter import DistillationConfig
+from vopd.training.trl import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"

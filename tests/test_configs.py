@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from vopd import cli
-from vopd.cli.accuracy import EvalOptions
-from vopd.cli.plan import plan_run
+from vopd.run.accuracy import EvalOptions
+from vopd.run.plan import plan_run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

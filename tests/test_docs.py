@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from docs.option_tables import json_schema, table
 from vopd.cli import COMMANDS
-from vopd.cli.options import Option
-from vopd.cli.schema import json_schema, table
+from vopd.run.options import Option
 
 ROOT = Path(__file__).parents[1]
 _NAMES = (
@@ -46,7 +46,7 @@ def test_the_page_has_every_option_of_ours(generator: ModuleType) -> None:
     from dataclasses import fields
 
     from vopd.cli.eval import EvalOptions
-    from vopd.cli.plan import TrainOptions
+    from vopd.run.plan import TrainOptions
 
     named = set(re.findall(r"^\| `(\w+)` \|", generator.page(), re.MULTILINE))
     assert {field.name for kind in (EvalOptions, TrainOptions) for field in fields(kind)} <= named
@@ -107,7 +107,7 @@ def test_every_configuration_on_a_page_has_options_that_exist(path: Path) -> Non
 
 def test_every_promise_names_tests_that_exist_and_every_guard_its_default() -> None:
     from vopd.training import VOPDConfig
-    from vopd.training.guards import GUARDS
+    from vopd.training.monitoring.guards import GUARDS
 
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:tests|tools)/[a-z_/]+\.py)`", text)

@@ -73,8 +73,8 @@ def test_every_option_of_the_documents_exists() -> None:
     from vopd.cli.compare import CompareOptions
     from vopd.cli.doctor import DoctorOptions
     from vopd.cli.eval import EvalOptions
-    from vopd.cli.options import options_of
-    from vopd.cli.plan import options
+    from vopd.run.options import options_of
+    from vopd.run.plan import options
     from vopd.training import VOPDConfig
 
     commands = (EvalOptions, DoctorOptions, CompareOptions)

@@ -26,7 +26,7 @@ FOLLOWING = ("tokenizers", "huggingface_hub", "safetensors", "hf-xet")
 TESTS = [
     "tests/functional", "tests/estimators", "tests/kernels", "tests/models", "tests/training/test_checkpoints.py",
     "tests/training/test_config.py", "tests/training/test_heads.py", "tests/training/test_loss.py",
-    "tests/training/test_resume.py", "tests/training/test_rollout.py", "tests/training/test_stopping.py",
+    "tests/training/test_resume.py", "tests/training/test_rollout_logprobs.py", "tests/training/test_stopping.py",
     "tests/training/test_trainer.py", "tests/cli/test_train.py",
 ]  # fmt: skip
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vopd.estimators import ESTIMATORS as ESTIMATORS
+    from vopd.estimators import TopKScores as TopKScores
     from vopd.estimators import distillation_loss as distillation_loss
     from vopd.estimators import linear_distillation_loss as linear_distillation_loss
-    from vopd.teachers import TopKScores as TopKScores
     from vopd.training import VOPDConfig as VOPDConfig
     from vopd.training import VOPDTrainer as VOPDTrainer
 
@@ -23,7 +23,7 @@ _HOMES = {
     "ESTIMATORS": "vopd.estimators",
     "distillation_loss": "vopd.estimators",
     "linear_distillation_loss": "vopd.estimators",
-    "TopKScores": "vopd.teachers",
+    "TopKScores": "vopd.estimators",
     "VOPDConfig": "vopd.training",
     "VOPDTrainer": "vopd.training",
 }

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vopd import training
-from vopd.diagnostics import decomposition, gradient_noise
 from vopd.estimators import catalogue, checks
 from vopd.estimators.base import Estimator, policy_gradient
+from vopd.experiments import gradient_noise
+from vopd.experiments import variance as decomposition
 from vopd.functional.moments import computed
 from vopd.kernels import Estimate, Needs, Rows
 

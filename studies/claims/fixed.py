@@ -17,9 +17,9 @@ import torch
 from studies.claims import controls, design
 from studies.claims.design import Setting, Size
 from studies.claims.samplers import sampler_table
-from vopd.diagnostics import Rollout, decompose_variance, variance_profile
 from vopd.experiments.grid import run_name
 from vopd.experiments.held_out import HeldOut
+from vopd.experiments.variance import Rollout, decompose_variance, variance_profile
 from vopd.models import load_model, load_tokenizer, sample
 
 FIXED_FILE = "fixed.json"

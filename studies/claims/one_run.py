@@ -1,4 +1,4 @@
-"""One run of the study: as `vopd.cli.compare_run`, with the controls known by name and a choice measured apart.
+"""One run of the study: as `vopd.experiments.compare_run`, with the controls by name and a choice measured apart.
 
 The learning rates of the pilot are chosen on problems of their own, `choice.jsonl`, that no result is measured on.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from studies.claims import controls
-from vopd.cli import compare_run, report_error
+from vopd.experiments import compare_run
 from vopd.experiments.held_out import read_held_out
 from vopd.experiments.measure_models import Examiner, measure_run
 from vopd.models import sample
+from vopd.run.exit_codes import report_error
 
 CHOICE_FILE = "choice.jsonl"
 

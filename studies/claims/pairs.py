@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from tools.embedded_pair.recipe import ModelRecipe, train_model
+from tools.embedded_pair.tokenizer import train_tokenizer
 from vopd.data.reasoning import Problem, extract_answer, stream_problems
 from vopd.experiments.pair import embedded_pair, pair_problems
-from vopd.experiments.recipe import ModelRecipe, train_model
-from vopd.experiments.tokenizer import train_tokenizer
 from vopd.models import load_tokenizer, sample
 
 MODELS = Path(__file__).parent / "models"

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.diagnostics import Rollout
 from vopd.estimators import distillation_loss
+from vopd.experiments.variance import Rollout
 
 _CHUNK = 16
 ESTIMATORS: Mapping[str, int | None] = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from vopd import cli
-from vopd.experiments import comparing
+from vopd.experiments import compare as comparing
 from vopd.reporting.comparison import read_comparison
-from vopd.reporting.metrics import read_metrics
+from vopd.reporting.run_files import read_metrics
 
 
 @pytest.fixture

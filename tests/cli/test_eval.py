@@ -9,9 +9,9 @@ import pytest
 
 from vopd import cli
 from vopd.cli.eval import EvalOptions
-from vopd.data.benchmarks import Protocol
 from vopd.errors import ConfigurationError
-from vopd.evaluation.sampler import Sampler
+from vopd.evaluation.benchmarks.definitions import Protocol
+from vopd.evaluation.engines import Sampler
 from vopd.models import Completion
 
 Evaluate = Callable[..., int]
@@ -62,7 +62,7 @@ def answers_with(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return Sampler(None, draw)
 
-    monkeypatch.setattr("vopd.evaluation.drawing.open_sampler", open_sampler)
+    monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
 
 
 def results(tmp_path: Path, name: str = "scored") -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_completions_survive_a_failure_of_grading(
         assert evaluate("--data", str(problems)) == 2
     (journal,) = (tmp_path / "runs" / "scored" / "completions").iterdir()
     assert journal.read_text()
-    monkeypatch.setattr("vopd.evaluation.drawing.open_sampler", fail)  # nothing is drawn again
+    monkeypatch.setattr("vopd.evaluation.completions.open_sampler", fail)  # nothing is drawn again
     assert evaluate("--data", str(problems)) == 0
 
 

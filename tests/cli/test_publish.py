@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vopd.cli.publish import data_notes
+from vopd.run.publish import data_notes
 
 Train = Callable[..., int]
 
@@ -99,7 +99,7 @@ class TestCard:
         assert notes == {"data": ["3 prompts of me/set (abc)"], "datasets": ["me/set"]}
 
     def test_a_source_cannot_break_the_table(self) -> None:
-        from vopd.training.card import model_card
+        from vopd.training.saving.card import model_card
 
         facts = dict.fromkeys(("name", "estimator", "temperature", "steps", "prompts", "learning_rate", "seed"), 1)
         card = model_card({**facts, "student": "a", "teacher": "b", "adapter": False, "data": ["x | y\nz"]}, ["t"])

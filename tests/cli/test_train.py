@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from vopd import cli
-from vopd.cli.plan import MAIN_FIELDS, TrainOptions, options
 from vopd.errors import ConfigurationError
 from vopd.models import load_model, load_tokenizer
+from vopd.run.plan import MAIN_FIELDS, TrainOptions, options
 
 Train = Callable[..., int]
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from vopd import cli
-from vopd.cli.facts import only_on_hub
 from vopd.models import load_tokenizer
+from vopd.run.facts import only_on_hub
 
 ROOT = Path(__file__).parents[2]
 

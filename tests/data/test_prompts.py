@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from vopd.data.chat import thinking_options
 from vopd.data.mixture import most_without_repeats, shares
 from vopd.data.prompts import fill_template, load_prompts, read_prompts, read_rows
-from vopd.data.rendering import thinking_options
 from vopd.errors import ConfigurationError, DataError
 
 

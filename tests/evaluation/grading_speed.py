@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from vopd.evaluation import Grade, grade_many
-from vopd.evaluation.pool import shared_pool
+from vopd.evaluation.grading.pool import shared_pool
 
 PROBLEMS, SAMPLES, LIMIT_S = 1250, 8, 5
 ADVERSARIAL = (r"\boxed{9^{9^{9^{9}}}}", "1")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vopd.evaluation import Grade, grade_many
-from vopd.evaluation.extract import last_box
+from vopd.evaluation.grading.extract import last_box
 
 GOAL = 0.99
 REASONS = {

@@ -6,7 +6,7 @@ import pytest
 
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation import Grade, grade, grade_many
-from vopd.evaluation.extract import last_box, strip_thinking
+from vopd.evaluation.grading.extract import last_box, strip_thinking
 
 
 @pytest.mark.parametrize(

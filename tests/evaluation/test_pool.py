@@ -17,7 +17,7 @@ import pytest
 
 from vopd.errors import ConfigurationError
 from vopd.evaluation import grade, grade_many
-from vopd.evaluation.pool import Pool
+from vopd.evaluation.grading.pool import Pool
 
 HARD = r"9^{9^{9^{9}}}"
 SOURCES = str(Path(__file__).parents[2] / "src")
@@ -51,7 +51,7 @@ def test_a_limit_passed_while_reading_the_gold_is_no_fault_of_the_answer(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, said: str, verdict: str
 ) -> None:
     silent = f"import json, time\nfor word in {said.split()}: print(json.dumps(word), flush=True)\ntime.sleep(60)"
-    monkeypatch.setattr("vopd.evaluation.pool._COMMAND", silent)
+    monkeypatch.setattr("vopd.evaluation.grading.pool._COMMAND", silent)
     assert pool.ask("1", "2", 1) == (verdict, "timed out")
 
 
@@ -88,7 +88,7 @@ def test_workers_killed_at_work_lose_nothing(pool: Pool) -> None:
 
 
 def test_workers_that_do_not_start_are_an_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vopd.evaluation.pool._COMMAND", "raise SystemExit('no such thing')")
+    monkeypatch.setattr("vopd.evaluation.grading.pool._COMMAND", "raise SystemExit('no such thing')")
     with pytest.raises(ConfigurationError, match="do not start"):
         pool.ask("1+x", "x+1", 5)
 
@@ -158,7 +158,7 @@ def test_workers_end_with_their_parent() -> None:
     code = r"""
 import os, signal
 from vopd.evaluation import grade
-from vopd.evaluation.pool import shared_pool
+from vopd.evaluation.grading.pool import shared_pool
 grade(r"\boxed{a+1}", "1+a")
 print(*shared_pool().pids, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from vopd.data.benchmarks import Protocol, load_benchmark
 from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.evaluation import compare_results, evaluate, load_results
-from vopd.evaluation.drawing import Settings, plan
+from vopd.evaluation.benchmarks.definitions import Protocol, load_benchmark
+from vopd.evaluation.completions import Settings, plan
+from vopd.evaluation.engines import Sampler
 from vopd.evaluation.journal import Journal, only_one
 from vopd.evaluation.results import plain_table, print_table, remarks, table_rows
 from vopd.evaluation.runner import short_names
-from vopd.evaluation.sampler import Sampler
 from vopd.models import Completion, load_model, load_tokenizer
 
 PROBLEMS = [
@@ -52,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Sequence[str]])
 
         return Sampler(None, draw)
 
-    monkeypatch.setattr("vopd.evaluation.drawing.open_sampler", open_sampler)
+    monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
     return calls
 
 
@@ -108,7 +108,7 @@ def test_a_finished_evaluation_draws_nothing_again(
     def refuse(*_: Any, **__: Any) -> Sampler:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("vopd.evaluation.drawing.open_sampler", refuse)
+    monkeypatch.setattr("vopd.evaluation.completions.open_sampler", refuse)
     assert evaluate("m", [problems], tmp_path / "out") == first
 
 
@@ -284,7 +284,7 @@ def test_tasks_are_graded_by_their_own_verifier(monkeypatch: pytest.MonkeyPatch,
 
         return Sampler(None, draw)
 
-    monkeypatch.setattr("vopd.evaluation.drawing.open_sampler", open_sampler)
+    monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
     (entry,) = evaluate("m", [benchmark], tmp_path, samples=2)["results"]
     assert entry["avg_at_k"]["value"] == entry["maj_at_k"]["value"] == entry["format_rate"] == 1
 

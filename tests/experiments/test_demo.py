@@ -12,7 +12,7 @@ from vopd.errors import ConfigurationError, MissingExtraError, VOPDError
 from vopd.experiments import demo
 from vopd.experiments.demo import DEMO_ESTIMATORS, run_demo
 from vopd.reporting.comparison import Comparison, read_comparison
-from vopd.reporting.metrics import read_metrics
+from vopd.reporting.run_files import read_metrics
 
 SMALL: dict[str, Any] = {"estimators": ("opd", "rao_blackwell_teacher_top_k"), "steps": 5, "problems": 6}
 

@@ -11,7 +11,7 @@ from vopd.errors import DataError, VOPDError
 from vopd.experiments import grid
 from vopd.experiments.grid import GridRun, collect, run_grid, run_name
 from vopd.experiments.measure_models import Measurement
-from vopd.training.checkpoints import write_manifest
+from vopd.training.saving.checkpoints import write_manifest
 
 MEASUREMENT = Measurement("student", "teacher", "held_out.jsonl", 2, 2, 8)
 # Stands for training and measuring: what it does is told by the run's name; it counts how often it was called.

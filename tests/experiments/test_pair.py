@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from tools.embedded_pair.worked_steps import worked_completion
 from vopd.errors import ConfigurationError, DataError
 from vopd.experiments import pair
 from vopd.experiments.measure import greedy_outcomes, held_out_reverse_kl, sample_contexts
@@ -22,7 +23,6 @@ from vopd.experiments.pair import (
     prompt_text,
     split_of,
 )
-from vopd.experiments.worked_steps import worked_completion
 
 
 @pytest.fixture(scope="module")

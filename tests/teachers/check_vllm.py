@@ -143,8 +143,8 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
     """The student's weights, both models' logits at the tokens of its completions, these, and the server's scores."""
     import vopd
     from vopd.experiments.pair import load_embedded_pair
-    from vopd.teachers import Servers, preflight
-    from vopd.teachers.wire import Question
+    from vopd.teachers.server import Servers, preflight
+    from vopd.teachers.server.vllm import Question
 
     pair, servers = load_embedded_pair(), Servers(url)
     torch.manual_seed(0)
@@ -232,8 +232,8 @@ def refused(url: str) -> None:
 def traffic(url: str) -> None:
     """Bytes that cross the wire for a token, prompt or completion, of one text."""
     from vopd.experiments.pair import load_embedded_pair
-    from vopd.teachers import Servers, preflight
-    from vopd.teachers.wire import Question
+    from vopd.teachers.server import Servers, preflight
+    from vopd.teachers.server.vllm import Question
 
     ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
     for top_k in (0, 1, 5, 20):

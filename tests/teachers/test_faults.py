@@ -13,8 +13,8 @@ import torch
 
 from teachers.stub_server import FAULTS
 from vopd.errors import TeacherServerError
-from vopd.teachers import Patience, Servers
-from vopd.teachers.wire import Question, read, request_of
+from vopd.teachers.server import Patience, Servers
+from vopd.teachers.server.vllm import Question, read, request_of
 
 Make = Callable[..., Any]
 QUICK = Patience(timeout=0.4, deadline=30, retries=3, pause=0.01)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from vopd.data.prompt_checks import check_room
 from vopd.errors import ConfigurationError, DataError
 from vopd.models import context_length, load_model
-from vopd.training.prompts import check_room
-from vopd.training.rollout import check_completions
+from vopd.training.rollout_logprobs import check_completions
 
 POSITIONS = 512
 

@@ -15,8 +15,8 @@ import torch
 
 from full_disk import FullDisk, largest_file
 from vopd.errors import ConfigurationError, VOPDError
-from vopd.training import checkpoints
-from vopd.training.checkpoints import MANIFEST, fault, newest_valid, rotate, step_of, write_manifest
+from vopd.training.saving import checkpoints
+from vopd.training.saving.checkpoints import MANIFEST, fault, newest_valid, rotate, step_of, write_manifest
 
 Make = Callable[..., Any]
 

@@ -13,7 +13,7 @@ import torch
 
 from vopd import ESTIMATORS, VOPDConfig
 from vopd.errors import ConfigurationError
-from vopd.training.trl_adapter import check_trl_version
+from vopd.training.trl import check_trl_version
 
 
 def config(tmp_path: Path, **settings: Any) -> VOPDConfig:

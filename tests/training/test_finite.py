@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vopd.errors import NonFiniteError
-from vopd.training.finite import FiniteGuard
+from vopd.training.monitoring.finite import FiniteGuard
 
 
 def poison_loss(trainer: Any) -> None:

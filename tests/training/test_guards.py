@@ -13,9 +13,9 @@ import pytest
 
 from vopd.errors import ConfigurationError, GuardError
 from vopd.training import VOPDConfig
-from vopd.training.checkpoints import newest_valid
-from vopd.training.guards import GUARDS, MAY_STOP, make_guards
-from vopd.training.rollout import MEAN_DIFFERENCE
+from vopd.training.monitoring.guards import GUARDS, MAY_STOP, make_guards
+from vopd.training.rollout_logprobs import MEAN_DIFFERENCE
+from vopd.training.saving.checkpoints import newest_valid
 
 Make = Callable[..., Any]
 Step = dict[str, float]

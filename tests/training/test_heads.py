@@ -13,7 +13,7 @@ from torch import nn
 
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.kernels import Head
-from vopd.training.heads import check_logits, check_not_shared, disable_dropout
+from vopd.models.head_checks import check_logits, check_not_shared, disable_dropout
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vopd import ESTIMATORS
-from vopd.training.clock import StepClock
-from vopd.training.metrics import Averages, add_completion_metrics
+from vopd.training.monitoring.clock import StepClock
+from vopd.training.monitoring.metrics import Averages, add_completion_metrics
 
 CPU = torch.device("cpu")
 ALWAYS = {

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from vopd.data.prompt_checks import check_enough, check_prompts, keep_short
 from vopd.errors import DataError
-from vopd.training.prompts import check_enough, check_prompts, keep_short
 
 
 def rows(*prompts: Any) -> Dataset:

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
-from vopd.training.rewards import Rewards
+from vopd.training.rewards.functions import Rewards
 
 REAL_TOKENS = 300
 

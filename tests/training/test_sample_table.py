@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vopd.training.callbacks import Progress
-from vopd.training.sample_table import sample_table
+from vopd.training.monitoring.sample_table import sample_table
+from vopd.training.saving.logs import Progress
 
 
 def record(**changed: Any) -> dict[str, Any]:

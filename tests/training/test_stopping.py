@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from vopd.errors import GuardError, Terminated, VOPDError
-from vopd.training.checkpoints import newest_valid
-from vopd.training.stopping import Stopping
+from vopd.training.monitoring.stopping import Stopping
+from vopd.training.saving.checkpoints import newest_valid
 
 Make = Callable[..., Any]
 
@@ -99,7 +99,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 def test_a_process_forked_by_a_data_loader_dies_of_the_signal() -> None:
     program = """
 import os, signal, time, types
-from vopd.training.stopping import Stopping
+from vopd.training.monitoring.stopping import Stopping
 with Stopping(types.SimpleNamespace(num_processes=1)).until_done():
     ready, write = os.pipe()
     child = os.fork()

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.teachers import EVERYTHING, RoutedTeacher, Scored, TopKScores
+from vopd.teachers import EVERY_KIND, RoutedTeacher, Scored, TopKScores
 
 REAL_TOKENS = 300
 PROMPTS = ["Hi", "How many legs do two dogs have?", "4 + 5 =", "So the answer is"]
@@ -159,7 +159,7 @@ class Recording:
     """A teacher that gives the ids it was shown back as scores, and may leave the first of its rows out."""
 
     def __init__(self, drops: bool = False) -> None:
-        self.gives = frozenset(EVERYTHING) if not drops else frozenset({"sampled"})
+        self.gives = frozenset(EVERY_KIND) if not drops else frozenset({"sampled"})
         self.drops = drops
         self.begun: list[list[int]] = []
 
@@ -418,7 +418,7 @@ def test_rewards_beside_the_student_as_it_was(make_trainer: Callable[..., Any], 
 def test_a_teacher_is_on_the_device_for_its_scoring_alone() -> None:
     from vopd.kernels import Head
     from vopd.teachers import States
-    from vopd.training.local_teacher import LocalTeacher
+    from vopd.teachers.local import LocalTeacher
 
     class Model:
         def __init__(self) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError, VOPDError
+from vopd.errors import ConfigurationError
+from vopd.run.exit_codes import report_error
 
 # Command: what the help says. The module of the same name in this package has run(arguments).
 COMMANDS = {
@@ -23,9 +21,6 @@ COMMANDS = {
     "compare": "train with several estimators, seeds and learning rates, and compare them",
     "report": "write the page of a run or a comparison: curves, scores, samples coloured by token",
 }
-
-# What a disk refuses in the middle of a file, where Python does not say of which one.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 HELP = """\
 usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
@@ -56,31 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return report_error(lambda: _run(given))
 
 
-def report_error(command: Callable[[], int]) -> int:
-    """Return the exit code of a command; an error that vopd raises becomes one line on stderr and its own code."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub is imported anywhere
-    _log_to_stderr()
-    try:
-        return command()
-    except VOPDError as error:
-        return _report(error, error.exit_code)
-    except OSError as error:
-        if error.filename is None and error.errno not in _DISK:
-            raise
-        return _report(error, 1)
-    except KeyboardInterrupt:
-        print("vopd: interrupted", file=sys.stderr)
-        return 130
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("vopd")
-    logger.setLevel(logging.INFO)
-    # Looked up anew each time: whoever calls main twice may have another stderr by then.
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
-    logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
-
-
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())), end="")
@@ -96,13 +66,4 @@ def _run(arguments: list[str]) -> int:
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
     code: int = importlib.import_module(f"vopd.cli.{command}").run(rest)
-    return code
-
-
-def _report(error: Exception, code: int) -> int:
-    if os.environ.get("VOPD_DEBUG") == "1":
-        raise error
-    # One line whatever the message holds, and no control characters from data that it quotes.
-    text = " ".join(str(error).split())
-    print("vopd: error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
     return code

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vopd.cli import run_directory
-from vopd.cli.options import Option, Settings, options_of, parse, setting
 from vopd.errors import ConfigurationError, require
+from vopd.run import directory
+from vopd.run.options import Option, Settings, options_of, parse, setting
 
 SUMMARY = """\
 Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
@@ -56,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
-    from vopd.cli.plan import options as train_options
-    from vopd.experiments.comparing import Grid, Measuring, compare, embedded_runs, recipe_runs
+    from vopd.experiments.compare import Grid, Measuring, compare, embedded_runs, recipe_runs
+    from vopd.run.plan import options as train_options
     from vopd.training import VOPDConfig
 
     known = _options(train_options(VOPDConfig))
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     grid = _grid(settings, embedded, Grid)
     measuring = Measuring(options.problems, options.curve_problems, options.held_out_kind)
     name = str(settings.values["run_name"] or "compare")
-    folder = run_directory.run_directory(str(settings.values["output_dir"]), name).resolve()
+    folder = directory.run_directory(str(settings.values["output_dir"]), name).resolve()
     if embedded:
         runs, measurement = embedded_runs(grid, folder, recipe, measuring)
     else:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-from vopd.cli import run_directory
-from vopd.cli.options import options_of, parse, setting
 from vopd.errors import require
+from vopd.run import directory
+from vopd.run.options import options_of, parse, setting
 
 SUMMARY = """\
 Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU.
@@ -36,8 +36,8 @@ def run(arguments: Sequence[str]) -> int:
     require("transformers", "train").utils.logging.disable_progress_bar()
     from vopd.experiments.demo import run_demo
 
-    folder = run_directory.run_directory(options.output_dir, options.run_name or _free_name(options.output_dir))
-    run_directory.create(folder, resume=False)
+    folder = directory.run_directory(options.output_dir, options.run_name or _free_name(options.output_dir))
+    directory.create(folder, resume=False)
     chosen = asdict(options)
     passed = ("estimators", "seeds", "steps", "problems", "processes")
     run_demo(folder, **{name: chosen[name] for name in passed if chosen[name] is not None})

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.cli.options import options_of, parse, setting
+from vopd.run.options import options_of, parse, setting
 
 SUMMARY = """\
 Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd doctor` with these arguments and return its exit code."""
     options = parse("doctor", SUMMARY, options_of(DoctorOptions), arguments).build(DoctorOptions)
     if options.teacher is not None:
-        from vopd.cli.doctor_teacher import report
+        from .shared.doctor_teacher import report
 
         print("\n".join(report(options)))
         return 0

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from vopd.cli import run_directory
-from vopd.cli.options import needed, options_of, parse, setting
-from vopd.errors import ConfigurationError, require
-from vopd.evaluation.grading import KINDS
-
-if TYPE_CHECKING:
-    from vopd.data.benchmarks import Benchmark
+from vopd.errors import require
+from vopd.run import directory
+from vopd.run.evaluation import TASK_PREFIX, EvalOptions, evaluate, find_problems, models_of
+from vopd.run.options import options_of, parse
 
 SUMMARY = """\
 Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
@@ -24,54 +18,6 @@ task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json a
 started again goes on where it stood.
 """
 
-_TASK_PREFIX = "reasoning_gym:"
-
-
-@dataclass
-class EvalOptions:
-    """The options of `vopd eval`."""
-
-    model: str = needed("folders or hub ids of models or LoRA adapters, separated by commas")
-    model_revision: str | None = setting(None, "branch, tag or commit of the models on the hub")
-    benchmark: str | None = setting(None, "names such as math500,amc23; NAME=FILE reads one from a file or hub id")
-    task: str | None = setting(None, "reasoning_gym:NAME")
-    data: str | None = setting(None, ".jsonl, .json or .parquet file with problem and answer")
-    kind: str | None = setting(None, "how --data is graded: math or choice; default: what its columns say")
-    count: int | None = setting(None, "only the first N problems; how many --task makes (default 100)")
-    task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
-    template: str | None = setting(None, "prompt text with {problem}; default: the problem, then a request for a box")
-    chat_template: bool = setting(False, "put prompts into the model's chat template")
-    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
-    chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
-    samples: int | None = setting(None, "completions a problem; default 8, AIME 32, and 1 at temperature 0")
-    temperature: float | None = setting(None, "default 0.6; 0 takes the most likely token")
-    top_p: float | None = setting(None, "keep the smallest set of tokens with this mass; default 1, choice sets 0.95")
-    top_k: int | None = setting(None, "keep the k most likely tokens, 0 all; default 0, choice sets 20")
-    max_new_tokens: int | None = setting(None, "length limit of a completion; default 4096, files and tasks 1024")
-    batch_size: int = setting(16, "completions computed together")
-    seed: int = setting(0, "of the sampling, and of the task's problems")
-    backend: str = setting("transformers", "transformers or vllm")
-    dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
-    device: str = setting("auto", "auto, cpu, cuda")
-    training_prompts: str | None = setting(None, "report problems that occur in this file, hub data set or dapo_math")
-    against: str | None = setting(None, "folder of an earlier evaluation: print the paired difference to it")
-    output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(None, "folder of this evaluation in output_dir; default: eval-MODEL-PROBLEMS")
-
-    def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.benchmark, self.task, self.data)) != 1:
-            raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
-        if self.task is not None and not self.task.startswith(_TASK_PREFIX):
-            raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file")
-        if self.kind not in (None, *KINDS):
-            raise ConfigurationError(f"unknown kind '{self.kind}'; choose one of {', '.join(KINDS)}")
-        if self.temperature == 0 and (self.samples or 1) > 1:
-            raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
-        for name in ("samples", "count", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
-
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
@@ -81,9 +27,9 @@ def run(arguments: Sequence[str]) -> int:
 
     earlier = load_results(options.against) if options.against else None
     benchmarks = find_problems(options)
-    names = [benchmark.name.removeprefix(_TASK_PREFIX) for benchmark in benchmarks]
-    name = options.run_name or run_directory.suggest_name("eval", _models(options)[-1], *names)
-    folder = run_directory.run_directory(options.output_dir, name)
+    names = [benchmark.name.removeprefix(TASK_PREFIX) for benchmark in benchmarks]
+    name = options.run_name or directory.suggest_name("eval", models_of(options)[-1], *names)
+    folder = directory.run_directory(options.output_dir, name)
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))
     print("\n".join(remarks(results)))
@@ -91,36 +37,3 @@ def run(arguments: Sequence[str]) -> int:
         print_table(*comparison_rows(compare_results(earlier, results)))
     print(f"written to {folder}")
     return 0
-
-
-def find_problems(options: EvalOptions) -> list[Benchmark]:
-    """Return the benchmarks that `options` name, loaded."""
-    from vopd.data.benchmarks import load_benchmark
-
-    sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
-    given = {"kind": options.kind, "count": options.count, "seed": options.seed, "task_options": options.task_options}
-    return [load_benchmark(source.strip(), **given) for source in sources]  # type: ignore[arg-type]
-
-
-def evaluate(options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path) -> dict[str, Any]:
-    """Sample the models on `benchmarks`, grade, and write into `folder`; return what results.json holds."""
-    from vopd.evaluation import runner
-    from vopd.evaluation.drawing import Settings
-
-    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
-    names = {field.name for field in fields(Settings)} - renamed.keys()
-    settings = {name: getattr(options, name) for name in names} | renamed
-    prompts = _training_prompts(options)
-    return runner.evaluate(_models(options), list(benchmarks), folder, training_prompts=prompts, **settings)
-
-
-def _models(options: EvalOptions) -> list[str]:
-    return [name.strip() for name in options.model.split(",") if name.strip()]
-
-
-def _training_prompts(options: EvalOptions) -> list[str] | None:
-    if options.training_prompts is None:
-        return None
-    from vopd.data.benchmarks_overlap import training_texts
-
-    return training_texts(options.training_prompts)

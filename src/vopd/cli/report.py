@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.cli.options import needed, options_of, parse
+from vopd.run.options import needed, options_of, parse
 
 SUMMARY = """\
 Write DIRECTORY/report.html, one page that loads nothing from elsewhere, with its figures and data in DIRECTORY/report.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from vopd.cli.facts import look
-from vopd.cli.plan import Plan, plan_run
-from vopd.cli.train import plan_accuracy
+from vopd.run.facts import look
+from vopd.run.plan import Plan, plan_run
+
+from .train import plan_accuracy
 
 SUMMARY = """\
 Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
@@ -37,6 +38,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _engine_notes(plan: Plan) -> list[str]:
-    from vopd.training.rollout import has_vllm
+    from vopd.training.rollout_logprobs import has_vllm
 
     return ["vllm is not installed here; training needs it"] if plan.config.use_vllm and not has_vllm() else []

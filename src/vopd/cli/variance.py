@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vopd.cli import run_directory
-from vopd.cli.options import needed, options_of, parse, setting
 from vopd.errors import ConfigurationError, DataError, require
+from vopd.run import directory
+from vopd.run.options import needed, options_of, parse, setting
 
 SUMMARY = """\
 Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
@@ -65,11 +65,11 @@ def run(arguments: Sequence[str]) -> int:
     require("transformers", "train").utils.logging.disable_progress_bar()
     # Drawn at the end: asked for now, not after minutes of measuring.
     require("matplotlib", "report")
-    from vopd.reporting.variance import plot_variance, variance_text
+    from vopd.reporting.variance_text import plot_variance, variance_text
 
-    name = options.run_name or run_directory.suggest_name("variance", options.model)
-    folder = run_directory.run_directory(options.output_dir, name)
-    run_directory.create(folder, resume=False)
+    name = options.run_name or directory.suggest_name("variance", options.model)
+    folder = directory.run_directory(options.output_dir, name)
+    directory.create(folder, resume=False)
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
     plot_variance(results, folder / "variance.png")
@@ -83,7 +83,7 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
     import torch
 
     from vopd.data.prompts import read_prompts
-    from vopd.diagnostics import decompose_variance, variance_profile
+    from vopd.experiments.variance import decompose_variance, variance_profile
     from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
 
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,7 +110,7 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
 
 
 def _rollouts(options: VarianceOptions, student: Any, tokenizer: Any, prompts: list[str]) -> list[Any]:
-    from vopd.diagnostics import Rollout
+    from vopd.experiments.variance import Rollout
     from vopd.models import sample
 
     if len(prompts) < 2:

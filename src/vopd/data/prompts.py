@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.data.files import read_rows
-from vopd.data.mixture import mix, most_without_repeats, shares, take
-from vopd.data.rendering import (
+from vopd.errors import ConfigurationError, DataError
+
+from .chat import (
     PROMPT_COLUMNS,
     empty_rows,
     fill_template,
@@ -19,8 +19,9 @@ from vopd.data.rendering import (
     render_chat,
     render_prompts,
 )
-from vopd.data.sources import DEFAULT_TASK_COUNT, TASK_PREFIX, Source, load_rows, parse_source
-from vopd.errors import ConfigurationError, DataError
+from .files import read_rows
+from .mixture import mix, most_without_repeats, shares, take
+from .sources import DEFAULT_TASK_COUNT, TASK_PREFIX, Source, load_rows, parse_source
 
 logger = logging.getLogger(__name__)
 

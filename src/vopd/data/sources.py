@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.data.files import SUFFIXES, read_rows
 from vopd.errors import ConfigurationError, DataError, require
+
+from .files import SUFFIXES, read_rows
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
@@ -138,7 +139,7 @@ def _some(dataset: Any, source: str) -> Any:
 
 
 def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-    from vopd.data.reasoning import reasoning_problems
+    from .reasoning import reasoning_problems
 
     return [
         {

@@ -4,11 +4,13 @@ from .base import Estimator
 from .catalogue import ESTIMATORS
 from .loss import distillation_loss, linear_distillation_loss
 from .output import DistillationOutput, Variance
+from .teacher_scores import TopKScores
 
 __all__ = [
     "ESTIMATORS",
     "DistillationOutput",
     "Estimator",
+    "TopKScores",
     "Variance",
     "distillation_loss",
     "linear_distillation_loss",

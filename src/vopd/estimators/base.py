@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor, cat
 
-from ..functional import policy_gradient_loss
-from ..functional.moments import computed
-from ..kernels import Estimate, GradientForm, Needs, Rows
+from vopd.functional import policy_gradient_loss
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional import Moments, bucketed_moments, rest_log_ratio
-from ..functional.moments import computed
-from ..kernels import Rows
+from vopd.functional import Moments, bucketed_moments, rest_log_ratio
+from vopd.functional.moments import computed
+from vopd.kernels import Rows
 
 
 def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,13 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
-from ..teachers import Gift, TopKScores
+from vopd.errors import ConfigurationError
+
 from .base import Estimator
 from .catalogue import ESTIMATORS
+from .teacher_scores import ScoreKind, TopKScores
 
-_NEEDS: dict[Gift, str] = {
+_NEEDS: dict[ScoreKind, str] = {
     "sampled": "the score of each sampled token",
     "top_k": "the scores of the teacher's own top k",
     "chosen": "the teacher's scores at the student's top k",
@@ -40,7 +41,7 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
         raise ConfigurationError("give either the teacher's tensors or teacher_scores, with the other one None")
     if scores is None:
         return
-    held: tuple[Gift, ...] = ("sampled", "chosen") if scores.chosen else ("sampled", "top_k")
+    held: tuple[ScoreKind, ...] = ("sampled", "chosen") if scores.chosen else ("sampled", "top_k")
     if need_of(estimator) not in held:
         able = ", ".join(other.name for other in ESTIMATORS.values() if need_of(other) in held)
         whose = "the student's" if scores.chosen else "its own"
@@ -49,14 +50,14 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
         )
 
 
-def need_of(estimator: Estimator) -> Gift:
+def need_of(estimator: Estimator) -> ScoreKind:
     """What a teacher must be able to give for this estimator."""
     if estimator.support == "top_k":
         return "chosen" if estimator.needs.support == "student_top_k" else "top_k"
     return estimator.support
 
 
-def check_gives(name: str, gives: Collection[Gift], teacher: str = "the teacher") -> None:
+def check_gives(name: str, gives: Collection[ScoreKind], teacher: str = "the teacher") -> None:
     """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
     estimator = find_estimator(name)
     if need_of(estimator) in gives:

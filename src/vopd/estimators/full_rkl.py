@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..functional.moments import computed
-from ..kernels import Estimate, GradientForm, Needs, Rows
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, GradientForm, Needs, Rows
+
 from .base import Estimator
 
 

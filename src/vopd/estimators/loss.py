@@ -7,14 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
-from ..kernels import Batch, DenseLogits, Head, LinearHeads, TorchPass, choose_pass, chunk_rows, run_chunks
-from ..kernels.row_pass import MakePass
-from ..kernels.sources import LogitSource
-from ..teachers.scores import TopKScores
+from vopd.errors import ConfigurationError
+from vopd.kernels import Batch, DenseLogits, Head, LinearHeads, TorchPass, choose_pass, chunk_rows, run_chunks
+from vopd.kernels.row_pass import MakePass
+from vopd.kernels.sources import LogitSource
+
 from . import checks
 from .base import Estimator, with_extra_advantages
 from .output import DistillationOutput, GradientInHand, unpack
+from .teacher_scores import TopKScores
 
 
 def distillation_loss(

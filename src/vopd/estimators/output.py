@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels import Result
+from vopd.kernels import Result
 
 
 class Variance(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..functional.moments import computed
-from ..kernels import Estimate, Needs, Rows
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, Needs, Rows
+
 from .base import Estimator, rao_blackwell
 from .bucket import bucket_rewards
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..functional import rest_mean_baseline
-from ..functional.moments import computed
-from ..kernels import Estimate, Needs, Rows
+from vopd.functional import rest_mean_baseline
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, Needs, Rows
+
 from .base import Estimator, rao_blackwell
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional.moments import computed
-from ..kernels import Rows
+from vopd.functional.moments import computed
+from vopd.kernels import Rows
 
 
 def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:

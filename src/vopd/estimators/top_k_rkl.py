@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..functional import sparse_top_k_baseline, truncated_reverse_kl
-from ..functional.moments import computed
-from ..kernels import Estimate, GradientForm, Needs, Rows
+from vopd.functional import sparse_top_k_baseline, truncated_reverse_kl
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, GradientForm, Needs, Rows
+
 from .base import Estimator
 from .student_top_k import support_logits
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..functional import value_baseline
-from ..kernels import Estimate, Needs, Rows
+from vopd.functional import value_baseline
+from vopd.kernels import Estimate, Needs, Rows
+
 from .base import Estimator, centred_policy_gradient
 
 

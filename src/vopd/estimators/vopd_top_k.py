@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..functional import renormalised_top_k_baseline
-from ..functional.moments import computed
-from ..kernels import Estimate, Needs, Rows
+from vopd.functional import renormalised_top_k_baseline
+from vopd.functional.moments import computed
+from vopd.kernels import Estimate, Needs, Rows
+
 from .base import Estimator, policy_gradient
 from .student_top_k import support_logits
 

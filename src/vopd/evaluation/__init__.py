@@ -9,25 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vopd.evaluation.grading import Grade as Grade
-    from vopd.evaluation.grading import grade as grade
-    from vopd.evaluation.grading import grade_many as grade_many
-    from vopd.evaluation.metrics import maj_at_k as maj_at_k
-    from vopd.evaluation.results import compare_results as compare_results
-    from vopd.evaluation.results import load_results as load_results
-    from vopd.evaluation.runner import evaluate as evaluate
     from vopd.statistics import avg_at_k as avg_at_k
     from vopd.statistics import pass_at_k as pass_at_k
 
+    from .grading.grade import Grade as Grade
+    from .grading.grade import grade as grade
+    from .grading.grade import grade_many as grade_many
+    from .results import compare_results as compare_results
+    from .results import load_results as load_results
+    from .runner import evaluate as evaluate
+    from .scores import maj_at_k as maj_at_k
+
 _HOMES = {
-    "Grade": "vopd.evaluation.grading",
+    "Grade": "vopd.evaluation.grading.grade",
     "avg_at_k": "vopd.statistics",
     "compare_results": "vopd.evaluation.results",
     "evaluate": "vopd.evaluation.runner",
-    "grade": "vopd.evaluation.grading",
-    "grade_many": "vopd.evaluation.grading",
+    "grade": "vopd.evaluation.grading.grade",
+    "grade_many": "vopd.evaluation.grading.grade",
     "load_results": "vopd.evaluation.results",
-    "maj_at_k": "vopd.evaluation.metrics",
+    "maj_at_k": "vopd.evaluation.scores",
     "pass_at_k": "vopd.statistics",
 }
 

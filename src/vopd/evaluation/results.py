@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.evaluation.metrics import Summary
 from vopd.statistics import Difference, paired_difference
+
+from .scores import Summary
 
 
 def entry(checkpoint: str, benchmark: str, summary: Summary, per_problem: dict[str, float]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vopd.data.benchmarks import Benchmark, Protocol, load_benchmark
-from vopd.data.benchmarks_overlap import contamination
 from vopd.errors import ConfigurationError, MissingExtraError
-from vopd.evaluation.drawing import Checkpoint, Opened, Settings, Work
-from vopd.evaluation.journal import only_one, same_plan, write_whole
-from vopd.evaluation.plots import plot_accuracy
-from vopd.evaluation.scoring import graded, sample_lines, score
+
+from .benchmarks.definitions import Benchmark, Protocol, load_benchmark
+from .benchmarks.overlap import contamination
+from .completions import Checkpoint, Opened, Settings, Work
+from .journal import only_one, same_plan, write_whole
+from .plots import plot_accuracy
+from .scoring import graded, sample_lines, score
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def evaluate(
         models: folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with `tokenizer`).
             A
             folder with a LoRA adapter is put on its base model.
-        benchmarks: names as in `vopd.data.benchmarks.load_benchmark`, or loaded benchmarks.
+        benchmarks: names as in `vopd.evaluation.benchmarks.definitions.load_benchmark`, or loaded benchmarks.
         output_dir: folder of this evaluation.
         tokenizer: of a loaded model.
         training_prompts: reported are the questions that occur among them.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vopd.data.benchmarks import Benchmark
-from vopd.evaluation.drawing import Record
-from vopd.evaluation.grading import Grade, grade_many
-from vopd.evaluation.metrics import summarise, ungradable
-from vopd.evaluation.results import entry
+from .benchmarks.definitions import Benchmark
+from .completions import Record
+from .grading.grade import Grade, grade_many
+from .results import entry
+from .scores import summarise, ungradable
 
 
 def graded(benchmark: Benchmark, drawn: list[list[Record]]) -> list[list[Grade]]:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, require
-from vopd.experiments.jobs import Job, run_jobs
-from vopd.experiments.measure_job import HELD_OUT_SEED, MEASURED_FILE, SHOWN_SAMPLES
-from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, Interval, Run, Start, write_comparison
-from vopd.reporting.metrics import METRICS_FILE, read_metrics
 from vopd.reporting.plots import plot_comparison
 from vopd.reporting.report import write_report
+from vopd.reporting.run_files import METRICS_FILE, read_metrics
 from vopd.reporting.tables import comparison_text
+
+from .jobs import Job, run_jobs
+from .measure_job import HELD_OUT_SEED, MEASURED_FILE, SHOWN_SAMPLES
+from .pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
 DEMO_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
 # k of the estimators that have one.

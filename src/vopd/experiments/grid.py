@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError, GuardError, NonFiniteError, require
-from vopd.experiments.jobs import Job, run_jobs
-from vopd.experiments.measure_models import MEASURED_FILE, Measurement, write_measured
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
-from vopd.reporting.metrics import METRICS_FILE, read_metrics
+from vopd.reporting.run_files import METRICS_FILE, read_metrics
+
+from .jobs import Job, run_jobs
+from .measure_models import MEASURED_FILE, Measurement, write_measured
 
 MEASUREMENT_FILE = "measurement.json"
 START = "start"
 # The module that trains and measures one run; it lies above this room, so that it is known here by name only.
-ENTRY = "vopd.cli.compare_run"
+ENTRY = "vopd.experiments.compare_run"
 _PROGRESS_SECONDS = 30.0
 _BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
 
@@ -120,7 +121,7 @@ def is_finished(folder: Path) -> bool:
 
 def may_resume(folder: Path) -> bool:
     """Whether a run that was killed can go on: its newest valid checkpoint holds the optimizer too."""
-    from vopd.training.checkpoints import newest_valid  # which needs the extra `train`
+    from vopd.training.saving.checkpoints import newest_valid  # which needs the extra `train`
 
     found = newest_valid(folder).path if folder.is_dir() else None
     return found is not None and (found / "optimizer.pt").is_file()

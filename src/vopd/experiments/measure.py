@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vopd.data.reasoning import Problem, is_right
 from vopd.estimators import distillation_loss
-from vopd.experiments.pair import MAX_COMPLETION_TOKENS, prompt_text
 from vopd.models import sample
 from vopd.reporting.comparison import Interval
 from vopd.statistics import bootstrap_interval
+
+from .pair import MAX_COMPLETION_TOKENS, prompt_text
 
 _BATCH = 128
 

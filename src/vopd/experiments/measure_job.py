@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.reasoning import Problem, is_right
-from vopd.diagnostics import gradient_noise
 from vopd.errors import require
-from vopd.experiments.measure import greedy_texts, held_out_reverse_kl, sample_contexts
-from vopd.experiments.pair import embedded_pair, load_embedded_pair, pair_problems
 from vopd.models import load_model
+
+from .gradient_noise import gradient_noise
+from .measure import greedy_texts, held_out_reverse_kl, sample_contexts
+from .pair import embedded_pair, load_embedded_pair, pair_problems
 
 MEASURED_FILE = "measured.json"
 HELD_OUT_SEED = 0

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.experiments.held_out import HeldOut, outcomes, read_held_out
-from vopd.experiments.measure import greedy_texts, held_out_reverse_kl
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
+
+from .held_out import HeldOut, outcomes, read_held_out
+from .measure import greedy_texts, held_out_reverse_kl
 
 MEASURED_FILE = "measured.json"
 SHOWN_SAMPLES = 4

@@ -8,15 +8,17 @@ from .baselines import (
     sparse_top_k_baseline,
     value_baseline,
 )
+from .gradient_variance import gradient_variance, squared_gradient_norm
+from .group_advantages import group_advantages, without_spread
 from .importance import importance_weights
 from .losses import policy_gradient_loss, rao_blackwell_loss, reverse_kl, truncated_reverse_kl
 from .moments import Moments, bucketed_moments, moments
-from .variance import gradient_variance, squared_gradient_norm
 
 __all__ = [
     "Moments",
     "bucketed_moments",
     "gradient_variance",
+    "group_advantages",
     "importance_weights",
     "moments",
     "optimal_baseline",
@@ -30,4 +32,5 @@ __all__ = [
     "squared_gradient_norm",
     "truncated_reverse_kl",
     "value_baseline",
+    "without_spread",
 ]

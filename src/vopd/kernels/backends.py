@@ -8,7 +8,8 @@ import logging
 
 import torch
 
-from ..errors import ConfigurationError, MissingExtraError
+from vopd.errors import ConfigurationError, MissingExtraError
+
 from .row_pass import MakePass
 from .torch_rows import TorchPass
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..functional import gradient_variance, optimal_baseline, value_baseline
-from ..functional.moments import computed
+from vopd.functional import gradient_variance, optimal_baseline, value_baseline
+from vopd.functional.moments import computed
+
 from .row_pass import MakePass
+from .row_statistics import compute_chunk
 from .rows import Batch, Estimate, Needs, Rows
 from .sources import LogitSource
-from .statistics import compute_chunk
 
 CPU_CHUNK = 3 << 21
 """Elements of a logits buffer on a CPU: 24 MiB in float32, where larger chunks stop gaining."""

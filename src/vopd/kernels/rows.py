@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..functional import Moments
-from ..functional.moments import computed
+from vopd.functional import Moments
+from vopd.functional.moments import computed
 
 SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
 

@@ -1,9 +1,9 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
-from vopd.models.loading import load_model, load_skeleton, load_tokenizer
-from vopd.models.output_head import read_head
-from vopd.models.sampling import Completion, context_length, read_completion, sample
-from vopd.models.vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
+from .generation import Completion, context_length, read_completion, sample
+from .loading import load_model, load_skeleton, load_tokenizer
+from .output_head import read_head
+from .vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
     "Completion",

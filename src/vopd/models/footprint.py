@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vopd.models.loading import BITS
+from .loading import BITS
 
 # Logits of both models, their difference and the gradient, a chunk of tokens at a time.
 _LOSS_BUFFERS = 4

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConfigurationError, MismatchError
-from ..kernels import Head
+from vopd.errors import ConfigurationError, MismatchError
+from vopd.kernels import Head
 
 _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Settings that multiply the logits: Cohere, Muse, Falcon-H1."""

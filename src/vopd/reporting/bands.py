@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vopd.reporting.figures import Line
-from vopd.reporting.plots import colour_of
+from .figures import Line
+from .plots import colour_of
 
 Points = tuple[Sequence[float], Sequence[float]]
 

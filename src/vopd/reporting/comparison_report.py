@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.reporting.bands import Points, seed_lines, seeds_note
-from vopd.reporting.comparison import (
+from vopd.statistics import mean_score
+
+from .bands import Points, seed_lines, seeds_note
+from .comparison import (
     Comparison,
     accuracy_difference,
     mean_reverse_kl,
@@ -18,17 +20,16 @@ from vopd.reporting.comparison import (
     reverse_kl_difference,
     score_of,
 )  # fmt: skip
-from vopd.reporting.drawing import figures_html
-from vopd.reporting.figures import Bar, Bars, Curves, Dot, Dots, Figure
-from vopd.reporting.metrics import METRICS_FILE, read_metrics, series
-from vopd.reporting.page import escape, folded, page, section, table, tiles
-from vopd.reporting.plots import colour_of
-from vopd.reporting.run_report import SAMPLES_FILE, timing_bar, timing_split
-from vopd.reporting.samples_page import KEY, samples_html
-from vopd.reporting.stability import stability_html
-from vopd.reporting.tables import seeds_label
-from vopd.reporting.variance_report import variance_beside
-from vopd.statistics import mean_score
+from .drawing import figures_html
+from .figures import Bar, Bars, Curves, Dot, Dots, Figure
+from .page import escape, folded, page, section, table, tiles
+from .plots import colour_of
+from .run_files import METRICS_FILE, read_metrics, series
+from .run_report import SAMPLES_FILE, timing_bar, timing_split
+from .samples_page import KEY, samples_html
+from .stability import stability_html
+from .tables import seeds_label
+from .variance_report import variance_beside
 
 _SMOOTHING = 15
 Records = dict[str, list[dict[str, Any]]]

@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from vopd.reporting.figures import Bars, Curves, Dots, Figure, Line
-from vopd.reporting.page import escape
+from .figures import Bars, Curves, Dots, Figure, Line
+from .page import escape
 
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 182

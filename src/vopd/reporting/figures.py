@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vopd.reporting.metrics import smoothed
+from .run_files import smoothed
 
 # Points of a line that a page holds; the CSV has them all.
 _SHOWN_POINTS = 300

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import require
-from vopd.reporting.comparison import Comparison, relative_noise, score_of
-from vopd.reporting.metrics import read_metrics, series, smoothed
-from vopd.reporting.png import STYLE
 from vopd.statistics import mean_score
+
+from .comparison import Comparison, relative_noise, score_of
+from .png import STYLE
+from .run_files import read_metrics, series, smoothed
 
 # One colour an estimator in every figure; chosen to differ in lightness too, and told apart by colour-blind readers.
 COLOURS = {

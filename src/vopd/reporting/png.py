@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import require
-from vopd.reporting.figures import Bars, Curves, Dots, Figure
+
+from .figures import Bars, Curves, Dots, Figure
 
 STYLE: dict[str, Any] = {
     "font.size": 10,

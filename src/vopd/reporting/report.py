@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 
 from vopd.errors import DataError, MissingExtraError
-from vopd.reporting.comparison import COMPARISON_FILE
-from vopd.reporting.comparison_report import comparison_report
-from vopd.reporting.metrics import METRICS_FILE
-from vopd.reporting.png import write_pngs
-from vopd.reporting.run_report import run_report
-from vopd.reporting.variance_report import read_variance, variance_report
+
+from .comparison import COMPARISON_FILE
+from .comparison_report import comparison_report
+from .png import write_pngs
+from .run_files import METRICS_FILE
+from .run_report import run_report
+from .variance_report import read_variance, variance_report
 
 logger = logging.getLogger("vopd")
 

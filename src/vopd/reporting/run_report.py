@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.reporting.drawing import figures_html
-from vopd.reporting.figures import Bar, Bars, Curves, Figure, Line
-from vopd.reporting.metrics import read_metrics, series
-from vopd.reporting.page import folded, page, section, table, tiles
-from vopd.reporting.samples_page import KEY, chosen, samples_html
-from vopd.reporting.variance_report import variance_beside
 from vopd.statistics import Difference, Score
+
+from .drawing import figures_html
+from .figures import Bar, Bars, Curves, Figure, Line
+from .page import folded, page, section, table, tiles
+from .run_files import read_metrics, series
+from .samples_page import KEY, chosen, samples_html
+from .variance_report import variance_beside
 
 SAMPLES_FILE = "samples.jsonl"
 CONFIG_FILE = "resolved_config.yaml"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.reporting.page import escape
+
+from .page import escape
 
 # Advantage at which the colour is full, in nats: one scale for all runs, so that pages can be laid side by side.
 FULL_COLOUR = 4.0

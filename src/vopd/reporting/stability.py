@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.reporting.comparison import Comparison, Run, score_of
-from vopd.reporting.page import table
-from vopd.reporting.tables import format_table
 from vopd.statistics import mean_score
+
+from .comparison import Comparison, Run, score_of
+from .page import table
+from .tables import format_table
 
 
 @dataclass(frozen=True)

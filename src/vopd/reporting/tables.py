@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vopd.reporting.comparison import (
+from vopd.statistics import mean_score
+
+from .comparison import (
     Comparison,
     Interval,
     accuracy_difference,
@@ -13,7 +15,6 @@ from vopd.reporting.comparison import (
     reverse_kl_difference,
     score_of,
 )
-from vopd.statistics import mean_score
 
 _ABSENT = "-"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.reporting.drawing import figures_html
-from vopd.reporting.figures import Bar, Bars, Dot, Dots, Figure
-from vopd.reporting.page import escape, page, section, table
-from vopd.reporting.plots import colour_of
-from vopd.reporting.variance import variance_rows, variance_text
+
+from .drawing import figures_html
+from .figures import Bar, Bars, Dot, Dots, Figure
+from .page import escape, page, section, table
+from .plots import colour_of
+from .variance_text import variance_rows, variance_text
 
 RESULTS_FILE = "results.json"
 # Beside a run or a comparison: vopd variance --output_dir RUN --run_name variance

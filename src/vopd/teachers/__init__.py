@@ -1,28 +1,8 @@
-"""What teachers give, and the teacher behind a server."""
+"""What scores the student's completions: models in this process, servers, and the student itself."""
 
-from .base import EVERYTHING, Gift, Rollouts, Scored, States, Teacher
-from .client import Patience, Refused, Servers, checked_urls
-from .preflight import Watch, gifts
+from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind, TopKScores
+
+from .base import Rollouts, Scored, States, Teacher
 from .routed import RoutedTeacher
-from .scores import TopKScores
-from .server import ServerTeacher
-from .vocabulary import check_vocabulary
 
-__all__ = [
-    "EVERYTHING",
-    "Gift",
-    "Patience",
-    "Refused",
-    "Rollouts",
-    "RoutedTeacher",
-    "Scored",
-    "ServerTeacher",
-    "Servers",
-    "States",
-    "Teacher",
-    "TopKScores",
-    "Watch",
-    "check_vocabulary",
-    "checked_urls",
-    "gifts",
-]
+__all__ = ["EVERY_KIND", "Rollouts", "RoutedTeacher", "ScoreKind", "Scored", "States", "Teacher", "TopKScores"]

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from ..kernels import Head
-from .scores import TopKScores
-
-Gift = Literal["sampled", "top_k", "chosen", "full"]
-"""What a teacher can give at each position of a completion: the log-probability of the ``sampled`` token; those of
-its own ``top_k``; those of ids ``chosen`` by the student, such as the student's top k; its ``full`` row."""
-
-EVERYTHING: frozenset[Gift] = frozenset({"sampled", "top_k", "chosen", "full"})
-"""What a teacher in this process gives."""
+from vopd.estimators.teacher_scores import ScoreKind, TopKScores
+from vopd.kernels import Head
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Teacher(Protocol):
     and ``score`` with each of its micro-batches, whose rows may come in another order."""
 
     @property
-    def gives(self) -> frozenset[Gift]:
+    def gives(self) -> frozenset[ScoreKind]:
         """What it can tell; compared with what the estimator needs before anything is trained."""
         ...
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Gift, Rollouts, Scored, States, Teacher
-from .scores import TopKScores
+from vopd.estimators.teacher_scores import ScoreKind, TopKScores
+
+from .base import Rollouts, Scored, States, Teacher
 
 
 class RoutedTeacher:
@@ -33,7 +34,7 @@ class RoutedTeacher:
         self._parts = list(by_object.values())
 
     @property
-    def gives(self) -> frozenset[Gift]:
+    def gives(self) -> frozenset[ScoreKind]:
         """What all of them give: one estimator works for every row."""
         return frozenset.intersection(*(teacher.gives for teacher, _ in self._parts))
 

@@ -1,7 +1,7 @@
 """Training: the configuration, the trainer on TRL, and what a run leaves behind. No formula lives here."""
 
 # First, for it names the extra that is missing where TRL is.
-from . import trl_adapter as trl_adapter
+from . import trl as trl
 
 # isort: split
 from .config import VOPDConfig

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigurationError
-from ..estimators import ESTIMATORS
-from ..estimators.checks import find_estimator
-from ..kernels import BACKENDS
-from .guards import check_guards
-from .sampling import EXACT_OBJECTIVES, check_sampling
-from .server_settings import ServerSettings, check_server
-from .trl_adapter import DistillationConfig
+from vopd.errors import ConfigurationError
+from vopd.estimators import ESTIMATORS
+from vopd.estimators.checks import find_estimator
+from vopd.kernels import BACKENDS
+from vopd.teachers.server.settings import ServerSettings, check_server
+
+from .monitoring.guards import check_guards
+from .sampling_rules import EXACT_OBJECTIVES, check_sampling
+from .trl import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
 

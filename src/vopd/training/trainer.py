@@ -12,35 +12,36 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import ConfigurationError, GuardError, MismatchError
-from ..kernels import backend_name
-from .benchmarks import BenchmarkRuns, load_benchmarks
-from .callbacks import Progress, RunLog
-from .card import write_card
-from .checkpoints import Checkpoints, check_writable, clear_save_errors
-from .circuit import Circuit
-from .clock import StepClock
+from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
+from vopd.errors import ConfigurationError, GuardError, MismatchError
+from vopd.kernels import backend_name
+from vopd.models.head_checks import check_not_shared, disable_dropout
+from vopd.teachers.columns import Routes, TeacherPrompts, sources
+from vopd.teachers.itself import check_worth
+from vopd.teachers.teacher_set import set_up_teachers
+
+from .batch import MicroBatch, loss_mask
 from .config import VOPDConfig
-from .finite import FiniteGuard
-from .guards import GuardWatch
-from .heads import check_not_shared, disable_dropout
-from .metrics import Averages, add_completion_metrics, add_token_metrics
-from .micro_batch import MicroBatch, loss_mask
-from .prompts import check_enough, check_prompts, check_room, keep_short
-from .rewards import Rewards, token_advantages
-from .rollout import RolloutDifference, check_engine
-from .routing import Routes, TeacherPrompts, sources
-from .sample_table import sample_table
-from .sampler import EpochSampler
-from .samples import SampleBook
-from .self_teacher import check_worth
-from .setting_up import clear_errors, named_datasets
-from .step_events import StepEvents
-from .stopping import Stopping
-from .teacher_set import set_up_teachers
-from .token_loss import distil_each, own_mask, together
-from .trackers import check_trackers
-from .trl_adapter import TRLAdapter
+from .monitoring.accuracy import BenchmarkRuns, load_benchmarks
+from .monitoring.clock import StepClock
+from .monitoring.dropped_rows import Circuit
+from .monitoring.finite import FiniteGuard
+from .monitoring.guards import GuardWatch
+from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
+from .monitoring.sample_table import sample_table
+from .monitoring.samples import SampleBook
+from .monitoring.step_events import StepEvents
+from .monitoring.stopping import Stopping
+from .monitoring.trackers import check_trackers
+from .objective import distil_each, own_mask, together
+from .prompt_order import EpochSampler
+from .rewards.functions import Rewards, token_advantages
+from .rollout_logprobs import RolloutDifference, check_engine
+from .saving.card import write_card
+from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
+from .saving.logs import Progress, RunLog
+from .setup import clear_errors, named_datasets
+from .trl import TRLAdapter
 
 logger = logging.getLogger("vopd")
 

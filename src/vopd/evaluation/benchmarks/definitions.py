@@ -1,0 +1,295 @@
+"""Benchmarks by name, from the Hugging Face Hub or a local file, with the paper's settings; reasoning_gym
+tasks too."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vopd.data.prompts import TASK_PREFIX, read_rows
+from vopd.errors import ConfigurationError, DataError, require
+
+from .fields import Question, find, is_choice, read_question
+
+logger = logging.getLogger(__name__)
+
+MATH_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+CHOICE_TEMPLATE = "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}."
+TASK_TEMPLATE = "{question}"
+_TEMPLATES = {"math": MATH_TEMPLATE, "choice": CHOICE_TEMPLATE, "task": TASK_TEMPLATE}
+_FILES = (".json", ".jsonl", ".parquet")
+_DEFAULT_TASK_COUNT = 100
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How completions are drawn: samples a problem and the sampler's settings. The paper's by default."""
+
+    samples: int = 8
+    temperature: float = 0.6
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 4096
+
+
+CHOICE_PROTOCOL = Protocol(top_p=0.95, top_k=20)
+# For files and tasks, which the paper says nothing about.
+OTHER_PROTOCOL = Protocol(max_new_tokens=1024)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on the Hub: id, split, and configuration where it has several."""
+
+    repository: str
+    split: str = "test"
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A benchmark that has a name: where it is, what it holds, how the paper runs it.
+
+    `where` keeps only rows with these values, compared without regard to case.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    kind: str = "math"
+    count: int | None = None
+    protocol: Protocol = field(default_factory=Protocol)
+    where: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Questions ready to be asked, and where they came from.
+
+    `template` makes the prompt, with {question} for the text; `revision` is the commit on the Hub, None for
+    files and tasks; `fingerprint` is a hash of ids, texts and golds, the same wherever the same questions
+    came from.
+    """
+
+    name: str
+    kind: str
+    questions: tuple[Question, ...]
+    source: str
+    revision: str | None
+    fingerprint: str
+    template: str
+    protocol: Protocol
+
+
+_AIME = Protocol(samples=32)
+DEFINITIONS: dict[str, Definition] = {
+    definition.name: definition
+    for definition in (
+        Definition("math500", (Source("HuggingFaceH4/MATH-500"),), count=500),
+        Definition("minerva", (Source("math-ai/minervamath"),), count=272),
+        Definition("amc23", (Source("math-ai/amc23"),), count=40),
+        Definition(
+            "aime24",
+            (
+                Source("HuggingFaceH4/aime_2024", "train"),
+                Source("Maxwell-Jia/AIME_2024", "train"),
+                Source("math-ai/aime24"),
+            ),
+            count=30,
+            protocol=_AIME,
+        ),
+        Definition(
+            "aime25",
+            (Source("math-ai/aime25"), Source("yentinglin/aime_2025", "train"), Source("MathArena/aime_2025", "train")),
+            count=30,
+            protocol=_AIME,
+        ),
+        Definition(
+            "gpqa_diamond",
+            (Source("Idavidrein/gpqa", "train", "gpqa_diamond"), Source("fingertap/GPQA-Diamond")),
+            kind="choice",
+            count=198,
+            protocol=CHOICE_PROTOCOL,
+        ),
+        Definition(
+            "sciknoweval",
+            (Source("hicai-zju/SciKnowEval", "test", "v2"),),
+            kind="choice",
+            protocol=CHOICE_PROTOCOL,
+            where={"domain": "chemistry"},
+        ),
+        Definition(
+            "dapo_math",
+            (Source("guanning-ai/dapo14k", "train"), Source("open-r1/DAPO-Math-17k-Processed", "train", "en")),
+        ),
+    )
+}
+
+
+def load_benchmark(
+    name: str,
+    *,
+    source: str | None = None,
+    kind: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    task_options: Mapping[str, Any] | None = None,
+) -> Benchmark:
+    """Load a benchmark.
+
+    Args:
+        name: one of `DEFINITIONS`; a .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
+        source: read a named benchmark from this file or Hub id instead of its first source. "NAME=SOURCE" as
+            the name says the
+            same.
+        kind: "math" or "choice" for a file; by default what its columns say.
+        count: only the first `count` questions; for a task how many to make (100).
+        seed: of a task's problems.
+        revision: branch, tag or commit on the Hub; the commit it stands for is pinned and recorded.
+        task_options: of a task's own configuration.
+
+    Raises:
+        ConfigurationError: unknown name or kind, or a count below 1.
+        DataError: the source cannot be read, is gated, has no rows, or a row without question or answer.
+    """
+    if count is not None and count < 1:
+        raise ConfigurationError(f"count must be at least 1, got {count}")
+    name, _, given = name.partition("=")
+    source = source or given or None
+    if name.startswith(TASK_PREFIX):
+        return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
+    definition = DEFINITIONS.get(name) or _file_definition(name, kind)
+    rows, where, commit = _read(definition, source or (name if name not in DEFINITIONS else None), revision)
+    rows = [row for row in rows if _wanted(row, definition)]
+    if not rows:
+        raise DataError(f"'{where}' has no rows{_of(definition)}")
+    kind = kind or (definition.kind if name in DEFINITIONS else _kind_of(rows))
+    questions = _questions(rows, kind, where)
+    if count is None and definition.count not in (None, len(questions)):
+        logger.warning("'%s' has %d questions, %s has %d", where, len(questions), name, definition.count)
+    protocol = definition.protocol if name in DEFINITIONS else OTHER_PROTOCOL
+    return _benchmark(definition.name, kind, questions[:count], where, commit, protocol)
+
+
+def _benchmark(
+    name: str, kind: str, questions: list[Question], source: str, revision: str | None, protocol: Protocol
+) -> Benchmark:
+    content = json.dumps([[question.id, question.text, question.gold] for question in questions])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    return Benchmark(name, kind, tuple(questions), source, revision, fingerprint, _TEMPLATES[kind], protocol)
+
+
+def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmark:
+    from vopd.data.reasoning import reasoning_problems
+
+    problems = reasoning_problems(name.removeprefix(TASK_PREFIX), count, seed, **options)
+    questions = [
+        Question(str(index), problem.question, problem.answer, "task", {"problem": problem})
+        for index, problem in enumerate(problems)
+    ]
+    source = f"{name} seed {seed}" + (f" {json.dumps(options, sort_keys=True)}" if options else "")
+    return _benchmark(name, "task", questions, source, None, OTHER_PROTOCOL)
+
+
+def _file_definition(name: str, kind: str | None) -> Definition:
+    if kind not in (None, "math", "choice"):
+        raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
+    if Path(name).suffix not in _FILES:
+        near = difflib.get_close_matches(name, DEFINITIONS, n=1)
+        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
+        raise ConfigurationError(
+            f"unknown benchmark '{name}'; {hint} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
+            f"or {TASK_PREFIX}NAME"
+        )
+    return Definition(Path(name).stem, ())
+
+
+def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
+    if any(str(find(row, (name,)) or "").lower() != value for name, value in definition.where.items()):
+        return False
+    # A set of several kinds of tasks: only its multiple-choice rows are scored by letters.
+    return not definition.where or definition.kind != "choice" or is_choice(row)
+
+
+def _of(definition: Definition) -> str:
+    return "".join(f" with {name} {value}" for name, value in definition.where.items())
+
+
+def _kind_of(rows: list[dict[str, Any]]) -> str:
+    kinds = {is_choice(row) for row in rows}
+    if len(kinds) > 1:
+        raise DataError("some rows have options and some have none; split the file, or give the kind")
+    return "choice" if kinds.pop() else "math"
+
+
+def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Question]:
+    questions = [read_question(row, kind, f"'{where}' row {index}") for index, row in enumerate(rows)]
+    repeated = {identity for identity, times in Counter(question.id for question in questions).items() if times > 1}
+    return [
+        replace(question, id=f"{question.id}#{index}") if question.id in repeated else question
+        for index, question in enumerate(questions)
+    ]
+
+
+def _read(
+    definition: Definition, given: str | None, revision: str | None
+) -> tuple[list[dict[str, Any]], str, str | None]:
+    """Rows, what the source is called, and its commit."""
+    if given is not None and (Path(given).suffix in _FILES or Path(given).exists()):
+        return read_rows(given), given, None
+    sources = definition.sources
+    if given is not None:
+        known = [source for source in sources if source.repository == given]
+        sources = tuple(known) or (Source(given),)
+    return _from_hub(sources[0], definition, revision)
+
+
+def _from_hub(
+    source: Source, definition: Definition, revision: str | None
+) -> tuple[list[dict[str, Any]], str, str | None]:
+    datasets = require("datasets", "eval")
+    commit = _commit(source.repository, revision)
+    try:
+        found = datasets.load_dataset(source.repository, source.config, split=source.split, revision=commit or revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(_why(source, definition, error)) from error
+    return found.to_list(), source.repository, commit or _recorded_commit(found)
+
+
+def _commit(repository: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for now, None where the Hub cannot be asked."""
+    hub = require("huggingface_hub", "eval")
+    try:
+        commit: str | None = hub.HfApi().dataset_info(repository, revision=revision).sha
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return commit
+
+
+def _recorded_commit(dataset: Any) -> str | None:
+    """The commit in the addresses that a cached data set was made from."""
+    for address in getattr(dataset.info, "download_checksums", None) or {}:
+        match = re.search(r"@([0-9a-f]{40})/", str(address))
+        if match:
+            return match[1]
+    return None
+
+
+def _why(source: Source, definition: Definition, error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    others = [other.repository for other in definition.sources if other.repository != source.repository]
+    instead = "".join(f"{definition.name}={other}, " for other in others) + f"{definition.name}=FILE.jsonl"
+    if "gated" in str(error).lower():
+        return (
+            f"'{source.repository}' is gated: accept its conditions at https://huggingface.co/datasets/"
+            f"{source.repository} and log in with `hf auth login`, or use {instead}"
+        )
+    return f"cannot load '{source.repository}': {first}; use {instead}"

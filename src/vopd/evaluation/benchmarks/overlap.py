@@ -1,0 +1,79 @@
+"""Questions of a benchmark that occur among training prompts."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vopd.data.prompts import load_prompts
+
+from .definitions import DEFINITIONS, load_benchmark
+from .fields import Question
+
+_WORDS = 8
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A question that occurs in a training prompt: its id, the number of the prompt, and the share of its
+    text found there."""
+
+    question_id: str
+    prompt: int
+    share: float
+
+
+def contamination(questions: Sequence[Question], prompts: Iterable[str], *, share: float = SHARE) -> list[Overlap]:
+    """Questions of which at least `share` of the text occurs in one training prompt.
+
+    Texts are compared in lower case as sequences of words and signs, by their runs of eight. A question with
+    fewer counts only where it occurs whole. The instruction around a training prompt does not hide a
+    question, nor do small edits.
+
+    Returns:
+        For each such question the prompt that holds most of it, in the order of the questions.
+    """
+    wanted = [_runs(question.text) for question in questions]
+    holders = defaultdict(list)
+    for index, runs in enumerate(wanted):
+        for run in runs:
+            holders[run].append(index)
+    best: dict[int, tuple[float, int]] = {}
+    for number, prompt in enumerate(prompts):
+        for index, found in _found(prompt, wanted, holders).items():
+            part = found / len(wanted[index])
+            if part >= share and part > best.get(index, (0.0, 0))[0]:
+                best[index] = (part, number)
+    return [Overlap(questions[index].id, best[index][1], best[index][0]) for index in sorted(best)]
+
+
+def training_texts(source: str) -> list[str]:
+    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `load_prompts` reads
+    them.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if source.partition("=")[0] in DEFINITIONS:
+        return [question.text for question in load_benchmark(source).questions]
+    return list(load_prompts(source)["prompt"])
+
+
+def _found(prompt: str, wanted: list[set[str]], holders: dict[str, list[int]]) -> dict[int, int]:
+    """How many runs of each question occur in a prompt."""
+    counts: dict[int, int] = defaultdict(int)
+    lengths = {len(next(iter(runs)).split()) for runs in wanted if len(runs) == 1}
+    for run in set().union(*(_runs(prompt, length) for length in {_WORDS, *lengths})):
+        for index in holders.get(run, ()):
+            counts[index] += 1
+    return counts
+
+
+def _runs(text: str, length: int = _WORDS) -> set[str]:
+    words = re.findall(r"[a-z]+|\d+|[^\sa-z\d]", text.lower())
+    if len(words) <= length:
+        return {" ".join(words)} if words else set()
+    return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}

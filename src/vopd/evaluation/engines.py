@@ -1,0 +1,79 @@
+"""What draws completions for the runner: transformers here, vLLM where it is installed and asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import ConfigurationError
+from vopd.models import Completion, load_model, load_tokenizer, sample
+
+from .benchmarks.definitions import Protocol
+
+BACKENDS = ("transformers", "vllm")
+Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
+"""``draw(prompts, protocol, seed)``: one completion of each prompt, in order; the same arguments give the same
+texts."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A loaded model: its tokenizer, and how it draws a batch."""
+
+    tokenizer: Any
+    draw: Draw
+
+
+def open_sampler(
+    model: str | Path,
+    *,
+    backend: str = "transformers",
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+) -> Sampler:
+    """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
+
+    Raises:
+        ConfigurationError: unknown backend, or vLLM is asked for and not installed.
+        MismatchError: the model or its tokenizer cannot be loaded.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    if backend == "vllm":
+        from .vllm_engine import open_vllm
+
+        return open_vllm(model, dtype, revision)
+    loaded = load_model(model, dtype=dtype, device=_device(device), revision=revision)
+    return transformers_sampler(loaded, load_tokenizer(model, revision=revision))
+
+
+def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
+    """A sampler of a model that is loaded already, in training or not; its mode and random state are left as they
+    are."""
+
+    def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+        rows = sample(
+            model,
+            tokenizer,
+            prompts,
+            temperature=protocol.temperature,
+            top_p=protocol.top_p,
+            top_k=protocol.top_k,
+            max_new_tokens=protocol.max_new_tokens,
+            batch_size=len(prompts),
+            seed=seed,
+        )
+        return [row[0] for row in rows]
+
+    return Sampler(tokenizer, draw)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,175 @@
+"""The letter that a completion of a multiple-choice question settles on.
+
+From the most explicit form to the least, the first that is found decides: the whole text, a box, JSON, answer
+tags, a sentence that states the answer, an option that is named, bold, parentheses, a lone letter at the end.
+Within a form the last one counts, and the weak forms count only where they name one letter: a guess is no
+answer. The article "A" and the pronoun "I" are letters only where punctuation or an ending says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from .extract import last_box
+
+LETTERS = "ABCDEFGHIJ"
+_L = r"(?P<letter>[A-Ja-j])"
+# Decoration around a letter: markdown, brackets, quotes, LaTeX.
+# Bounded, because several stand side by side: a long run of one character must not be tried in every split.
+_OPEN = r"(?:[\s*_`\"'(\[{$]|\\text|\\textbf|\\mathbf|\\mathrm|\\boxed|\\\(){0,8}"
+_SHUT = r"(?:[\s*_`\")\]}$:.,;!]|['-](?!\w)|$|\\\))"
+_WHOLE = re.compile(rf"{_OPEN}(?:(?:option|choice|answer)\b[\s:]*)?{_OPEN}{_L}[\s*_`\"')\]}}$.,:;!]*", re.IGNORECASE)
+_LABELLED = re.compile(rf"{_OPEN}(?P<letter>[A-J])(?:\*\*)?[).:](?!\w)[^\n]*", re.DOTALL)
+_JSON = re.compile(
+    r"[\"'](?:final_?answer|correct_?answer|answer|choice|option|answer_choice|prediction|letter)[\"']\s*:\s*[\"']?\s*\(?"
+    r"(?P<letter>[A-Ja-j])(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_TAGS = re.compile(rf"<answer>{_OPEN}(?:option\s+)?{_OPEN}{_L}(?![A-Za-z])", re.IGNORECASE)
+_IS = r"(?:\s*[:=]|\s+(?:is|was|must\s+be|should\s+be|would\s+be|will\s+be|has\s+to\s+be|seems\s+to\s+be))"
+_NOUN = r"(?:answer|option|choice|selection|letter)"
+_STATED = re.compile(
+    rf"\b{_NOUN}(?:\s+(?:to\s+(?:this|the)\s+\w+|here|choice|letter|option))?[\s*_]{{0,6}}{_IS}[\s*_]{{0,6}}:?"
+    rf"(?:{_OPEN}(?:(?:therefore|thus|clearly|definitely|most\s+likely|likely|indeed|the)\b\s*|not\s+\(?[A-J]\)?,?\s+but\s+(?:rather\s+)?)?{_OPEN}(?:option|choice|letter)?\b:?)?"
+    rf"(?P<open>{_OPEN}){_L}(?={_SHUT})",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(
+    rf"\b(?:choose|chose|pick|select|go\s+with|going\s+with)\s+(?:(?:the\s+)?(?:{_NOUN})\s+)?(?P<open>{_OPEN}){_L}(?={_SHUT})",
+    re.IGNORECASE,
+)
+_CORRECT = re.compile(
+    r"(?<![A-Za-z'])(?P<open>[*_(\[]*)(?P<letter>[A-J])(?=[*_)\]\s])[*_)\]]*\s+(?:is|seems|appears|must\s+be)\s+(?:to\s+be\s+)?"
+    r"(?:clearly\s+|indeed\s+|therefore\s+|thus\s+)?(?:the\s+)?(?:most\s+)?(?:only\s+)?(?:correct|right|best|true|accurate|appropriate|answer)\b"
+)
+_NAMED = re.compile(rf"\b(?:option|choice)\s+(?P<open>{_OPEN}){_L}(?={_SHUT})", re.IGNORECASE)
+_REJECTED = re.compile(
+    r"[*_)\].\s]*(?:,[^,.]{0,60},\s*)?(?:is|are|was|does|do|can|could|cannot|can't|isn't|doesn't|fails?|must|would|has\s+been)\b[^.\n]{0,25}?"
+    r"(?:not|n't|wrong|incorrect|false|fails?|ruled|eliminated|invalid|impossible|excluded|cannot)\b|"
+    r"[*_)\].\s]*(?:fails?|cannot|can't|isn't|doesn't|:?\s*(?:incorrect|wrong|false))\b",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(
+    r"(?:\*\*|__)\s*\(?(?P<letter>[A-J])(?:[).:][^*_\n]*|\s*)(?:\*\*|__)|\\textbf\{\(?(?P<tex>[A-J])\)?[^{}]*\}"
+)
+_PARENTHESISED = re.compile(r"\((?P<letter>[A-J])\)|\[(?P<square>[A-J])\]")
+_PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])")
+_LAST_LETTER = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[A-J])[\s.!*)\]$]*$")
+_SHORT_LINE = 80
+_RUNS = re.compile(r"([\s*_(\[{$])\1{2,}")
+_FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-Z(]")
+
+
+def read_choice(text: str) -> str | None:
+    """The letter, in upper case, that a text without thinking gives as its answer; None where it gives
+    none."""
+    text = _RUNS.sub(r"\1\1", text.strip())
+    whole = _WHOLE.fullmatch(text)
+    if whole:
+        return whole["letter"].upper()
+    box = last_box(text)
+    if box is not None:
+        boxed = _label(box)
+        if boxed:
+            return boxed
+    for form in (
+        _json,
+        _tags,
+        _stated,
+        _named,
+        _marked(_BOLD),
+        _labelled,
+        _marked(_PARENTHESISED),
+        _marked(_PLAIN),
+    ):
+        letter = form(text)
+        if letter:
+            return letter
+    return None
+
+
+def _label(text: str) -> str | None:
+    """The letter of ``B``, ``(B)``, ``\\text{B}``, ``B. 42 metres``, ``Option B``."""
+    text = text.strip()
+    match = _WHOLE.fullmatch(text) or _LABELLED.fullmatch(text)
+    return match["letter"].upper() if match else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = [match["letter"].upper() for match in pattern.finditer(text)]
+    return found[-1] if found else None
+
+
+def _json(text: str) -> str | None:
+    return _last(_JSON, text)
+
+
+def _tags(text: str) -> str | None:
+    return _last(_TAGS, text)
+
+
+def _stated(text: str) -> str | None:
+    """The last sentence that says which letter is the answer."""
+    found = [match for pattern in (_STATED, _CHOSEN, _CORRECT) for match in pattern.finditer(text) if _is_letter(match)]
+    return max(found, key=lambda match: match.start("letter"))["letter"].upper() if found else None
+
+
+def _named(text: str) -> str | None:
+    """The last "option X" that is not being turned down."""
+    found = [
+        match for match in _NAMED.finditer(text) if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
+    ]
+    return found[-1]["letter"].upper() if found else None
+
+
+def _is_letter(match: re.Match[str]) -> bool:
+    """Whether the letter of a match is one, and not the article "a", the pronoun "I" or a letter of an
+    expression."""
+    letter, opened = match["letter"], match["open"]
+    rest = match.string[match.end("letter") :]
+    if re.search(r"[*_(\[{\"'`$]", opened) and re.match(r"[\s*_)\]}\"'`$.:]", rest):
+        return True
+    ends = re.match(r"\s*(?:[.,;:!)\]*]|$|\n)", rest) is not None
+    if letter.islower():
+        return ends and not re.match(r"\s*,\s*\w", rest)
+    if letter in "AI" and not ends:
+        return bool(_FOLLOWS.match(rest.lstrip()))
+    return True
+
+
+def _labelled(text: str) -> str | None:
+    """A text that opens with its letter: ``B. Because ...``, where no other line has a label too."""
+    labels = [match["letter"] for line in text.splitlines() if (match := _LABELLED.fullmatch(line.strip()))]
+    opens = _LABELLED.match(text.strip())
+    return opens["letter"] if opens and len(set(labels)) == 1 else None
+
+
+def _ending(text: str) -> str | None:
+    """The letter that a short last line ends with ("So D."), where it is the only one there."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(lines[-1]) > _SHORT_LINE:
+        return None
+    ending = _LAST_LETTER.search(lines[-1])
+    letters = {match["letter"] for match in _PLAIN.finditer(lines[-1])}
+    return ending["letter"] if ending and letters <= {ending["letter"]} else None
+
+
+def _marked(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+    """The only letter that a weak form names in the last line, else in the whole text."""
+
+    def only(text: str) -> str | None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        for part in (lines[-1] if lines else "", text):
+            letters = {next(group for group in match.groups() if group) for match in pattern.finditer(part)}
+            if letters:
+                return letters.pop() if len(letters) == 1 else None
+        return None
+
+    return only
+
+
+def gold_letter(gold: str) -> str | None:
+    """The letter of a gold answer: ``B``, ``b``, ``(B)``, ``B.``."""
+    match = re.fullmatch(rf"\s*[(\[]?\s*{_L}\s*[)\].:]?\s*", gold)
+    return match["letter"].upper() if match else None

@@ -1,0 +1,181 @@
+"""Grade completions against gold answers: mathematics and multiple choice."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from vopd.errors import ConfigurationError, DataError
+
+from .choices import gold_letter, read_choice
+from .exact import read_number
+from .extract import last_box, math_answer, strip_thinking
+from .latex import normalise
+from .pool import Reply, check_limit, shared_pool
+from .structure import base_numeral, collection, same, words
+from .units import split_unit
+
+Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
+KINDS = ("math", "choice")
+LIMIT_S = 5
+_REMEMBERED = 50_000
+_LONGEST = 2000  # characters of an answer; nothing that a person would call an answer is longer
+
+
+class Grade(NamedTuple):
+    """The verdict on one completion.
+
+    Attributes:
+        outcome: "right", "wrong", "no_answer" (nothing to grade: no box, an unclosed thinking block), or
+            "ungradable" (the
+            gold answer cannot be read; never held against the model).
+        answer: the answer as read from the completion, None without one.
+        boxed: whether it stood in a ``\\boxed{}``.
+        note: "timed out" where the comparison ran past its limit, "too long" beyond 2,000 characters, "worker
+            died" where it crashed twice, else
+            "".
+    """
+
+    outcome: Outcome
+    answer: str | None = None
+    boxed: bool = False
+    note: str = ""
+
+
+def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int = LIMIT_S) -> Grade:
+    """Grade one completion.
+
+    For "math" the answer is the last balanced ``\\boxed{}`` outside the thinking, compared as mathematics. A
+    text without a box is read only where it is nothing but one expression. For "choice" it is the letter that
+    the text settles on.
+
+    Args:
+        prediction_text: the completion, thinking included.
+        gold: the reference answer, in LaTeX with or without dollars or a box; for "choice" a letter.
+        kind: "math" or "choice".
+        limit_s: seconds, a whole number, that a comparison may take; a longer one is "wrong" and noted.
+
+    Raises:
+        ConfigurationError: unknown kind, or a limit that is no whole number of seconds.
+        DataError: a completion or gold that is not text.
+        MissingExtraError: math-verify is needed and not installed.
+    """
+    return grade_many([(prediction_text, gold)], kind, limit_s=limit_s)[0]
+
+
+def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
+    """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
+    `grade`."""
+    if kind not in KINDS:
+        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+    check_limit(limit_s)
+    pairs = list(pairs)
+    for index, pair in enumerate(pairs):
+        if not all(isinstance(text, str) for text in pair):
+            raise DataError(f"pair {index}: completion and gold must be text; give str(gold) where it is a number")
+    if kind == "choice":
+        return [_grade_choice(text, gold) for text, gold in pairs]
+    return _grade_math(pairs, limit_s)
+
+
+def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) -> list[Reply]:
+    """Compare (gold, answer) pairs of bare answers as mathematics: "right", "wrong" or "ungradable", in
+    order.
+
+    Plain numbers and words are decided here; everything else once per different pair in the workers.
+    """
+    keys = [_key(gold, answer) for gold, answer in pairs]
+    known = {key: reply for key in set(keys) if (reply := _quick(*key)) is not None}
+    open_keys = [key for key in dict.fromkeys(keys) if key not in known]
+    if open_keys:
+        for key, reply in zip(open_keys, shared_pool().ask_many(open_keys, limit_s), strict=True):
+            known[key] = reply
+            _memory.put(key, reply)
+    return [known[key] for key in keys]
+
+
+def _grade_math(pairs: list[tuple[str, str]], limit_s: int) -> list[Grade]:
+    read = [_read_math(text) for text, _ in pairs]
+    asked = [index for index, (answer, _) in enumerate(read) if answer is not None]
+    golds = [_bare_gold(gold) for _, gold in pairs]
+    replies = compare_many([(golds[index], read[index][0] or "") for index in asked], limit_s=limit_s)
+    grades = [Grade("no_answer", None, boxed) for _, boxed in read]
+    for index, reply in zip(asked, replies, strict=True):
+        answer, boxed = read[index]
+        grades[index] = Grade(reply.verdict, answer, boxed, reply.note)  # type: ignore[arg-type]
+    return grades
+
+
+def _read_math(text: str) -> tuple[str | None, bool]:
+    kept = strip_thinking(text)
+    return (None, False) if kept is None else math_answer(kept)
+
+
+def _bare_gold(gold: str) -> str:
+    """A gold answer as a bare expression: out of its box, where it has one."""
+    return last_box(gold) or gold
+
+
+def _grade_choice(text: str, gold: str) -> Grade:
+    kept = strip_thinking(text)
+    letter = read_choice(kept) if kept is not None else None
+    expected = gold_letter(gold)
+    if letter is None:
+        return Grade("no_answer")
+    boxed = kept is not None and last_box(kept) is not None
+    if expected is None:
+        return Grade("ungradable", letter, boxed)
+    return Grade("right" if letter == expected else "wrong", letter, boxed)
+
+
+def _key(gold: str, answer: str) -> tuple[str, str]:
+    # An over-long side is cut to just over the limit: it is turned down by its length.
+    return tuple(normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
+
+
+def _quick(gold: str, answer: str) -> Reply | None:
+    """The reply where plain arithmetic and text are enough, or where it was given before."""
+    if len(gold) > _LONGEST or len(answer) > _LONGEST:
+        return Reply("ungradable" if len(gold) > _LONGEST else "wrong", "too long")
+    try:
+        return _by_structure(gold, answer) or _memory.get((gold, answer))
+    except RecursionError:  # brackets in brackets by the thousand: the worker tells that it cannot read them
+        return None
+
+
+def _by_structure(gold: str, answer: str) -> Reply | None:
+    verdict = same(gold, answer, lambda one, other: None) if _surely_readable(gold) else None
+    return None if verdict is None else Reply("right" if verdict else "wrong")
+
+
+def _surely_readable(gold: str) -> bool:
+    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
+    gold = split_unit(gold)[0].removesuffix("%").strip()
+    if read_number(gold) or base_numeral(gold) or words(gold):
+        return True
+    group = collection(gold)
+    return len(group.items) > 1 and all(read_number(item) or words(item) for item in group.items)
+
+
+class _Memory:
+    """The latest replies of the workers: the samples of one problem repeat each other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._replies: OrderedDict[tuple[str, str], Reply] = OrderedDict()
+
+    def get(self, key: tuple[str, str]) -> Reply | None:
+        return self._replies.get(key)
+
+    def put(self, key: tuple[str, str], reply: Reply) -> None:
+        if reply.note:
+            return  # a machine under load must not decide for ever
+        with self._lock:
+            self._replies[key] = reply
+            while len(self._replies) > _REMEMBERED:
+                self._replies.popitem(last=False)
+
+
+_memory = _Memory()

@@ -1,0 +1,235 @@
+"""A pool of worker processes that can be killed: a hard expression costs its time limit and nothing else.
+
+Callable from any thread. A worker that runs past its limit, dies or is killed is replaced; a request whose
+worker died is asked once more, so nothing is lost. The pool belongs to one process: after a fork the child
+starts its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from vopd.errors import ConfigurationError, MissingExtraError
+
+_START_S = 120.0
+_ATTEMPTS = 3
+_TRY = "python -c 'import vopd.evaluation.grading.algebra'"
+_WARM, _STARTING, _EMPTY = range(3)
+_COMMAND = "from vopd.evaluation.grading.worker import main; main()"
+
+
+class Reply(NamedTuple):
+    """What a worker said: ``verdict`` is "right", "wrong" or "ungradable"; ``note`` says what went wrong, if
+    anything."""
+
+    verdict: str
+    note: str = ""
+
+
+class _Died(Exception):
+    """The worker ended while it was asked."""
+
+
+class _NeverStarted(Exception):
+    """The worker ended, or said nothing, before it was ready."""
+
+
+class Worker:
+    """One process and its pipes. Not for two threads at a time."""
+
+    def __init__(self) -> None:
+        # The same modules as here, and a fixed hash seed: the order of sympy's sets must not change a
+        # verdict.
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self._buffer = b""
+        self._ready = False
+
+    def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
+        """Compare two normalised answers within the limit; the worker is dead afterwards if it ran past
+        it."""
+        self._wait()
+        deadline = time.monotonic() + limit_s
+        self._send(json.dumps([gold, answer, limit_s]))
+        gold_read = False
+        try:
+            while True:
+                reply = self._line(deadline)
+                if reply != "gold":
+                    return Reply(reply)
+                gold_read = True
+        except TimeoutError:
+            self.kill()
+            return Reply("wrong" if gold_read else "ungradable", "timed out")
+        except BaseException:
+            self.kill()  # a reply that comes late must not answer the next request
+            raise
+
+    def _wait(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._line(time.monotonic() + _START_S)
+        except (_Died, TimeoutError) as error:
+            raise _NeverStarted from error
+        self._ready = True
+
+    def kill(self) -> None:
+        """End the process at once and collect it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # a request that was never read
+                    pipe.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, ValueError, OSError) as error:
+            raise _Died from error
+
+    def _line(self, deadline: float) -> str:
+        assert self.process.stdout is not None
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        while b"\n" not in self._buffer:
+            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                raise TimeoutError
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                raise _Died
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return str(json.loads(line))
+
+
+class Pool:
+    """Workers handed to whoever asks: a warm one before one that still starts, and a new one last."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.pid = os.getpid()
+        self._workers: set[Worker] = set()
+        self._places: queue.PriorityQueue[tuple[int, int, Worker | None]] = queue.PriorityQueue()
+        self._order = itertools.count()
+        for _ in range(size):
+            self._put(_EMPTY, None)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run."""
+        return [worker.process.pid for worker in list(self._workers) if worker.alive]
+
+    def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
+        """Compare two normalised answers, waiting for a free worker first.
+
+        Raises:
+            ConfigurationError: workers do not start.
+        """
+        worker = self._places.get()[2]
+        deaths = failed_starts = 0
+        try:
+            while deaths < _ATTEMPTS and failed_starts < _ATTEMPTS:
+                if worker is None or not worker.alive:
+                    worker = self._start(worker)
+                try:
+                    return worker.ask(gold, answer, limit_s)
+                except _Died:
+                    deaths += 1
+                except _NeverStarted:
+                    failed_starts += 1
+                worker.kill()
+        finally:
+            if worker is not None and worker.alive:
+                self._put(_WARM, worker)
+            elif failed_starts:
+                self._put(_EMPTY, None)
+            else:
+                self._put(_STARTING, self._start(worker))  # it warms up while others work
+        if failed_starts:
+            raise ConfigurationError(f"the grader's worker processes do not start; try: {_TRY}")
+        return Reply("wrong", "worker died")
+
+    def ask_many(self, pairs: Sequence[tuple[str, str]], limit_s: int) -> list[Reply]:
+        """The replies in the order of the pairs; every worker is busy until none is left."""
+        if len(pairs) == 1:
+            return [self.ask(pairs[0][0], pairs[0][1], limit_s)]
+        threads = ThreadPoolExecutor(self.size, thread_name_prefix="vopd-grade")
+        try:
+            return list(threads.map(lambda pair: self.ask(pair[0], pair[1], limit_s), pairs))
+        finally:
+            threads.shutdown(cancel_futures=True)  # an interrupt does not wait for what was not begun
+
+    def close(self) -> None:
+        """Kill every worker. Does nothing in a child that was forked off: the workers are not its own."""
+        if os.getpid() != self.pid:
+            return
+        for worker in list(self._workers):
+            worker.kill()
+
+    def _put(self, rank: int, worker: Worker | None) -> None:
+        self._places.put((rank, next(self._order), worker))
+
+    def _start(self, dead: Worker | None) -> Worker:
+        if dead is not None:
+            dead.kill()
+            self._workers.discard(dead)
+        worker = Worker()
+        self._workers.add(worker)
+        return worker
+
+
+_lock = threading.Lock()
+_pool: Pool | None = None
+
+
+def shared_pool() -> Pool:
+    """The pool of this process, made on first use; one worker a core, two to eight."""
+    global _pool
+    if importlib.util.find_spec("math_verify") is None:
+        raise MissingExtraError("math-verify is needed to grade mathematics; install it with pip install 'vopd[eval]'")
+    with _lock:
+        if _pool is None or _pool.pid != os.getpid():
+            _pool = Pool(max(2, min(_cores(), 8)))
+            atexit.register(_pool.close)
+        return _pool
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_limit(limit_s: int) -> int:
+    """A time limit is a whole number of seconds, at least one."""
+    if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
+        raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
+    return limit_s

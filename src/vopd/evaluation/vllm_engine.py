@@ -1,0 +1,65 @@
+"""Drawing with vLLM, which batches by itself: give the runner large batches. Needs a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import MismatchError, MissingExtraError
+from vopd.models import Completion, load_tokenizer
+
+from .benchmarks.definitions import Protocol
+from .engines import Sampler
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
+    """A sampler on a vLLM engine of this process; a LoRA adapter is served on its base model.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
+    vllm = importlib.import_module("vllm")
+    folder, adapter = Path(model), None
+    options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision}
+    if (folder / "adapter_config.json").exists():
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
+        if rank is None:
+            raise MismatchError(f"'{model}' has rank {config['r']}; vLLM serves up to {_LORA_RANKS[-1]}")
+        options |= {
+            "model": config["base_model_name_or_path"],
+            "revision": None,
+            "enable_lora": True,
+            "max_lora_rank": rank,
+        }
+        adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
+    engine = vllm.LLM(**options)
+
+    def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+        # A seed for each request: vLLM's own order of work must not decide what is drawn.
+        settings = [
+            vllm.SamplingParams(
+                temperature=protocol.temperature,
+                top_p=protocol.top_p,
+                top_k=protocol.top_k,
+                max_tokens=protocol.max_new_tokens,
+                seed=(seed + index) % 2**31,
+            )
+            for index in range(len(prompts))
+        ]
+        replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
+        return [_completion(reply.outputs[0]) for reply in replies]
+
+    return Sampler(load_tokenizer(model, revision=revision), draw)
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(output.text, tuple(output.token_ids), truncated=output.finish_reason == "length")

@@ -1,0 +1,186 @@
+"""The statistics of one chunk of rows, whatever gives the teacher's scores: full rows, chosen ids, or a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vopd.functional import importance_weights
+from vopd.functional.moments import computed
+
+from .row_pass import MakePass, RowPass, Sums, Support
+from .rows import Batch, GradientForm, Needs, Rows
+from .sources import LogitSource
+from .support import top_k_ids
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Statistics of some rows and the pass that can still write their gradient.
+
+    Attributes:
+        rows: what the estimator sees.
+        row_pass: holds the chunk's buffers.
+        totals: row sums of exp(z - z_top) over the whole vocabulary, (C,).
+        gradient_dtype: of the gradient that the source takes.
+    """
+
+    rows: Rows
+    row_pass: RowPass
+    totals: Tensor
+    gradient_dtype: torch.dtype
+
+    def gradient(self, form: GradientForm) -> Tensor:
+        """The gradient form written over a buffer of the chunk, (C, V); call once."""
+        return self.row_pass.gradient(form, self.totals, self.gradient_dtype)
+
+
+def compute_chunk(
+    source: LogitSource, part: Batch, needs: Needs, top_k: int, diagnostics: bool, make_pass: MakePass
+) -> Chunk:
+    """Computes the statistics that ``needs`` names, and with ``diagnostics`` all that can be had."""
+    logits = source.logits(part.rows, needs.full_teacher or source.full_teacher_is_free)
+    row_pass = make_pass(logits)
+    support = _support(logits.student, logits.teacher, part, needs, top_k)
+    known_ids = _append(support.ids, part.sampled_ids)
+    student_known, teacher_known = row_pass.at(known_ids)
+    if teacher_known is None and part.teacher_logprobs is None:
+        teacher_known = source.teacher_at(part.rows, known_ids)
+    possible = support.present & (student_known[:, :-1] > -torch.inf) if logits.may_exclude else support.present
+    if needs.support == "student_top_k":  # of fewer tokens than k the rest of the top k has no mass
+        support = replace(support, present=possible)
+    sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
+
+    is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
+    # Relative to the top token, whose own logit is then exactly 0: no digits are lost on large logits.
+    relative = student_known - sums.top_logits.unsqueeze(-1)
+    counted = relative[:, :-1].exp() * (support.present & ~is_top)
+    totals = sums.mass + 1
+    if support.ids.shape[-1]:
+        totals = totals + counted.sum(-1)
+    log_totals = totals.log()
+    logprobs = relative - log_totals.unsqueeze(-1)
+    student_logprobs = logprobs[:, -1]
+    if teacher_known is None and part.chosen:
+        scores = _chosen_scores(part, student_known, is_top, sums, log_totals, needs)
+    elif teacher_known is None:
+        scores = _server_scores(part, is_top if needs.support == "teacher_top_k" else None)
+    else:
+        scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
+    if "support_difference" in scores and (logits.may_exclude or part.chosen):
+        # Without mass, or without a score, it need be no number.
+        difference = scores["support_difference"][:, 1:]
+        scores["support_difference"] = _prepend(torch.zeros_like(sums.top_logits), difference.masked_fill(~possible, 0))
+    others = _other_sums(sums, totals)
+    if sums.entropy is not None:
+        others["entropy"] = log_totals + (sums.entropy + torch.special.entr(counted).sum(-1)) / totals  # top: 0
+    rows = Rows(
+        sampled_ids=part.sampled_ids,
+        student_logprobs=student_logprobs,
+        support_ids=_prepend(sums.top_ids, support.ids),
+        in_support=_in_support(support, is_top, needs),
+        support_logprobs=_prepend(-log_totals, logprobs[:, :-1]),
+        importance=_importance(part, student_logprobs),
+        extra_advantages=part.extra_advantages,
+        other_prob=sums.mass / totals,
+        **scores,
+        **others,
+    )
+    return Chunk(rows, row_pass, totals, source.gradient_dtype)
+
+
+def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int) -> Support:
+    """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
+    if needs.support != "top" and part.top_k_ids is not None:
+        # Only -inf is absent: a NaN is there, and must not be lost.
+        return Support(part.top_k_ids, computed(part.top_k_logprobs) != -torch.inf)
+    if needs.support == "top":
+        ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
+    elif needs.support == "student_top_k":
+        ids = top_k_ids(student, top_k)
+    else:
+        ids = top_k_ids(computed(teacher), top_k)
+    present = torch.ones_like(ids, dtype=torch.bool)
+    return Support(ids, present, holds_top=needs.support == "student_top_k")
+
+
+def _in_support(support: Support, is_top: Tensor, needs: Needs) -> Tensor:
+    """Columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
+    if needs.support == "top":
+        return torch.ones(len(is_top), 1, dtype=torch.bool, device=is_top.device)
+    return _prepend(is_top.any(-1), support.present & ~is_top)
+
+
+def _prepend(column: Tensor, columns: Tensor) -> Tensor:
+    return torch.cat([column.unsqueeze(-1), columns], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
+
+
+def _append(columns: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([columns, column.unsqueeze(-1)], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
+
+
+def _scores(
+    student_known: Tensor, teacher_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor
+) -> dict[str, Tensor]:
+    """Differences about the top token; with full teacher rows also the teacher's log-probabilities."""
+    difference = student_known - teacher_known
+    top_difference = sums.top_difference
+    if top_difference is None:  # the support holds the top token
+        top_difference = difference[:, :-1].masked_fill(~is_top, 0).sum(-1)
+    centred = difference - top_difference.unsqueeze(-1)
+    scores = {
+        "support_difference": _prepend(torch.zeros_like(top_difference), centred[:, :-1]),
+        "sampled_difference": centred[:, -1],
+    }
+    if sums.teacher_top_logits is not None:
+        known = _prepend(sums.top_logits - top_difference, teacher_known)
+        relative = known - sums.teacher_top_logits.unsqueeze(-1)
+        logprobs = relative - computed(sums.teacher_log_mass).unsqueeze(-1)
+        scores["support_teacher_logprobs"] = logprobs[:, :-1]
+        scores["teacher_logprobs"] = logprobs[:, -1]
+        scores["top_reward"] = logprobs[:, 0] + log_totals
+    return scores
+
+
+def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
+    """A server's scores, with the top token's moved to column 0 where it is among the teacher's top k."""
+    scores = {"teacher_logprobs": computed(part.teacher_logprobs)}
+    if is_top is not None:
+        logprobs = computed(part.top_k_logprobs)
+        top = torch.where(is_top, logprobs, -torch.inf).amax(-1, keepdim=True)
+        scores["support_teacher_logprobs"] = torch.cat([top, logprobs], dim=-1)
+    return scores
+
+
+def _chosen_scores(
+    part: Batch, student_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor, needs: Needs
+) -> dict[str, Tensor]:
+    """A server's scores at the student's top k, in the place of logits: only their differences are read.
+
+    Where another token is the student's most likely one here than where the ids were chosen, differences are not
+    centred, which shifts all of them alike.
+    """
+    sampled = computed(part.teacher_logprobs)
+    known = torch.cat([computed(part.top_k_logprobs), sampled.unsqueeze(-1)], dim=-1)
+    scores = _scores(student_known, known, is_top, replace(sums, top_difference=None), log_totals)
+    return {**scores, "teacher_logprobs": sampled} if needs.full_teacher else scores
+
+
+def _other_sums(sums: Sums, totals: Tensor) -> dict[str, Tensor]:
+    """Sums over the tokens in no column, as probabilities: of e over totals, of e^2 over their squares."""
+    powers = {
+        "other_square_prob": (sums.square_mass, 2),
+        "other_difference": (sums.difference, 1),
+        "other_square_difference": (sums.square_difference, 2),
+        "other_difference_square": (sums.difference_square, 1),
+        "other_square_difference_square": (sums.square_difference_square, 2),
+    }
+    return {name: value / totals**power for name, (value, power) in powers.items() if value is not None}
+
+
+def _importance(part: Batch, student_logprobs: Tensor) -> Tensor:
+    if part.rollout_logprobs is not None:
+        return importance_weights(student_logprobs, part.rollout_logprobs, part.importance_cap)
+    return torch.ones_like(student_logprobs) if part.importance is None else part.importance

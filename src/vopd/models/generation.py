@@ -1,0 +1,201 @@
+"""Sample completions in batches, so that the same seed gives the same text."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vopd.errors import ConfigurationError, DataError, require
+
+from .vocabulary import end_ids
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    `text` is decoded without special tokens. `ids` are the tokens as sampled, with the end token where there
+    is one. `truncated` is True where the length limit came before an end token.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigurationError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigurationError(f"top_k must be 0 (off) or above, got {self.top_k}")
+        if self.max_new_tokens < 1:
+            raise ConfigurationError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[list[Completion]]:
+    """Return `samples` completions of each prompt, in the order of the prompts.
+
+    Only the settings given here shape the distribution: sampling defaults that come with a model (a
+    temperature, a top-k of 20 or 50, penalties) are put aside and put back. With temperature 1, top_p 1 and
+    top_k 0 it is the model's own distribution over the tokenizer's entries; head rows past them stand for no text
+    and are never drawn. The model's training mode and torch's random state are as
+    before afterwards.
+
+    Batches follow from prompts, samples and batch_size alone, and each has its own seed made from `seed` and
+    its index: the same call always draws the same completions.
+
+    Args:
+        model: a causal language model, with or without LoRA adapter.
+        tokenizer: its tokenizer; prompts are padded on the left whatever its own setting.
+        prompts: texts, tokenized with the tokenizer's own special tokens (a BOS where it has one).
+        samples: completions a prompt. At temperature 0 they are all equal and computed once.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p, top_k: keep the smallest set of mass top_p, and the k most likely tokens; 1 and 0 are off.
+        max_new_tokens: length limit of a completion in tokens.
+        batch_size: completions computed together.
+        seed: of the whole call.
+
+    Raises:
+        ConfigurationError: a setting out of range.
+        DataError: a prompt is not text, has no tokens, or leaves no room for max_new_tokens.
+    """
+    settings = _Settings(temperature, top_p, top_k, max_new_tokens)
+    if samples < 1 or batch_size < 1:
+        raise ConfigurationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
+    copies = samples if temperature > 0 else 1
+    found: list[list[Completion]] = [[] for _ in prompts]
+    with _undisturbed(model, _generation_config(model, tokenizer, settings)):
+        for index, batch in enumerate(_plan(prompt_ids, copies, batch_size)):
+            torch.manual_seed(_batch_seed(seed, index))
+            for prompt, completion in zip(batch, _generate(model, tokenizer, [prompt_ids[i] for i in batch])):
+                found[prompt].append(completion)
+    return [row * (samples // copies) for row in found]
+
+
+def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise DataError(f"prompt {index} is not text but {type(prompt).__name__}")
+        ids = tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise DataError(f"prompt {index} is empty: there is no token to start from")
+        if positions is not None and len(ids) + max_new_tokens > positions:
+            raise DataError(
+                f"prompt {index} has {len(ids)} tokens; with {max_new_tokens} new tokens that is beyond "
+                f"the model's {positions} positions; shorten the prompt or lower max_new_tokens"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _plan(prompt_ids: list[list[int]], copies: int, batch_size: int) -> list[list[int]]:
+    """Prompt indices of every batch: all copies, longest prompts first, so that there is little padding."""
+    order = sorted(range(len(prompt_ids)), key=lambda index: (-len(prompt_ids[index]), index))
+    requests = [index for index in order for _ in range(copies)]
+    return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+
+
+def _batch_seed(seed: int, index: int) -> int:
+    return zlib.crc32(f"{seed} {index}".encode())
+
+
+def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
+    width = max(len(ids) for ids in batch)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    # The mask comes from the lengths: where the end token doubles as padding, ids cannot tell the two apart.
+    input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
+    with torch.no_grad():
+        sequences = model.generate(input_ids=input_ids, attention_mask=mask)
+    stops = set(model.generation_config.eos_token_id or ())
+    return [read_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
+
+
+def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:
+    """The completion that sampled ids are: up to the first end token, which belongs to the ids but not to the text."""
+    end = next((position for position, token in enumerate(row) if token in stops), None)
+    ids = row if end is None else row[: end + 1]
+    text = tokenizer.decode(row[:end], skip_special_tokens=True)
+    return Completion(text, tuple(ids), truncated=end is None)
+
+
+def _generation_config(model: Any, tokenizer: Any, settings: _Settings) -> Any:
+    shaping: dict[str, float] = {}
+    if settings.temperature > 0:
+        # top_k is given even when off: an absent one means 50.
+        shaping = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+    return require("transformers", "train").GenerationConfig(
+        do_sample=settings.temperature > 0,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(end_ids(model, tokenizer)) or None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        suppress_tokens=_textless(model, tokenizer),
+        use_cache=True,
+        **shaping,
+    )
+
+
+def _textless(model: Any, tokenizer: Any) -> list[int] | None:
+    head = model.get_output_embeddings()
+    rows = 0 if head is None else head.weight.shape[0]
+    return list(range(len(tokenizer), rows)) or None
+
+
+@contextmanager
+def _undisturbed(model: Any, config: Any) -> Iterator[None]:
+    """Evaluation mode, our generation configuration, a random state of our own; all put back at the end."""
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    before = [holder.generation_config for holder in holders]
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.eval()
+            for holder in holders:
+                holder.generation_config = config
+            yield
+        finally:
+            for holder, original in zip(holders, before):
+                holder.generation_config = original
+            for module, training in modes:
+                module.training = training
+
+
+def context_length(*models: Any) -> int | None:
+    """Return how many tokens a sequence may have in all of `models`, as their configurations say; None for no limit."""
+    lengths = []
+    for model in models:
+        config = model.config.get_text_config()
+        # These two stretch the positions beyond what the configuration counts; the others count the stretched ones.
+        stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("linear", "dynamic")
+        length = None if stretched else getattr(config, "max_position_embeddings", None)
+        lengths += [] if length is None else [int(length)]
+    return min(lengths, default=None)

@@ -1,0 +1,70 @@
+"""What is checked before the loss reads two models' hidden states and output heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vopd.errors import ConfigurationError, MismatchError
+from vopd.kernels import Head
+
+_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
+"""Largest difference, relative to the largest logit, by the head's dtype; float32 leaves room for TF32."""
+_HALF_TOLERANCE = 3e-2
+
+
+def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
+    """Raises MismatchError unless the loss would compute the logits that the model computes itself.
+
+    Args:
+        logits: (N, V) as the model computes them.
+        hidden: (N, H), the hidden states that the loss would use.
+        head: as it was read from the model.
+        name: "student" or "teacher".
+    """
+    expected = head.logits(hidden)[:, : logits.shape[-1]]
+    scale = expected.abs().max().clamp(min=1e-6)
+    tolerance = _TOLERANCE.get(head.weight.dtype, _HALF_TOLERANCE)
+    if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):
+        raise MismatchError(
+            f"the {name}'s logits are not what its last hidden state, its output head and its configuration give"
+            f"{_known(head)}, so the loss would train towards something else; this model family is not supported"
+        )
+
+
+def _known(head: Head) -> str:
+    found = {
+        "a bias": head.bias is not None,
+        f"a scale of {head.scale:g}": head.scale != 1,
+        f"a soft cap of {head.softcap}": head.softcap is not None,
+    }
+    named = " and ".join(what for what, there in found.items() if there)
+    return f" (with {named})" if named else ""
+
+
+def check_not_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Raises ConfigurationError if training the student would change the teacher."""
+    if student is teacher:
+        raise ConfigurationError(
+            "model and teacher_model are the same object, so the teacher would change with every step; "
+            "load it twice, or pass its path as teacher_model"
+        )
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise ConfigurationError(
+            "model and teacher_model share parameters, so the teacher would change with every step; "
+            "load the teacher on its own, or pass its path as teacher_model"
+        )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout of `model` to 0, also those that attention layers keep as plain numbers.
+
+    TRL's ``disable_dropout`` knows ``nn.Dropout`` only and leaves ``attention_dropout`` on.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)

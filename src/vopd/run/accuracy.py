@@ -1,0 +1,105 @@
+"""The accuracy of a run's start model and of its trained model, through the very code of `vopd eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shlex
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .evaluation import EvalOptions, evaluate, find_problems
+
+logger = logging.getLogger(__name__)
+
+
+class Accuracy:
+    """Greedy accuracy before and after a run, on problems that are looked up before anything is trained.
+
+    Args:
+        before, after: what `vopd eval` would be told for the start model and for the trained one.
+        folder: of the run; gets results.json, and evaluation/start and evaluation/trained with every completion.
+    """
+
+    def __init__(self, before: EvalOptions, after: EvalOptions, folder: Path) -> None:
+        self._options = {"start": before, "trained": after}
+        self._folder = folder
+        (self._benchmark,) = find_problems(before)
+        self.problems = len(self._benchmark.questions)
+        self.name = self._benchmark.name.rpartition(":")[2]
+        self._evaluations: dict[str, dict[str, Any]] = {}
+
+    def measure(self, which: str, prompts: Iterable[str] = ()) -> None:
+        """Sample and grade the "start" or the "trained" model, print its accuracy, and write what is known so far.
+
+        `prompts` are the training prompts: problems that are among them are counted in a warning.
+        """
+        if which in self._evaluations:
+            return
+        folder = self._folder / "evaluation" / which
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that went on: the weights are others now
+        self._evaluations[which] = evaluate(self._options[which], [self._benchmark], folder)
+        asked = {json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()}
+        shared = len(asked & set(prompts))
+        if shared:
+            logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
+        _write(self._folder / "results.json", self.results())
+        print(f"accuracy of the {which} model on {self.name}: {_percent(_entry(self._evaluations[which]))}")
+
+    def results(self) -> dict[str, Any]:
+        """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
+        entries = {which: _entry(found) for which, found in self._evaluations.items()}
+        found: dict[str, Any] = {"problems": self.name, **entries}
+        if len(entries) == len(self._options):
+            found["difference"] = dataclasses.asdict(self._difference())
+        found["repeat"] = {name: command(self._options[name]) for name in entries}
+        return found
+
+    def table(self) -> list[str]:
+        """Return the lines of the model card: both accuracies and the command that repeats the trained model's."""
+        scores = {which: _percent(_entry(found)) for which, found in self._evaluations.items()}
+        return [
+            *(f"- {self.name}, {which} model: {score}" for which, score in scores.items()),
+            f"- trained - start: {self._difference()}",
+        ]
+
+    def summary(self) -> str:
+        """Return the lines that end a run: the difference, and how to get the trained model's number again."""
+        return f"trained - start: {self._difference()}\nto repeat: {command(self._options['trained'])}"
+
+    def _difference(self) -> Any:
+        from vopd.evaluation.results import compare_results
+
+        (difference,) = compare_results(self._evaluations["start"], self._evaluations["trained"]).values()
+        return difference
+
+
+def _entry(evaluation: dict[str, Any]) -> dict[str, Any]:
+    (entry,), (benchmark,) = evaluation["results"], evaluation["benchmarks"]
+    return {**entry, "settings": benchmark["protocol"]}
+
+
+def command(options: EvalOptions) -> str:
+    """Return the `vopd eval` command that these options are: every setting that is not the default."""
+    words = ["vopd", "eval"]
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if value == entry.default:
+            continue
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        words += [f"--{entry.name}", shlex.quote(text)]
+    return " ".join(words)
+
+
+def _percent(results: dict[str, Any]) -> str:
+    from vopd.statistics import Score
+
+    cut = f", {results['truncation_rate']:.0%} cut at the length limit" if results["truncation_rate"] else ""
+    return f"{Score(**results['avg_at_k'])} ({results['problems']} problems, greedy{cut})"
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")

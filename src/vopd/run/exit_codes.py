@@ -1,0 +1,48 @@
+"""How a command ends: its exit code, and one line on stderr for an error that vopd raises."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from vopd.errors import VOPDError
+
+# What a disk refuses in the middle of a file, where Python does not say of which one.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def report_error(command: Callable[[], int]) -> int:
+    """Return the exit code of a command; an error that vopd raises becomes one line on stderr and its own code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub is imported anywhere
+    _log_to_stderr()
+    try:
+        return command()
+    except VOPDError as error:
+        return _report(error, error.exit_code)
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            raise
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("vopd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("vopd")
+    logger.setLevel(logging.INFO)
+    # Looked up anew each time: whoever calls main twice may have another stderr by then.
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
+
+
+def _report(error: Exception, code: int) -> int:
+    if os.environ.get("VOPD_DEBUG") == "1":
+        raise error
+    # One line whatever the message holds, and no control characters from data that it quotes.
+    text = " ".join(str(error).split())
+    print("vopd: error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
+    return code

@@ -1,0 +1,189 @@
+"""What `vopd train` and `vopd validate` are told: options, defaults and the folder of the run, checked for sense."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import ConfigurationError, require
+
+from . import directory
+from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
+
+# Fields of the trainer's configuration that the help shows; all the others are accepted as well.
+MAIN_FIELDS = (
+    "estimator", "loss_top_k", "loss_backend", "num_generations", "reward_weights", "loss_normalizer",
+    "max_prompt_length", "max_completion_length", "temperature",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
+    "gradient_checkpointing", "teacher_server_url", "teacher_failure",
+    "use_vllm", "vllm_mode", "metrics_every", "samples_per_step",
+    "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
+    "save_total_limit", "logging_steps", "report_to", "seed",
+)  # fmt: skip
+# Fields of the trainer's configuration that would do nothing here, and what does their work.
+_ELSEWHERE = {
+    "trust_remote_code": "vopd never runs code from a model's repository",
+    "model_init_kwargs": "set dtype and model_revision",
+    "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
+    "teacher_model_name_or_path": "set teacher_model",
+    "hub_strategy": "push_to_hub uploads the trained model once, at the end",
+    "resume_from_checkpoint": "set resume, which takes the run's newest valid checkpoint",
+}
+_MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
+
+
+@dataclass
+class TrainOptions:
+    """What `vopd train` needs besides the trainer's configuration."""
+
+    model: str = needed("student: folder or hub id")
+    dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
+    teacher_model: str | None = setting(
+        None,
+        "teacher: folder or hub id, with the student's vocabulary, or self:frozen, self:base, self:average; beside "
+        "teacher_server_url its tokenizer alone",
+    )
+    teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; rows name theirs")
+    output_dir: str = setting("runs", "folder of all runs")
+    run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
+    resume: bool = setting(False, "continue the run of this name from its newest valid checkpoint")
+    dry_run: bool = setting(False, "load no weights: show a prompt, the vocabularies, memory, steps and disk, and end")
+    dataset_split: str = setting("train", "split of a hub data set")
+    dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")
+    dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
+    max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
+    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
+    teacher_prompt_template: str | None = setting(
+        None, "what the teacher reads instead of the prompt, with {column}, such as a reference solution"
+    )
+    chat_template: bool = setting(False, "put prompts into the student's chat template")
+    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
+    model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
+    teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
+    dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
+    teacher_dtype: str = setting("auto", "of the teacher's weights; auto is as saved")
+    quantization: str | None = setting(None, "hold the student's weights in 8bit or 4bit; needs lora_rank (QLoRA)")
+    teacher_quantization: str | None = setting(None, "hold the teacher's weights in 8bit or 4bit")
+    lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
+    lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
+    lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
+    reward_funcs: list[str] = setting(
+        [], "rewards beside the teacher: math, choice, reasoning_gym, or module:function of one's own code"
+    )
+    push_to_hub: bool = setting(
+        False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
+    )
+    eval_task: str | None = setting(None, "measure accuracy before and after on reasoning_gym:NAME")
+    eval_data: str | None = setting(None, "measure accuracy before and after on a file with problem and answer")
+    eval_kind: str = setting("math", "how the answers of eval_data are graded: math or choice")
+    eval_count: int | None = setting(None, "problems of eval_task (100), or the first N of eval_data")
+    eval_task_options: dict | None = setting(None, "options of eval_task, such as {min_terms: 2}")
+    eval_template: str | None = setting(None, "prompt text of these problems; default: prompt_template")
+    eval_max_new_tokens: int | None = setting(None, "their length limit; default: max_completion_length")
+    eval_seed: int = setting(0, "of eval_task's problems; another than seed, whose problems are trained on")
+
+    def __post_init__(self) -> None:
+        from vopd.models.loading import DTYPES, check_quantization
+
+        for dtype in (self.dtype, self.teacher_dtype):
+            if dtype not in DTYPES:
+                raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+        for quantization in (self.quantization, self.teacher_quantization):
+            check_quantization(quantization)
+        if self.quantization is not None and self.lora_rank == 0:
+            raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
+        if self.lora_rank < 0:
+            raise ConfigurationError(f"lora_rank must be 0 or above, got {self.lora_rank}")
+        if self.lora_rank == 0 and self.lora_alpha is not None:
+            raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
+        if self.eval_task is not None and self.eval_data is not None:
+            raise ConfigurationError("eval_task and eval_data are two sources of problems; give one of them")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it was asked for: its options, the trainer's configuration, every setting's origin, its folder, and its
+    teachers by name (`vopd.teachers.columns.sources`)."""
+
+    options: TrainOptions
+    config: Any
+    settings: Settings
+    folder: Path
+    teachers: dict[str, Any]
+
+
+def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
+    """Read the command line and the file it names into a plan. Loads and writes nothing.
+
+    Raises:
+        ConfigurationError: an option is unknown, of the wrong kind, out of range, or does not go with another one.
+    """
+    require("trl", "train")
+    require("transformers", "train").utils.logging.disable_progress_bar()
+    # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    from vopd.data.prompts import TEACHER_PROMPT
+    from vopd.teachers.columns import sources
+    from vopd.teachers.itself import check_worth
+    from vopd.training import VOPDConfig
+    from vopd.training.rewards.functions import Rewards
+
+    known = options(VOPDConfig)
+    settings = parse(command, summary + _MORE, known, arguments)
+    train_options = settings.build(TrainOptions)
+    _refuse_without_effect(settings, known)
+    folder = _folder(train_options, settings)
+    # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
+    fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
+    if train_options.teacher_prompt_template is not None:
+        if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
+            raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
+        fixed["teacher_prompt_column"] = TEACHER_PROMPT
+    config = settings.build(VOPDConfig, **fixed)
+    if train_options.push_to_hub and not config.hub_model_id:
+        raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
+    rewards = Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense
+    teachers = sources(train_options.teacher_model, train_options.teachers, config.teacher_server_url)
+    check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
+    return Plan(train_options, config, settings, folder, teachers)
+
+
+def options(config: type) -> dict[str, Option]:
+    """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
+    own = options_of(TrainOptions, group="models, prompts, run")
+    of_config = options_of(config, group="method and optimiser", shown=MAIN_FIELDS)
+    return {**own, **{name: option for name, option in of_config.items() if name not in own}}
+
+
+def write_resolved(plan: Plan) -> None:
+    """Write every setting with its origin; what the configuration chose itself is written as chosen."""
+    from vopd.kernels import backend_name
+
+    values: dict[str, Any] = {**plan.settings.values, "run_name": plan.folder.name}
+    for name in ("resume", "dry_run"):  # they say how the run was called, not what it is
+        del values[name]
+    origins = dict(plan.settings.origins)
+    for name, value in values.items():
+        chosen = getattr(plan.config, name, None)
+        if value is None and origins[name] == "default" and isinstance(chosen, bool | int | float | str):
+            values[name], origins[name] = chosen, CHOSEN_HERE
+    if values["loss_backend"] == "auto":
+        origins["loss_backend"] += f", {backend_name('auto', plan.config.device)} on this machine"
+    (plan.folder / "resolved_config.yaml").write_text(to_yaml(values, origins), encoding="utf-8")
+
+
+def _refuse_without_effect(settings: Settings, known: Mapping[str, Option]) -> None:
+    for name, instead in _ELSEWHERE.items():
+        if name in known and settings.values[name] != known[name].default:
+            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
+
+
+def _folder(train_options: TrainOptions, settings: Settings) -> Path:
+    name = train_options.run_name
+    if name is None:
+        name = directory.suggest_name(train_options.model, str(settings.values["estimator"]))
+    return directory.run_directory(train_options.output_dir, name)

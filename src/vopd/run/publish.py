@@ -1,0 +1,52 @@
+"""What a finished run tells of itself: the model card's data and results, and an upload where one was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import VOPDError
+
+from .accuracy import Accuracy
+from .facts import only_on_hub
+
+
+def data_notes(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the model card says of the prompts: each source with its version; of a file its name alone."""
+    lines, hub = [], []
+    for entry in sources:
+        source = str(entry["source"])
+        hub += [source] if only_on_hub(source) else []
+        shown = Path(source).name if Path(source).exists() else source
+        lines.append(f"{entry['prompts']} prompts of {shown} ({entry['version']})")
+    return {"data": lines, "datasets": hub}
+
+
+def add_results(model: Path, facts: dict[str, Any], tags: list[str], accuracy: Accuracy) -> None:
+    """Write the model's card again, with the accuracies that were measured."""
+    from vopd.training.saving.card import write_card
+
+    write_card(model, {**facts, "results": accuracy.table()}, tags)
+
+
+def push(model: Path, config: Any) -> str:
+    """Upload the folder of a trained model to the hub and return its address; the repository is private by default.
+
+    Raises:
+        VOPDError: the hub refuses or is out of reach. The model stays where it is.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi(token=config.hub_token)
+    try:
+        private = True if config.hub_private_repo is None else config.hub_private_repo
+        name = hub.create_repo(config.hub_model_id, private=private, exist_ok=True).repo_id
+        hub.upload_folder(repo_id=name, folder_path=str(model), commit_message="Model trained by vopd")
+    except (OSError, ValueError) as error:  # the hub's errors are either
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise VOPDError(
+            f"the model is in '{model}' but was not uploaded to '{config.hub_model_id}': {first}; "
+            f"log in and run: hf upload {config.hub_model_id} {model}"
+        ) from error
+    return f"https://huggingface.co/{name}"

@@ -1,0 +1,185 @@
+"""The whole of `vopd train`, once it is known what was asked for: trainer, training, accuracy, model, report."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import VOPDError
+
+from . import directory, publish
+from .accuracy import Accuracy, EvalOptions
+from .facts import Facts, ModelFacts, loaded_teachers, look
+from .lora import lora_config
+from .plan import Plan, write_resolved
+
+logger = logging.getLogger(__name__)
+
+
+def train(plan: Plan) -> None:
+    """Train as `plan` says and leave the run's directory complete.
+
+    Raises:
+        VOPDError: see its subclasses.
+    """
+    accuracy = plan_accuracy(plan)
+    directory.create(plan.folder, resume=plan.options.resume)
+    trainer = build_trainer(plan, look(plan))
+    if directory.is_main_process():
+        write_resolved(plan)
+    # The others would wait for the first process's evaluation, and give up after half an hour: then it comes last.
+    if accuracy is not None and trainer.accelerator.num_processes == 1:
+        accuracy.measure("start", trainer.train_dataset["prompt"])
+    trainer.train(resume_from_checkpoint=plan.options.resume)
+    trainer.save_model(str(plan.folder / "model"))
+    if directory.is_main_process():
+        _finish(plan, trainer, accuracy)
+
+
+def build_trainer(plan: Plan, facts: Facts) -> Any:
+    """Load the models and return the trainer; a teacher behind a server is not loaded.
+
+    The student is made to stop at the teachers' end tokens too: it learns to emit them, and would otherwise run
+    on to the length limit after each.
+    """
+    from vopd.models import load_model
+    from vopd.teachers.columns import DEFAULT, Served
+    from vopd.training import VOPDTrainer
+
+    options = plan.options
+    assert facts.student is not None and facts.prompts is not None
+    device = str(plan.config.device)  # where quantized weights go at once
+    student = load_model(
+        options.model,
+        dtype=options.dtype,
+        revision=options.model_revision,
+        quantization=options.quantization,
+        device=device if options.quantization else "cpu",
+    )
+    for teacher in facts.teachers.values():
+        _stop_where(teacher, student, facts.student.tokenizer)
+    _ask_as_trained(plan, facts.student.tokenizer)
+    loaded = {
+        path: load_model(
+            path,
+            dtype=options.teacher_dtype,
+            revision=revision,
+            quantization=options.teacher_quantization,
+            device=device if options.teacher_quantization else "cpu",
+        )
+        for path, revision in loaded_teachers(plan).items()
+    }
+    named = {
+        name: source.urls if isinstance(source, Served) else loaded.get(source, source)
+        for name, source in plan.teachers.items()
+    }
+    served = isinstance(plan.teachers.get(DEFAULT), Served)
+    default = named.pop(DEFAULT, None)
+    trainer = VOPDTrainer(
+        model=student,
+        teacher_model=options.teacher_model if served else default,
+        teachers=named,
+        args=plan.config,
+        train_dataset=facts.prompts.dataset,
+        processing_class=facts.student.tokenizer,
+        peft_config=lora_config(options, student),
+        reward_funcs=options.reward_funcs,
+    )
+    trainer.card_notes = publish.data_notes(facts.prompts.sources)
+    return trainer
+
+
+def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
+    """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
+    from vopd.data.chat import thinking_options
+
+    options, config = plan.options, plan.config
+    if config.eval_benchmark_chat_template is None:
+        config.eval_benchmark_chat_template = options.chat_template
+    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
+    if switch:
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
+
+
+def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
+    """Let the student stop where the teacher does."""
+    from vopd.models import end_ids, end_token_difference, set_end_ids
+
+    difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
+    if difference is not None:
+        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
+        logger.warning("%s (done for this run)", difference)
+
+
+def plan_accuracy(plan: Plan) -> Accuracy | None:
+    """Return what measures accuracy before and after the run, or None where no problems were named.
+
+    Greedy, on the prompts as they are trained on, by the code and with the settings of the `vopd eval` command that
+    it prints.
+    """
+    options, config, folder = plan.options, plan.config, plan.folder
+    if (options.eval_task is None and options.eval_data is None) or not directory.is_main_process():
+        return None
+    common: dict[str, Any] = {
+        "task": options.eval_task,
+        "data": options.eval_data,
+        "kind": options.eval_kind,
+        "count": options.eval_count,
+        "task_options": options.eval_task_options,
+        "template": options.eval_template or options.prompt_template or "{problem}",
+        "chat_template": options.chat_template,
+        "thinking": options.thinking,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "max_new_tokens": options.eval_max_new_tokens or config.max_completion_length,
+        "seed": options.eval_seed,
+        "device": "cpu" if config.use_cpu else "auto",
+        "temperature": 0.0,
+    }
+    start: dict[str, Any] = {"model_revision": options.model_revision, "dtype": options.dtype}
+    return Accuracy(
+        EvalOptions(model=options.model, **start, **common),
+        EvalOptions(model=str(folder / "model"), **common),
+        folder,
+    )
+
+
+def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
+    model = plan.folder / "model"
+    trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
+    print(f"trained {trainer.state.global_step} steps; the model is in {model}")
+    if accuracy is not None:
+        card, tags = trainer.card_facts(plan.folder.name), trainer._tag_names
+        prompts = list(trainer.train_dataset["prompt"])
+        _free(trainer)
+        accuracy.measure("start", prompts)
+        accuracy.measure("trained")
+        publish.add_results(model, card, tags, accuracy)
+        print(accuracy.summary())
+    _report(plan.folder)
+    if accuracy is None:
+        print(f"next: vopd eval --model {model} --data problems.jsonl")
+    if plan.options.push_to_hub:
+        print(f"uploaded to {publish.push(model, plan.config)}")
+
+
+def _free(trainer: Any) -> None:
+    """Let go of both models and the optimizer: the evaluation loads the saved model anew, and needs the room."""
+    import torch
+
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.teacher_model = trainer.optimizer = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _report(folder: Path) -> None:
+    """Write report.html. A trained model is not lost to a page that cannot be written."""
+    from vopd.reporting.report import write_report
+
+    try:
+        print(f"the report is {write_report(folder)}")
+    except (VOPDError, OSError) as error:
+        logger.warning("no report: %s", error)

@@ -1,0 +1,214 @@
+"""The student as its own teacher: as it was, without its adapter, or as an average over its past.
+
+It teaches what it would say under another prompt, such as one with a hint or a reference solution, or, beside a reward,
+holds the student near to itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from vopd.errors import ConfigurationError, DataError
+from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
+
+from .base import Rollouts, Scored, States
+
+FROZEN, ADAPTER_OFF, AVERAGE = "self:frozen", "self:base", "self:average"
+SELF = (FROZEN, ADAPTER_OFF, AVERAGE)
+AVERAGE_FILE = "teacher_average.safetensors"
+
+
+def is_self(source: Any) -> bool:
+    """True where a teacher is the student itself.
+
+    Raises:
+        ConfigurationError: it starts like one and is none.
+    """
+    if not isinstance(source, str) or not source.startswith("self:"):
+        return False
+    if source not in SELF:
+        raise ConfigurationError(f"unknown teacher '{source}'; the student itself is one of {', '.join(SELF)}")
+    return True
+
+
+def check_worth(teachers: Mapping[str, Any], prompts: str | None, rewarded: bool) -> None:
+    """Raises ConfigurationError if there is nothing to learn: a teacher that is the student, reading the same prompt.
+
+    Args:
+        teachers: by name.
+        prompts: the column with the teacher's own prompts.
+        rewarded: there is a reward, which such a teacher holds the student back from.
+    """
+    own = [source for source in teachers.values() if is_self(source)]
+    if own and prompts is None and not rewarded:
+        raise ConfigurationError(
+            f"teacher '{own[0]}' is the student itself and reads the same prompts: there is nothing to learn; give it "
+            "prompts of its own with teacher_prompt_column, or a reward"
+        )
+
+
+def check_self(source: str, adapters: bool, sharded: bool) -> None:
+    """Raises ConfigurationError where the student cannot teach itself in this way.
+
+    Args:
+        source: one of `SELF`.
+        adapters: the student has PEFT adapters.
+        sharded: DeepSpeed holds its weights, in parts.
+    """
+    if source == ADAPTER_OFF and not adapters:
+        raise ConfigurationError(
+            f"teacher '{source}' is the student without its adapter, and it has none; train one "
+            f"with lora_rank, or take '{FROZEN}'"
+        )
+    if source != ADAPTER_OFF and sharded:
+        raise ConfigurationError(
+            f"teacher '{source}' copies the student's weights, which DeepSpeed holds; give the student's path as the "
+            f"teacher, or train adapters with '{ADAPTER_OFF}'"
+        )
+
+
+def copied(student: nn.Module, shared: bool) -> nn.Module:
+    """A copy of the student with float32 weights where they were trained; frozen ones are the same tensors if `shared`.
+
+    In float32 since a moving average in bf16 would round its own steps away.
+    """
+    frozen = [weight for weight in student.parameters() if not weight.requires_grad] if shared else []
+    twin: nn.Module = copy.deepcopy(student, {id(weight): weight for weight in frozen})
+    for weight in twin.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return twin
+
+
+class AdapterOff:
+    """``Teacher``: the student with its adapter disabled, which takes no memory of its own.
+
+    Called within the student's own forward pass, whose wrapper has its weights at hand.
+
+    Args:
+        student: gives the unwrapped student.
+        states: (model, rollouts) -> its states.
+    """
+
+    gives: frozenset[ScoreKind] = EVERY_KIND
+
+    def __init__(self, student: Callable[[], Any], states: Callable[[Any, Rollouts], States]) -> None:
+        self._student = student
+        self._states = states
+
+    def begin(self, rollouts: Rollouts) -> None:
+        """Nothing."""
+
+    def settle(self, rollouts: Rollouts) -> None:
+        """Every row always has scores."""
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
+        """Full rows of the whole micro-batch."""
+        model = self._student()
+        with model.disable_adapter(), _evaluating(model):
+            found = self._states(model, rollouts)
+        device = student.head.device
+        return [Scored(States(found.hidden.to(device), found.head.to(device)))]
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout, and no checkpointing of activations that nobody will ask for."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class MovingAverage(TrainerCallback):
+    """Keeps a teacher's weights at an exponential moving average of the student's: m <- d m + (1 - d) w every step.
+
+    The average is saved with every checkpoint, so that a resumed run goes on with it.
+
+    Args:
+        teacher: gives the unwrapped teacher, a copy of the student.
+        student: gives the unwrapped student.
+        decay: d, in (0, 1); the average reaches back about 1 / (1 - d) steps.
+    """
+
+    def __init__(self, teacher: Callable[[], nn.Module], student: Callable[[], nn.Module], decay: float) -> None:
+        self._teacher = teacher
+        self._student = student
+        self.decay = decay
+        self.names = [name for name, weight in student().named_parameters() if weight.requires_grad]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        averages, weights = self._weights(self._teacher()), self._weights(self._student())
+        with torch.no_grad():
+            for name, average in averages.items():
+                average.lerp_(_like(weights[name].detach(), average), 1 - self.decay)
+
+    def save(self, folder: Path, here: bool) -> None:
+        """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
+        from safetensors.torch import save_file
+
+        weights = {name: _whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
+        if here:
+            save_file(weights, folder / AVERAGE_FILE)
+
+    def load(self, checkpoint: str) -> None:
+        """Go on with the average of a checkpoint.
+
+        Raises:
+            DataError: it has none.
+        """
+        from safetensors.torch import load_file
+
+        path = Path(checkpoint, AVERAGE_FILE)
+        if not path.is_file():
+            raise DataError(f"{path} is missing: the run of this checkpoint had another teacher than '{AVERAGE}'")
+        saved = load_file(path)
+        with torch.no_grad():
+            for name, average in self._weights(self._teacher()).items():
+                average.copy_(_shards(saved[name], average))
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        weights = dict(model.named_parameters())
+        missing = [name for name in self.names if name not in weights]
+        if missing:
+            raise ConfigurationError(
+                f"teacher '{AVERAGE}' cannot follow a student whose weights are flattened ({missing[0]}); use FSDP2 or "
+                "DDP"
+            )
+        return {name: weights[name] for name in self.names}
+
+
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _like(weight: Tensor, average: Tensor) -> Tensor:
+    """The student's weight as the average is kept: sharded the same way, or whole; in its dtype, on its device."""
+    same = isinstance(weight, DTensor) == isinstance(average, DTensor)
+    found = weight if same else _shards(_whole(weight), average)
+    return found.to(average.device, average.dtype)
+
+
+def _shards(weight: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, cut up as `like` is."""
+    if not isinstance(like, DTensor):
+        return weight
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(weight.to(like.device, like.dtype), like.device_mesh, like.placements)

@@ -1,0 +1,273 @@
+"""Requests to teacher servers: spread over their addresses, bounded in number, repeated within a deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from vopd.errors import ConfigurationError, TeacherServerError, require
+
+from .vllm import BadAnswer
+
+T = TypeVar("T")
+
+# What another attempt can mend: a server that is starting, overloaded or being replaced.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to insist.
+
+    Attributes:
+        timeout: seconds that one attempt may take.
+        deadline: seconds for all attempts of one request.
+        retries: attempts after the first.
+        pause: seconds before the first repetition; doubled with each, times a random number from 0.5 to 1.5.
+        longest_pause: seconds, before that number.
+    """
+
+    timeout: float = 120.0
+    deadline: float = 600.0
+    retries: int = 8
+    pause: float = 0.5
+    longest_pause: float = 30.0
+
+
+class Refused(TeacherServerError):
+    """The server understood the request and will not do it, now or later."""
+
+
+class Passing(Exception):
+    """A failure that another attempt can mend; says what."""
+
+
+def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
+    """Addresses of servers without a trailing slash or /v1.
+
+    Raises:
+        ConfigurationError: one is no http(s) address, or holds a password.
+    """
+    found = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        parts = urlsplit(str(url).strip())
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigurationError(f"teacher_server_url {_hidden(str(url))!r} is no address such as http://host:8000")
+        if "@" in parts.netloc:
+            raise ConfigurationError(
+                "teacher_server_url holds a password, which would reach logs; put it into the environment variable "
+                "that teacher_server_key_env names"
+            )
+        path = parts.path.rstrip("/").removesuffix("/v1")
+        found.append(f"{parts.scheme}://{parts.netloc}{path}")
+    if not found:
+        raise ConfigurationError("teacher_server_url is empty; give one or several addresses")
+    return tuple(dict.fromkeys(found))
+
+
+def _hidden(url: str) -> str:
+    return url.rpartition("@")[2]
+
+
+class Servers:
+    """One or several servers of the same model.
+
+    Args:
+        urls: their addresses.
+        key_env: name of the environment variable that holds the key; sent only where it is set, and never shown.
+        concurrency: requests under way at once, over all addresses.
+        patience: how long to insist.
+        seed: of the random part of the pauses.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        key_env: str = "TEACHER_API_KEY",
+        concurrency: int = 32,
+        patience: Patience | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._httpx = require("httpx", "server")
+        self.urls = checked_urls(urls)
+        self.patience = patience or Patience()
+        self._key_env = key_env
+        key = os.environ.get(key_env, "")
+        self._client = self._httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=self.patience.timeout,
+            limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
+        )
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._under_way = dict.fromkeys(self.urls, 0)
+        self._rested = dict.fromkeys(self.urls, 0.0)
+        self._closed = threading.Event()
+        self._give_up = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
+        self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
+
+    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str | None = None) -> Future[T]:
+        """Ask in the background; the result is what `read` makes of the answer's JSON.
+
+        `read` may raise BadAnswer, which is a failure like a broken connection: another attempt, another server.
+        """
+        return self._executor.submit(self.ask, path, body, read, url)
+
+    def background(self, work: Callable[[], T]) -> Future[T]:
+        """Do something else among the requests."""
+        return self._executor.submit(work)
+
+    def ask(
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Any], T],
+        url: str | None = None,
+        retries: int | None = None,
+    ) -> T:
+        """Ask, and again until the answer is good; of `url`, or of whichever server has least to do.
+
+        Raises:
+            Refused: the server will not do this.
+            TeacherServerError: no good answer within the deadline and the number of attempts.
+        """
+        patience, ends = self.patience, time.monotonic() + self.patience.deadline
+        retries = patience.retries if retries is None else retries
+        for attempt in range(retries + 1):
+            where = url or self._least_busy()
+            try:
+                return self._read(read, self._post(where, path, body, ends))
+            except (Passing, BadAnswer) as error:
+                problem, self._rested[where] = error, time.monotonic()
+            pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._jitter()
+            if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
+                raise TeacherServerError(
+                    f"the teacher server {where} gave no usable answer in {attempt + 1} attempts: {problem}; look into "
+                    "its log; teacher_server_retries and teacher_server_deadline set how long to insist"
+                ) from problem
+            with self._lock:
+                self.counts["retries"] += 1
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _read(read: Callable[[Any], T], body: Any) -> T:
+        try:
+            return read(body)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
+
+    def get(self, url: str, path: str) -> Any:
+        """The JSON at an address, asked for once; None where there is nothing there.
+
+        Raises:
+            TeacherServerError: no server answers there, or it wants a key.
+        """
+        try:
+            answer = self._client.get(url + path, timeout=min(10.0, self.patience.timeout))
+        except self._httpx.HTTPError as error:
+            raise TeacherServerError(
+                f"no teacher server answers at {url} ({_reason(error)}); start it with vllm serve TEACHER --host "
+                "127.0.0.1, or correct teacher_server_url"
+            ) from error
+        self._check_key(url, answer.status_code)
+        try:
+            return answer.json() if answer.status_code == 200 else None
+        except ValueError:
+            return None
+
+    def close(self) -> None:
+        """Give up what is under way. Happens by itself when nothing refers to the servers any more."""
+        self._give_up()
+
+    def _post(self, url: str, path: str, body: dict[str, Any], ends: float) -> Any:
+        """One attempt: the parsed JSON of an answer with status 200."""
+        with self._lock:
+            self._under_way[url] += 1
+            self.counts["requests"] += 1
+        try:
+            status, content = self._exchange(url + path, json.dumps(body).encode(), ends)
+        except (self._httpx.HTTPError, self._httpx.StreamError) as error:
+            raise Passing(_reason(error)) from error
+        except RuntimeError as error:  # closed by another thread that gave up
+            raise Passing("given up") from error
+        finally:
+            with self._lock:
+                self._under_way[url] -= 1
+        if status in _PASSING:
+            raise Passing(f"status {status}: {_message(content)}")
+        self._check_key(url, status)
+        if status != 200:
+            raise Refused(f"the teacher server {url} refuses with status {status}: {_message(content)}")
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise BadAnswer("the answer is no JSON") from error
+
+    def _exchange(self, address: str, body: bytes, ends: float) -> tuple[int, bytes]:
+        """Status and content of the answer, all of which must arrive in time: httpx's own limit is one of silence."""
+        seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
+        latest, parts = time.monotonic() + seconds, []
+        headers = {"Content-Type": "application/json"}
+        with self._client.stream("POST", address, content=body, headers=headers, timeout=seconds) as answer:
+            for part in answer.iter_bytes():
+                parts.append(part)
+                if time.monotonic() > latest:
+                    raise Passing(f"not answered within {seconds:.0f} s")
+            with self._lock:
+                self.counts["bytes_sent"] += len(body)
+                self.counts["bytes_received"] += answer.num_bytes_downloaded
+            return answer.status_code, b"".join(parts)
+
+    def _check_key(self, url: str, status: int) -> None:
+        if status == 401:
+            raise Refused(
+                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
+                "another one with teacher_server_key_env"
+            )
+
+    def _least_busy(self) -> str:
+        """The server with the fewest requests under way, those that failed in the last minute after the others."""
+        now = time.monotonic()
+        with self._lock:
+            return min(
+                self.urls,
+                key=lambda url: (self._rested[url] > now - 60 and self._rested[url] > 0, self._under_way[url]),
+            )
+
+    def _jitter(self) -> float:
+        with self._lock:
+            return self._random.uniform(0.5, 1.5)
+
+
+def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:
+    closed.set()
+    executor.shutdown(wait=False, cancel_futures=True)
+    client.close()
+
+
+def _message(content: bytes) -> str:
+    """The server's own words, on one line and not too many."""
+    text = content.decode(errors="replace")
+    try:
+        found = json.loads(text)
+        error = found.get("error", found)
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        pass
+    return " ".join(str(text).split())[:_SHOWN] or "no message"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__

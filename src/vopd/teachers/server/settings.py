@@ -1,0 +1,94 @@
+"""Settings of a teacher behind a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vopd.errors import ConfigurationError
+from vopd.estimators.checks import check_gives, find_estimator, need_of
+
+from .client import Patience, checked_urls
+
+FAILURES = ("raise", "drop")
+
+
+def _own(value: Any, help_text: str) -> Any:
+    return field(default=value, metadata={"help": help_text})
+
+
+@dataclass
+class ServerSettings:
+    """Where the teacher's server is, and how to get along with it.
+
+    Args:
+        teacher_server_url: address, or several of the same model, of a vLLM server that scores instead of a teacher
+            in this process. ``teacher_model`` then only names the tokenizer and the end tokens to compare.
+        teacher_server_model: what the server calls the teacher. Default: the only model that it serves.
+        teacher_server_key_env: name of the environment variable that holds the server's key, if it wants one.
+        teacher_server_concurrency: requests under way at once.
+        teacher_server_timeout: seconds that one attempt may take.
+        teacher_server_deadline: seconds for all attempts to score one completion.
+        teacher_server_retries: attempts after the first, with pauses that double.
+        teacher_failure: what follows when a completion gets no usable scores: "raise" ends the run, "drop" leaves the
+            completion out of the step's gradient and counts it.
+        teacher_drop_limit: share of completions dropped over the last 50 steps (and at least 100 completions) past
+            which the run saves a checkpoint and ends.
+    """
+
+    # In the order that HfArgumentParser depends on.
+    teacher_server_url: None | str | list[str] = _own(  # noqa: RUF036
+        None, "Address of a vLLM server with the teacher, or several."
+    )
+    teacher_server_model: str | None = _own(None, "Its name of the teacher. Default: the only model that it serves.")
+    teacher_server_key_env: str = _own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
+    teacher_server_concurrency: int = _own(32, "Requests to it under way at once.")
+    teacher_server_timeout: float = _own(120.0, "Seconds that one request may take.")
+    teacher_server_deadline: float = _own(600.0, "Seconds for all attempts to score one completion.")
+    teacher_server_retries: int = _own(8, "Attempts after the first, with growing pauses.")
+    teacher_failure: str = _own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
+    teacher_drop_limit: float = _own(0.1, "Share of dropped completions past which the run saves and ends.")
+
+    @property
+    def patience(self) -> Patience:
+        """How long to insist on an answer."""
+        return Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries)
+
+
+def check_server(settings: Any) -> None:
+    """Raises ConfigurationError where settings of a teacher server are out of range or do not go together."""
+    if settings.teacher_failure not in FAILURES:
+        raise ConfigurationError(f"unknown teacher_failure {settings.teacher_failure!r}; choose raise or drop")
+    for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
+        if not getattr(settings, name) > 0:
+            raise ConfigurationError(f"{name} must be above 0, got {getattr(settings, name)}")
+    if settings.teacher_server_retries < 0:
+        raise ConfigurationError(f"teacher_server_retries must be at least 0, got {settings.teacher_server_retries}")
+    if not 0 <= settings.teacher_drop_limit <= 1:
+        raise ConfigurationError(
+            f"teacher_drop_limit is a share from 0 to 1, got {settings.teacher_drop_limit}; for example 0.1"
+        )
+    if settings.teacher_server_url is not None:
+        _check_placement(settings)
+
+
+def _check_placement(settings: Any) -> None:
+    """What a server can give at all; what this one gives is tried when the trainer is made."""
+    checked_urls(settings.teacher_server_url)
+    if settings.teacher_model_init_kwargs is not None:
+        raise ConfigurationError("teacher_model_init_kwargs means nothing to a teacher behind a server; remove it")
+    check_gives(settings.estimator, {"sampled", "top_k", "chosen"}, "a server")
+    estimator = find_estimator(settings.estimator)
+    if need_of(estimator) != "chosen":
+        return
+    if settings.teacher_failure == "drop":
+        raise ConfigurationError(
+            f"teacher_failure=drop does not go with estimator {settings.estimator!r}: its scores are asked for one "
+            "micro-batch at a time, after the tokens of the whole step were counted; use raise"
+        )
+    if settings.temperature != 1 and estimator.needs.full_teacher:
+        raise ConfigurationError(
+            f"estimator {settings.estimator!r} needs scores at temperature={settings.temperature}, and a server scores "
+            "chosen ids at temperature 1; set temperature=1, or use estimator='vopd_sparse', which needs no normaliser "
+            "of the teacher"
+        )

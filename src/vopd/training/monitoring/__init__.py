@@ -1,0 +1,1 @@
+"""What watches a run while it goes on: metrics, guards, accuracy, and what the terminal shows."""

@@ -1,0 +1,46 @@
+"""Ends a run that its teacher has left."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from transformers import TrainerCallback
+
+from vopd.errors import TeacherServerError
+
+from .stopping import Stopping
+
+_STEPS = 50
+_FEWEST = 100
+
+
+class Circuit(TrainerCallback):
+    """Opens when too many completions were dropped: the step is finished, a checkpoint saved, the run ended.
+
+    Args:
+        limit: share of the completions of the last 50 steps; fewer than 100 completions count as 100, so that one
+            failure in a first small batch does not end a run.
+        stopping: ends the run.
+    """
+
+    def __init__(self, limit: float, stopping: Stopping) -> None:
+        self.limit, self.stopping = limit, stopping
+        self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS)
+
+    def add(self, dropped: int, rows: int) -> None:
+        """Count an optimizer step's rows, over all ranks."""
+        self._steps.append((dropped, rows))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.clear()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dropped, rows = (sum(counts) for counts in zip(*self._steps)) if self._steps else (0, 0)
+        if dropped <= self.limit * max(rows, _FEWEST):
+            return
+        error = TeacherServerError(
+            f"the teacher left {dropped} of the last {rows} completions without scores, more than teacher_drop_limit="
+            f"{self.limit:g}; the checkpoint of step {state.global_step} is saved: mend the server and resume"
+        )
+        self.stopping.end(error, control)

@@ -1,0 +1,98 @@
+"""A NaN or an infinity ends the run before the optimizer step is taken, with the batch that caused it on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vopd.errors import NonFiniteError
+
+BATCH_FILE = "nonfinite_batch"
+_SAVED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
+
+
+class FiniteGuard:
+    """Watches the losses of a step's micro-batches and the norm of its accumulated gradient.
+
+    Nothing is read back until ``check``: one synchronisation and one collective an optimizer step.
+
+    Args:
+        accelerator: of the trainer.
+        tokenizer: decodes the offending batch.
+        output_dir: where it is saved.
+    """
+
+    def __init__(self, accelerator: Any, tokenizer: Any, output_dir: str) -> None:
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.output_dir = Path(output_dir)
+        self._losses: list[Tensor] = []
+
+    def watch(self, loss: Tensor) -> None:
+        """Remember the loss of the next micro-batch of this step."""
+        self._losses.append(loss)
+
+    def check(self, grad_norm: Any, micro_batches: list[dict[str, Any]], step: int) -> None:
+        """Raises NonFiniteError on every rank if a loss or the gradient of any rank is not finite.
+
+        Args:
+            grad_norm: norm of the whole gradient; None where the backend does not tell.
+            micro_batches: of this step, in order.
+            step: number of the step that is not taken.
+        """
+        losses, self._losses = torch.stack(self._losses), []
+        bad_loss = ~torch.isfinite(losses)
+        bad_gradient = self._bad_gradient(grad_norm, losses)
+        flags = torch.stack([bad_loss.any(), bad_gradient]).to(torch.float32)
+        anywhere = self.accelerator.reduce(flags, reduction="sum").tolist()
+        if not any(anywhere):
+            return
+        what = "loss" if anywhere[0] else "gradient"
+        chosen = bad_loss.tolist() if bad_loss.any() else [not anywhere[0]] * len(micro_batches)
+        saved = self._save([batch for batch, bad in zip(micro_batches, chosen, strict=False) if bad], what, step)
+        raise NonFiniteError(
+            f"the {what} of step {step} is not finite; the step was not taken, {saved}. A lower learning_rate or "
+            "max_grad_norm often helps; resume from the last checkpoint"
+        )
+
+    def _bad_gradient(self, grad_norm: Any, losses: Tensor) -> Tensor:
+        # With fp16 an overflow now and then is part of loss scaling: the scaler itself skips such a step.
+        if grad_norm is None or getattr(self.accelerator, "scaler", None) is not None:
+            return torch.zeros((), dtype=torch.bool, device=losses.device)
+        return ~torch.isfinite(torch.as_tensor(grad_norm, device=losses.device))
+
+    def _save(self, batches: list[dict[str, Any]], what: str, step: int) -> str:
+        """Save this rank's offending micro-batches; says where, or why not."""
+        if not batches:
+            return "its batch is on another rank"
+        rank = self.accelerator.process_index
+        path = self.output_dir / (BATCH_FILE + (f".rank{rank}" if rank else "") + ".safetensors")
+        try:
+            write_batch(path, batches, self.tokenizer, {"step": step, "not_finite": what})
+        except OSError as error:
+            return f"and its batch could not be saved ({error})"
+        return f"its batch is in {path}"
+
+
+def write_batch(path: Path, batches: list[dict[str, Any]], tokenizer: Any, facts: dict[str, Any]) -> None:
+    """Write micro-batches of one generation as tensors to `path`, and `facts` and the texts beside it as JSON."""
+    from safetensors.torch import save_file
+
+    names = [name for name in _SAVED if name in batches[0]]
+    tensors = {name: torch.cat([batch[name] for batch in batches]).contiguous().cpu() for name in names}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    texts = [
+        {
+            "prompt": tokenizer.decode(prompt[prompt_mask.bool()]),
+            "completion": tokenizer.decode(completion[completion_mask.bool()]),
+        }
+        for prompt, prompt_mask, completion, completion_mask in zip(
+            *(tensors[name] for name in _SAVED[:4]), strict=True
+        )
+    ]
+    path.with_suffix(".json").write_text(json.dumps({**facts, "texts": texts}, indent=1) + "\n")

@@ -1,0 +1,243 @@
+"""Guards: each looks at the metrics of every logged step for one way in which distillation goes wrong.
+
+A guard says what it saw and what to try. It warns once each time its trouble begins; named in ``guard_stop`` it saves a
+checkpoint and ends the run. What is not finite is ``finite.py``'s: that step is not even taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from vopd.errors import ConfigurationError, GuardError
+
+from ..rollout_logprobs import MEAN_DIFFERENCE
+from .stopping import Stopping
+
+logger = logging.getLogger("vopd")
+
+Metrics = dict[str, Any]
+
+# Nats a token that the reverse KL has to rise by, whatever the ratio: from 0.01 to 0.05 nothing has exploded.
+_RISE = 0.2
+# Share of completions that has to be cut off in addition to the first ones', for growing lengths to be an explosion.
+_CUT_OFF = 0.1
+
+
+class Window:
+    """The last `size` values of one metric; its mean is None until it is full."""
+
+    def __init__(self, size: int) -> None:
+        self.values: deque[float] = deque(maxlen=size)
+
+    def add(self, value: float) -> float | None:
+        self.values.append(value)
+        return sum(self.values) / len(self.values) if len(self.values) == self.values.maxlen else None
+
+
+class ReverseKL:
+    """The mean reverse KL of a window is `limit` times the lowest one so far: the policy runs away."""
+
+    name = "reverse_kl"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit, self.lowest = limit, float("inf")
+        self.window = Window(window)
+        self.metric = "sampled_reverse_kl"
+
+    def look(self, metrics: Metrics) -> str | None:
+        if "reverse_kl" in metrics:  # the exact one, from the first step on and perhaps not at every step
+            self.metric = "reverse_kl"
+        value = metrics.get(self.metric)
+        mean = None if value is None else self.window.add(value)
+        if mean is None:
+            return None
+        self.lowest = min(self.lowest, mean)
+        if mean <= max(self.limit * max(self.lowest, 0.0), self.lowest + _RISE):
+            return None
+        return (
+            f"the reverse KL rose to {mean:.3g} nats a token, from {self.lowest:.3g} at its lowest; try a lower "
+            "learning_rate or max_grad_norm, or an estimator of less variance such as vopd_optimal, and go back to an "
+            "earlier checkpoint"
+        )
+
+
+class Truncation:
+    """Of the completions of a window the share `limit` or more were cut off at max_completion_length."""
+
+    name = "truncation"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit = limit
+        self.window = Window(window)
+
+    def look(self, metrics: Metrics) -> str | None:
+        share = metrics.get("truncated_share")
+        mean = None if share is None else self.window.add(share)
+        if mean is None or mean < self.limit:
+            return None
+        return (
+            f"{mean:.0%} of the completions were cut off before their end; try a larger max_completion_length, and "
+            "check that the student stops at the teacher's end tokens (vopd train --dry_run shows both)"
+        )
+
+
+class Length:
+    """Completions have grown to `limit` times the first window's, into the length limit: they repeat themselves."""
+
+    name = "length"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit = limit
+        self.lengths, self.shares = Window(window), Window(window)
+        self.first: tuple[float, float] | None = None
+
+    def look(self, metrics: Metrics) -> str | None:
+        if "completion_length" not in metrics or "truncated_share" not in metrics:
+            return None
+        length = self.lengths.add(metrics["completion_length"])
+        share = self.shares.add(metrics["truncated_share"])
+        if length is None or share is None:
+            return None
+        if self.first is None:
+            self.first = length, share
+        if length < self.limit * self.first[0] or share < self.first[1] + _CUT_OFF:
+            return None
+        return (
+            f"completions grew from {self.first[0]:.0f} to {length:.0f} tokens and {share:.0%} are cut off; look for "
+            "repetition in samples.jsonl, try a lower learning_rate, and check that student and teacher end at the "
+            "same tokens"
+        )
+
+
+class Logprobs:
+    """Trainer and rollout engine differ by `limit` nats a sampled token on average: the rollout is off-policy."""
+
+    name = "logprobs"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit = limit
+
+    def look(self, metrics: Metrics) -> str | None:
+        mean = metrics.get(MEAN_DIFFERENCE, 0.0)
+        if mean <= self.limit:
+            return None
+        return (
+            f"the rollout engine's log-probabilities differ from the trainer's by {mean:.3f} nats a token on average "
+            f"(allowed: {self.limit:g}): its weights may be stale, or a server at another temperature than 1 was "
+            "started without --logprobs-mode processed_logprobs; try one precision for both, and keep "
+            "importance_sampling on"
+        )
+
+
+class LogprobsStop(Logprobs):
+    """The same at a difference that importance weights cannot mend; always ends the run."""
+
+    name = "logprobs_stop"
+
+
+class SameTeacher:
+    """In the first window teacher and student never differed by more than `limit` nats: there is nothing to learn."""
+
+    name = "same_teacher"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit, self.left, self.largest = limit, window, 0.0
+
+    def look(self, metrics: Metrics) -> str | None:
+        found = [metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "reward/std") if name in metrics]
+        if not found or self.left == 0:
+            return None
+        self.left -= 1
+        self.largest = max(self.largest, *map(abs, found))
+        if self.left > 0 or self.largest > self.limit:
+            return None
+        return (
+            f"teacher and student have agreed on every token so far (largest difference {self.largest:.1g} nats); "
+            "check that teacher_model is another model than model"
+        )
+
+
+class NoSignal:
+    """The norm of the gradient, or the spread of the advantages, was at most `limit` in all of a window."""
+
+    name = "no_signal"
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit = limit
+        self.window = Window(window)
+
+    def look(self, metrics: Metrics) -> str | None:
+        value = metrics.get("grad_norm", metrics.get("advantage/std"))
+        full = value is not None and self.window.add(abs(value)) is not None
+        if not full or max(self.window.values) > self.limit:
+            return None
+        return (
+            f"the gradient has been 0 for {len(self.window.values)} logged steps; check that some weights are trained, "
+            "that completions are not empty (completion_length), and that the teacher is another model"
+        )
+
+
+# Guard: its field in VOPDConfig, where None turns it off, is "guard_" and its name.
+GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal)
+MAY_STOP = tuple(guard.name for guard in GUARDS if guard is not LogprobsStop)
+
+
+def check_guards(args: Any) -> None:
+    """Raises ConfigurationError where a guard's limit makes no sense, or guard_stop names one that there is not."""
+    for guard in GUARDS:
+        limit = getattr(args, f"guard_{guard.name}")
+        if limit is not None and not limit > 0:
+            raise ConfigurationError(f"guard_{guard.name} must be positive, or none to turn it off, got {limit}")
+    if args.guard_window < 1:
+        raise ConfigurationError(f"guard_window must be at least 1, got {args.guard_window}")
+    for name in args.guard_stop:
+        if name not in MAY_STOP:
+            raise ConfigurationError(f"guard_stop has no guard called {name!r}; take of {', '.join(MAY_STOP)}")
+        if getattr(args, f"guard_{name}") is None:
+            raise ConfigurationError(f"guard_stop names {name!r}, which guard_{name}=none turns off")
+
+
+def make_guards(args: Any) -> list[Any]:
+    """The guards that `args`, a VOPDConfig, leaves on, new."""
+    limits = [(guard, getattr(args, f"guard_{guard.name}")) for guard in GUARDS]
+    return [guard(limit, args.guard_window) for guard, limit in limits if limit is not None]
+
+
+class GuardWatch(TrainerCallback):
+    """Shows every logged training step to the guards. Logged metrics are the same on all ranks, so all agree.
+
+    Args:
+        stopping: ends the run for the guards in `args.guard_stop`.
+    """
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping = stopping
+        self._guards: Sequence[Any] = ()
+        self._troubled: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._guards, self._troubled = make_guards(args), set()
+        for logs in state.log_history:  # of a resumed run: what the guards had seen
+            self._look(logs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Metrics, **kwargs: Any) -> None:
+        for guard, message in self._look(logs):
+            text = f"guard {guard.name} at step {state.global_step}: {message}"
+            if guard.name in args.guard_stop or guard.name == LogprobsStop.name:
+                self.stopping.end(GuardError(f"{text} (a checkpoint of this step was saved)"), control)
+            elif state.is_world_process_zero:
+                logger.warning("%s", text)
+
+    def _look(self, logs: Metrics) -> list[tuple[Any, str]]:
+        """Each guard whose trouble begins with this step, and what it says."""
+        if "loss" not in logs:  # an evaluation, or the summary of the run
+            return []
+        found = [(guard, guard.look(logs)) for guard in self._guards]
+        begins = [(guard, text) for guard, text in found if text is not None and guard.name not in self._troubled]
+        self._troubled = {guard.name for guard, text in found if text is not None}
+        return begins

@@ -1,0 +1,117 @@
+"""Metrics of a step: sums over tokens, reduced over micro-batches and ranks, divided once at the end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vopd.estimators import DistillationOutput
+
+
+class Averages:
+    """Means and spreads, weighted over everything that was added since the last ``reduce``.
+
+    Sums and counts stay on the device until then, so adding costs no synchronisation, and a mean over ranks with
+    different numbers of tokens is the mean over all tokens. A name that nothing was added to has no value: metrics
+    are absent where they were not computed, never 0.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor, mask: Tensor | None = None, *, spread: bool = False) -> None:
+        """Add `values` where `mask` is 1. With `spread`, report name/mean and name/std instead of name."""
+        values = values.detach().to(_wide(values.device))
+        counted = torch.ones_like(values) if mask is None else mask.to(values.dtype)
+        kept = values.masked_fill(counted == 0, 0)
+        parts = [kept.sum(), counted.sum()] + ([kept.square().sum()] if spread else [])
+        key = f"{name}/mean" if spread else name
+        self._sums[key] = self._sums.get(key, 0) + torch.stack(parts)
+
+    def add_total(self, name: str, total: float, count: float, device: torch.device) -> None:
+        """Add a sum and its weight directly, such as seconds and steps."""
+        part = torch.tensor([total, count], dtype=_wide(device), device=device)
+        self._sums[name] = self._sums.get(name, 0) + part
+
+    def reduce(self, accelerator: Any) -> dict[str, float]:
+        """The averages over all ranks; starts over. A collective, in which ranks may have different names."""
+        sums, self._sums = self._sums, {}
+        sums = _of_all_ranks(sums, accelerator)
+        if not sums:
+            return {}
+        lengths = [part.numel() for part in sums.values()]
+        flat = accelerator.reduce(torch.cat(list(sums.values())), reduction="sum").cpu()
+        averages: dict[str, float] = {}
+        for name, part in zip(sums, flat.split(lengths), strict=True):
+            averages |= _average(name, part.tolist())
+        return {name: value for name, value in averages.items() if math.isfinite(value)}
+
+
+def _of_all_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
+    """The sums in one order, with zeros for what only other ranks met, such as rows of one of several teachers."""
+    if accelerator.num_processes == 1:
+        return sums
+    from accelerate.utils import gather_object
+
+    lengths = dict(gather_object([(name, part.numel()) for name, part in sums.items()]))
+    zeros = {
+        name: torch.zeros(length, dtype=_wide(accelerator.device), device=accelerator.device)
+        for name, length in sorted(lengths.items())
+    }
+    return {name: sums.get(name, zero) for name, zero in zeros.items()}
+
+
+def _average(name: str, part: list[float]) -> dict[str, float]:
+    total, count = part[:2]
+    if count == 0:
+        return {}
+    mean = total / count
+    if len(part) == 2:
+        return {name: mean}
+    std = math.sqrt(max(part[2] / count - mean * mean, 0.0))
+    return {name: mean, name.removesuffix("mean") + "std": std}
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str | None = None) -> None:
+    """Add what the loss computed, token by token; what it left out stays absent. `teacher`: one of several, by name."""
+    for name, values in (("reward", output.rewards), ("advantage", output.advantages)):
+        if values is not None:
+            averages.add(name, values, mask, spread=True)
+    if output.teacher_logprobs is not None and output.student_logprobs is not None:
+        averages.add("sampled_reverse_kl", output.student_logprobs - output.teacher_logprobs, mask)
+    for name, values in (("reverse_kl", output.reverse_kl), ("entropy", output.entropy)):
+        if values is not None:
+            averages.add(name, values, mask)
+    if teacher is not None:
+        _add_teacher_metrics(averages, output, mask, teacher)
+    if output.variance is not None:
+        none, value, optimal = output.variance
+        averages.add("variance/none", none, mask)
+        averages.add("variance/value", value, mask)
+        averages.add("variance/optimal", optimal, mask)
+        averages.add("value_hurts_share", (value > none).to(value.dtype), mask)
+
+
+def _add_teacher_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str) -> None:
+    """What tells one of several teachers from the others, at its own tokens."""
+    if output.teacher_logprobs is not None:
+        difference = output.student_logprobs - output.teacher_logprobs
+        averages.add(f"sampled_reverse_kl/{teacher}", difference, mask)
+    if output.reverse_kl is not None:
+        averages.add(f"reverse_kl/{teacher}", output.reverse_kl, mask)
+
+
+def add_completion_metrics(averages: Averages, batch: dict[str, Any], mask: Tensor, end_ids: list[int]) -> None:
+    """Add the length in sampled tokens of each completion of a generated batch, and whether it was cut off."""
+    lengths = batch["completion_mask"].sum(1)
+    last = batch["completion_ids"].gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    ended = torch.isin(last, torch.tensor(end_ids, device=last.device)) & (lengths > 0)
+    averages.add("completion_length", mask.sum(1))
+    averages.add("truncated_share", (~ended).to(torch.float32))

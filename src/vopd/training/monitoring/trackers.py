@@ -1,0 +1,32 @@
+"""Experiment trackers that `report_to` names: known, and installed."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+
+from vopd.errors import ConfigurationError, MissingExtraError
+
+# Tracker: the package that it needs, and how to get it.
+TRACKERS = {
+    "trackio": ("trackio", "pip install 'vopd[report]'"),
+    "wandb": ("wandb", "pip install wandb"),
+    "tensorboard": ("tensorboard", "pip install tensorboard"),
+}
+
+
+def check_trackers(report_to: str | Sequence[str] | None) -> None:
+    """Raises ConfigurationError for an unknown tracker, MissingExtraError for one that is not installed."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(str(name), [*TRACKERS, "none"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(TRACKERS)} or none"
+            raise ConfigurationError(f"unknown tracker {name!r} in report_to; {hint}")
+        package, install = TRACKERS.get(name, (name, ""))
+        if install and importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"{package} is needed for report_to={name}; install it with {install}")

@@ -1,0 +1,1 @@
+"""Rewards beside the teacher: functions that score whole completions, and their weights."""

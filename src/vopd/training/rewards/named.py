@@ -1,0 +1,114 @@
+"""Reward functions by name: graders against a reference answer, reasoning_gym's verifiers, functions of a module."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vopd.errors import ConfigurationError, DataError, MissingExtraError, VOPDError
+
+logger = logging.getLogger("vopd")
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+GRADED = ("math", "choice")
+REASONING_GYM = "reasoning_gym"
+# Columns that a task's problems are read with (`vopd.data.sources`).
+_PROBLEM_COLUMNS = ("task", "answer", "metadata")
+
+
+def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...]]:
+    """The reward function called `name` and the columns of the data set that it needs.
+
+    Args:
+        name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), "reasoning_gym" (the score in
+            [0, 1] of the task's own verifier), or "module:function".
+        column: with the reference answers of "math" and "choice".
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name in GRADED:
+        return _graded(name, column), (column,)
+    if name == REASONING_GYM:
+        return verified, _PROBLEM_COLUMNS
+    if ":" in name:
+        return _imported(name), ()
+    known = ", ".join((*GRADED, REASONING_GYM))
+    raise ConfigurationError(f"unknown reward function '{name}'; known are {known}, and module:function for one's own")
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion: itself, or what the assistant says last where prompts are conversations."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def _graded(kind: str, column: str) -> RewardFunction:
+    def graded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        from vopd.evaluation import grade_many
+
+        golds = columns[column]
+        places = [place for place, gold in enumerate(golds) if gold is not None and gold != ""]
+        pairs = [(text_of(completions[place]), str(golds[place])) for place in places]
+        found: list[float | None] = [None] * len(completions)
+        for place, grade in zip(places, grade_many(pairs, kind), strict=True):
+            # A reference answer that cannot be read is never held against the student.
+            found[place] = None if grade.outcome == "ungradable" else float(grade.outcome == "right")
+        return found
+
+    return graded
+
+
+def verified(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """The score of each completion by the verifier of its row's reasoning_gym task; None for rows of no task."""
+    from vopd.data.reasoning import Problem
+
+    questions = next((columns[name] for name in ("problem", "question") if name in columns), [""] * len(completions))
+    found: list[float | None] = []
+    rows = zip(completions, questions, *(columns[name] for name in _PROBLEM_COLUMNS), strict=True)
+    for completion, question, task, answer, metadata in rows:
+        if task is None:
+            found.append(None)
+            continue
+        facts = json.loads(metadata) if isinstance(metadata, str) else (metadata or {})
+        found.append(_score(Problem(task, question, str(answer), facts), text_of(completion)))
+    return found
+
+
+def _score(problem: Any, completion: str) -> float:
+    from vopd.data.reasoning import score
+
+    try:
+        return score(problem, completion)
+    except VOPDError:
+        raise
+    except Exception as error:  # the library's verifiers stumble over some answers, which are then not right
+        logger.warning("the verifier of reasoning_gym's '%s' failed, counted as 0: %s", problem.task, error)
+        return 0.0
+
+
+def _imported(name: str) -> RewardFunction:
+    module, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:  # as `python -m` would have it; the console script has not
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if isinstance(error, MissingExtraError) or error.name not in (module, module.partition(".")[0]):
+            raise
+        raise ConfigurationError(f"reward function '{name}': there is no module '{module}'") from error
+    if not callable(found):
+        raise ConfigurationError(f"reward function '{name}': module '{module}' has no function '{attribute}'")
+    return found  # type: ignore[no-any-return]
+
+
+def check_golds(dataset: Any, column: str, name: str) -> None:
+    """Raises DataError if no row of `dataset` has a reference answer to grade against."""
+    if not any(gold is not None and gold != "" for gold in dataset[column]):
+        raise DataError(f"column '{column}' of {name} has no reference answer; set reward_column to the one that has")

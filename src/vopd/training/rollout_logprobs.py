@@ -1,0 +1,143 @@
+"""What the rollout engine says of its own sampling: the log-probability of every token that it drew.
+
+Where it differs from the trainer's, the rollout was a little off-policy: another precision, another kernel, weights not
+yet synchronised. Importance weights correct for that; the difference itself tells whether something is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vopd.errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError
+
+from .monitoring.metrics import Averages
+
+MEAN_DIFFERENCE = "rollout/logprob_difference_mean"
+MAX_DIFFERENCE = "rollout/logprob_difference_max"
+
+
+def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
+    """Raises ConfigurationError where the rollout engine is missing, or cannot give what importance weights need."""
+    if use_vllm and not has_vllm():
+        raise MissingExtraError(
+            "vllm is needed for use_vllm; install it on a machine with a GPU with pip install 'trl[vllm]', or set "
+            "use_vllm=false"
+        )
+    if weighted and tools:
+        raise ConfigurationError(
+            "importance_sampling cannot follow completions through tool calls; set importance_sampling=false"
+        )
+
+
+def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+    """Raises DataError if a completion is empty: even one that stops at once has its end token."""
+    empty = [len(prompt) for prompt, completion in zip(prompts, completions, strict=True) if not len(completion)]
+    if empty:
+        raise DataError(
+            f"the rollout engine returned no token for {len(empty)} of {len(completions)} prompts, the first of "
+            f"{empty[0]} tokens; look into the engine's log, or set max_prompt_length so that every prompt leaves room "
+            "in the engine's context"
+        )
+
+
+def has_vllm() -> bool:
+    """True where vLLM is installed; it is not imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def sampled_logprobs(
+    completions: Sequence[Sequence[int]], logprobs: Sequence[Any] | None, ids: Sequence[Any] | None
+) -> list[list[float]] | None:
+    """Return, for each completion, the log-probability of each of its tokens; None where the engine gave none.
+
+    Args:
+        completions: sampled ids.
+        logprobs: (completions, tokens, alternatives) as vLLM reports them, the sampled token among them.
+        ids: the ids that they belong to, of the same shape; not needed where there is one alternative.
+
+    Raises:
+        NonFiniteError: a token has none, one that is no number, or only those of other tokens.
+    """
+    if logprobs is None:
+        return None
+    found = []
+    for row, (completion, reported) in enumerate(zip(completions, logprobs, strict=True)):
+        if len(reported) != len(completion):
+            raise NonFiniteError(
+                f"the rollout engine reported {len(reported)} log-probabilities for {len(completion)} tokens; set "
+                "importance_sampling=false"
+            )
+        row_ids = [None] * len(completion) if ids is None else ids[row]
+        found.append([_of_token(*token) for token in zip(completion, reported, row_ids, strict=True)])
+    if not all(math.isfinite(value) for row in found for value in row):
+        raise NonFiniteError(
+            "the rollout engine reported a log-probability that is no number; look into the engine's log, or set "
+            "importance_sampling=false"
+        )
+    return found
+
+
+def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] | None) -> float:
+    if ids is not None and token not in ids:
+        raise NonFiniteError(
+            f"the rollout engine sampled token {token} and reported log-probabilities of {', '.join(map(str, ids))}; "
+            "set importance_sampling=false"
+        )
+    value = logprobs[0 if ids is None else list(ids).index(token)] if logprobs else None
+    return math.nan if value is None else float(value)
+
+
+@contextmanager
+def own_generation_config(model: Any, config: Any) -> Iterator[None]:
+    """Let ``generate`` sample with `config` alone.
+
+    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
+    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
+    comes back afterwards, for it is saved with the model.
+    """
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    originals = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = config
+        yield
+    finally:
+        for holder, original in zip(holders, originals, strict=True):
+            holder.generation_config = original
+
+
+def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Return log-probabilities as a float32 tensor of the shape of the completion ids `like`, 0 on the padding."""
+    rows = [torch.tensor(row, dtype=torch.float32) for row in logprobs]
+    found = torch.zeros(like.shape, dtype=torch.float32)
+    for index, row in enumerate(rows):
+        found[index, : len(row)] = row
+    return found.to(like.device)
+
+
+class RolloutDifference:
+    """Collects |log p_trainer(y) - log p_rollout(y)|: its mean goes to the averages, its largest value is kept here."""
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None
+
+    def add(self, averages: Averages, trainer: Tensor, rollout: Tensor, mask: Tensor) -> None:
+        """Add the tokens of a micro-batch where `mask` is 1. All (B, T)."""
+        difference = (trainer.detach().float() - rollout).abs().masked_fill(mask == 0, 0)
+        averages.add(MEAN_DIFFERENCE, difference, mask)
+        largest = difference.max()
+        self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+
+    def reduce(self, accelerator: Any) -> dict[str, float]:
+        """The largest difference over all ranks since the last call. A collective where anything was added."""
+        largest, self._largest = self._largest, None
+        if largest is None:
+            return {}
+        return {MAX_DIFFERENCE: float(accelerator.gather(largest.reshape(1)).max())}

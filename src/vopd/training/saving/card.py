@@ -1,0 +1,119 @@
+"""The README.md that is saved with every model."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+CITATION = """\
+@article{oh2026klforakl,
+  title         = {KL for a KL: On-Policy Distillation with Control Variate Baseline},
+  author        = {Oh and Song and Choi and Choi and Jo},
+  year          = 2026,
+  eprint        = {2605.07865},
+  archivePrefix = {arXiv}
+}
+"""
+
+_TEMPLATE = """\
+---
+library_name: {library}
+{metadata}tags:
+{tags}
+---
+
+# {name}
+
+Trained by on-policy distillation with vopd: the student samples completions, the teacher scores every token of them.
+
+| | |
+|---|---|
+{rows}
+{results}
+```bibtex
+{citation}```
+"""
+_PACKAGES = ("vopd", "torch", "transformers", "trl", "peft")
+
+
+def model_card(facts: dict[str, Any], tags: list[str]) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
+            and where they are known loss_top_k, backend, student_revision, teacher_revision, data (lines), datasets
+            (hub ids), results (lines), rewards.
+        tags: for the Hub.
+    """
+    student = facts["student"]
+    # The Hub resolves base_model and data sets by their ids; a local folder means nothing to anybody else.
+    metadata = f"base_model: {student}\n" if student and not Path(student).exists() else ""
+    if facts.get("datasets"):
+        metadata += "datasets:\n" + "".join(f"- {name}\n" for name in facts["datasets"])
+    results = "\n".join(facts.get("results", []))
+    return _TEMPLATE.format(
+        name=facts["name"],
+        rows="\n".join(f"| {title} | {_cell(value)} |" for title, value in _rows(facts).items()),
+        results=f"\n## Results\n\n{results}\n" if results else "",
+        library="peft" if facts["adapter"] else "transformers",
+        metadata=metadata,
+        tags="\n".join(f"- {tag}" for tag in tags),
+        citation=CITATION,
+    )
+
+
+def write_card(folder: str | Path, facts: dict[str, Any], tags: list[str]) -> None:
+    """Write the card as README.md into the folder of a model."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "README.md").write_text(model_card(facts, tags), encoding="utf-8")
+
+
+def _rows(facts: dict[str, Any]) -> dict[str, Any]:
+    k = facts.get("loss_top_k")
+    return {
+        "student": _with_revision(facts["student"], facts.get("student_revision")),
+        "teacher": _teachers(facts["teacher"], facts.get("teacher_revision")),
+        "data": "<br>".join(facts.get("data", [])) or "not named",
+        "estimator": facts["estimator"] if k is None else f"{facts['estimator']}, k = {k}",
+        **({"loss computed by": facts["backend"]} if "backend" in facts else {}),
+        "temperature": facts["temperature"],
+        "optimizer steps": facts["steps"],
+        "prompts a step": facts["prompts"],
+        **({"rewards": facts["rewards"]} if facts.get("rewards") else {}),
+        "learning rate": facts["learning_rate"],
+        "seed": facts["seed"],
+        "versions": ", ".join(f"{name} {found}" for name, found in _versions().items()),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from vopd import __version__
+
+    found = {"vopd": __version__}
+    for package in _PACKAGES[1:]:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _with_revision(source: str, revision: str | None = None) -> str:
+    return _called(source) + (f" at {revision}" if revision else "")
+
+
+def _teachers(teacher: Any, revision: str | None) -> str:
+    """One teacher, or several by name, each with its revision."""
+    if isinstance(teacher, str):
+        return _with_revision(teacher, revision)
+    return "<br>".join(f"{name}: {_with_revision(*found)}" for name, found in teacher.items())
+
+
+def _cell(value: Any) -> str:
+    """Text that cannot break out of its cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _called(source: str) -> str:
+    """A hub id as it is, of a local folder its name alone: a path may tell more than its owner likes."""
+    return (Path(source).name if Path(source).exists() else source) or "not named"

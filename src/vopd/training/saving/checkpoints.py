@@ -1,0 +1,298 @@
+"""Checkpoints that can be trusted: each is complete or counts for nothing, and the last good one is never lost.
+
+A checkpoint is a folder "checkpoint-STEP" with a manifest.json that names every other file in it with its size and
+SHA-256. The manifest is written last, atomically, after everything that it names has reached the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vopd.errors import ConfigurationError, VOPDError
+
+logger = logging.getLogger("vopd")
+
+MANIFEST = "manifest.json"
+ABANDONED = "abandoned-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest valid checkpoint of a run, and why each newer one was passed over."""
+
+    path: Path | None
+    skipped: tuple[str, ...]
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Declare the checkpoint in `folder` complete. Everything in it is on the disk before the manifest is."""
+    paths = _files(folder)
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_synced_hash, paths))
+    for inner in {folder, *(path.parent for path in paths)}:
+        _sync(inner)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, hashes, strict=True)
+    }
+    temporary = folder / (MANIFEST + ".tmp")
+    with temporary.open("w", encoding="ascii") as stream:
+        stream.write(json.dumps({"step": step, "files": files}, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, folder / MANIFEST)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def fault(folder: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with the checkpoint in `folder`; None where it is valid. `contents=False` compares sizes alone."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, (size, _) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    if contents:
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda name: _hash(folder / name), files)
+            for (name, (_, digest)), now in zip(files.items(), found, strict=True):
+                if now != digest:
+                    return f"{name} has changed since it was saved"
+    return None
+
+
+def newest_valid(run: Path) -> Found:
+    """The newest valid checkpoint in the folder of a run. What is skipped on the way to it is named with its fault."""
+    skipped: list[str] = []
+    for _, path in sorted(_checkpoints(run), reverse=True):
+        wrong = fault(path)
+        if wrong is None:
+            return Found(path, tuple(skipped))
+        skipped.append(f"{path.name}: {wrong}")
+    return Found(None, tuple(skipped))
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Rename valid checkpoints of steps after `step`, where a run goes on that does not continue them."""
+    for later, path in _checkpoints(run):
+        if later > step and fault(path, contents=False) is None:
+            aside = path.with_name(ABANDONED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            logger.warning("%s is later than step %d, where this run begins: renamed to %s", path, step, aside.name)
+
+
+def rotate(run: Path, limit: int | None, best: str | None) -> None:
+    """Delete all but the `limit` newest valid checkpoints and the `best` one, and what is left of unfinished ones.
+
+    Without a limit nothing is deleted. Sizes alone are compared: the newest one has just been written.
+    """
+    if not limit or limit < 1:
+        return
+    ordered = [path for _, path in sorted(_checkpoints(run), reverse=True)]
+    valid = [path for path in ordered if fault(path, contents=False) is None]
+    kept = {*valid[:limit], *(path for path in valid if best is not None and path == Path(best))}
+    newest = ordered.index(valid[0]) if valid else len(ordered)
+    for path in ordered[newest:]:
+        if path not in kept:
+            # First of all the manifest: a kill in between leaves no checkpoint that looks complete.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises ConfigurationError where nothing can be written into `folder`, which is made if need be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder, f".writable-{os.getpid()}")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
+
+
+class Checkpoints:
+    """Saves a trainer's checkpoints and chooses the one to resume from.
+
+    Args:
+        trainer: a VOPDTrainer, set up.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.run = Path(trainer.args.output_dir)
+        self.keep_all = False  # set where a run is stopped because it went wrong: older ones are the better ones
+        self._saved: int | None = None
+
+    def choose(self, asked: str | bool | None) -> str | None:
+        """The checkpoint to resume from, the same on every rank; None starts at step 0.
+
+        Args:
+            asked: True for the newest valid one, a path for that one, None or False for none.
+
+        Raises:
+            VOPDError: the one asked for is not valid.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        answer: list[Any] = [None, None]
+        if self.trainer.is_world_process_zero():
+            try:
+                answer[0] = self._chosen(asked)
+            except (VOPDError, OSError) as error:  # every rank has to end, not this one alone
+                answer[1] = str(error)
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise ConfigurationError(answer[1])
+        chosen = answer[0]
+        self._saved = None if chosen is None else step_of(Path(chosen))
+        return chosen
+
+    def _chosen(self, asked: str | bool | None) -> str | None:
+        if asked is None or asked is False:
+            chosen = None
+        elif asked is True:
+            found = newest_valid(self.run)
+            for line in found.skipped:
+                logger.warning("skipped %s", line)
+            chosen = found.path
+            where = f"nothing to resume in {self.run}: starting at step 0"
+            logger.info("%s", f"resuming from {chosen}" if chosen else where)
+        else:
+            chosen = Path(asked)
+            wrong = fault(chosen)
+            if wrong is not None:
+                raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; take another checkpoint")
+        set_aside_later(self.run, 0 if chosen is None else step_of(chosen))
+        return None if chosen is None else str(chosen)
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Save a checkpoint of the current step: `write` makes its files, the manifest makes it count.
+
+        Raises:
+            VOPDError: it could not be written. Older checkpoints are as they were.
+        """
+        args, step = self.trainer.args, self.trainer.state.global_step
+        if self._saved == step:  # asked for twice, as by save_steps and by the end of the run
+            return
+        folder = self.run / f"checkpoint-{step}"
+        with clear_save_errors(folder):
+            if args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed here has left
+            self.trainer.accelerator.wait_for_everyone()
+            with _without_rotation(args):
+                write()
+            self.trainer.accelerator.wait_for_everyone()
+            if args.should_save:
+                self._sync_logs()
+                write_manifest(folder, step)
+        self._saved = step
+        if args.should_save and not self.keep_all:
+            rotate(self.run, args.save_total_limit, self.trainer.state.best_model_checkpoint)
+
+    def _sync_logs(self) -> None:
+        """What metrics.jsonl and samples.jsonl say of the steps up to a checkpoint is as safe as the checkpoint."""
+        for path in self.run.glob("*.jsonl"):
+            _sync(path)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that the name of a checkpoint tells, or else its manifest."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match.group(1) if match else json.loads((checkpoint / MANIFEST).read_text())["step"])
+
+
+def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
+    for path in run.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and path.is_dir():
+            yield int(match.group(1)), path
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _synced_hash(path: Path) -> str:
+    _sync(path)
+    return _hash(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no fsync of folders
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _without_rotation(args: Any) -> Iterator[None]:
+    """transformers deletes old checkpoints by their number alone, before the new one is complete."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+
+
+@contextmanager
+def clear_save_errors(folder: str | Path) -> Iterator[None]:
+    """Raises VOPDError for whatever writers of models, tokenizers and tensors raise on a full or read-only disk."""
+    try:
+        yield
+    except Exception as error:
+        why = _disk_trouble(error)
+        if why is None:
+            raise
+        raise VOPDError(
+            f"cannot save {folder}: {why}; older checkpoints are untouched: free the space or make it writable, then "
+            "go on with --resume"
+        ) from error
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What the disk refused, or None where `error` is about something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # The tokenizers and safetensors packages: "No space left on device (os error 28)", in an Exception of no own type.
+    if isinstance(error, SafetensorError) or (type(error) is Exception and "os error" in str(error)):
+        return str(error)
+    # torch.save: "unexpected pos 576 vs 534", "basic_ios::clear: iostream error" and the like
+    if isinstance(error, RuntimeError) and any(
+        Path(frame.filename).match("torch/serialization.py") for frame in traceback.extract_tb(error.__traceback__)
+    ):
+        return f"the disk may be full or read-only ({error})"
+    return None

@@ -1,0 +1,104 @@
+"""Majority vote over equal answers, and the rates of a benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from vopd.errors import ConfigurationError, DataError
+from vopd.evaluation import Grade, maj_at_k
+from vopd.evaluation.scores import answer_classes, majority_credit, summarise, ungradable
+
+
+def box(*answers: str) -> list[str]:
+    return [rf"so \boxed{{{answer}}}" if answer else "no idea" for answer in answers]
+
+
+def vote(*answers: str, gold: str) -> float:
+    return maj_at_k([box(*answers)], [gold]).value
+
+
+def test_equal_answers_vote_together() -> None:
+    # As strings, 2 has most votes; as mathematics, one half has three.
+    assert vote("2", "2", r"\frac{1}{2}", "0.5", "1/2", gold="0.5") == 1
+    assert vote("2", "2", r"\frac{1}{2}", "0.5", "1/2", gold="2") == 0
+    assert vote("x+1", "1+x", "x", "x", "x+1", gold="1+x") == 1
+
+
+def test_the_most_frequent_answer_decides() -> None:
+    assert vote("3", "3", "4", gold="4") == 0
+    assert vote("3", "3", "4", gold="3") == 1
+
+
+def test_ties_share_the_credit() -> None:
+    assert vote("3", "4", gold="4") == 0.5
+    assert vote("3", "4", "5", gold="4") == pytest.approx(1 / 3)
+    assert vote("3", "4", "5", "3", "4", gold="4") == 0.5
+
+
+def test_no_answer_is_a_class_that_loses() -> None:
+    assert vote("", "", "4", gold="4") == 0
+    assert vote("", "4", "4", gold="4") == 1
+    assert vote("", "4", gold="4") == 0.5
+    assert vote("", "", gold="4") == 0
+
+
+def test_the_mean_is_over_problems_with_an_interval() -> None:
+    found = maj_at_k([box("1", "1", "2"), box("1", "2", "2")], ["1", "1"])
+    assert (found.value, found.count) == (0.5, 2)
+    assert found.low == 0 and found.high == 1
+
+
+def test_a_problem_without_readable_gold_is_left_out() -> None:
+    assert maj_at_k([box("1"), box("5"), box("")], ["1", r"\frac{1}{", r"\frac{1}{"]).count == 1
+    with pytest.raises(DataError, match="no gold answer can be read"):
+        maj_at_k([box("1")], [r"\frac{1}{"])
+
+
+def test_letters_vote() -> None:
+    assert maj_at_k([["**B**", "The answer is B.", "C"]], ["B"], kind="choice").value == 1
+
+
+@pytest.mark.parametrize(("answers", "golds"), [([], []), ([["1"]], []), ([["1"], []], ["1", "1"]), ([[]], ["1"])])
+def test_wrong_shapes(answers: list[list[str]], golds: list[str]) -> None:
+    with pytest.raises(DataError):
+        maj_at_k(answers, golds)
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ConfigurationError):
+        maj_at_k([["1"]], ["1"], kind="essay")
+
+
+def test_classes_are_numbered_by_first_appearance() -> None:
+    rows = [["1", None, "2", "1.0", "2/1"], [None, None, None, None, None], ["a", "A", "a", "b", "a"]]
+    assert answer_classes(rows, "math")[:2] == [[0, None, 1, 0, 1], [None] * 5]
+    assert answer_classes(rows[2:], "choice") == [[0, 1, 0, 2, 0]]
+
+
+def test_credit_of_a_class_is_that_of_its_answer() -> None:
+    assert majority_credit([0, 0, 1], [True, True, False]) == 1
+    assert majority_credit([0, 1, 1], [True, False, False]) == 0
+    assert majority_credit([None, 0], [False, True]) == 0.5
+    assert majority_credit([None, None, 0], [True, True, True]) == 0  # no answer is never right, whatever it says
+
+
+def test_ungradable_is_a_property_of_the_gold() -> None:
+    assert ungradable(["1", r"\frac{1}{", "0", r"\sqrt{2}"], "math") == [False, True, False, False]
+    assert ungradable(["A", "the first"], "choice") == [False, True]
+
+
+def test_summary() -> None:
+    grades = [
+        [Grade("right", "1", True), Grade("wrong", "2", True, "timed out")],
+        [Grade("no_answer"), Grade("right", "3", False)],
+        [Grade("ungradable", "3", True), Grade("no_answer")],
+    ]
+    truncated = [[False, False], [True, False], [False, False]]
+    found = summarise(grades, [False, False, True], "math", truncated, [[10, 20], [30, 40], [50, 60]])
+    assert (found.problems, found.ungradable, found.samples) == (2, 1, 2)
+    assert found.avg_at_k.value == 0.5
+    assert {k: score.value for k, score in found.pass_at_k.items()} == {1: 0.5, 2: 1.0}
+    assert found.maj_at_k.value == 0.5
+    assert found.format_rate == 0.5
+    assert found.truncation_rate == pytest.approx(1 / 6)
+    assert (found.timed_out, found.mean_length) == (1, 35)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vopd.errors import ConfigurationError
+from vopd.run.directory import create, run_directory, suggest_name
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "../up", "/abs", "a\\b", ".hidden", "a b", "x\x1b[31m", "a" * 200]
+)
+def test_a_name_cannot_leave_the_output_directory(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="run name"):
+        run_directory(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["first", "qwen3-1.7b_vopd", "2026.05.01", "a..b"])
+def test_good_names(tmp_path: Path, name: str) -> None:
+    assert run_directory(tmp_path, name).resolve().parent == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("Qwen/Qwen3-1.7B", "vopd_top_k"), "Qwen3-1.7B-vopd-top-k"),
+        (("/models/../student/", "opd"), "student-opd"),
+        (("runs/first/model", "data/p.jsonl"), "first-p"),
+        (("runs/first/checkpoint-30",), "first-30"),
+        (("..", "/"), "run"),
+        (("x" * 300,), "x" * 128),
+    ],
+)
+def test_suggested_names_are_good_names(tmp_path: Path, parts: tuple[str, ...], name: str) -> None:
+    assert suggest_name(*parts) == name
+    run_directory(tmp_path, name)
+
+
+class TestCreate:
+    def test_makes_the_folder(self, tmp_path: Path) -> None:
+        create(tmp_path / "runs" / "first", resume=False)
+        assert list((tmp_path / "runs" / "first").iterdir()) == []
+
+    def test_refuses_a_folder_in_use_and_touches_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text("precious")
+        with pytest.raises(ConfigurationError, match=r"in use; continue it with --resume or choose another"):
+            create(tmp_path, resume=False)
+        assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+    def test_a_resumed_run_may_have_something_in_its_folder_or_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text("precious")
+        create(tmp_path, resume=True)
+        create(tmp_path / "new", resume=True)
+        assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").write_text("a file")
+        with pytest.raises(ConfigurationError, match="cannot write to .* choose another output_dir"):
+            create(tmp_path / "runs" / "first", resume=False)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_read_only_output(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(ConfigurationError, match="cannot write to"):
+            create(tmp_path / "first", resume=False)
+
+    def test_only_the_first_process_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "metrics.jsonl").write_text("")
+        monkeypatch.setenv("RANK", "1")
+        create(tmp_path, resume=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vopd.errors import VOPDError
+from vopd.training.saving.logs import Progress, RunLog, append, key_numbers, open_log
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def state(step: int, **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(**({"is_world_process_zero": True, "global_step": step, "max_steps": 9} | more))
+
+
+def test_a_resumed_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, [{"step": step} for step in (1, 2, 3, 4)])
+    with path.open("a") as torn:
+        torn.write('{"step": 2, "loss')
+    open_log(path, 2)
+    assert read(path) == [{"step": 1}, {"step": 2}]
+    append(path, [{"step": 3}])
+    assert [record["step"] for record in read(path)] == [1, 2, 3]
+
+
+def test_a_run_that_starts_over_keeps_the_old_log_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, [{"step": 1}])
+    open_log(path, 0)
+    assert read(path) == []
+    assert read(tmp_path / "metrics.previous.jsonl") == [{"step": 1}]
+
+
+def test_model_text_cannot_reach_the_terminal_unescaped(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    text = "\x1b[2J \x9b31m \x00 \ud83d é"
+    append(path, [{"completion": text}])
+    raw = path.read_bytes()
+    assert all(32 <= byte < 127 or byte == 10 for byte in raw)
+    assert read(path) == [{"completion": text}]
+
+
+def test_not_a_number_is_absent_from_metrics_and_null_in_samples(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("-inf")
+    log = RunLog(str(tmp_path), lambda step: [{"step": step, "rewards": [1.0, infinite]}])
+    log.on_step_end(None, state(1), None)
+    log.on_log(None, state(1), None, {"loss": 1.0, "grad_norm": nan})
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    assert read(tmp_path / "samples.jsonl") == [{"step": 1, "rewards": [1.0, None]}]
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    log = RunLog(str(blocked / "run"), lambda step: [])
+    with pytest.raises(VOPDError, match="cannot write .*choose another output_dir"):
+        log.on_train_begin(None, state(0), None)
+
+
+def test_only_steps_are_logged_and_only_by_the_first_process(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), lambda step: [{"step": step}])
+    log.on_train_begin(None, state(0), None)
+    log.on_log(None, state(1), None, {"loss": 1.0})
+    log.on_log(None, state(1, is_world_process_zero=False), None, {"loss": 2.0})
+    log.on_log(None, state(1), None, {"eval_loss": 3.0})
+    log.on_log(None, state(1), None, {"train_runtime": 4.0, "train_loss": 5.0})
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}, {"step": 1, "eval_loss": 3.0}]
+
+
+def test_progress_prints_plain_lines_without_a_terminal() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, notes=["loss: vopd, torch on cpu"])
+    progress.on_train_begin(None, state(0, is_world_process_zero=False), None)
+    assert stream.getvalue() == ""
+    progress.on_train_begin(None, state(0), None)
+    progress.on_log(None, state(3), None, {"loss": 0.5, "reverse_kl": 0.25, "sampled_reverse_kl": 9.0})
+    progress.on_train_end(None, state(3), None)
+    assert stream.getvalue() == "loss: vopd, torch on cpu\nstep 3/9  loss 0.5  reverse KL 0.25\n"
+
+
+def test_progress_is_one_live_line_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress(stream)
+    progress.on_train_begin(None, state(0), None)
+    progress.on_log(None, state(3), None, {"loss": 0.5})
+    progress.close()
+    progress.close()  # closing twice is harmless
+    shown = stream.getvalue()
+    assert "3/9" in shown and "loss 0.5" in shown
+    assert shown.strip("\n").count("\n") <= 1
+
+
+def test_key_numbers_fall_back_to_what_is_there() -> None:
+    assert key_numbers({"loss": 1.0, "sampled_reverse_kl": 2.0}) == "loss 1  sampled reverse KL 2"
+    assert key_numbers({"eval_loss": 1.0, "eval_entropy": 0.5}) == "evaluation  loss 1  entropy 0.5"

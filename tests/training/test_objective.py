@@ -1,0 +1,77 @@
+"""The loss over several teachers, and which estimators a teacher is enough for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vopd import ESTIMATORS, TopKScores
+from vopd.errors import ConfigurationError
+from vopd.estimators.checks import check_gives, need_of
+from vopd.kernels import Head
+from vopd.teachers import EVERY_KIND, Scored, States
+from vopd.training.objective import distil_each, together
+
+
+def states(width: int, seed: int) -> States:
+    torch.manual_seed(seed)
+    return States(torch.randn(2, 3, width), Head(torch.randn(11, width)))
+
+
+def loss_of(scored: list[Scored], mask: torch.Tensor, normalizer: float | None = None) -> tuple[Any, torch.Tensor]:
+    student = states(4, 0)
+    student.hidden.requires_grad_(True)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    parts = distil_each(student, scored, ids, mask, normalizer=normalizer, estimator="vopd", diagnostics=True)
+    output = together(parts)
+    output.loss.backward()
+    return output, student.hidden.grad
+
+
+def test_each_token_is_judged_by_its_own_teacher() -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    alone = [loss_of([Scored(states(5, seed))], mask, normalizer=5.0) for seed in (1, 2)]
+    first = torch.tensor([[1], [0]])
+    both, gradient = loss_of([Scored(states(5, 1), first), Scored(states(5, 2), 1 - first)], mask)
+    torch.testing.assert_close(gradient, torch.stack([alone[0][1][0], alone[1][1][1]]))
+    torch.testing.assert_close(both.rewards, torch.stack([alone[0][0].rewards[0], alone[1][0].rewards[1]]))
+    torch.testing.assert_close(both.variance[1][0], alone[0][0].variance[1][0])
+
+
+def test_what_one_teacher_cannot_give_is_not_reported() -> None:
+    mask = torch.ones(2, 3)
+    first = torch.tensor([[1], [0]])
+    student, ids = states(4, 0), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    scored = [Scored(states(5, 1), first), Scored(TopKScores(torch.full((2, 3), -1.0)), 1 - first)]
+    output = together(distil_each(student, scored, ids, mask, normalizer=None, estimator="opd", diagnostics=True))
+    assert output.reverse_kl is None and output.variance is None
+    assert (output.teacher_logprobs[1] == -1).all()
+
+
+def test_rows_without_scores_count_nowhere() -> None:
+    mask = torch.tensor([[1, 1, 1], [0, 0, 0]])
+    output, gradient = loss_of([Scored(states(5, 1))], mask)
+    masked, same = loss_of([Scored(states(5, 1), mask)], torch.ones(2, 3, dtype=torch.long))
+    torch.testing.assert_close(same, gradient)
+    torch.testing.assert_close(masked.loss, output.loss)
+
+
+def test_every_estimator_works_from_a_teacher_in_this_process() -> None:
+    for name in ESTIMATORS:
+        check_gives(name, EVERY_KIND)
+
+
+def test_an_error_names_what_the_teacher_is_enough_for() -> None:
+    with pytest.raises(ConfigurationError, match="whole rows, which the teacher does not give; .*: opd, vopd_teacher"):
+        check_gives("vopd", {"sampled", "top_k"})
+    with pytest.raises(ConfigurationError, match="at the student's top k, which the server does not give"):
+        check_gives("vopd_sparse", {"sampled", "top_k"}, "the server")
+    check_gives("vopd_teacher_top_k", {"sampled", "top_k"})
+    check_gives("opd", {"sampled"})
+
+
+def test_needs_agree_with_what_server_scores_are_enough_for() -> None:
+    for estimator in ESTIMATORS.values():
+        assert estimator.teacher_scores == (need_of(estimator) in {"sampled", "top_k"})

@@ -1,0 +1,77 @@
+"""The embedded pair's tokenizer: a byte-level byte-pair tokenizer trained on the tasks' own text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from tools.embedded_pair.worked_steps import worked_completion
+from vopd.data.reasoning import Problem, stream_problems
+from vopd.errors import ConfigurationError, require
+from vopd.experiments.pair import prompt_text
+
+PAD, END = "<|pad|>", "<|end|>"
+# Pieces that merges never cross: answer tags, words, signed numbers, runs of white space, anything else.
+_PIECES = r" ?</?answer>| ?[A-Za-z]+| ?-?\d{1,3}| ?[^\sA-Za-z\d]+|\s+"
+_SMALLEST = 300
+_TEXTS = 12_000
+# Few enough that their merges come last, enough to fill some thousand entries.
+_FILLING_TEXTS = 200
+
+
+def build_tokenizer(problems: list[Problem], vocabulary: int, seed: int) -> Any:
+    """Train a tokenizer of exactly `vocabulary` entries, padding on the left, with distinct pad and end tokens.
+
+    The tasks' own text fills some 450 entries. A larger vocabulary is filled from the text of `gsm_symbolic`
+    problems as well: entries that the pair's models hardly ever see, as in a large model's vocabulary.
+
+    Raises:
+        ConfigurationError: `vocabulary` is below 300, or larger than the text can fill.
+    """
+    return train_tokenizer(_texts(problems, seed), vocabulary)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """Train the same kind of tokenizer on any texts.
+
+    Raises:
+        ConfigurationError: as `build_tokenizer`.
+    """
+    if vocabulary < _SMALLEST:
+        raise ConfigurationError(f"the tokenizer needs at least {_SMALLEST} entries, got {vocabulary}")
+    require("transformers", "train")
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocabulary:
+        raise ConfigurationError(
+            f"the text fills a vocabulary of {tokenizer.get_vocab_size()} entries only, not {vocabulary}"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left", model_max_length=256
+    )
+
+
+def _texts(problems: list[Problem], seed: int) -> Iterator[str]:
+    rng = random.Random(seed)
+    for problem in problems[:_TEXTS]:
+        yield prompt_text(problem) + worked_completion(problem, rng)
+    for problem in islice(stream_problems("gsm_symbolic", seed), _FILLING_TEXTS):
+        yield problem.question
