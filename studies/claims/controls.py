@@ -13,7 +13,7 @@ from vopd.estimators import catalogue, checks
 from vopd.estimators.base import Estimator, policy_gradient
 from vopd.experiments import gradient_noise
 from vopd.experiments import variance as decomposition
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 CLIP = 2.0
@@ -22,7 +22,7 @@ FIXED_ADVANTAGE = -1.0
 
 def _of_rewards(advantage: Callable[[Tensor], Tensor]) -> Callable[[Rows], Estimate]:
     def estimate(rows: Rows) -> Estimate:
-        rewards = computed(rows.rewards)
+        rewards = not_none(rows.rewards)
         return policy_gradient(rows, advantage(rewards), torch.zeros_like(rewards))
 
     return estimate

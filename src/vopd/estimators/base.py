@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, cat
 
 from vopd.functional import policy_gradient_loss
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 
@@ -54,7 +54,7 @@ def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> 
 
 def centred_policy_gradient(rows: Rows, centred_baseline: Tensor) -> Estimate:
     """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
-    advantages = -computed(rows.sampled_difference) - centred_baseline
+    advantages = -not_none(rows.sampled_difference) - centred_baseline
     baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline
     return policy_gradient(rows, advantages, baseline)
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from vopd.functional import Moments, bucketed_moments, rest_log_ratio
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Rows
 
 
 def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
     """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
-    teacher = computed(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
+    teacher = not_none(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
     # A token that the student excludes stays in the teacher's sum, but nothing is rewarded for it.
     counted = rows.in_support & (rows.support_logprobs > -torch.inf)
     rewards = (teacher - rows.support_logprobs).masked_fill(~counted, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 from .base import Estimator
@@ -19,7 +19,7 @@ def estimate(rows: Rows) -> Estimate:
         ids=rows.sampled_ids.unsqueeze(-1),
         values=torch.zeros_like(reward).unsqueeze(-1),
     )
-    return Estimate(loss=-(computed(rows.top_reward) + reward), form=form)
+    return Estimate(loss=-(not_none(rows.top_reward) + reward), form=form)
 
 
 FULL_RKL = Estimator(

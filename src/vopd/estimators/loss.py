@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 from vopd.errors import ConfigurationError
-from vopd.kernels import Batch, DenseLogits, Head, LinearHeads, TorchPass, choose_pass, chunk_rows, run_chunks
+from vopd.kernels import (
+    Batch,
+    DenseLogits,
+    DistillationOutput,
+    Head,
+    LinearHeads,
+    TorchPass,
+    choose_pass,
+    chunk_rows,
+    run_chunks,
+)
 from vopd.kernels.row_pass import MakePass
 from vopd.kernels.sources import LogitSource
 
 from . import checks
 from .base import Estimator, with_extra_advantages
-from .output import DistillationOutput, GradientInHand, unpack
+from .gradient import GradientInHand
 from .teacher_scores import TopKScores
 
 
@@ -218,7 +228,8 @@ def _distill(
     gradients = [None if g is None or x is None else g.view_as(x) for g, x in zip(source.gradients(), inputs)]
     if any(gradient is not None for gradient in gradients):
         total = GradientInHand.apply(total, gradients, *inputs)
-    return unpack(total * _weight(normalizer, batch, source.dtype), result, batch.rows, shape)
+    spread = result.map(lambda values: values.new_zeros(shape.numel()).index_copy_(0, batch.rows, values).view(shape))
+    return replace(spread, loss=total * _weight(normalizer, batch, source.dtype))
 
 
 def _head(model: str, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Head:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 from .base import Estimator, policy_gradient
@@ -12,7 +12,7 @@ from .base import Estimator, policy_gradient
 
 def estimate(rows: Rows) -> Estimate:
     """A = r_y."""
-    rewards = computed(rows.rewards)
+    rewards = not_none(rows.rewards)
     return policy_gradient(rows, rewards, torch.zeros_like(rewards))
 
 

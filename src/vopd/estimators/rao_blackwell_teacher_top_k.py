@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 from .base import Estimator, rao_blackwell
@@ -12,7 +12,7 @@ from .bucket import bucket_rewards
 def estimate(rows: Rows) -> Estimate:
     """b = r_rest = log(q_rest / p_rest), the reward of the bucket outside S."""
     rewards, bucket_reward = bucket_rewards(rows)
-    return rao_blackwell(rows, rewards, computed(rows.rewards), bucket_reward).with_baseline(bucket_reward)
+    return rao_blackwell(rows, rewards, not_none(rows.rewards), bucket_reward).with_baseline(bucket_reward)
 
 
 RAO_BLACKWELL_TEACHER_TOP_K = Estimator(

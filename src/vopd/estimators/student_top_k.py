@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Rows
 
 
@@ -15,4 +15,4 @@ def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
     The teacher's come from differences, log p - d', so that its normaliser is not needed.
     """
     student = rows.support_logprobs.masked_fill(~rows.in_support, -torch.inf)
-    return student, student - computed(rows.support_difference)
+    return student, student - not_none(rows.support_difference)

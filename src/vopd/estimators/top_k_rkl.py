@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vopd.functional import sparse_top_k_baseline, truncated_reverse_kl
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 from .base import Estimator
@@ -15,7 +15,7 @@ from .student_top_k import support_logits
 def estimate(rows: Rows) -> Estimate:
     """Token loss KL(p~ || q~); gradient p~ (d' - E_p~[d']) at the k ids, nothing elsewhere."""
     student, teacher = support_logits(rows)
-    difference = computed(rows.support_difference)
+    difference = not_none(rows.support_difference)
     mean = sparse_top_k_baseline(student, difference)
     values = torch.softmax(student, dim=-1) * (difference - mean.unsqueeze(-1))
     form = GradientForm(a=torch.zeros_like(mean), ids=rows.support_ids, values=values)

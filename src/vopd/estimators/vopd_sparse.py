@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vopd.functional import sparse_top_k_baseline
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 from .base import Estimator, centred_policy_gradient
@@ -13,7 +13,7 @@ from .student_top_k import support_logits
 def estimate(rows: Rows) -> Estimate:
     """A = E_p~[d] - d_y, with p~ the student renormalised on its top k."""
     student, _ = support_logits(rows)
-    return centred_policy_gradient(rows, sparse_top_k_baseline(student, -computed(rows.support_difference)))
+    return centred_policy_gradient(rows, sparse_top_k_baseline(student, -not_none(rows.support_difference)))
 
 
 VOPD_SPARSE = Estimator(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vopd.functional import value_baseline
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 from .base import Estimator, policy_gradient
@@ -13,8 +13,8 @@ from .bucket import bucket_moments
 def estimate(rows: Rows) -> Estimate:
     """A = r_y - (sum_S p r + p_rest r_rest), S the teacher's top k."""
     moments = bucket_moments(rows)
-    baseline = computed(moments.top_reward) + value_baseline(moments)
-    return policy_gradient(rows, computed(rows.rewards) - baseline, baseline)
+    baseline = not_none(moments.top_reward) + value_baseline(moments)
+    return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
 
 
 VOPD_TEACHER_TOP_K = Estimator(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vopd.functional import renormalised_top_k_baseline
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
 from .base import Estimator, policy_gradient
@@ -13,7 +13,7 @@ from .student_top_k import support_logits
 def estimate(rows: Rows) -> Estimate:
     """A = r_y + KL(p~ || q~). Source: arXiv 2605.07865, Eqs. 14-15."""
     baseline = renormalised_top_k_baseline(*support_logits(rows))
-    return policy_gradient(rows, computed(rows.rewards) - baseline, baseline)
+    return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
 
 
 VOPD_TOP_K = Estimator(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .moments import Moments, computed
+from .moments import Moments, not_none
 
 
 def squared_gradient_norm(moments: Moments) -> Tensor:
@@ -19,8 +19,8 @@ def squared_gradient_norm(moments: Moments) -> Tensor:
         (...), nats^2.
     """
     return (
-        computed(moments.square_reward_square)
-        - 2 * moments.reward * computed(moments.square_reward)
+        not_none(moments.square_reward_square)
+        - 2 * moments.reward * not_none(moments.square_reward)
         + moments.reward.square() * moments.square_prob
     )
 
@@ -39,7 +39,7 @@ def gradient_variance(moments: Moments, centred_baseline: Tensor) -> Tensor:
 
     Source: Greensmith, Bartlett, Baxter, JMLR 5 (2004), applied to a categorical policy.
     """
-    second = (1 + moments.square_prob) * computed(moments.reward_square) - 2 * computed(moments.square_reward_square)
+    second = (1 + moments.square_prob) * not_none(moments.reward_square) - 2 * not_none(moments.square_reward_square)
     cross = moments.weighted_reward
     raw = second - 2 * centred_baseline * cross + centred_baseline.square() * moments.weight
     return (raw - squared_gradient_norm(moments)).clamp_min(0)

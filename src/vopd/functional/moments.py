@@ -39,20 +39,20 @@ class Moments:
     @property
     def square_prob(self) -> Tensor:
         """S2 = sum of p^2 over the whole vocabulary."""
-        return self.top_prob.square() + computed(self.rest_square_prob)
+        return self.top_prob.square() + not_none(self.rest_square_prob)
 
     @property
     def weight(self) -> Tensor:
         """E_p[w] = 1 - S2 for the score-function weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, without cancellation."""
-        return self.rest_prob * (1 + self.top_prob) - computed(self.rest_square_prob)
+        return self.rest_prob * (1 + self.top_prob) - not_none(self.rest_square_prob)
 
     @property
     def weighted_reward(self) -> Tensor:
         """E_p[w r'] = (1 + S2) sum p r' - 2 sum p^2 r'."""
-        return (1 + self.square_prob) * self.reward - 2 * computed(self.square_reward)
+        return (1 + self.square_prob) * self.reward - 2 * not_none(self.square_reward)
 
 
-def computed(value: Tensor | None) -> Tensor:
+def not_none(value: Tensor | None) -> Tensor:
     """The statistic, which whoever asks for it must have had computed."""
     if value is None:
         raise AssertionError("an equation read a statistic that was not computed")

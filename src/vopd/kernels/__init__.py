@@ -1,8 +1,9 @@
 """Statistics and the gradient form fused with the output heads. Nothing here knows an estimator's name."""
 
 from .backends import BACKENDS, backend_name, choose_pass
-from .chunked import Result, chunk_rows, run_chunks
+from .chunked import chunk_rows, run_chunks
 from .heads import Head
+from .output import DistillationOutput, Variance
 from .rows import Batch, Estimate, GradientForm, Needs, Rows
 from .sources import DenseLogits, LinearHeads
 from .torch_rows import TorchPass
@@ -11,14 +12,15 @@ __all__ = [
     "BACKENDS",
     "Batch",
     "DenseLogits",
+    "DistillationOutput",
     "Estimate",
     "GradientForm",
     "Head",
     "LinearHeads",
     "Needs",
-    "Result",
     "Rows",
     "TorchPass",
+    "Variance",
     "backend_name",
     "choose_pass",
     "chunk_rows",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from vopd.functional import gradient_variance, optimal_baseline, value_baseline
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 
+from .output import DistillationOutput, Variance
 from .row_pass import MakePass
 from .row_statistics import compute_chunk
 from .rows import Batch, Estimate, Needs, Rows
@@ -21,24 +21,6 @@ CPU_CHUNK = 3 << 21
 
 GPU_CHUNK = 80_000_000
 """Elements of a logits buffer on a GPU with a frozen head: 0.3 GB in float32."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Per-row results of a pass, (N,) each; what was not computed is None."""
-
-    loss: Tensor
-    student_logprobs: Tensor
-    importance_weights: Tensor
-    teacher_logprobs: Tensor | None = None
-    rewards: Tensor | None = None
-    baseline: Tensor | None = None
-    advantages: Tensor | None = None
-    reverse_kl: Tensor | None = None
-    entropy: Tensor | None = None
-    variance_none: Tensor | None = None
-    variance_value: Tensor | None = None
-    variance_optimal: Tensor | None = None
 
 
 def chunk_rows(vocab_size: int, device: torch.device, trainable_head: bool) -> int:
@@ -61,7 +43,7 @@ def run_chunks(
     top_k: int,
     chunk_size: int,
     diagnostics: bool,
-) -> Result:
+) -> DistillationOutput:
     """One pass over all rows. The source ends up holding the gradient of the sum of the token losses.
 
     Args:
@@ -84,12 +66,12 @@ def run_chunks(
             if wants_gradient:
                 source.accumulate(part.rows, chunk.gradient(result.form))
             results.append(_summary(chunk.rows, result))
-    return _concatenate(results)
+    return DistillationOutput.join(results, torch.cat)
 
 
-def _summary(rows: Rows, estimate: Estimate) -> Result:
+def _summary(rows: Rows, estimate: Estimate) -> DistillationOutput:
     """What of the statistics and the estimate a caller gets to see; exact quantities only where they were computed."""
-    result = Result(
+    found = DistillationOutput(
         loss=estimate.loss,
         student_logprobs=rows.student_logprobs,
         importance_weights=rows.importance,
@@ -100,20 +82,10 @@ def _summary(rows: Rows, estimate: Estimate) -> Result:
         entropy=rows.entropy,
     )
     if rows.other_difference is None:
-        return result
-    moments = rows.moments()
-    top_reward = computed(rows.top_reward)
-    result = replace(result, reverse_kl=-(top_reward + value_baseline(moments)))
+        return found
+    moments, top_reward = rows.moments(), not_none(rows.top_reward)
+    found = replace(found, reverse_kl=-(top_reward + value_baseline(moments)))
     if moments.reward_square is None:
-        return result
-    return replace(
-        result,
-        variance_none=gradient_variance(moments, -top_reward),
-        variance_value=gradient_variance(moments, value_baseline(moments)),
-        variance_optimal=gradient_variance(moments, optimal_baseline(moments)),
-    )
-
-
-def _concatenate(results: list[Result]) -> Result:
-    names = [f.name for f in fields(Result) if getattr(results[0], f.name) is not None]
-    return Result(**{name: torch.cat([getattr(result, name) for result in results]) for name in names})
+        return found
+    baselines = (-top_reward, value_baseline(moments), optimal_baseline(moments))
+    return replace(found, variance=Variance(*(gradient_variance(moments, baseline) for baseline in baselines)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vopd.functional import importance_weights
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 
 from .row_pass import MakePass, RowPass, Sums, Support
 from .rows import Batch, GradientForm, Needs, Rows
@@ -95,13 +95,13 @@ def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs,
     """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
     if needs.support != "top" and part.top_k_ids is not None:
         # Only -inf is absent: a NaN is there, and must not be lost.
-        return Support(part.top_k_ids, computed(part.top_k_logprobs) != -torch.inf)
+        return Support(part.top_k_ids, not_none(part.top_k_logprobs) != -torch.inf)
     if needs.support == "top":
         ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
     elif needs.support == "student_top_k":
         ids = top_k_ids(student, top_k)
     else:
-        ids = top_k_ids(computed(teacher), top_k)
+        ids = top_k_ids(not_none(teacher), top_k)
     present = torch.ones_like(ids, dtype=torch.bool)
     return Support(ids, present, holds_top=needs.support == "student_top_k")
 
@@ -137,7 +137,7 @@ def _scores(
     if sums.teacher_top_logits is not None:
         known = _prepend(sums.top_logits - top_difference, teacher_known)
         relative = known - sums.teacher_top_logits.unsqueeze(-1)
-        logprobs = relative - computed(sums.teacher_log_mass).unsqueeze(-1)
+        logprobs = relative - not_none(sums.teacher_log_mass).unsqueeze(-1)
         scores["support_teacher_logprobs"] = logprobs[:, :-1]
         scores["teacher_logprobs"] = logprobs[:, -1]
         scores["top_reward"] = logprobs[:, 0] + log_totals
@@ -146,9 +146,9 @@ def _scores(
 
 def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
     """A server's scores, with the top token's moved to column 0 where it is among the teacher's top k."""
-    scores = {"teacher_logprobs": computed(part.teacher_logprobs)}
+    scores = {"teacher_logprobs": not_none(part.teacher_logprobs)}
     if is_top is not None:
-        logprobs = computed(part.top_k_logprobs)
+        logprobs = not_none(part.top_k_logprobs)
         top = torch.where(is_top, logprobs, -torch.inf).amax(-1, keepdim=True)
         scores["support_teacher_logprobs"] = torch.cat([top, logprobs], dim=-1)
     return scores
@@ -162,8 +162,8 @@ def _chosen_scores(
     Where another token is the student's most likely one here than where the ids were chosen, differences are not
     centred, which shifts all of them alike.
     """
-    sampled = computed(part.teacher_logprobs)
-    known = torch.cat([computed(part.top_k_logprobs), sampled.unsqueeze(-1)], dim=-1)
+    sampled = not_none(part.teacher_logprobs)
+    known = torch.cat([not_none(part.top_k_logprobs), sampled.unsqueeze(-1)], dim=-1)
     scores = _scores(student_known, known, is_top, replace(sums, top_difference=None), log_totals)
     return {**scores, "teacher_logprobs": sampled} if needs.full_teacher else scores
 

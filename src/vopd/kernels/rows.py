@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from vopd.functional import Moments
-from vopd.functional.moments import computed
+from vopd.functional.moments import not_none
 
 SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
 
@@ -122,7 +122,7 @@ class Rows:
 
     @functools.cached_property
     def _moments(self) -> Moments:
-        reward = -computed(self.other_difference)
+        reward = -not_none(self.other_difference)
         squares: dict[str, Tensor] = {}
         if self.other_square_prob is not None:
             squares["rest_square_prob"] = self.other_square_prob
@@ -130,7 +130,7 @@ class Rows:
             squares["square_reward"] = -self.other_square_difference
         if self.other_difference_square is not None:
             squares["reward_square"] = self.other_difference_square
-            squares["square_reward_square"] = computed(self.other_square_difference_square)
+            squares["square_reward_square"] = not_none(self.other_square_difference_square)
         top_prob = self.support_logprobs[:, 0].exp()
         others = Moments(top_prob, self.other_prob, reward, top_reward=self.top_reward, **squares)
         # On a GPU every small operation counts, and there is nothing to add where only the top token is kept.
@@ -140,7 +140,7 @@ class Rows:
         """``others`` with the columns after the top token's added, those that count."""
         counted = self.in_support[:, 1:]
         probs = self.support_logprobs[:, 1:].exp() * counted
-        difference = computed(self.support_difference)[:, 1:].masked_fill(~counted, 0)
+        difference = not_none(self.support_difference)[:, 1:].masked_fill(~counted, 0)
         terms = {
             "rest_prob": probs,
             "reward": -probs * difference,

@@ -1,0 +1,48 @@
+"""The gradient that the pass has computed already, handed to autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class GradientInHand(torch.autograd.Function):
+    """Gives a loss whose gradient was already computed in the forward pass.
+
+    The gradients live on the context, not among saved tensors, which would copy a head-sized tensor. Backward scales
+    them in place, so it can run once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
+        """``inputs`` are the tensors that the gradients belong to, in order; None has no gradient."""
+        ctx.gradients = gradients
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradients by that of the loss."""
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "this distillation loss was already backpropagated, and its gradient is computed once: "
+                "call the loss function again instead of using retain_graph"
+            )
+        (output,) = outputs
+        scaled = [None if g is None else _scaled(g, output, dtype) for g, dtype in zip(ctx.gradients, ctx.dtypes)]
+        ctx.gradients = None
+        return None, None, *scaled
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * factor in the dtype, in place where it can be; a float32 head gradient is narrowed only here, since
+    one over a normaliser, or a loss scale, is in the factor."""
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    if gradient.is_cuda:  # one kernel that reads float32 and writes the other
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return gradient.mul_(factor).to(dtype)
