@@ -16,7 +16,6 @@ import torch
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks.definitions import Protocol
 from vopd.training.monitoring import accuracy as benchmarks
-from vopd.training.other_sampling import draw
 
 QUESTIONS = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3, 8)]
 SMALL = {
@@ -94,7 +93,7 @@ def test_answers_are_graded_logged_and_kept(
         boxes = [f"\\boxed{{{answer if answer in (6, 10) else 1}}}" for answer in answers]
         return [[*trainer._tokenizer(box)["input_ids"], 1, 7] for box in boxes]
 
-    monkeypatch.setattr(benchmarks, "draw", scripted)
+    monkeypatch.setattr("vopd.training.trl.TRLAdapter.draw", scripted)
     make_trainer(eval_benchmarks=sums, **(SMALL | {"max_steps": 1})).train()
     first, last = [record for record in records(tmp_path / "run") if KEY in record]
     assert first["step"] == 0 and last["step"] == 1
@@ -144,7 +143,7 @@ def test_a_run_that_was_asked_to_end_leaves_its_accuracy_to_the_resumed_one(
 def test_draws_follow_the_protocol_and_the_seed(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(max_completion_length=1)
     ids = trainer.tokenize(["a", "How many legs"])
-    greedy = draw(trainer, ids, Protocol(top_k=1, max_new_tokens=6), 0)
+    greedy = trainer.draw(ids, Protocol(top_k=1, max_new_tokens=6), 0)
     trainer.model.eval()
     with torch.no_grad():
         for prompt, completion in zip(ids, greedy):
@@ -155,7 +154,7 @@ def test_draws_follow_the_protocol_and_the_seed(make_trainer: Callable[..., Any]
                 state.append(token)
     assert max(map(len, greedy)) > 1
     warm = Protocol(temperature=1.0, max_new_tokens=8)
-    assert draw(trainer, ids, warm, 1) == draw(trainer, ids, warm, 1) != draw(trainer, ids, warm, 2)
+    assert trainer.draw(ids, warm, 1) == trainer.draw(ids, warm, 1) != trainer.draw(ids, warm, 2)
     assert trainer.generation_config.max_new_tokens == 1 and trainer.generation_kwargs["max_new_tokens"] == 1
 
 
@@ -190,7 +189,7 @@ def test_an_engine_gets_its_rollout_settings_back(make_trainer: Callable[..., An
     trainer._rollout_logprobs = "of the rollout"
     before = {name: getattr(engine, name) for name in dir(engine) if not name.startswith("_")}
     assert (
-        draw(trainer, [[3], [4]], Protocol(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=9), 0) == [[5, 1]] * 2
+        trainer.draw([[3], [4]], Protocol(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=9), 0) == [[5, 1]] * 2
     )
     assert engine.seen == {
         "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": None, "repetition_penalty": 1.0,

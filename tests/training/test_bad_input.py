@@ -13,6 +13,7 @@ import torch
 from vopd.data.prompt_checks import check_room
 from vopd.errors import ConfigurationError, DataError
 from vopd.models import context_length, load_model
+from vopd.models.head_checks import probe
 from vopd.training.rollout_logprobs import check_completions
 
 POSITIONS = 512
@@ -91,7 +92,7 @@ class TestCompletions:
 
         monkeypatch.setattr(trainer.model, "generate", generate)
         trainer.train()
-        assert trainer.micro_batches[0]["completion_ids"].tolist() == [letters] * 2
+        assert trainer.micro_batches[0].completion_ids.tolist() == [letters] * 2
 
     def test_half_an_emoji_is_trained_on_and_written_down(
         self, make_trainer: Callable[..., Any], take_step: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
@@ -145,5 +146,5 @@ def test_looking_at_a_model_leaves_its_mode(make_trainer: Callable[..., Any]) ->
     trainer = make_trainer()
     for training in (True, False):
         trainer.model.train(training)
-        trainer.probe(trainer.model)
+        probe(trainer.model)
         assert trainer.model.training is training

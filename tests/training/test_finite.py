@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vopd.errors import NonFiniteError
+from vopd.training.batch import Batch
 from vopd.training.monitoring.finite import FiniteGuard
 
 
@@ -20,8 +21,8 @@ def poison_loss(trainer: Any) -> None:
     """The second micro-batch of the second step gets a NaN loss, the gradient of the others is fine."""
     original, calls = trainer.token_loss, []
 
-    def token_loss(batch: Any, normalizer: Any) -> Any:
-        loss, entropy = original(batch, normalizer)
+    def token_loss(batch: Any, student: Any, *rest: Any) -> Any:
+        loss, entropy = original(batch, student, *rest)
         calls.append(batch)
         return (loss * float("nan") if len(calls) == 4 else loss), entropy
 
@@ -32,11 +33,11 @@ def poison_gradient(trainer: Any) -> None:
     """A finite loss whose gradient is infinite."""
     original, calls = trainer.token_loss, []
 
-    def token_loss(batch: Any, normalizer: Any) -> Any:
-        loss, entropy = original(batch, normalizer)
+    def token_loss(batch: Any, student: Any, *rest: Any) -> Any:
+        loss, entropy = original(batch, student, *rest)
         calls.append(batch)
         if len(calls) == 3:
-            zero = batch.student.hidden.sum() * 0
+            zero = student.hidden.sum() * 0
             loss = loss + torch.sqrt(zero) * 1e-3
         return loss, entropy
 
@@ -68,7 +69,7 @@ def test_the_run_ends_before_the_step_is_taken(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
     saved = load_file(tmp_path / "run" / "nonfinite_batch.safetensors")
     batches = trainer.micro_batches[-rows // 2 :]
-    assert torch.equal(saved["completion_ids"], torch.cat([batch["completion_ids"] for batch in batches]))
+    assert torch.equal(saved["completion_ids"], torch.cat([batch.completion_ids for batch in batches]))
     facts = json.loads((tmp_path / "run" / "nonfinite_batch.json").read_text())
     assert facts["step"] == 2 and facts["not_finite"] == what and len(facts["texts"]) == rows
     assert facts["texts"][0]["prompt"].startswith("What is")
@@ -95,9 +96,9 @@ class Ranks:
         return tensor + self.other
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> Batch:
     ids = torch.tensor([[3, 4]])
-    return {"prompt_ids": ids, "prompt_mask": ids > 0, "completion_ids": ids, "completion_mask": ids > 0}
+    return Batch(ids, ids > 0, ids, ids > 0)
 
 
 TOKENIZER = SimpleNamespace(decode=lambda ids: "text")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vopd.errors import VOPDError
-from vopd.training.saving.logs import Progress, RunLog, append, key_numbers, open_log
+from vopd.training.monitoring.progress import Progress, key_numbers
+from vopd.training.saving.logs import RunLog, append, open_log
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -161,12 +161,12 @@ def test_mixed_precision_reaches_rollout_and_loss_alike(
     trainer.model.model.layers[0].mlp.down_proj.register_forward_hook(
         lambda module, inputs, output: seen[part[0]].add(output.dtype)
     )
-    original, batches = trainer.token_loss, []
-    trainer.token_loss = lambda batch, normalizer: (batches.append(batch), original(batch, normalizer))[1]
+    original, states = trainer.token_loss, []
+    trainer.token_loss = lambda batch, student, *rest: (states.append(student), original(batch, student, *rest))[1]
     rollout_done = trainer.rollout_done
     trainer.rollout_done = lambda *done: (part.__setitem__(0, "loss"), rollout_done(*done))[1]
     trainer.train()
     assert seen == {"rollout": {torch.bfloat16}, "loss": {torch.bfloat16}}
-    assert batches[0].student.hidden.dtype == batches[0].student.head.weight.dtype == torch.bfloat16
+    assert states[0].hidden.dtype == states[0].head.weight.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert not torch.is_autocast_enabled("cpu")

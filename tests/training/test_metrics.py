@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vopd import ESTIMATORS
+from vopd.training.batch import Batch
 from vopd.training.monitoring.clock import StepClock
 from vopd.training.monitoring.metrics import Averages, add_completion_metrics
 
@@ -63,20 +64,18 @@ def test_nothing_added_is_absent_and_so_is_what_is_not_finite() -> None:
 
 def test_completions_are_cut_off_where_their_last_token_ends_nothing() -> None:
     averages = Averages()
-    batch = {
-        "completion_ids": torch.tensor([[5, 9, 0], [5, 6, 7], [2, 0, 0], [0, 0, 0]]),
-        "completion_mask": torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]]),
-    }
-    add_completion_metrics(averages, batch, batch["completion_mask"], [2, 9])
+    ids = torch.tensor([[5, 9, 0], [5, 6, 7], [2, 0, 0], [0, 0, 0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    add_completion_metrics(averages, Batch(ids, mask, ids, mask), [2, 9])
     assert averages.reduce(Ranks()) == {"completion_length": 1.5, "truncated_share": 0.5}
 
 
 def test_the_clock_splits_a_step_and_ignores_what_lies_between_steps() -> None:
     clock, averages = StepClock(), Averages()
     clock.spend("scoring", 100.0)  # an evaluation
-    clock.begin()
+    clock.on_step_begin(None, None, None)
     clock.spend("rollout", 0.5)
-    clock.end()
+    clock.on_step_end(None, None, None)
     clock._total = 2.0
     clock.report(averages, 30.0, 1, CPU)
     assert averages.reduce(Ranks()) == {

@@ -12,7 +12,8 @@ from vopd.errors import ConfigurationError
 from vopd.estimators.checks import check_gives, need_of
 from vopd.kernels import Head
 from vopd.teachers import EVERY_KIND, Scored, States
-from vopd.training.objective import distil_each, together
+from vopd.training.batch import Batch
+from vopd.training.objective import Objective, combined
 
 
 def states(width: int, seed: int) -> States:
@@ -20,12 +21,17 @@ def states(width: int, seed: int) -> States:
     return States(torch.randn(2, 3, width), Head(torch.randn(11, width)))
 
 
+def loss(student: States, scored: list[Scored], mask: torch.Tensor, estimator: str, normalizer: Any = None) -> Any:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    batch = Batch(ids[:, :0], ids[:, :0], ids, mask)
+    parts = Objective(estimator, None, 1.0, 11).parts(batch, student, scored, normalizer=normalizer, diagnostics=True)
+    return combined(parts)
+
+
 def loss_of(scored: list[Scored], mask: torch.Tensor, normalizer: float | None = None) -> tuple[Any, torch.Tensor]:
     student = states(4, 0)
     student.hidden.requires_grad_(True)
-    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    parts = distil_each(student, scored, ids, mask, normalizer=normalizer, estimator="vopd", diagnostics=True)
-    output = together(parts)
+    output = loss(student, scored, mask, "vopd", normalizer)
     output.loss.backward()
     return output, student.hidden.grad
 
@@ -43,9 +49,8 @@ def test_each_token_is_judged_by_its_own_teacher() -> None:
 def test_what_one_teacher_cannot_give_is_not_reported() -> None:
     mask = torch.ones(2, 3)
     first = torch.tensor([[1], [0]])
-    student, ids = states(4, 0), torch.tensor([[1, 2, 3], [4, 5, 6]])
     scored = [Scored(states(5, 1), first), Scored(TopKScores(torch.full((2, 3), -1.0)), 1 - first)]
-    output = together(distil_each(student, scored, ids, mask, normalizer=None, estimator="opd", diagnostics=True))
+    output = loss(states(4, 0), scored, mask, "opd")
     assert output.reverse_kl is None and output.variance is None
     assert (output.teacher_logprobs[1] == -1).all()
 

@@ -89,16 +89,16 @@ def test_values_stay_with_their_tokens_through_padding_shuffling_and_splitting(
     trainer = with_engine(gradient_accumulation_steps=4, max_steps=1)
     loss, seen = trainer.token_loss, []
 
-    def check(batch: Any, items: Any) -> Any:
+    def check(batch: Any, states: Any, *rest: Any) -> Any:
         seen.extend(batch.completion_ids.tolist())
-        student = batch.student.hidden.detach() @ batch.student.head.weight[:300].detach().T
+        student = states.hidden.detach() @ states.head.weight[:300].detach().T
         scores = student.log_softmax(-1).gather(-1, batch.completion_ids[..., None]).squeeze(-1)
         for row, mask in enumerate(batch.loss_mask.bool()):
             ids = batch.completion_ids[row][mask].tolist()
             wanted = scores[row][mask] + torch.tensor([noise(token, place) for place, token in enumerate(ids)])
             torch.testing.assert_close(batch.rollout_logprobs[row][mask], wanted, atol=1e-5, rtol=0)
             assert (batch.rollout_logprobs[row][~mask] == 0).all()
-        return loss(batch, items)
+        return loss(batch, states, *rest)
 
     monkeypatch.setattr(trainer, "token_loss", check)
     trainer.train()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vopd.training.monitoring.sample_table import sample_table
-from vopd.training.saving.logs import Progress
+from vopd.training.monitoring.progress import Progress
+from vopd.training.monitoring.samples import sample_table
 
 
 def record(**changed: Any) -> dict[str, Any]:

@@ -417,7 +417,7 @@ def test_rewards_beside_the_student_as_it_was(make_trainer: Callable[..., Any], 
 
 def test_a_teacher_is_on_the_device_for_its_scoring_alone() -> None:
     from vopd.kernels import Head
-    from vopd.teachers import States
+    from vopd.teachers import Rollouts, States
     from vopd.teachers.local import LocalTeacher
 
     class Model:
@@ -427,13 +427,15 @@ def test_a_teacher_is_on_the_device_for_its_scoring_alone() -> None:
         def to(self, place: Any) -> None:
             self.places.append(str(place))
 
-    def score(model: Any, given: Any) -> Any:
-        model.places.append("scores")
-        return States(torch.zeros(1, 3, 4), Head(torch.zeros(7, 4)))
+    class Placement:
+        def frozen_states(self, model: Any, sequence: Any) -> States:
+            model.places.append("scores")
+            return States(torch.zeros(1, 3, 4), Head(torch.zeros(7, 4)))
 
-    teacher = LocalTeacher(Model(), score, offload=True)
+    teacher = LocalTeacher(Model(), Placement(), offload=True)
+    ids = torch.zeros(1, 3, dtype=torch.long)
     student = States(torch.zeros(1, 3, 4), Head(torch.zeros(7, 4, device="cpu")))
-    teacher.score(None, student)
+    teacher.score(Rollouts(ids, ids, ids, ids, ids), student)
     assert teacher.model.places == ["cpu", "cpu", "scores", "cpu"]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vopd.errors import ConfigurationError, DataError, MismatchError
+from vopd.models import last_hidden_states
 
 REAL_TOKENS = 300
 
@@ -57,7 +58,7 @@ def test_sampling_defaults_that_come_with_a_model_do_not_truncate(
     assert student.generation_config.top_k == 1  # and comes back for the saved model
 
 
-def test_positions_are_counted_as_generation_counts_them(make_trainer: Callable[..., Any], tiny_tokenizer: Any) -> None:
+def test_positions_are_counted_as_generation_counts_them() -> None:
     """With absolute positions a left-padded prompt must be scored where it was continued."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -74,10 +75,9 @@ def test_positions_are_counted_as_generation_counts_them(make_trainer: Callable[
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval()
     torch.nn.init.normal_(model.transformer.wpe.weight)
-    trainer = make_trainer(model=model, trainer={"processing_class": tiny_tokenizer})
     ids, padded = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 0, 0, 5, 6, 7, 8]])
-    alone = trainer._get_last_hidden_state(model, ids, torch.ones_like(ids), 2)
-    together = trainer._get_last_hidden_state(model, padded, (padded > 0).long(), 2)
+    alone = last_hidden_states(model, ids, torch.ones_like(ids), 2)
+    together = last_hidden_states(model, padded, (padded > 0).long(), 2)
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(alone, model.transformer(input_ids=ids).last_hidden_state[:, 1:3])
 
@@ -146,7 +146,7 @@ def test_chat_prompts_go_through_the_template(make_trainer: Callable[..., Any], 
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     trainer = make_trainer(prompts=prompts, trainer={"processing_class": tokenizer}, max_steps=1)
     trainer.train()
-    assert "<user>" in tokenizer.decode(trainer.micro_batches[0]["prompt_ids"][0])
+    assert "<user>" in tokenizer.decode(trainer.micro_batches[0].prompt_ids[0])
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------
@@ -259,13 +259,14 @@ def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
     trainer.train()
     assert capsys.readouterr().err.count("loss: vopd, torch on cpu") == 1
     assert trainer.card_facts("x")["backend"] == "torch"
+    import vopd.training.objective as objective
     import vopd.training.trainer as module
 
     used = []
     monkeypatch.setattr(module, "backend_name", lambda asked, device: f"{asked} on {device}")
-    monkeypatch.setattr(module, "distil_each", lambda *args, **named: used.append(named["backend"]))
+    monkeypatch.setattr(objective, "linear_distillation_loss", lambda *args, **named: used.append(named["backend"]))
     trainer = make_trainer(loss_backend="triton")
-    with pytest.raises(TypeError):  # of the loss that is not there
+    with pytest.raises(AttributeError):  # of the loss that is not there
         trainer.train()
     assert used == ["triton on cpu"]
 

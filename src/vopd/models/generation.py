@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from vopd.errors import ConfigurationError, DataError, require
 
+from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
 
 
@@ -91,7 +91,8 @@ def sample(
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
     copies = samples if temperature > 0 else 1
     found: list[list[Completion]] = [[] for _ in prompts]
-    with _undisturbed(model, _generation_config(model, tokenizer, settings)):
+    config = _generation_config(model, tokenizer, settings)
+    with random_state(model.device), evaluating(model), own_generation_config(model, config):
         for index, batch in enumerate(_plan(prompt_ids, copies, batch_size)):
             torch.manual_seed(_batch_seed(seed, index))
             for prompt, completion in zip(batch, _generate(model, tokenizer, [prompt_ids[i] for i in batch])):
@@ -167,26 +168,6 @@ def _textless(model: Any, tokenizer: Any) -> list[int] | None:
     head = model.get_output_embeddings()
     rows = 0 if head is None else head.weight.shape[0]
     return list(range(len(tokenizer), rows)) or None
-
-
-@contextmanager
-def _undisturbed(model: Any, config: Any) -> Iterator[None]:
-    """Evaluation mode, our generation configuration, a random state of our own; all put back at the end."""
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    before = [holder.generation_config for holder in holders]
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            model.eval()
-            for holder in holders:
-                holder.generation_config = config
-            yield
-        finally:
-            for holder, original in zip(holders, before):
-                holder.generation_config = original
-            for module, training in modes:
-                module.training = training
 
 
 def context_length(*models: Any) -> int | None:

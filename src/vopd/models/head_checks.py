@@ -1,6 +1,8 @@
-"""What is checked before the loss reads two models' hidden states and output heads."""
+"""What is checked and set before the loss reads two models' hidden states and output heads."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +10,21 @@ from torch import Tensor, nn
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.kernels import Head
 
+from .states import last_hidden_states
+from .undisturbed import evaluating
+
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
 """Largest difference, relative to the largest logit, by the head's dtype; float32 leaves room for TF32."""
 _HALF_TOLERANCE = 3e-2
+
+
+@torch.no_grad()
+def probe(model: Any) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and hidden states (N, H) of a few fixed tokens: two ways to the same distribution."""
+    ids = torch.arange(5, device=model.get_output_embeddings().weight.device).unsqueeze(0)
+    with evaluating(model):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, 1:-1]
+        return logits, last_hidden_states(model, ids, torch.ones_like(ids), ids.size(1) - 2)[0]
 
 
 def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:

@@ -1,7 +1,7 @@
 """The output head of a causal language model: what turns hidden states into logits, read from module and configuration.
 
 Families transform logits under names of their own. Those known here are turned into a scale and a soft cap; whether a
-model really computes what its configuration says is for ``training.heads.check_logits`` to find out.
+model really computes what its configuration says is for ``head_checks.check_logits`` to find out.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
 
 def teacher_paths(plan: Plan) -> dict[str, str | None]:
     """The folder or hub id of every teacher that has one, each once, with its revision."""
-    from vopd.teachers.columns import Served
+    from vopd.teachers.build import Served
 
     named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
     return _revisions(plan, [(name, path) for name, path in named if path is not None])
@@ -99,7 +99,7 @@ def teacher_paths(plan: Plan) -> dict[str, str | None]:
 
 def loaded_teachers(plan: Plan) -> dict[str, str | None]:
     """The same of the teachers in this process: a server's path only tells its tokenizer."""
-    from vopd.teachers.columns import Served
+    from vopd.teachers.build import Served
 
     return _revisions(plan, [(name, path) for name, path in plan.teachers.items() if not isinstance(path, Served)])
 

@@ -127,7 +127,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     from vopd.data.prompts import TEACHER_PROMPT
-    from vopd.teachers.columns import sources
+    from vopd.teachers.build import sources
     from vopd.teachers.itself import check_worth
     from vopd.training import VOPDConfig
     from vopd.training.rewards.functions import Rewards

@@ -45,7 +45,7 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
     on to the length limit after each.
     """
     from vopd.models import load_model
-    from vopd.teachers.columns import DEFAULT, Served
+    from vopd.teachers.build import DEFAULT, Served
     from vopd.training import VOPDTrainer
 
     options = plan.options

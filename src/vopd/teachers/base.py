@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vopd.estimators.teacher_scores import ScoreKind, TopKScores
-from vopd.kernels import Head
+from vopd.models import States
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,6 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class States:
-    """Last hidden states and output head of one model: its full rows of logits, unformed.
-
-    Attributes:
-        hidden: (B, T, H); the state at t predicts ``completion_ids[:, t]``.
-        head: weight (V, H), and bias, scale and soft cap of the logits where there are any.
-    """
-
-    hidden: Tensor
-    head: Head
-
-
-@dataclass(frozen=True)
 class Scored:
     """What one teacher says of a micro-batch, in the form that the loss takes.
 
@@ -59,6 +47,32 @@ class Scored:
     by: States | TopKScores
     mask: Tensor | None = None
     name: str | None = None
+
+
+class Texts(Protocol):
+    """Prompts padded on the left and completions padded on the right, with their masks."""
+
+    @property
+    def prompt_ids(self) -> Tensor: ...
+
+    @property
+    def prompt_mask(self) -> Tensor: ...
+
+    @property
+    def completion_ids(self) -> Tensor: ...
+
+    @property
+    def completion_mask(self) -> Tensor: ...
+
+
+def sequence(texts: Texts) -> tuple[Tensor, Tensor, int]:
+    """Ids and attention mask of prompts with completions, and how many of the last positions predict a token.
+
+    A completion's positions are counted from its end, so that prompts of any length line up.
+    """
+    ids = torch.cat([texts.prompt_ids, texts.completion_ids], dim=1)
+    mask = torch.cat([texts.prompt_mask, texts.completion_mask], dim=1)
+    return ids, mask, texts.completion_ids.size(1)
 
 
 class Teacher(Protocol):

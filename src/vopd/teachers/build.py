@@ -1,12 +1,13 @@
-"""From what a user names as teacher to the object that training asks: in this process, or behind a server."""
+"""From what a user names as teacher to the object that training asks: in this process, behind a server, the student."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators.checks import check_gives
@@ -18,14 +19,90 @@ from vopd.models import (
     load_tokenizer,
     read_head,
 )
-from vopd.models.head_checks import check_logits, check_not_shared
+from vopd.models.head_checks import check_logits, check_not_shared, probe
+from vopd.placement import Placement
 
 from .base import Teacher
-from .columns import Served
-from .local import LocalTeacher
+from .columns import DEFAULT
+from .itself import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self, copied, is_self
+from .local import InProcess, LocalTeacher
+from .routed import RoutedTeacher
 from .server.connect import connect
 
 logger = logging.getLogger("vopd")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A teacher behind a server.
+
+    Attributes:
+        urls: its address, or several of the same model.
+        path: where its tokenizer and end tokens are, to be compared; None where the server alone is asked.
+    """
+
+    urls: Any
+    path: str | None = None
+
+
+def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[str, Any]:
+    """Every teacher by name: those of `teachers`, and `teacher_model` or the one at `server_url` as the default.
+
+    Raises:
+        ConfigurationError: there is none, or two defaults.
+    """
+    if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
+        raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
+    named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
+    default = _default(teacher_model, server_url)
+    if default is not None:
+        if DEFAULT in named:
+            raise ConfigurationError("teacher_model is the default teacher, and teachers has another default; keep one")
+        named[DEFAULT] = default
+    if not named:
+        raise ConfigurationError(
+            "teacher_model is missing; give a path, a hub id or a model, teacher_server_url for one behind a server, "
+            "or several as teachers"
+        )
+    for name, source in named.items():
+        if not name or "/" in name or source is None:
+            raise ConfigurationError(f"teachers: {name!r}: {source!r} is no name with a teacher; write name: path")
+    return named
+
+
+def _default(teacher_model: Any, server_url: Any) -> Any:
+    if server_url is None:
+        return teacher_model
+    if teacher_model is not None and not isinstance(teacher_model, str):
+        raise ConfigurationError(
+            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
+            "teacher's path, whose tokenizer is then compared"
+        )
+    return Served(server_url, teacher_model)
+
+
+def _is_url(source: Any) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+class Trainer(Protocol):
+    """What setting up teachers needs of the trainer: its settings, its student, and where models go."""
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    train_dataset: Any
+    placement: Placement
+    eos_token_ids: list[int]
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def tokenize(self, prompts: list[Any]) -> list[list[int]]: ...
+
+    def load_teacher(self, teacher: Any, revision: str | None) -> Any: ...
+
+    def is_world_process_zero(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -50,89 +127,174 @@ class Placed:
     positions: int | None
 
 
-def place_teacher(trainer: Any, source: Any, revision: str | None) -> Placed:
-    """The teacher of `trainer`, checked against its student, its estimator and its tokenizer.
+@dataclass
+class TeacherSet:
+    """What training needs of its teachers.
 
-    Args:
-        trainer: a TRLAdapter with a VOPDConfig.
-        source: as `routing.sources` makes it: a path, a model, or `Served`.
-        revision: of the source on the hub.
+    Attributes:
+        placed: by name; the same object where names share weights.
+        average: keeps the moving average of the student up to date, where that is a teacher.
+    """
+
+    placed: dict[str, Placed] = field(default_factory=dict)
+    average: MovingAverage | None = None
+
+    @property
+    def first(self) -> Placed:
+        """Any of them: all share the student's vocabulary."""
+        return next(iter(self.placed.values()))
+
+    @property
+    def model(self) -> Any:
+        """The first prepared model in this process; None without any."""
+        return next((placed.model for placed in self.placed.values() if placed.model is not None), None)
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that a sequence may have for every model; None for no limit."""
+        return min((p.positions for p in self.placed.values() if p.positions is not None), default=None)
+
+    def as_one(self, divided: bool) -> Teacher:
+        """The only one, or all of them behind the column that names one for each row.
+
+        Args:
+            divided: forward passes gather weights from every process.
+        """
+        teachers = {name: placed.teacher for name, placed in self.placed.items()}
+        if len(teachers) == 1:
+            return self.first.teacher
+        here = {name for name, teacher in teachers.items() if isinstance(teacher, InProcess)}
+        return RoutedTeacher(teachers, frozenset(here) if divided else frozenset())
+
+    def save_beside(self, write: Callable[[], None], folder: Path, here: bool) -> None:
+        """`write` a checkpoint, and into its folder what the teachers have that changes, on the process that is to."""
+        write()
+        if self.average is not None:
+            self.average.save(folder, here)
+
+    def card_facts(self) -> dict[str, Any]:
+        """What a model card says of them."""
+        if len(self.placed) == 1:
+            return {"teacher": self.first.name, "teacher_revision": self.first.revision}
+        return {"teacher": {name: (placed.name, placed.revision) for name, placed in self.placed.items()}}
+
+
+def set_up_teachers(trainer: Trainer, given: dict[str, Any]) -> TeacherSet:
+    """Place every teacher of `given`, as `sources` makes it; each source once.
 
     Raises:
-        ConfigurationError, MismatchError, TeacherServerError: see their messages.
+        ConfigurationError, MismatchError, TeacherServerError: a teacher does not go with the student, the estimator,
+            the tokenizer, or this machine.
     """
-    if isinstance(source, Served):
-        return _behind_server(trainer, source, revision)
+    found, made = TeacherSet(), {}
+    for name, source in given.items():
+        key = source if isinstance(source, str) else str(source) if isinstance(source, Served) else id(source)
+        if key not in made:
+            revision = trainer.args.teacher_model_revision if name == DEFAULT else None
+            if is_self(source):
+                made[key], average = _place_student(trainer, source)
+                found.average = average or found.average
+            elif isinstance(source, Served):
+                made[key] = _place_served(trainer, source, revision)
+            else:
+                made[key] = _place_local(trainer, source, revision)
+        found.placed[name] = made[key]
+    return found
+
+
+def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
+    args = trainer.args
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
-    tokenizer = _tokenizer_of(source, model, revision) or trainer._tokenizer
-    student_rows = checked_rows(trainer, trainer.model, "student")
-    teacher_rows = checked_rows(trainer, model, "teacher")
-    vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
-    check_top_k(trainer.args, vocab_size)
+    tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
+    student_rows = _checked_rows(trainer, trainer.model, "student")
+    teacher_rows = _checked_rows(trainer, model, "teacher")
+    vocab_size = _common_vocabulary(trainer, tokenizer, student_rows, teacher_rows)
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
-    if trainer.args.teacher_offload:
-        _check_offload(trainer, model)
-    prepared = trainer.prepared_teacher(model)
-    teacher = LocalTeacher(prepared, trainer.teacher_states, offload=trainer.args.teacher_offload)
-    check_gives(trainer.args.estimator, teacher.gives)
+    if args.teacher_offload:
+        _check_offload(trainer.placement, model)
+    prepared = trainer.placement.place_frozen(model)
+    teacher = LocalTeacher(prepared, trainer.placement, offload=args.teacher_offload)
+    check_gives(args.estimator, teacher.gives)
     return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
 
 
-def _check_offload(trainer: Any, model: Any) -> None:
-    """Raises ConfigurationError where a teacher cannot be moved to the host and back."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
-    if getattr(model, "quantization_method", None) is not None:
-        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
+def _place_student(trainer: Trainer, source: str) -> tuple[Placed, MovingAverage | None]:
+    """The student as its own teacher, and what keeps its moving average where it is one."""
+    placement = trainer.placement
+
+    def student() -> Any:
+        return placement.unwrap(trainer.model_wrapped)
+
+    check_self(source, hasattr(trainer.model, "peft_config"), placement.in_an_engine)
+    rows = _checked_rows(trainer, trainer.model, "student")
+    vocab_size = _common_vocabulary(trainer, trainer.tokenizer, rows, rows)
+    positions = context_length(trainer.model)
+    if source == ADAPTER_OFF:
+        return Placed(AdapterOff(student, placement), None, source, None, vocab_size, rows, positions), None
+    prepared = placement.place_frozen(copied(trainer.model, shared=placement.may_share_weights))
+    teacher = LocalTeacher(prepared, placement)
+    average = None
+    if source == AVERAGE:
+        average = MovingAverage(lambda: placement.unwrap(prepared), student, trainer.args.teacher_decay)
+    return Placed(teacher, prepared, source, None, vocab_size, rows, positions), average
 
 
-def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed:
-    args, tokenizer = copy.copy(trainer.args), trainer._tokenizer
+def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Placed:
+    args, tokenizer = copy.copy(trainer.args), trainer.tokenizer
     if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
         args.teacher_server_url, args.teacher_server_model = source.urls, None
     if source.path is not None:
         tokenizer = load_tokenizer(source.path, revision=revision)
         _warn_of_ends(trainer, load_skeleton(source.path, revision=revision), tokenizer)
-    student_rows = checked_rows(trainer, trainer.model, "student")
-    vocab_size = common_vocabulary(trainer._tokenizer, tokenizer, student_rows=student_rows)
-    check_top_k(args, vocab_size)
+    student_rows = _checked_rows(trainer, trainer.model, "student")
+    vocab_size = _common_vocabulary(trainer, tokenizer, student_rows)
     found = connect(
         args,
-        tokenizer=trainer._tokenizer,
+        tokenizer=trainer.tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,
         prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
         end_ids=trainer.eos_token_ids,
     )
-    if trainer.accelerator.is_main_process:
+    if trainer.is_world_process_zero():
         for note in found.notes:
             logger.info("teacher server: %s", note)
-    positions = min(
-        (length for length in (context_length(trainer.model), found.positions) if length is not None), default=None
-    )
+    limits = (context_length(trainer.model), found.positions)
+    positions = min((length for length in limits if length is not None), default=None)
     return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows, positions)
 
 
-def checked_rows(trainer: Any, model: Any, name: str) -> int:
+def _check_offload(placement: Placement, model: Any) -> None:
+    """Raises ConfigurationError where a teacher cannot be moved to the host and back."""
+    if placement.divided:
+        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
+    if getattr(model, "quantization_method", None) is not None:
+        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
+
+
+def _checked_rows(trainer: Trainer, model: Any, name: str) -> int:
     """Rows of the model's output head, once the loss is known to be able to read it."""
     head = read_head(model, name)
-    if not trainer.is_deepspeed_enabled:  # which may have sharded it already
-        logits, hidden = trainer.probe(model)
+    if not trainer.placement.in_an_engine:  # which may have cut it up already
+        logits, hidden = probe(model)
         check_logits(logits, hidden, head.detach(), name)
     return len(head.weight)
 
 
-def check_top_k(args: Any, vocab_size: int) -> None:
-    """Raises ConfigurationError if the estimator's k is more than there are tokens."""
-    if args.loss_top_k is not None and args.loss_top_k > vocab_size:
-        raise ConfigurationError(f"loss_top_k={args.loss_top_k} is more than the vocabulary has ({vocab_size})")
+def _common_vocabulary(trainer: Trainer, tokenizer: Any, student_rows: int, teacher_rows: int | None = None) -> int:
+    """Number of ids that student and teacher share, of which the estimator's k may not be more."""
+    size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
+    top_k = trainer.args.loss_top_k
+    if top_k is not None and top_k > size:
+        raise ConfigurationError(f"loss_top_k={top_k} is more than the vocabulary has ({size})")
+    return size
 
 
-def _warn_of_ends(trainer: Any, teacher: Any, tokenizer: Any) -> None:
-    warning = end_token_difference(trainer.model, teacher, trainer._tokenizer, tokenizer)
+def _warn_of_ends(trainer: Trainer, teacher: Any, tokenizer: Any) -> None:
+    warning = end_token_difference(trainer.model, teacher, trainer.tokenizer, tokenizer)
     if warning:
         logger.warning(warning)
 

@@ -1,21 +1,15 @@
-"""Which teacher each row of the data names, and what it reads before the completion."""
+"""Columns of the data set that concern teachers: which one each row names, and what it reads before the completion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import DataError
 
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
 DEFAULT = "default"
-PLACES = "teacher_places"
-PROMPT_IDS = "teacher_prompt_ids"
-PROMPT_MASK = "teacher_prompt_mask"
 
 
 class Routes:
@@ -44,12 +38,11 @@ class Routes:
                 wrong = f"names the teacher {teacher!r}" if teacher else "names no teacher, and there is no default"
                 raise DataError(f"row {row} of {name} {wrong}; there are {', '.join(self.names)}")
 
-    def add(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
-        """Put the place of each row's teacher into a generated batch, (N,)."""
+    def places(self, rows: Sequence[dict[str, Any]]) -> list[int] | None:
+        """The place of each row's teacher among the names; None where there is one alone."""
         if len(self.names) == 1:
-            return
-        places = [self.names.index(row[self.column] or DEFAULT) for row in rows]
-        batch[PLACES] = torch.tensor(places, device=batch["completion_ids"].device)
+            return None
+        return [self.names.index(row[self.column] or DEFAULT) for row in rows]
 
 
 class TeacherPrompts:
@@ -82,66 +75,13 @@ class TeacherPrompts:
         if not any(prompts):
             raise DataError(f"'{self.column}' of {name} holds nothing in any row; remove teacher_prompt_column")
 
-    def add(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], tokenize: Tokenize, padding: int) -> None:
-        """Put the teacher's prompts into a generated batch, (N, P') ids and mask, padded on the left with `padding`."""
+    def padded(
+        self, rows: Sequence[dict[str, Any]], tokenize: Tokenize, padding: int
+    ) -> tuple[list[list[int]], list[list[int]]] | None:
+        """The teacher's prompts of `rows`: (N, P') ids and mask, padded on the left with `padding`; None without."""
         if self.column is None:
-            return
+            return None
         found = tokenize([row[self.column] or row["prompt"] for row in rows])
-        width, like = max(map(len, found)), batch["prompt_ids"]
+        width = max(map(len, found))
         ids = [[padding] * (width - len(prompt)) + prompt for prompt in found]
-        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found]
-        batch[PROMPT_IDS] = torch.tensor(ids, dtype=like.dtype, device=like.device)
-        batch[PROMPT_MASK] = torch.tensor(mask, dtype=batch["prompt_mask"].dtype, device=like.device)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A teacher behind a server.
-
-    Attributes:
-        urls: its address, or several of the same model.
-        path: where its tokenizer and end tokens are, to be compared; None where the server alone is asked.
-    """
-
-    urls: Any
-    path: str | None = None
-
-
-def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[str, Any]:
-    """Every teacher by name: those of `teachers`, and `teacher_model` or the one at `server_url` as the default.
-
-    Raises:
-        ConfigurationError: there is none, or two defaults.
-    """
-    if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
-        raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
-    named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
-    default = _default(teacher_model, server_url)
-    if default is not None:
-        if DEFAULT in named:
-            raise ConfigurationError("teacher_model is the default teacher, and teachers has another default; keep one")
-        named[DEFAULT] = default
-    if not named:
-        raise ConfigurationError(
-            "teacher_model is missing; give a path, a hub id or a model, teacher_server_url for one behind a server, "
-            "or several as teachers"
-        )
-    for name, source in named.items():
-        if not name or "/" in name or source is None:
-            raise ConfigurationError(f"teachers: {name!r}: {source!r} is no name with a teacher; write name: path")
-    return named
-
-
-def _default(teacher_model: Any, server_url: Any) -> Any:
-    if server_url is None:
-        return teacher_model
-    if teacher_model is not None and not isinstance(teacher_model, str):
-        raise ConfigurationError(
-            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
-            "teacher's path, whose tokenizer is then compared"
-        )
-    return Served(server_url, teacher_model)
-
-
-def _is_url(source: Any) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+        return ids, [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found]

@@ -7,20 +7,21 @@ holds the student near to itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
+from vopd.models import States
+from vopd.models.undisturbed import evaluating
+from vopd.placement import Placement, divided_like, whole
 
-from .base import Rollouts, Scored, States
+from .base import Rollouts, Scored, sequence
+from .local import InProcess
 
 FROZEN, ADAPTER_OFF, AVERAGE = "self:frozen", "self:base", "self:average"
 SELF = (FROZEN, ADAPTER_OFF, AVERAGE)
@@ -56,20 +57,20 @@ def check_worth(teachers: Mapping[str, Any], prompts: str | None, rewarded: bool
         )
 
 
-def check_self(source: str, adapters: bool, sharded: bool) -> None:
+def check_self(source: str, adapters: bool, in_an_engine: bool) -> None:
     """Raises ConfigurationError where the student cannot teach itself in this way.
 
     Args:
         source: one of `SELF`.
         adapters: the student has PEFT adapters.
-        sharded: DeepSpeed holds its weights, in parts.
+        in_an_engine: DeepSpeed holds its weights, in parts.
     """
     if source == ADAPTER_OFF and not adapters:
         raise ConfigurationError(
             f"teacher '{source}' is the student without its adapter, and it has none; train one "
             f"with lora_rank, or take '{FROZEN}'"
         )
-    if source != ADAPTER_OFF and sharded:
+    if source != ADAPTER_OFF and in_an_engine:
         raise ConfigurationError(
             f"teacher '{source}' copies the student's weights, which DeepSpeed holds; give the student's path as the "
             f"teacher, or train adapters with '{ADAPTER_OFF}'"
@@ -89,51 +90,27 @@ def copied(student: nn.Module, shared: bool) -> nn.Module:
     return twin
 
 
-class AdapterOff:
+class AdapterOff(InProcess):
     """``Teacher``: the student with its adapter disabled, which takes no memory of its own.
 
     Called within the student's own forward pass, whose wrapper has its weights at hand.
 
     Args:
         student: gives the unwrapped student.
-        states: (model, rollouts) -> its states.
+        placement: of the run.
     """
 
-    gives: frozenset[ScoreKind] = EVERY_KIND
-
-    def __init__(self, student: Callable[[], Any], states: Callable[[Any, Rollouts], States]) -> None:
+    def __init__(self, student: Callable[[], Any], placement: Placement) -> None:
         self._student = student
-        self._states = states
-
-    def begin(self, rollouts: Rollouts) -> None:
-        """Nothing."""
-
-    def settle(self, rollouts: Rollouts) -> None:
-        """Every row always has scores."""
+        self._placement = placement
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Full rows of the whole micro-batch."""
         model = self._student()
-        with model.disable_adapter(), _evaluating(model):
-            found = self._states(model, rollouts)
-        device = student.head.device
-        return [Scored(States(found.hidden.to(device), found.head.to(device)))]
-
-    def metrics(self) -> dict[str, float]:
-        """None."""
-        return {}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout, and no checkpointing of activations that nobody will ask for."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+        with model.disable_adapter(), evaluating(model):
+            found = self._placement.states(model, "student", sequence(rollouts))
+        return [Scored(found.to(student.head.device))]
 
 
 class MovingAverage(TrainerCallback):
@@ -157,13 +134,13 @@ class MovingAverage(TrainerCallback):
         averages, weights = self._weights(self._teacher()), self._weights(self._student())
         with torch.no_grad():
             for name, average in averages.items():
-                average.lerp_(_like(weights[name].detach(), average), 1 - self.decay)
+                average.lerp_(divided_like(weights[name].detach(), average), 1 - self.decay)
 
     def save(self, folder: Path, here: bool) -> None:
         """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
         from safetensors.torch import save_file
 
-        weights = {name: _whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
+        weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
         if here:
             save_file(weights, folder / AVERAGE_FILE)
 
@@ -181,7 +158,7 @@ class MovingAverage(TrainerCallback):
         saved = load_file(path)
         with torch.no_grad():
             for name, average in self._weights(self._teacher()).items():
-                average.copy_(_shards(saved[name], average))
+                average.copy_(divided_like(saved[name], average))
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         weights = dict(model.named_parameters())
@@ -192,23 +169,3 @@ class MovingAverage(TrainerCallback):
                 "DDP"
             )
         return {name: weights[name] for name in self.names}
-
-
-def _whole(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
-def _like(weight: Tensor, average: Tensor) -> Tensor:
-    """The student's weight as the average is kept: sharded the same way, or whole; in its dtype, on its device."""
-    same = isinstance(weight, DTensor) == isinstance(average, DTensor)
-    found = weight if same else _shards(_whole(weight), average)
-    return found.to(average.device, average.dtype)
-
-
-def _shards(weight: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, cut up as `like` is."""
-    if not isinstance(like, DTensor):
-        return weight
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(weight.to(like.device, like.dtype), like.device_mesh, like.placements)

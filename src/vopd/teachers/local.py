@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
+from vopd.models import States
+from vopd.placement import Placement
 
-from .base import Rollouts, Scored, States
+from .base import Rollouts, Scored, sequence
 
 
-class LocalTeacher:
-    """``Teacher`` of a model that accelerate has prepared.
-
-    Args:
-        model: the prepared model.
-        states: (model, rollouts) -> its states; what the trainer's backend needs around a forward pass.
-        offload: keep the model on the host but for the time of a scoring; its head stays until the loss is done.
-    """
+class InProcess:
+    """What every ``Teacher`` in this process has in common: all there is to know, at once, and nothing to count."""
 
     gives: frozenset[ScoreKind] = EVERY_KIND
-
-    def __init__(self, model: Any, states: Callable[[Any, Rollouts], States], offload: bool = False) -> None:
-        self.model = model
-        self._states = states
-        self._offload = offload
-        if offload:
-            model.to("cpu")
 
     def begin(self, rollouts: Rollouts) -> None:
         """Nothing: its forward pass needs the device that the student computes on."""
 
-    def settle(self, rollouts: Rollouts) -> None:
+    def settle(self, rollouts: Rollouts) -> Tensor | None:
         """Every row always has scores."""
-
-    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """Full rows of the whole micro-batch."""
-        device = student.head.weight.device
-        if self._offload:
-            self.model.to(device)
-        found = self._states(self.model, rollouts)
-        if self._offload:
-            self.model.to("cpu")
-        return [Scored(States(found.hidden.to(device), found.head.map(lambda part: part.to(device))))]
+        return None
 
     def metrics(self) -> dict[str, float]:
         """None."""
         return {}
+
+
+class LocalTeacher(InProcess):
+    """``Teacher`` of a model that ``Placement.place_frozen`` has prepared.
+
+    Args:
+        model: the prepared model.
+        placement: of the run.
+        offload: keep the model on the host but for the time of a scoring; its head stays until the loss is done.
+    """
+
+    def __init__(self, model: Any, placement: Placement, offload: bool = False) -> None:
+        self.model = model
+        self._placement = placement
+        self._offload = offload
+        if offload:
+            model.to("cpu")
+
+    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
+        """Full rows of the whole micro-batch."""
+        device = student.head.device
+        if self._offload:
+            self.model.to(device)
+        found = self._placement.frozen_states(self.model, sequence(rollouts))
+        if self._offload:
+            self.model.to("cpu")
+        return [Scored(found.to(device))]

@@ -1,75 +1,93 @@
-"""What a micro-batch brings to the teachers and to the loss."""
+"""A batch of completions with all that is known of them, from the rollout to the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vopd.teachers import Rollouts, Scored, States
-from vopd.teachers.columns import PLACES, PROMPT_IDS, PROMPT_MASK
+from vopd.teachers import Rollouts
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """What one micro-batch brings to the loss. Hidden states at t predict ``completion_ids[:, t]``.
+class Batch:
+    """Completions of one generation, or of a micro-batch of it; (B, P) prompts and (B, T) completions.
+
+    TRL shuffles, splits and buffers batches as dicts, with one entry a sequence in each tensor, so that it stays with
+    its sequence. The keys are the names of these fields, here and nowhere else.
 
     Attributes:
-        student: its states, with gradient.
-        scored: what the teachers say, each on its tokens.
-        completion_ids: (B, T).
-        loss_mask: (B, T), as `loss_mask` of the inputs.
+        prompt_ids, prompt_mask: what the student reads, padded on the left.
+        completion_ids, completion_mask: padded on the right.
+        num_items_in_batch: tokens that count in the step, over all processes, a scalar.
+        tool_mask: (B, T), 0 on what a tool returned.
         rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
-        inputs: the whole micro-batch as TRL made it: prompt_ids, prompt_mask, completion_mask, ...
+        rollout_rows: (B,), a number of each row by which its teacher knows it again.
+        scored_rows: (B,) booleans: rows that have scores; None where all do.
+        teacher_places: (B,), the place of each row's teacher among several.
+        teacher_prompt_ids, teacher_prompt_mask: (B, P'), what the teacher reads instead, padded on the left.
+        scores: (B, F) of the reward functions, NaN where there is none.
+        group_advantages: (B,), of the rewards.
     """
 
-    student: States
-    scored: Sequence[Scored]
+    prompt_ids: Tensor
+    prompt_mask: Tensor
     completion_ids: Tensor
-    loss_mask: Tensor
-    rollout_logprobs: Tensor | None
-    inputs: dict[str, Any]
+    completion_mask: Tensor
+    num_items_in_batch: Tensor | None = None
+    tool_mask: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
+    rollout_rows: Tensor | None = None
+    scored_rows: Tensor | None = None
+    teacher_places: Tensor | None = None
+    teacher_prompt_ids: Tensor | None = None
+    teacher_prompt_mask: Tensor | None = None
+    scores: Tensor | None = None
+    group_advantages: Tensor | None = None
 
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> Batch:
+        """The batch that TRL holds as `entries`."""
+        return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
 
-def loss_mask(inputs: dict[str, Any]) -> Tensor:
-    """(B, T): 1 where a completion token was sampled by the student and has a score.
+    def entries(self) -> dict[str, Tensor]:
+        """What TRL is to hold."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
-    0 on padding, on what a tool returned, and in rows that no teacher scored.
-    """
-    mask = inputs["completion_mask"]
-    mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-    return mask * inputs["scored_rows"].to(mask.dtype).unsqueeze(-1) if "scored_rows" in inputs else mask
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{name: value.to(device) for name, value in self.entries().items()})
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """(B, T): 1 where a completion token was sampled by the student and has a score.
 
-def rollouts_of(inputs: dict[str, Any]) -> Rollouts:
-    """What a teacher needs of a generated batch or a micro-batch: with its own prompts, where it has some.
+        0 on padding, on what a tool returned, and in rows that no teacher scored.
+        """
+        mask = self.completion_mask
+        mask = mask if self.tool_mask is None else mask * self.tool_mask
+        return mask if self.scored_rows is None else mask * self.scored_rows.to(mask.dtype).unsqueeze(-1)
 
-    A completion's positions are counted from its end, so that prompts of any length line up.
-    """
-    own = PROMPT_IDS in inputs
-    return Rollouts(
-        prompt_ids=inputs[PROMPT_IDS if own else "prompt_ids"],
-        prompt_mask=inputs[PROMPT_MASK if own else "prompt_mask"],
-        completion_ids=inputs["completion_ids"],
-        completion_mask=inputs["completion_mask"],
-        loss_mask=loss_mask(inputs),
-        rows=inputs.get("rollout_rows"),
-        teachers=inputs.get(PLACES),
-    )
+    @property
+    def rollouts(self) -> Rollouts:
+        """What a teacher needs: with its own prompts, where it has some."""
+        own = self.teacher_prompt_ids is not None and self.teacher_prompt_mask is not None
+        return Rollouts(
+            prompt_ids=self.teacher_prompt_ids if own else self.prompt_ids,  # type: ignore[arg-type]
+            prompt_mask=self.teacher_prompt_mask if own else self.prompt_mask,  # type: ignore[arg-type]
+            completion_ids=self.completion_ids,
+            completion_mask=self.completion_mask,
+            loss_mask=self.loss_mask,
+            rows=self.rollout_rows,
+            teachers=self.teacher_places,
+        )
 
-
-def sequence(rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
-    """Ids and attention mask of prompts with completions, and how many of the last positions predict a token."""
-    return student_sequence(vars(rollouts))
-
-
-def student_sequence(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
-    """The same of a micro-batch, with the prompts that the student reads."""
-    return (
-        torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-        torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-        inputs["completion_ids"].size(1),
-    )
+    @property
+    def token_advantages(self) -> Tensor | None:
+        """The group advantages spread over the tokens, (B, T); None where there are none."""
+        if self.group_advantages is None:
+            return None
+        return self.group_advantages.unsqueeze(-1).expand(self.completion_ids.shape)

@@ -3,52 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from vopd.estimators import DistillationOutput, linear_distillation_loss
-from vopd.teachers import Scored, States, TopKScores
+from vopd.estimators import DistillationOutput, TopKScores, linear_distillation_loss
+from vopd.models import States
+from vopd.teachers import Scored
+
+from .batch import Batch
 
 
-def distil_each(
-    student: States,
-    scored: Sequence[Scored],
-    completion_ids: Tensor,
-    loss_mask: Tensor,
-    *,
-    normalizer: Tensor | float | None,
-    **settings: Any,
-) -> list[DistillationOutput]:
-    """``linear_distillation_loss`` of each teacher, on the tokens that its mask covers.
+@dataclass(frozen=True)
+class Objective:
+    """How a run computes its loss: what is the same for every micro-batch.
 
-    Args:
-        student: with gradient.
-        scored: what the teachers say.
-        completion_ids: (B, T).
-        loss_mask: (B, T).
-        normalizer: divisor of the sum over all teachers; None for the number of masked-in tokens.
-        settings: of ``linear_distillation_loss``.
-
-    Returns:
-        Its part of the loss and what was computed at its tokens, for each entry of `scored`.
+    Attributes:
+        estimator, top_k, temperature, vocab_size, importance_cap, backend: as ``linear_distillation_loss`` takes them.
+        weighted: weight sampled tokens where the rollout engine reported its log-probabilities.
     """
-    if normalizer is None and len(scored) > 1:
-        normalizer = loss_mask.sum()
-    return [
-        linear_distillation_loss(
+
+    estimator: str
+    top_k: int | None
+    temperature: float
+    vocab_size: int
+    weighted: bool = True
+    importance_cap: float = 2.0
+    backend: str = "auto"
+
+    def parts(
+        self,
+        batch: Batch,
+        student: States,
+        scored: Sequence[Scored],
+        *,
+        normalizer: Tensor | float | None,
+        diagnostics: bool = False,
+    ) -> list[DistillationOutput]:
+        """``linear_distillation_loss`` of each teacher, on the tokens that its mask covers.
+
+        Args:
+            batch: the micro-batch, on the student's device.
+            student: with gradient.
+            scored: what the teachers say.
+            normalizer: divisor of the sum over all teachers; None for the number of masked-in tokens.
+            diagnostics: also compute entropy, exact KL and variances.
+
+        Returns:
+            Its part of the loss and what was computed at its tokens, for each entry of `scored`.
+        """
+        if normalizer is None and len(scored) > 1:
+            normalizer = batch.loss_mask.sum()
+        return [self._part(batch, student, entry, normalizer, diagnostics) for entry in scored]
+
+    def _part(
+        self, batch: Batch, student: States, entry: Scored, normalizer: Tensor | float | None, diagnostics: bool
+    ) -> DistillationOutput:
+        scores = entry.by if isinstance(entry.by, TopKScores) else None
+        teacher = entry.by if isinstance(entry.by, States) else None
+        return linear_distillation_loss(
             student.hidden,
             student.head.weight,
-            **_teacher(entry.by),
-            completion_ids=completion_ids,
-            completion_mask=own_mask(entry, loss_mask),
+            None if teacher is None else teacher.hidden,
+            None if teacher is None else teacher.head.weight,
+            batch.completion_ids,
+            own_mask(entry, batch.loss_mask),
+            estimator=self.estimator,
+            top_k=self.top_k,
+            temperature=self.temperature,
             normalizer=normalizer,
+            teacher_scores=scores,
+            rollout_logprobs=batch.rollout_logprobs if self.weighted else None,
+            importance_cap=self.importance_cap,
+            extra_advantages=batch.token_advantages,
+            vocab_size=self.vocab_size,
+            diagnostics=diagnostics,
+            backend=self.backend,
             **student.head.options("student"),
-            **settings,
+            **({} if teacher is None else teacher.head.options("teacher")),
         )
-        for entry in scored
-    ]
 
 
 def own_mask(entry: Scored, loss_mask: Tensor) -> Tensor:
@@ -56,28 +89,6 @@ def own_mask(entry: Scored, loss_mask: Tensor) -> Tensor:
     return loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype)
 
 
-def together(parts: Sequence[DistillationOutput]) -> DistillationOutput:
-    """The loss over all teachers, and per token what each one's part computed: None where one could not."""
-    return parts[0] if len(parts) == 1 else _sum(list(parts))
-
-
-def _teacher(by: States | TopKScores) -> dict[str, Any]:
-    """The loss's arguments that say what a teacher gave."""
-    if isinstance(by, TopKScores):
-        return {"teacher_hidden": None, "teacher_head": None, "teacher_scores": by}
-    return {"teacher_hidden": by.hidden, "teacher_head": by.head.weight, **by.head.options("teacher")}
-
-
-def _sum(outputs: list[DistillationOutput]) -> DistillationOutput:
-    """Field by field: every part is 0 at the tokens of the others."""
-    return DistillationOutput(
-        **{entry.name: _sum_of([getattr(output, entry.name) for output in outputs]) for entry in fields(outputs[0])}
-    )
-
-
-def _sum_of(parts: list[Any]) -> Any:
-    if any(part is None for part in parts):
-        return None
-    if isinstance(parts[0], tuple):
-        return type(parts[0])(*(_sum_of(list(column)) for column in zip(*parts)))
-    return sum(parts[1:], parts[0])
+def combined(parts: Sequence[DistillationOutput]) -> DistillationOutput:
+    """The loss over all teachers, and per token what each one's part computed: a part is 0 at others' tokens."""
+    return parts[0] if len(parts) == 1 else DistillationOutput.join(parts, lambda values: sum(values[1:], values[0]))

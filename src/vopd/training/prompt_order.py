@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 
 class EpochSampler(Sampler[int]):
@@ -58,3 +60,33 @@ class EpochSampler(Sampler[int]):
             return list(range(self.num_prompts))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(self.num_prompts, generator=generator).tolist()
+
+
+class PromptOrder(TrainerCallback):
+    """Makes the sampler of a run and tells it which epoch begins: accelerate does so through some of its wrappers only.
+
+    Args:
+        args: a VOPDConfig.
+        batch_size: completions of one generation batch over all ranks.
+    """
+
+    def __init__(self, args: Any, batch_size: int) -> None:
+        self._args, self._batch_size = args, batch_size
+        self._sampler: EpochSampler | None = None
+
+    def sampler(self, num_prompts: int) -> EpochSampler:
+        """A new one for a data set of that size."""
+        args = self._args
+        self._sampler = EpochSampler(
+            num_prompts,
+            self._batch_size,
+            args.gradient_accumulation_steps,
+            shuffle=bool(args.shuffle_dataset),
+            seed=args.seed,
+            num_generations=args.num_generations,
+        )
+        return self._sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.set_epoch(int(state.epoch))

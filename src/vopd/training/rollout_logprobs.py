@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,25 +91,6 @@ def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] |
         )
     value = logprobs[0 if ids is None else list(ids).index(token)] if logprobs else None
     return math.nan if value is None else float(value)
-
-
-@contextmanager
-def own_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """Let ``generate`` sample with `config` alone.
-
-    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
-    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
-    comes back afterwards, for it is saved with the model.
-    """
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    originals = [holder.generation_config for holder in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = config
-        yield
-    finally:
-        for holder, original in zip(holders, originals, strict=True):
-            holder.generation_config = original
 
 
 def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:

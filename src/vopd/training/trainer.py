@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
@@ -15,32 +17,32 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
+from vopd.models import States
 from vopd.models.head_checks import check_not_shared, disable_dropout
-from vopd.teachers.columns import Routes, TeacherPrompts, sources
+from vopd.teachers import Scored
+from vopd.teachers.build import set_up_teachers, sources
+from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import check_worth
-from vopd.teachers.teacher_set import set_up_teachers
 
-from .batch import MicroBatch, loss_mask
+from .batch import Batch
 from .config import VOPDConfig
 from .monitoring.accuracy import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
-from .monitoring.dropped_rows import Circuit
+from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
 from .monitoring.guards import GuardWatch
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
-from .monitoring.sample_table import sample_table
-from .monitoring.samples import SampleBook
-from .monitoring.step_events import StepEvents
+from .monitoring.progress import Progress
+from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.stopping import Stopping
 from .monitoring.trackers import check_trackers
-from .objective import distil_each, own_mask, together
-from .prompt_order import EpochSampler
-from .rewards.functions import Rewards, token_advantages
+from .objective import Objective, combined, own_mask
+from .prompt_order import PromptOrder
+from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
 from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
-from .saving.logs import Progress, RunLog
-from .setup import clear_errors, named_datasets
+from .saving.logs import RunLog
 from .trl import TRLAdapter
 
 logger = logging.getLogger("vopd")
@@ -108,29 +110,25 @@ class VOPDTrainer(TRLAdapter):
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
         check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
-        for name, dataset in [("train_dataset", train_dataset), *named_datasets(eval_dataset)]:
+        for name, dataset in _named(train_dataset, eval_dataset):
             check_prompts(dataset, name)
             for part in (self._rewards, self._routes, self._teacher_prompts):
                 part.check(dataset, name)
         check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
         self._prepare_books()
-        with clear_errors():
-            super().__init__(
-                model=model,
-                teacher_model=None,
-                args=args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-                tools=tools,
-            )
-        self.refuse_processors()
-        self.prepare_rollouts()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+        )
         self._prepare_teacher(given)
         self._prepare_prompts()
         self._prepare_callbacks()
@@ -142,19 +140,28 @@ class VOPDTrainer(TRLAdapter):
         self._averages = {"train": Averages(), "eval": Averages()}
         self._tokens = 0.0
         self._clock = StepClock()
-        self._samples = SampleBook(0)
+        self._samples = SampleBuffer(0)
         self._rollout = RolloutDifference()
         self.card_notes: dict[str, Any] = {}
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
         self._teachers = set_up_teachers(self, given)
-        self.teacher = self._teachers.as_one(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.teacher = self._teachers.as_one(self.placement.divided)
         self.teacher_model = self._teachers.model
         self.vocab_size = self._teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
         self._positions = self._teachers.positions
+        self._objective = Objective(
+            estimator=self.args.estimator,
+            top_k=self.args.loss_top_k,
+            temperature=self.args.temperature,
+            vocab_size=self.vocab_size,
+            weighted=self.args.importance_sampling is not False,
+            importance_cap=self.args.importance_cap,
+            backend=self.loss_backend,
+        )
 
     def _prepare_prompts(self) -> None:
         self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
@@ -166,31 +173,32 @@ class VOPDTrainer(TRLAdapter):
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
-        for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
+        for name, dataset in _named(self.train_dataset, self.eval_dataset):
             for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
                 check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
         if self.accelerator.is_main_process:
-            self._samples = SampleBook(self.args.samples_per_step, self._rewards.names)
-        self._guard = FiniteGuard(self.accelerator, self._tokenizer, self.args.output_dir)
+            self._samples = SampleBuffer(self.args.samples_per_step, self._rewards.names)
+        self._order = PromptOrder(self.args, self.generation_batch_size)
+        self._guard = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._progress = Progress(
             notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
-        self._circuit = Circuit(self.args.teacher_drop_limit, self._stopping)
+        self._dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, self._circuit, GuardWatch(self._stopping), *self._teachers.callbacks]
-        for callback in (StepEvents(self), run_log, self._progress, *watches):
+        watches = [self._stopping, self._dropped, GuardWatch(self._stopping), self._teachers.average]
+        for callback in (self._order, self._clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
-        records = self._samples.take(step, self._tokenizer, self.eos_token_ids)
+        records = self._samples.take(step, self.tokenizer, self.eos_token_ids)
         if self.args.show_samples:
             self._progress.show(sample_table(records[: self.args.show_samples], step))
         return records
@@ -198,43 +206,22 @@ class VOPDTrainer(TRLAdapter):
     # ---- what TRL's trainer asks of the method ------------------------------------------------------------------
 
     def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
-        self._order = EpochSampler(
-            num_prompts,
-            self.generation_batch_size,
-            self.args.gradient_accumulation_steps,
-            shuffle=bool(self.args.shuffle_dataset),
-            seed=self.args.seed,
-            num_generations=self.args.num_generations,
-        )
-        return self._order
+        return self._order.sampler(num_prompts)
 
-    def token_loss(self, batch: MicroBatch, normalizer: Any) -> tuple[Tensor, Tensor]:
+    def token_loss(
+        self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any
+    ) -> tuple[Tensor, Tensor]:
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        parts = distil_each(
-            batch.student,
-            batch.scored,
-            batch.completion_ids,
-            batch.loss_mask,
-            normalizer=normalizer,
-            estimator=self.args.estimator,
-            top_k=self.args.loss_top_k,
-            temperature=self.args.temperature,
-            vocab_size=self.vocab_size,
-            rollout_logprobs=None if self.args.importance_sampling is False else batch.rollout_logprobs,
-            importance_cap=self.args.importance_cap,
-            extra_advantages=token_advantages(batch.inputs, batch.completion_ids),
-            diagnostics=self._measures_now(),
-            backend=self.loss_backend,
-        )
-        averages, output = self._averages["train" if training else "eval"], together(parts)
-        for part, entry in zip(parts, batch.scored, strict=True):
+        parts = self._objective.parts(batch, student, scored, normalizer=normalizer, diagnostics=self._measures_now())
+        averages, output = self._averages["train" if training else "eval"], combined(parts)
+        for part, entry in zip(parts, scored, strict=True):
             add_token_metrics(averages, part, own_mask(entry, batch.loss_mask), entry.name)
         if batch.rollout_logprobs is not None:
             self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
-            self._samples.offer(batch.inputs, output)
+            self._samples.offer(batch, output)
         entropy = batch.loss_mask.new_zeros(()) if output.entropy is None else output.entropy.sum()
         return output.loss, entropy
 
@@ -242,19 +229,26 @@ class VOPDTrainer(TRLAdapter):
         every = self.args.metrics_every
         return every > 0 and self.state.global_step % every == 0
 
-    def rows_drawn(self, rows: list[dict[str, Any]], batch: dict[str, Any]) -> None:
-        self._routes.add(rows, batch)
-        self._teacher_prompts.add(rows, batch, self.tokenize, self._tokenizer.pad_token_id)
+    def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
+        like = batch.prompt_ids
+        places = self._routes.places(rows)
+        if places is not None:
+            batch = replace(batch, teacher_places=torch.tensor(places, device=like.device))
+        prompts = self._teacher_prompts.padded(rows, self.tokenize, self.tokenizer.pad_token_id)
+        if prompts is not None:
+            ids, mask = (torch.tensor(part, dtype=like.dtype, device=like.device) for part in prompts)
+            batch = replace(batch, teacher_prompt_ids=ids, teacher_prompt_mask=mask)
+        return batch
 
     def checkpoint_loaded(self, checkpoint: str) -> None:
         if self._teachers.average is not None:
             self._teachers.average.load(checkpoint)
 
-    def rollout_done(self, rows: list[dict[str, Any]], batch: dict[str, Any], seconds: float) -> None:
-        mask = loss_mask(batch)
+    def rollout_done(self, rows: list[dict[str, Any]], batch: Batch, seconds: float) -> Batch:
         mode = "train" if self.model.training else "eval"
-        add_completion_metrics(self._averages[mode], batch, mask, self.eos_token_ids)
-        highest = int((batch["completion_ids"] * mask).max())
+        add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
+        mask = batch.loss_mask
+        highest = int((batch.completion_ids * mask).max())
         if highest >= self.vocab_size:
             raise MismatchError(
                 f"the student sampled id {highest}, which stands for no text: the vocabulary has {self.vocab_size} ids"
@@ -262,25 +256,26 @@ class VOPDTrainer(TRLAdapter):
         if mode == "train":
             self._tokens += float(mask.sum())
             self._clock.spend("rollout", seconds)
-        if self._rewards.names:
-            with self._clock.spending("reward"):
-                state = self.state if mode == "train" else None
-                self._rewards.score(rows, batch, self._tokenizer, self._averages[mode], state)
+        if not self._rewards.names:
+            return batch
+        with self._clock.spending("reward"):
+            state = self.state if mode == "train" else None
+            return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
 
     def rows_settled(self, dropped: int, rows: int) -> None:
         if self.model.training:
-            self._circuit.add(dropped, rows)
+            self._dropped.add(dropped, rows)
 
     def scoring_done(self, seconds: float) -> None:
         self._clock.spend("scoring", seconds)
 
     def loss_ready(self, loss: Tensor) -> None:
         self._guard.watch(loss)
-        if self.is_deepspeed_enabled:  # its backward pass takes the step as well
+        if self.placement.in_an_engine:  # whose backward pass takes the step as well
             self._guard.check(None, [self.micro_batch], self.state.global_step + 1)
 
     def gradient_ready(self, grad_norm: Any) -> None:
-        if not self.is_deepspeed_enabled:
+        if not self.placement.in_an_engine:
             self._guard.check(grad_norm, self.micro_batches, self.state.global_step + 1)
 
     def step_metrics(self, mode: str) -> dict[str, float]:
@@ -315,7 +310,8 @@ class VOPDTrainer(TRLAdapter):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
         write = partial(super()._save_checkpoint, model, trial)
-        self._checkpoints.save(partial(self._teachers.save_beside, write, self))
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        self._checkpoints.save(partial(self._teachers.save_beside, write, folder, self.args.should_save))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -365,3 +361,12 @@ class VOPDTrainer(TRLAdapter):
 def _check_arguments(args: Any) -> None:
     if not isinstance(args, VOPDConfig):
         raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
+
+
+def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """Each data set with what errors call it."""
+    if isinstance(eval_dataset, dict):
+        others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    else:
+        others = [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
+    return [("train_dataset", train_dataset), *others]

@@ -50,7 +50,7 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
 
 
 def _vocabulary(plan: Plan, facts: Facts) -> list[str]:
-    from vopd.teachers.columns import Served
+    from vopd.teachers.build import Served
 
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
     if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):

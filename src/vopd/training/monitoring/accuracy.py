@@ -21,8 +21,6 @@ from vopd.evaluation.scoring import graded, sample_lines, score
 from vopd.models import context_length, read_completion
 from vopd.reporting.run_files import read_metrics
 
-from ..other_sampling import draw
-
 logger = logging.getLogger("vopd")
 
 FOLDER = "evaluation"
@@ -168,7 +166,7 @@ class BenchmarkRuns(TrainerCallback):
 
     def _work(self, benchmark: Benchmark) -> _Work:
         trainer, protocol = self.trainer, self.settings.protocol(benchmark)
-        prompts = benchmark_prompts(benchmark, self.settings, trainer._tokenizer)
+        prompts = benchmark_prompts(benchmark, self.settings, trainer.tokenizer)
         prompt_ids = trainer.tokenize(prompts)
         positions = context_length(trainer.model)
         longest = max(map(len, prompt_ids)) + protocol.max_new_tokens
@@ -199,12 +197,12 @@ class BenchmarkRuns(TrainerCallback):
         trainer = self.trainer
         wanted = [problem for problem, _ in batch]
         filled = wanted + wanted[:1] * (size - len(wanted))
-        ids = draw(
-            trainer, [work.prompt_ids[problem] for problem in filled], work.protocol, batch_seed(self.settings, index)
+        ids = trainer.draw(
+            [work.prompt_ids[problem] for problem in filled], work.protocol, batch_seed(self.settings, index)
         )
         stops = set(trainer.eos_token_ids)
         return [
-            record_of(problem, number, work.prompts[problem], read_completion(trainer._tokenizer, row, stops))
+            record_of(problem, number, work.prompts[problem], read_completion(trainer.tokenizer, row, stops))
             for (problem, number), row in zip(batch, ids)
         ]
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from .metrics import Averages
 
 
-class StepClock:
+class StepClock(TrainerCallback):
     """Wall time of the optimizer steps since the last report, split into rollout, scoring and the rest.
 
     ``update`` is what a step takes beyond rollout and scoring: the student's forward and backward pass and the
@@ -27,8 +29,8 @@ class StepClock:
         self._total = 0.0
         self._steps = 0
 
-    def begin(self) -> None:
-        """A step begins, with its rollout."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A step begins, with its rollout.
         self._started = time.perf_counter()
 
     def spend(self, part: str, seconds: float) -> None:
@@ -43,8 +45,8 @@ class StepClock:
         yield
         self.spend(part, time.perf_counter() - started)
 
-    def end(self) -> None:
-        """The optimizer step has been taken."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The optimizer step has been taken.
         if self._started is not None:
             self._total += time.perf_counter() - self._started
             self._steps += 1

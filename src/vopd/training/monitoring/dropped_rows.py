@@ -15,8 +15,8 @@ _STEPS = 50
 _FEWEST = 100
 
 
-class Circuit(TrainerCallback):
-    """Opens when too many completions were dropped: the step is finished, a checkpoint saved, the run ended.
+class DroppedRows(TrainerCallback):
+    """Ends the run once too many completions were dropped: the step is finished and a checkpoint saved first.
 
     Args:
         limit: share of the completions of the last 50 steps; fewer than 100 completions count as 100, so that one

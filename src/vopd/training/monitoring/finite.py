@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vopd.errors import NonFiniteError
+
+from ..batch import Batch
 
 BATCH_FILE = "nonfinite_batch"
 _SAVED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
@@ -36,7 +39,7 @@ class FiniteGuard:
         """Remember the loss of the next micro-batch of this step."""
         self._losses.append(loss)
 
-    def check(self, grad_norm: Any, micro_batches: list[dict[str, Any]], step: int) -> None:
+    def check(self, grad_norm: Any, micro_batches: Sequence[Batch], step: int) -> None:
         """Raises NonFiniteError on every rank if a loss or the gradient of any rank is not finite.
 
         Args:
@@ -65,7 +68,7 @@ class FiniteGuard:
             return torch.zeros((), dtype=torch.bool, device=losses.device)
         return ~torch.isfinite(torch.as_tensor(grad_norm, device=losses.device))
 
-    def _save(self, batches: list[dict[str, Any]], what: str, step: int) -> str:
+    def _save(self, batches: list[Batch], what: str, step: int) -> str:
         """Save this rank's offending micro-batches; says where, or why not."""
         if not batches:
             return "its batch is on another rank"
@@ -78,12 +81,12 @@ class FiniteGuard:
         return f"its batch is in {path}"
 
 
-def write_batch(path: Path, batches: list[dict[str, Any]], tokenizer: Any, facts: dict[str, Any]) -> None:
+def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[str, Any]) -> None:
     """Write micro-batches of one generation as tensors to `path`, and `facts` and the texts beside it as JSON."""
     from safetensors.torch import save_file
 
-    names = [name for name in _SAVED if name in batches[0]]
-    tensors = {name: torch.cat([batch[name] for batch in batches]).contiguous().cpu() for name in names}
+    names = [name for name in _SAVED if getattr(batches[0], name) is not None]
+    tensors = {name: torch.cat([getattr(batch, name) for batch in batches]).contiguous().cpu() for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     texts = [

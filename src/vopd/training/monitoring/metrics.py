@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vopd.estimators import DistillationOutput
 
+from ..batch import Batch
+
 
 class Averages:
     """Means and spreads, weighted over everything that was added since the last ``reduce``.
@@ -108,10 +110,10 @@ def _add_teacher_metrics(averages: Averages, output: DistillationOutput, mask: T
         averages.add(f"reverse_kl/{teacher}", output.reverse_kl, mask)
 
 
-def add_completion_metrics(averages: Averages, batch: dict[str, Any], mask: Tensor, end_ids: list[int]) -> None:
+def add_completion_metrics(averages: Averages, batch: Batch, end_ids: list[int]) -> None:
     """Add the length in sampled tokens of each completion of a generated batch, and whether it was cut off."""
-    lengths = batch["completion_mask"].sum(1)
-    last = batch["completion_ids"].gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    lengths = batch.completion_mask.sum(1)
+    last = batch.completion_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     ended = torch.isin(last, torch.tensor(end_ids, device=last.device)) & (lengths > 0)
-    averages.add("completion_length", mask.sum(1))
+    averages.add("completion_length", batch.loss_mask.sum(1))
     averages.add("truncated_share", (~ended).to(torch.float32))

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from vopd.estimators import DistillationOutput
 
+from ..batch import Batch
+
 _DIGITS = 5
+# Characters shown of a prompt, from its end, and of a completion.
+_PROMPT_END = 120
+_COMPLETION = 600
+_OF_BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "scores")
 _PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
-class SampleBook:
+class SampleBuffer:
     """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host before that.
 
     `rewards` are the names of the reward functions that scored them.
@@ -24,21 +30,20 @@ class SampleBook:
         self.rewards = rewards
         self._rows: list[dict[str, Tensor]] = []
 
-    def offer(self, inputs: dict[str, Any], output: DistillationOutput) -> None:
+    def offer(self, batch: Batch, output: DistillationOutput) -> None:
         """Keep rows of a micro-batch while there is room."""
         room = self.limit - len(self._rows)
         if room <= 0:
             return
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "scores")
-        columns = {name: inputs[name] for name in names if name in inputs}
-        for name in _PER_TOKEN:
-            if getattr(output, name) is not None:
-                columns[name] = getattr(output, name)
-        for row in range(min(room, inputs["completion_ids"].size(0))):
+        known = {name: getattr(batch, name) for name in _OF_BATCH} | {
+            name: getattr(output, name) for name in _PER_TOKEN
+        }
+        columns = {name: values for name, values in known.items() if values is not None}
+        for row in range(min(room, batch.completion_ids.size(0))):
             self._rows.append({name: column[row].clone() for name, column in columns.items()})
 
     def take(self, step: int, tokenizer: Any, end_ids: list[int]) -> list[dict[str, Any]]:
-        """The records of `step` as plain objects, and an empty book."""
+        """The records of `step` as plain objects, and an empty buffer."""
         rows, self._rows = self._rows, []
         return [_record(row, step, tokenizer, end_ids, self.rewards) for row in rows]
 
@@ -62,3 +67,45 @@ def _record(
         record["scores"] = [round(value, _DIGITS) for value in row["scores"].tolist()]
         record["scored_by"] = list(rewards)
     return record
+
+
+def sample_table(records: Sequence[dict[str, Any]], step: int) -> Any:
+    """Return a rich table of sample records (as in samples.jsonl): prompt, completion, length, rewards, advantages.
+
+    Of a long prompt the end is shown, of a long completion the beginning. What a model wrote never reaches the terminal
+    as a control sequence or as markup.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"step {step}", show_lines=True)
+    for name in ("prompt", "completion"):
+        table.add_column(name, overflow="fold")
+    for name in ("tokens", "reward", "advantage"):
+        table.add_column(name, justify="right")
+    for record in records:
+        cells = [
+            _shortened(_harmless(record["prompt"]), _PROMPT_END, end=True),
+            _shortened(_harmless(record["completion"]), _COMPLETION) + (" (cut off)" if record["truncated"] else ""),
+            str(len(record["tokens"])),
+            _mean_and_range(record.get("rewards")),
+            _mean_and_range(record.get("advantages")),
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _harmless(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _shortened(text: str, limit: int, *, end: bool = False) -> str:
+    if len(text) <= limit:
+        return text
+    return "... " + text[-limit:] if end else text[:limit] + " ..."
+
+
+def _mean_and_range(values: Sequence[float] | None) -> str:
+    if not values:
+        return "-"
+    return f"{sum(values) / len(values):+.2f}\n{min(values):+.2f} to {max(values):+.2f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
 from vopd.functional.group_advantages import group_advantages, without_spread
 
+from ..batch import Batch
 from ..monitoring.metrics import Averages
 from ..sampling_rules import check_sampling
 from .named import GRADED, RewardFunction, check_golds, named_reward
@@ -25,8 +26,6 @@ from .named import GRADED, RewardFunction, check_golds, named_reward
 if TYPE_CHECKING:
     from ..config import VOPDConfig
 
-ADVANTAGES = "group_advantages"
-SCORES = "scores"
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state")
 # Columns that TRL does not pass on, for the arguments above stand for them.
 _HIDDEN = ("prompt", "completion", "completion_ids")
@@ -145,10 +144,8 @@ class Rewards:
             if reward.gold is not None:
                 check_golds(dataset, reward.gold, name)
 
-    def score(
-        self, rows: list[dict[str, Any]], batch: dict[str, Any], tokenizer: Any, averages: Averages, state: Any
-    ) -> None:
-        """Score a generated batch, add metrics, and put the scores, (N, F), and in training advantages, (N,), into it.
+    def scored(self, rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, averages: Averages, state: Any) -> Batch:
+        """A generated batch with scores, (N, F), and in training with advantages, (N,); adds metrics.
 
         Args:
             rows: of the data set, one a completion; groups in order.
@@ -159,23 +156,16 @@ class Rewards:
         """
         given = _arguments(rows, batch, tokenizer, state)
         scores = torch.tensor([reward(given) for reward in self.rewards], dtype=torch.float32).T
-        batch[SCORES] = scores = scores.to(batch["completion_ids"].device)
+        scores = scores.to(batch.completion_ids.device)
         known = (~scores.isnan()).long()
         for place, name in enumerate(self.names):
             averages.add(f"rewards/{name}", scores[:, place].nan_to_num(), known[:, place], spread=True)
         if state is None:
-            return
-        batch[ADVANTAGES] = group_advantages(scores, torch.tensor(self.weights), self.num_generations)
-        averages.add("group_advantage", batch[ADVANTAGES], spread=True)
+            return replace(batch, scores=scores)
+        advantages = group_advantages(scores, torch.tensor(self.weights), self.num_generations)
+        averages.add("group_advantage", advantages, spread=True)
         averages.add("zero_spread_share", without_spread(scores, self.num_generations))
-
-
-def token_advantages(batch: Mapping[str, Any], like: Tensor) -> Tensor | None:
-    """The group advantages of a micro-batch spread over its tokens, (B, T) as `like`; None where there are none."""
-    if ADVANTAGES not in batch:
-        return None
-    found: Tensor = batch[ADVANTAGES].to(like.device)
-    return found.unsqueeze(-1).expand(like.shape)
+        return replace(batch, scores=scores, group_advantages=advantages)
 
 
 def _reward(given: Any, column: str) -> Reward:
@@ -214,10 +204,8 @@ def _accepted(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _arguments(rows: list[dict[str, Any]], batch: dict[str, Any], tokenizer: Any, state: Any) -> dict[str, Any]:
-    ids = [
-        row[mask.bool()].tolist() for row, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
-    ]
+def _arguments(rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, state: Any) -> dict[str, Any]:
+    ids = [row[mask.bool()].tolist() for row, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     prompts = [row["prompt"] for row in rows]
     conversations = isinstance(prompts[0], list)

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
@@ -134,6 +134,16 @@ def check_writable(folder: str | Path) -> None:
         raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
 
 
+class Run(Protocol):
+    """What saving needs of a trainer."""
+
+    args: Any
+    state: Any
+    accelerator: Any
+
+    def is_world_process_zero(self) -> bool: ...
+
+
 class Checkpoints:
     """Saves a trainer's checkpoints and chooses the one to resume from.
 
@@ -141,7 +151,7 @@ class Checkpoints:
         trainer: a VOPDTrainer, set up.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
         self.run = Path(trainer.args.output_dir)
         self.keep_all = False  # set where a run is stopped because it went wrong: older ones are the better ones
