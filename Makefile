@@ -31,7 +31,7 @@ help:
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
-	@echo "make check          run ruff, mypy and the import contract"
+	@echo "make check          run ruff, mypy, the import contract and the rules of the layout"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
 	@echo "make clean          remove .venv and caches"
@@ -90,7 +90,8 @@ $(SERVER_STAMP):
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
 
-# Not part of the tests: about a minute for ten mutations. Writes docs/bug-catalogue.md.
+# Not part of the tests: about a minute for ten mutations. Holds the catalogue to the sources first, and writes
+# docs/bug-catalogue.md.
 mutants: $(STAMP)
 	nice -n 10 $(PYTHON) tools/mutate.py
 
@@ -102,6 +103,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(PYTHON) tools/house.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -5,6 +5,7 @@
     python tools/mutate.py --new           those that docs/bug-catalogue.md does not have as caught
 
 Results go into docs/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was measured.
+Before anything runs, the whole catalogue is held to the sources: what no longer applies is said all at once.
 
 Each mutation is a small exact replacement in one file. The named tests pass on the untouched copy; on the mutated copy
 the one test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be
@@ -14,7 +15,9 @@ imported proves nothing. One test run at a time, each in a process of its own.
 from __future__ import annotations
 
 import argparse
+import ast
 import datetime
+import functools
 import multiprocessing
 import os
 import re
@@ -34,7 +37,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT / "tools" / "mutations.toml"
 PAGE = ROOT / "docs" / "bug-catalogue.md"
-COPIED = ("src", "tests", "configs", "docs", "pyproject.toml", "README.md", "Makefile", "constraints.txt")
 # What pytest calls a failed assertion: by its name, rewritten, or pytest.raises without the error.
 ASSERTION = re.compile(r"(AssertionError|assert |Failed: DID NOT RAISE)")
 TIMEOUT = 300
@@ -87,21 +89,9 @@ class Input:
     tests: list[str]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one mutation."""
-
-    caught: bool
-    reason: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A result as the page holds it: whether the mutation was caught, on which day and at which commit."""
-
-    caught: bool
-    when: str
+# By what tells a mutation from the others, ``key``: CAUGHT or MISSED, and the day and commit where that was measured.
+Results = dict[tuple[str, str], tuple[str, str]]
+CAUGHT, MISSED = "yes", "**no**"
 
 
 def catalogue() -> tuple[list[Bug], list[Input]]:
@@ -113,27 +103,56 @@ def catalogue() -> tuple[list[Bug], list[Input]]:
     return bugs, [Input(**entry) for entry in found["input"]]
 
 
+def problems(bugs: list[Bug], inputs: list[Input], root: Path = ROOT) -> list[str]:
+    """All in which the catalogue is not that of the sources below `root`."""
+    mutations = [mutation for bug in bugs for mutation in bug.mutations]
+    found = [f"{mutation.what}: {wrong}" for mutation in mutations if (wrong := problem(mutation, root))]
+    if len({mutation.what for mutation in mutations}) < len(mutations):
+        found.append("two mutations have the same `what`")
+    for test in sorted({mutation.test for mutation in mutations} | {test for one in inputs for test in one.tests}):
+        file, *_, name = test.partition("[")[0].split("::")
+        if name not in functions(root / file):
+            found.append(f"there is no test {test}")
+    everywhere = {name for path in (root / "tests").rglob("test_*.py") for name in functions(path)}
+    for bug in bugs:
+        if not bug.references or bool(bug.mutations) == bool(bug.absent):
+            found.append(f"{bug.title}: it needs references, and either mutations or the reason why there are none")
+        absent = set(re.findall(r"`(test_\w+)`", bug.absent)) - everywhere
+        found += [f"{bug.title}: there is no test {name}" for name in sorted(absent)]
+    return found
+
+
 def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
     """Why the replacement does not apply; None where it does."""
     path = root / mutation.file
     if not path.is_file():
         return f"there is no file {mutation.file}"
-    count = path.read_text(encoding="utf-8").count(mutation.old)
-    if count != 1:
+    text = path.read_text(encoding="utf-8")
+    if (count := text.count(mutation.old)) != 1:
         return f"{mutation.file} has the text to replace {count} times, not once:\n{mutation.old}"
+    try:
+        ast.parse(text.replace(mutation.old, mutation.new))
+    except SyntaxError as error:
+        return f"{mutation.file} is no program with it: {error}"
     return "the replacement changes nothing" if mutation.old == mutation.new else None
+
+
+@functools.cache
+def functions(path: Path) -> set[str]:
+    """Names of the functions of a file; none where there is no file."""
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 @contextmanager
 def copy_of_the_sources() -> Iterator[Path]:
-    """A temporary folder with everything that the tests read."""
+    """A temporary folder with every file that git knows or would take."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        for name in COPIED:
-            source, target = ROOT / name, Path(folder, name)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, target)
+        for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+            if (ROOT / name).is_file():
+                target = Path(folder, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, target)
         yield Path(folder)
 
 
@@ -201,22 +220,15 @@ def judge(mutation: Mutation, ran: int, failed: dict[str, str]) -> tuple[bool, s
     return False, f"failed for another reason: {next(iter(failed.values()))[:500]}"
 
 
-def try_mutation(root: Path, mutation: Mutation) -> Outcome:
-    """Put the bug in, run its test, take the bug out."""
-    started = time.perf_counter()
-    with mutated(root, mutation):
-        caught, reason = judge(mutation, *run_tests(root, [mutation.test]))
-    return Outcome(caught, reason, time.perf_counter() - started)
+def git(*arguments: str) -> str:
+    """What git says of this checkout."""
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def version() -> str:
     """The commit that is measured."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
-
     changed = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("bug-catalogue.md")]
-    return git("rev-parse", "--short=10", "HEAD") + (" with uncommitted changes" if changed else "")
+    return git("rev-parse", "--short=10", "HEAD").strip() + (" with uncommitted changes" if changed else "")
 
 
 HEAD = """\
@@ -226,8 +238,8 @@ HEAD = """\
 
 Distillation bugs are silent: a shifted label or a wrong mask trains on garbage for days. These are bugs that public
 distillation and post-training code shipped, each with where it was found. For each one, the bug is put into this
-package's own source, and the test named beside it has to fail. `make mutants` does that again; a test of the default
-suite holds every replacement and every test name to the sources as they are.
+package's own source, and the test named beside it has to fail. `make mutants` does that again, once it has
+held every replacement and every test name to the sources as they are.
 
 ## Bugs that are caught
 
@@ -236,15 +248,14 @@ suite holds every replacement and every test name to the sources as they are.
 """
 
 
-def page(bugs: list[Bug], inputs: list[Input], results: dict[tuple[str, str], Measured]) -> str:
+def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
     """docs/bug-catalogue.md; `results` by ``key``."""
     lines = []
     for bug in bugs:
         for n, mutation in enumerate(bug.mutations):
             title, found = (bug.title, ", ".join(bug.references)) if n == 0 else ("", "")
-            result = results.get(key(mutation), Measured(False, "not measured"))
-            caught = "yes" if result.caught else "**no**"
-            lines.append(f"| {title} | {found} | {mutation.what} | {key(mutation)[1]} | {caught} | {result.when} |")
+            caught, when = results.get(key(mutation), (MISSED, "not measured"))
+            lines.append(f"| {title} | {found} | {mutation.what} | {shown(mutation.test)} | {caught} | {when} |")
     lines += ["", "## Bugs that have no place here", "", "| bug | found in | why |", "|---|---|---|"]
     for bug in bugs:
         if bug.absent:
@@ -255,15 +266,15 @@ def page(bugs: list[Bug], inputs: list[Input], results: dict[tuple[str, str], Me
     return HEAD + "\n".join(lines) + "\n"
 
 
-def results_of(text: str) -> dict[tuple[str, str], Measured]:
+def results_of(text: str) -> Results:
     """The results in a page that ``page`` wrote."""
-    row = re.compile(r"^\|[^|]*\|[^|]*\| ([^|]+) \| (`[^|]+`) \| (yes|\*\*no\*\*) \| ([^|]+) \|$", re.MULTILINE)
-    return {(what, test): Measured(caught == "yes", when) for what, test, caught, when in row.findall(text)}
+    row = re.compile(r"^\|[^|]*\|[^|]*\| ([^|]+) \| `[^:|]+::([^|]+)` \| (yes|\*\*no\*\*) \| ([^|]+) \|$", re.MULTILINE)
+    return {(what, test): (caught, when) for what, test, caught, when in row.findall(text)}
 
 
 def key(mutation: Mutation) -> tuple[str, str]:
-    """What tells a mutation from the others on the page."""
-    return mutation.what, shown(mutation.test)
+    """What tells a mutation from the others on the page, and holds where its test moves to another file."""
+    return mutation.what, mutation.test.partition("::")[2]
 
 
 def shown(test: str) -> str:
@@ -278,41 +289,50 @@ def main() -> int:
     parser.add_argument("--new", action="store_true", help="run those that the page does not have as caught")
     given = parser.parse_args()
     bugs, inputs = catalogue()
+    if wrong := problems(bugs, inputs):
+        print("\n".join(["the catalogue is not that of the sources:", *wrong]), file=sys.stderr)
+        return 1
     results = results_of(PAGE.read_text(encoding="utf-8")) if PAGE.is_file() else {}
-    done = {name for name, result in results.items() if result.caught} if given.new else set()
+    caught = {name for name, (caught, _) in results.items() if caught == CAUGHT}
     chosen = [
         mutation
         for bug in bugs
         for mutation in bug.mutations
-        if given.only in f"{bug.title} {mutation}" and key(mutation) not in done
+        if given.only in f"{bug.title} {mutation}" and not (given.new and key(mutation) in caught)
     ]
-    stale = [found for mutation in chosen if (found := problem(mutation))]
-    if stale:
-        print("\n".join(["replacements that no longer apply:", *stale]), file=sys.stderr)
-        return 1
+    if not chosen and not given.new:
+        parser.error(f"no mutation has '{given.only}' in its entry")
     when = f"{datetime.date.today().isoformat()} {version()}"
-    missed = 0
-    for mutation, outcome in outcomes_of(chosen):
-        told = "caught" if outcome.caught else "MISSED"
-        print(f"{told:7}{outcome.seconds:6.1f} s  {mutation.what}\n{'':17}{outcome.reason}", flush=True)
-        missed += not outcome.caught
-        results[key(mutation)] = Measured(outcome.caught, when)
+    for mutation, found in tried(chosen):
+        results[key(mutation)] = (found, when)
         PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")
-    return 1 if missed or not chosen else 0
+    PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")  # also where only words have changed
+    names = [key(mutation) for bug in bugs for mutation in bug.mutations]
+    left = [name[0] for name in names if results.get(name, (MISSED,))[0] == MISSED]
+    if left:
+        print("\n".join([f"not caught, or not measured yet, in {PAGE.name}:", *left]), file=sys.stderr)
+    return int(bool(left))
 
 
-def outcomes_of(chosen: list[Mutation]) -> Iterator[tuple[Mutation, Outcome]]:
-    """Try each mutation on one copy of the sources, once all of their tests have passed without any."""
+def tried(mutations: list[Mutation]) -> Iterator[tuple[Mutation, str]]:
+    """Each mutation, CAUGHT or MISSED, on a copy of the sources where all of their tests pass without any."""
+    if not mutations:
+        return
     os.environ |= QUIET
     SERVER.set_forkserver_preload(list(PRELOADED))
     with copy_of_the_sources() as root:
-        tests = list(dict.fromkeys(mutation.test for mutation in chosen))
+        tests = list(dict.fromkeys(mutation.test for mutation in mutations))
         ran, failed = run_tests(root, tests)
         if failed or ran < len(tests):
             raise SystemExit(f"without any bug {ran} tests ran and these failed: {failed}")
         print(f"{ran} tests pass without a bug", flush=True)
-        for mutation in chosen:
-            yield mutation, try_mutation(root, mutation)
+        for mutation in mutations:
+            started = time.perf_counter()
+            with mutated(root, mutation):
+                caught, reason = judge(mutation, *run_tests(root, [mutation.test]))
+            told, seconds = "caught" if caught else "MISSED", time.perf_counter() - started
+            print(f"{told:7}{seconds:6.1f} s  {mutation.what}\n{'':17}{reason}", flush=True)
+            yield mutation, CAUGHT if caught else MISSED
 
 
 if __name__ == "__main__":

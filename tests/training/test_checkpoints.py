@@ -41,7 +41,7 @@ class TestManifest:
         manifest = json.loads((folder / MANIFEST).read_text())
         assert manifest["step"] == 3 and set(manifest["files"]) == {"weights", "inner/state"}
         assert manifest["files"]["weights"] == {"bytes": 10, "sha256": hashlib.sha256(b"w" * 10).hexdigest()}
-        assert fault(folder) is None and not list(folder.glob("*.tmp"))
+        assert fault(folder) is None and names(folder) == {"weights", "inner", MANIFEST}
 
     def test_is_written_after_what_it_names_is_on_the_disk(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

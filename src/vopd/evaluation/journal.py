@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, DataError
 
 _EDGE = 1 << 20
@@ -86,16 +87,6 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
             f"'{folder}' holds an evaluation with other {' and '.join(changed)}; go on with the same ones, "
             "or give another folder"
         )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever looks finds the old text or the new one, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def weights_digest(folder: Path) -> str | None:

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, MissingExtraError
 
 from .benchmarks.definitions import Benchmark, Protocol, load_benchmark
 from .benchmarks.overlap import contamination
 from .completions import Checkpoint, Opened, Settings, Work
-from .journal import only_one, same_plan, write_whole
+from .journal import only_one, same_plan
 from .plots import plot_accuracy
 from .scoring import graded, sample_lines, score
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vopd.atomic import write_whole
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -110,9 +111,7 @@ def measure_run(examiner: Examiner, folder: Path) -> dict[str, Any]:
 
 def write_measured(folder: Path, measured: dict[str, Any]) -> None:
     """Write measured.json in one move: a run with that file is a finished one."""
-    part = folder / f"{MEASURED_FILE}.part"
-    part.write_text(json.dumps(measured) + "\n", encoding="ascii")
-    part.replace(folder / MEASURED_FILE)
+    write_whole(folder / MEASURED_FILE, json.dumps(measured) + "\n")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks.definitions import Benchmark, Protocol, load_benchmark
 from vopd.evaluation.benchmarks.overlap import contamination
 from vopd.evaluation.completions import Record, Settings, batch_seed, benchmark_prompts, in_rows, plan, record_of
-from vopd.evaluation.journal import write_whole
 from vopd.evaluation.scoring import graded, sample_lines, score
 from vopd.models import context_length, read_completion
 from vopd.reporting.run_files import read_metrics

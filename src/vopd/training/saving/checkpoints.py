@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
+from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, VOPDError
 
 logger = logging.getLogger("vopd")
@@ -50,12 +51,7 @@ def write_manifest(folder: Path, step: int) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, hashes, strict=True)
     }
-    temporary = folder / (MANIFEST + ".tmp")
-    with temporary.open("w", encoding="ascii") as stream:
-        stream.write(json.dumps({"step": step, "files": files}, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
     _sync(folder)
     _sync(folder.parent)
 

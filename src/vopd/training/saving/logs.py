@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from vopd.atomic import write_whole
 from vopd.errors import VOPDError
 
 METRICS_FILE = "metrics.jsonl"
@@ -67,9 +68,7 @@ def open_log(path: Path, step: int) -> None:
         if step == 0 and path.exists():
             os.replace(path, path.with_suffix(".previous.jsonl"))
         kept = list(_records_up_to(path, step)) if path.exists() else []
-        new = path.with_suffix(".new")
-        new.write_text("".join(kept))
-        os.replace(new, path)
+        write_whole(path, "".join(kept))
 
 
 def _records_up_to(path: Path, step: int) -> Iterator[str]:
