@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vopd import training
-from vopd.estimators import catalogue, checks
-from vopd.estimators.base import Estimator, policy_gradient
+from vopd.estimators import Estimator, catalogue, checks
+from vopd.estimators.policy_gradient import policy_gradient
 from vopd.experiments import gradient_noise
 from vopd.experiments import variance as decomposition
 from vopd.functional.moments import not_none

@@ -1,4 +1,4 @@
-"""What an estimator is, and the two gradient forms that all of them share."""
+"""What an estimator is, and what a caller may add to any of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Literal
 from torch import Tensor, cat
 
 from vopd.functional import policy_gradient_loss
-from vopd.functional.moments import not_none
-from vopd.kernels import Estimate, GradientForm, Needs, Rows
+from vopd.kernels import Estimate, Needs, Rows
 
 
 @dataclass(frozen=True)
@@ -38,55 +37,6 @@ class Estimator:
     teacher_scores: bool = False
 
 
-def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> Estimate:
-    """Token loss -w A log p_y, whose gradient in the logits is w A (p - e_y): a = w A, and -w A at y.
-
-    Args:
-        rows: statistics.
-        advantages: A = r_y - b, (N,).
-        baseline: b for reporting, (N,), None where only A is known.
-    """
-    weighted = advantages * rows.importance
-    form = GradientForm(a=weighted, ids=rows.sampled_ids.unsqueeze(-1), values=-weighted.unsqueeze(-1))
-    loss = policy_gradient_loss(rows.student_logprobs, advantages, rows.importance)
-    return Estimate(loss=loss, form=form, baseline=baseline, advantages=advantages)
-
-
-def centred_policy_gradient(rows: Rows, centred_baseline: Tensor) -> Estimate:
-    """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
-    advantages = -not_none(rows.sampled_difference) - centred_baseline
-    baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline
-    return policy_gradient(rows, advantages, baseline)
-
-
-def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, baseline: Tensor) -> Estimate:
-    """Sums the support exactly and samples the rest (``functional.rao_blackwell_loss``).
-
-    With c_v = p_v (r_v - b) on S and c_y = w (r_y - b) if y is not in S, the gradient in the logits is
-    (sum c) p - c at S and y.
-
-    Args:
-        rows: statistics; ``rows.in_support`` is S.
-        support_rewards: r at the columns, (N, K), up to a constant per row.
-        sampled_rewards: r_y on the same scale, (N,).
-        baseline: b on the same scale, (N,), state-only.
-    """
-    summed = rows.support_logprobs.exp() * (support_rewards - baseline.unsqueeze(-1))
-    summed = summed.masked_fill(~rows.in_support, 0)
-    sampled_in_support = ((rows.support_ids == rows.sampled_ids.unsqueeze(-1)) & rows.in_support).any(-1)
-    advantages = sampled_rewards - baseline
-    sampled = (advantages * rows.importance).masked_fill(sampled_in_support, 0)
-    form = GradientForm(
-        a=summed.sum(-1) + sampled,
-        ids=_append(rows.support_ids, rows.sampled_ids),
-        values=-_append(summed, sampled),
-    )
-    # 0 log 0 = 0 for a token that the student excludes.
-    entropies = (summed * rows.support_logprobs).masked_fill(summed == 0, 0)
-    loss = policy_gradient_loss(rows.student_logprobs, sampled) - entropies.sum(-1)
-    return Estimate(loss=loss, form=form, advantages=advantages)
-
-
 def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
     """Adds the plain policy-gradient term -w e log p_y of the caller's advantages e: w e more in a, -w e more at y.
 
@@ -100,11 +50,12 @@ def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
     form = replace(
         estimate.form,
         a=estimate.form.a + weighted,
-        ids=_append(estimate.form.ids, rows.sampled_ids),
-        values=_append(estimate.form.values, -weighted),
+        ids=append(estimate.form.ids, rows.sampled_ids),
+        values=append(estimate.form.values, -weighted),
     )
     return replace(estimate, loss=estimate.loss + policy_gradient_loss(rows.student_logprobs, weighted), form=form)
 
 
-def _append(columns: Tensor, column: Tensor) -> Tensor:
+def append(columns: Tensor, column: Tensor) -> Tensor:
+    """One more column, (N, J + 1)."""
     return cat([columns, column.unsqueeze(-1)], dim=-1)

@@ -19,8 +19,8 @@ from vopd.kernels import (
     chunk_rows,
     run_chunks,
 )
+from vopd.kernels.logits import LogitSource
 from vopd.kernels.row_pass import MakePass
-from vopd.kernels.sources import LogitSource
 
 from . import checks
 from .base import Estimator, with_extra_advantages

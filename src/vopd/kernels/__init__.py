@@ -3,9 +3,9 @@
 from .backends import BACKENDS, backend_name, choose_pass
 from .chunked import chunk_rows, run_chunks
 from .heads import Head
+from .logits import DenseLogits, LinearHeads
 from .output import DistillationOutput, Variance
 from .rows import Batch, Estimate, GradientForm, Needs, Rows
-from .sources import DenseLogits, LinearHeads
 from .torch_rows import TorchPass
 
 __all__ = [

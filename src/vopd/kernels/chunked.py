@@ -10,11 +10,11 @@ import torch
 from vopd.functional import gradient_variance, optimal_baseline, value_baseline
 from vopd.functional.moments import not_none
 
+from .logits import LogitSource
 from .output import DistillationOutput, Variance
 from .row_pass import MakePass
 from .row_statistics import compute_chunk
 from .rows import Batch, Estimate, Needs, Rows
-from .sources import LogitSource
 
 CPU_CHUNK = 3 << 21
 """Elements of a logits buffer on a CPU: 24 MiB in float32, where larger chunks stop gaining."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from vopd.functional import importance_weights
 from vopd.functional.moments import not_none
 
+from .logits import LogitSource
 from .row_pass import MakePass, RowPass, Sums, Support
 from .rows import Batch, GradientForm, Needs, Rows
-from .sources import LogitSource
 from .support import top_k_ids
 
 

@@ -1,4 +1,4 @@
-"""The teacher's top k with one bucket for the rest: all that a plain server gives."""
+"""What estimators read from the columns of the statistics: the student's top k, or the teacher's with one bucket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from torch import Tensor
 from vopd.functional import Moments, bucketed_moments, rest_log_ratio
 from vopd.functional.moments import not_none
 from vopd.kernels import Rows
+
+
+def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Student and teacher logits on S, each up to a constant per row, (N, K); -inf in columns outside S.
+
+    The teacher's come from differences, log p - d', so that its normaliser is not needed.
+    """
+    student = rows.support_logprobs.masked_fill(~rows.in_support, -torch.inf)
+    return student, student - not_none(rows.support_difference)
 
 
 def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The biased control: KL(p~ || q~) on the student's top k, backpropagated."""
+"""Objectives that are backpropagated whole: nothing about the token is sampled."""
 
 from __future__ import annotations
 
@@ -9,10 +9,32 @@ from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 from .base import Estimator
-from .student_top_k import support_logits
+from .supports import support_logits
 
 
-def estimate(rows: Rows) -> Estimate:
+def _full_rkl(rows: Rows) -> Estimate:
+    """Token loss KL(p || q); gradient p (d' - E_p[d']): b = 1, a = -E_p[d'] = E_p[r']."""
+    reward = rows.moments().reward
+    form = GradientForm(
+        a=reward,
+        b=torch.ones_like(reward),
+        ids=rows.sampled_ids.unsqueeze(-1),
+        values=torch.zeros_like(reward).unsqueeze(-1),
+    )
+    return Estimate(loss=-(not_none(rows.top_reward) + reward), form=form)
+
+
+FULL_RKL = Estimator(
+    name="full_rkl",
+    description="the exact reverse KL over the full vocabulary, no sampling noise in the token",
+    support="full",
+    unbiased=True,
+    needs=Needs(order=1),
+    estimate=_full_rkl,
+)
+
+
+def _top_k_rkl(rows: Rows) -> Estimate:
     """Token loss KL(p~ || q~); gradient p~ (d' - E_p~[d']) at the k ids, nothing elsewhere."""
     student, teacher = support_logits(rows)
     difference = not_none(rows.support_difference)
@@ -28,6 +50,6 @@ TOP_K_RKL = Estimator(
     support="top_k",
     unbiased=False,
     needs=Needs(support="student_top_k", full_teacher=False),
-    estimate=estimate,
+    estimate=_top_k_rkl,
     needs_top_k=True,
 )

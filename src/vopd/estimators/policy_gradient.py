@@ -1,0 +1,159 @@
+"""Estimators that sample: the log-probability of the sampled token, weighted by its reward less a baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vopd.functional import (
+    optimal_baseline,
+    policy_gradient_loss,
+    renormalised_top_k_baseline,
+    sparse_top_k_baseline,
+    value_baseline,
+)
+from vopd.functional.moments import not_none
+from vopd.kernels import Estimate, GradientForm, Needs, Rows
+
+from .base import Estimator
+from .supports import bucket_moments, support_logits
+
+
+def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> Estimate:
+    """Token loss -w A log p_y, whose gradient in the logits is w A (p - e_y): a = w A, and -w A at y.
+
+    Args:
+        rows: statistics.
+        advantages: A = r_y - b, (N,).
+        baseline: b for reporting, (N,), None where only A is known.
+    """
+    weighted = advantages * rows.importance
+    form = GradientForm(a=weighted, ids=rows.sampled_ids.unsqueeze(-1), values=-weighted.unsqueeze(-1))
+    loss = policy_gradient_loss(rows.student_logprobs, advantages, rows.importance)
+    return Estimate(loss=loss, form=form, baseline=baseline, advantages=advantages)
+
+
+def centred_policy_gradient(rows: Rows, centred_baseline: Tensor) -> Estimate:
+    """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
+    advantages = -not_none(rows.sampled_difference) - centred_baseline
+    baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline
+    return policy_gradient(rows, advantages, baseline)
+
+
+def _opd(rows: Rows) -> Estimate:
+    """A = r_y."""
+    rewards = not_none(rows.rewards)
+    return policy_gradient(rows, rewards, torch.zeros_like(rewards))
+
+
+OPD = Estimator(
+    name="opd",
+    description="vanilla OPD: the log-ratio of the sampled token, no baseline",
+    support="sampled",
+    unbiased=True,
+    needs=Needs(),
+    estimate=_opd,
+    teacher_scores=True,
+)
+
+
+def _vopd(rows: Rows) -> Estimate:
+    """A = r_y - V = E_p[d] - d_y. Source: arXiv 2605.07865, Eq. 9."""
+    return centred_policy_gradient(rows, value_baseline(rows.moments()))
+
+
+VOPD = Estimator(
+    name="vopd",
+    description="value baseline -KL(p || q) over the full vocabulary (the paper)",
+    support="full",
+    unbiased=True,
+    needs=Needs(order=1),
+    estimate=_vopd,
+)
+
+
+def _vopd_top_k(rows: Rows) -> Estimate:
+    """A = r_y + KL(p~ || q~). Source: arXiv 2605.07865, Eqs. 14-15."""
+    baseline = renormalised_top_k_baseline(*support_logits(rows))
+    return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
+
+
+VOPD_TOP_K = Estimator(
+    name="vopd_top_k",
+    description="value baseline with both models renormalised on the student's top k (the paper)",
+    support="top_k",
+    unbiased=True,
+    needs=Needs(support="student_top_k"),
+    estimate=_vopd_top_k,
+    needs_top_k=True,
+)
+
+
+def _vopd_sparse(rows: Rows) -> Estimate:
+    """A = E_p~[d] - d_y, with p~ the student renormalised on its top k."""
+    student, _ = support_logits(rows)
+    return centred_policy_gradient(rows, sparse_top_k_baseline(student, -not_none(rows.support_difference)))
+
+
+VOPD_SPARSE = Estimator(
+    name="vopd_sparse",
+    description="mean reward under the student's renormalised top k; teacher at k + 1 ids, no normaliser",
+    support="top_k",
+    unbiased=True,
+    needs=Needs(support="student_top_k", full_teacher=False),
+    estimate=_vopd_sparse,
+    needs_top_k=True,
+)
+
+
+def _vopd_optimal(rows: Rows) -> Estimate:
+    """A = r_y - E_p[w r] / E_p[w]. Advantages are not centred: never whiten or clip them."""
+    return centred_policy_gradient(rows, optimal_baseline(rows.moments()))
+
+
+VOPD_OPTIMAL = Estimator(
+    name="vopd_optimal",
+    description="baseline of least variance, E_p[w r] / E_p[w] with w = |e_v - p|^2",
+    support="full",
+    unbiased=True,
+    needs=Needs(order=2),
+    estimate=_vopd_optimal,
+)
+
+
+def _vopd_teacher_top_k(rows: Rows) -> Estimate:
+    """A = r_y - (sum_S p r + p_rest r_rest), S the teacher's top k."""
+    moments = bucket_moments(rows)
+    baseline = not_none(moments.top_reward) + value_baseline(moments)
+    return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
+
+
+VOPD_TEACHER_TOP_K = Estimator(
+    name="vopd_teacher_top_k",
+    description="value baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
+    support="top_k",
+    unbiased=True,
+    needs=Needs(support="teacher_top_k"),
+    estimate=_vopd_teacher_top_k,
+    needs_top_k=True,
+    teacher_scores=True,
+)
+
+
+def _vopd_teacher_top_k_optimal(rows: Rows) -> Estimate:
+    """A = r_y - [sum_S p w r + (sum_{v not in S} p w) r_rest] / E_p[w], S the teacher's top k."""
+    moments = bucket_moments(rows)
+    baseline = not_none(moments.top_reward) + optimal_baseline(moments)
+    return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
+
+
+VOPD_TEACHER_TOP_K_OPTIMAL = Estimator(
+    name="vopd_teacher_top_k_optimal",
+    description="optimal baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
+    support="top_k",
+    unbiased=True,
+    needs=Needs(support="teacher_top_k", order=2),
+    estimate=_vopd_teacher_top_k_optimal,
+    needs_top_k=True,
+    teacher_scores=True,
+)
