@@ -164,11 +164,10 @@ def estimator_names(module: Module) -> Found:
 
 @functools.cache
 def estimators() -> set[object]:
-    """The names in the table of estimators, less the one that is also the package's."""
-    table = ast.parse((ROOT / PACKAGE / "estimators/catalogue.py").read_text(encoding="utf-8"))
-    return {literal(key) for node in ast.walk(table) if isinstance(node, ast.Dict) for key in node.keys if key} - {
-        "vopd"
-    }
+    """The names that estimators are made with, less the one that is also the package's."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / PACKAGE / "estimators").glob("*.py"))
+    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {literal(word.value) for call in calls for word in call.keywords if word.arg == "name"} - {"vopd"}
 
 
 RULES: tuple[tuple[Callable[[Module], Found], str], ...] = (
