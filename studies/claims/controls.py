@@ -29,7 +29,7 @@ def _of_rewards(advantage: Callable[[Tensor], Tensor]) -> Callable[[Rows], Estim
 
 
 def _control(name: str, description: str, unbiased: bool, advantage: Callable[[Tensor], Tensor]) -> Estimator:
-    return Estimator(name, description, "sampled", unbiased, Needs(), _of_rewards(advantage))
+    return Estimator(name, description, "sampled", Needs(), _of_rewards(advantage), unbiased)
 
 
 CONTROLS = {

@@ -9,7 +9,7 @@ import torch
 
 from vopd import ESTIMATORS, TopKScores
 from vopd.errors import ConfigurationError
-from vopd.estimators.checks import check_gives, need_of
+from vopd.estimators.checks import check_gives
 from vopd.kernels import Head
 from vopd.teachers import EVERY_KIND, Scored, States
 from vopd.training.batch import Batch
@@ -75,8 +75,3 @@ def test_an_error_names_what_the_teacher_is_enough_for() -> None:
         check_gives("vopd_sparse", {"sampled", "top_k"}, "the server")
     check_gives("vopd_teacher_top_k", {"sampled", "top_k"})
     check_gives("opd", {"sampled"})
-
-
-def test_needs_agree_with_what_server_scores_are_enough_for() -> None:
-    for estimator in ESTIMATORS.values():
-        assert estimator.teacher_scores == (need_of(estimator) in {"sampled", "top_k"})

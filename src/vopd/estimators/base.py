@@ -11,6 +11,8 @@ from torch import Tensor, cat
 from vopd.functional import policy_gradient_loss
 from vopd.kernels import Estimate, Needs, Rows
 
+from .teacher_scores import ScoreKind
+
 
 @dataclass(frozen=True)
 class Estimator:
@@ -20,21 +22,34 @@ class Estimator:
         name: how users call it.
         description: one line for tables and help texts.
         support: what it needs of the teacher: the ``sampled`` token's score, scores of a ``top_k``, or ``full`` rows.
-        unbiased: whether its expected gradient is that of the exact reverse KL.
-        needs_top_k: whether ``top_k`` must be given.
-        teacher_scores: whether a plain server's scores (``TopKScores``) are enough.
         needs: the statistics it reads from the kernels.
         estimate: statistics of N rows -> token losses and gradient form.
+        unbiased: whether its expected gradient is that of the exact reverse KL.
     """
 
     name: str
     description: str
     support: Literal["sampled", "top_k", "full"]
-    unbiased: bool
     needs: Needs
     estimate: Callable[[Rows], Estimate]
-    needs_top_k: bool = False
-    teacher_scores: bool = False
+    unbiased: bool = True
+
+    @property
+    def needs_top_k(self) -> bool:
+        """Whether ``top_k`` must be given."""
+        return self.needs.support != "top"
+
+    @property
+    def need(self) -> ScoreKind:
+        """What a teacher must be able to give."""
+        if self.support == "top_k":
+            return "chosen" if self.needs.support == "student_top_k" else "top_k"
+        return self.support
+
+    @property
+    def teacher_scores(self) -> bool:
+        """Whether a plain server's scores (``TopKScores``) are enough."""
+        return self.need in ("sampled", "top_k")
 
 
 def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:

@@ -42,8 +42,8 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
     if scores is None:
         return
     held: tuple[ScoreKind, ...] = ("sampled", "chosen") if scores.chosen else ("sampled", "top_k")
-    if need_of(estimator) not in held:
-        able = ", ".join(other.name for other in ESTIMATORS.values() if need_of(other) in held)
+    if estimator.need not in held:
+        able = ", ".join(other.name for other in ESTIMATORS.values() if other.need in held)
         whose = "the student's" if scores.chosen else "its own"
         raise ConfigurationError(
             f"{estimator.name} needs more of the teacher than its scores at {whose} top k; with these use {able}"
@@ -51,20 +51,17 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
 
 
 def need_of(estimator: Estimator) -> ScoreKind:
-    """What a teacher must be able to give for this estimator."""
-    if estimator.support == "top_k":
-        return "chosen" if estimator.needs.support == "student_top_k" else "top_k"
-    return estimator.support
+    return estimator.need
 
 
 def check_gives(name: str, gives: Collection[ScoreKind], teacher: str = "the teacher") -> None:
     """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
     estimator = find_estimator(name)
-    if need_of(estimator) in gives:
+    if estimator.need in gives:
         return
-    able = [other.name for other in ESTIMATORS.values() if need_of(other) in gives]
+    able = [other.name for other in ESTIMATORS.values() if other.need in gives]
     raise ConfigurationError(
-        f"estimator {name!r} needs {_NEEDS[need_of(estimator)]}, which {teacher} does not give; "
+        f"estimator {name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not give; "
         + (f"choose one that works from what it gives: {', '.join(able)}; or load the teacher in this process"
            if able else "load the teacher in this process")
     )  # fmt: skip

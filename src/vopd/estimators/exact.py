@@ -28,7 +28,6 @@ FULL_RKL = Estimator(
     name="full_rkl",
     description="the exact reverse KL over the full vocabulary, no sampling noise in the token",
     support="full",
-    unbiased=True,
     needs=Needs(order=1),
     estimate=_full_rkl,
 )
@@ -51,5 +50,4 @@ TOP_K_RKL = Estimator(
     unbiased=False,
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_top_k_rkl,
-    needs_top_k=True,
 )

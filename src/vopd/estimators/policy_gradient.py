@@ -50,10 +50,8 @@ OPD = Estimator(
     name="opd",
     description="vanilla OPD: the log-ratio of the sampled token, no baseline",
     support="sampled",
-    unbiased=True,
     needs=Needs(),
     estimate=_opd,
-    teacher_scores=True,
 )
 
 
@@ -66,7 +64,6 @@ VOPD = Estimator(
     name="vopd",
     description="value baseline -KL(p || q) over the full vocabulary (the paper)",
     support="full",
-    unbiased=True,
     needs=Needs(order=1),
     estimate=_vopd,
 )
@@ -82,10 +79,8 @@ VOPD_TOP_K = Estimator(
     name="vopd_top_k",
     description="value baseline with both models renormalised on the student's top k (the paper)",
     support="top_k",
-    unbiased=True,
     needs=Needs(support="student_top_k"),
     estimate=_vopd_top_k,
-    needs_top_k=True,
 )
 
 
@@ -99,10 +94,8 @@ VOPD_SPARSE = Estimator(
     name="vopd_sparse",
     description="mean reward under the student's renormalised top k; teacher at k + 1 ids, no normaliser",
     support="top_k",
-    unbiased=True,
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_vopd_sparse,
-    needs_top_k=True,
 )
 
 
@@ -115,7 +108,6 @@ VOPD_OPTIMAL = Estimator(
     name="vopd_optimal",
     description="baseline of least variance, E_p[w r] / E_p[w] with w = |e_v - p|^2",
     support="full",
-    unbiased=True,
     needs=Needs(order=2),
     estimate=_vopd_optimal,
 )
@@ -132,11 +124,8 @@ VOPD_TEACHER_TOP_K = Estimator(
     name="vopd_teacher_top_k",
     description="value baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
     support="top_k",
-    unbiased=True,
     needs=Needs(support="teacher_top_k"),
     estimate=_vopd_teacher_top_k,
-    needs_top_k=True,
-    teacher_scores=True,
 )
 
 
@@ -151,9 +140,6 @@ VOPD_TEACHER_TOP_K_OPTIMAL = Estimator(
     name="vopd_teacher_top_k_optimal",
     description="optimal baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
     support="top_k",
-    unbiased=True,
     needs=Needs(support="teacher_top_k", order=2),
     estimate=_vopd_teacher_top_k_optimal,
-    needs_top_k=True,
-    teacher_scores=True,
 )

@@ -52,10 +52,8 @@ RAO_BLACKWELL_TOP_K = Estimator(
     name="rao_blackwell_top_k",
     description="the student's top k summed exactly, the rest sampled",
     support="full",
-    unbiased=True,
     needs=Needs(support="student_top_k", order=1),
     estimate=_rao_blackwell_top_k,
-    needs_top_k=True,
 )
 
 
@@ -69,9 +67,6 @@ RAO_BLACKWELL_TEACHER_TOP_K = Estimator(
     name="rao_blackwell_teacher_top_k",
     description="the teacher's top k summed exactly, the rest sampled: a plain server is enough",
     support="top_k",
-    unbiased=True,
     needs=Needs(support="teacher_top_k"),
     estimate=_rao_blackwell_teacher_top_k,
-    needs_top_k=True,
-    teacher_scores=True,
 )
