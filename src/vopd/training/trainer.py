@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
@@ -98,7 +97,8 @@ class VOPDTrainer(TRLAdapter):
         teachers: dict[str, Any] | None = None,
     ) -> None:
         args = VOPDConfig() if args is None else args
-        _check_arguments(args)
+        if not isinstance(args, VOPDConfig):
+            raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
         given = sources(teacher_model, teachers, args.teacher_server_url)
         for teacher in given.values():
             if model is teacher and not isinstance(model, str):
@@ -139,7 +139,7 @@ class VOPDTrainer(TRLAdapter):
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
         self._tokens = 0.0
-        self._clock = StepClock()
+        self.clock = StepClock()
         self._samples = SampleBuffer(0)
         self._rollout = RolloutDifference()
         self.card_notes: dict[str, Any] = {}
@@ -181,7 +181,7 @@ class VOPDTrainer(TRLAdapter):
     def _prepare_callbacks(self) -> None:
         if self.accelerator.is_main_process:
             self._samples = SampleBuffer(self.args.samples_per_step, self._rewards.names)
-        self._order = PromptOrder(self.args, self.generation_batch_size)
+        self.order = PromptOrder(self.args, self.generation_batch_size)
         self._guard = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
@@ -192,7 +192,7 @@ class VOPDTrainer(TRLAdapter):
         self._dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
         watches = [self._stopping, self._dropped, GuardWatch(self._stopping), self._teachers.average]
-        for callback in (self._order, self._clock, run_log, self._progress, *filter(None, watches)):
+        for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
@@ -204,9 +204,6 @@ class VOPDTrainer(TRLAdapter):
         return records
 
     # ---- what TRL's trainer asks of the method ------------------------------------------------------------------
-
-    def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
-        return self._order.sampler(num_prompts)
 
     def token_loss(
         self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any
@@ -244,7 +241,7 @@ class VOPDTrainer(TRLAdapter):
         if self._teachers.average is not None:
             self._teachers.average.load(checkpoint)
 
-    def rollout_done(self, rows: list[dict[str, Any]], batch: Batch, seconds: float) -> Batch:
+    def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         mode = "train" if self.model.training else "eval"
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
         mask = batch.loss_mask
@@ -255,19 +252,15 @@ class VOPDTrainer(TRLAdapter):
             )
         if mode == "train":
             self._tokens += float(mask.sum())
-            self._clock.spend("rollout", seconds)
         if not self._rewards.names:
             return batch
-        with self._clock.spending("reward"):
+        with self.clock.spending("reward"):
             state = self.state if mode == "train" else None
             return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
 
     def rows_settled(self, dropped: int, rows: int) -> None:
         if self.model.training:
             self._dropped.add(dropped, rows)
-
-    def scoring_done(self, seconds: float) -> None:
-        self._clock.spend("scoring", seconds)
 
     def loss_ready(self, loss: Tensor) -> None:
         self._guard.watch(loss)
@@ -281,7 +274,7 @@ class VOPDTrainer(TRLAdapter):
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
         if mode == "train":
-            self._clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
+            self.clock.report(averages, self._tokens, self.accelerator.num_processes, self.accelerator.device)
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
@@ -356,11 +349,6 @@ class VOPDTrainer(TRLAdapter):
             "adapter": hasattr(self.model, "peft_config"),
             **self.card_notes,
         }
-
-
-def _check_arguments(args: Any) -> None:
-    if not isinstance(args, VOPDConfig):
-        raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:

@@ -29,6 +29,8 @@ from vopd.teachers import Scored, Teacher
 from vopd.teachers.base import sequence
 
 from .batch import Batch
+from .monitoring.clock import StepClock
+from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
 TESTED_TRL = ("1.16", "1.17")
@@ -64,9 +66,17 @@ _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
 
 
 class TRLAdapter(DistillationTrainer):
-    """DistillationTrainer with any ``Teacher``, exact positions, and a few extension points."""
+    """DistillationTrainer with any ``Teacher``, exact positions, and a few extension points.
+
+    Attributes:
+        teacher: scores every batch.
+        order: of the prompts.
+        clock: is told what rollouts and scoring take.
+    """
 
     teacher: Teacher
+    order: PromptOrder
+    clock: StepClock
 
     def __init__(self, **arguments: Any) -> None:
         with _clear_errors():
@@ -92,16 +102,12 @@ class TRLAdapter(DistillationTrainer):
         """The batch generated from the data set's `rows`, with what teachers need besides. Called before they begin."""
 
     @abstractmethod
-    def rollout_done(self, rows: list[dict[str, Any]], batch: Batch, seconds: float) -> Batch:
+    def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         """The same batch with what rewards say of it. Called once the teachers have begun."""
 
     @abstractmethod
     def rows_settled(self, dropped: int, rows: int) -> None:
         """Called where a teacher may leave rows without scores: how many of an optimizer step's, over all ranks."""
-
-    @abstractmethod
-    def scoring_done(self, seconds: float) -> None:
-        """Called with the time that a micro-batch waited for its teachers."""
 
     @abstractmethod
     def loss_ready(self, loss: Tensor) -> None:
@@ -118,10 +124,6 @@ class TRLAdapter(DistillationTrainer):
     @abstractmethod
     def checkpoint_loaded(self, checkpoint: str) -> None:
         """Called when a run resumes, with the folder that it resumes from."""
-
-    @abstractmethod
-    def prompt_sampler(self, num_prompts: int) -> Sampler[int]:
-        """Order of the prompts: every generation batch once for each of its micro-batches."""
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class TRLAdapter(DistillationTrainer):
     # ---- TRL's hooks ------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        return self.prompt_sampler(len(self.train_dataset if dataset is None else dataset))
+        return self.order.sampler(len(self.train_dataset if dataset is None else dataset))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -283,7 +285,8 @@ class TRLAdapter(DistillationTrainer):
         self._next_row += count
         batch = self.rows_drawn(inputs, batch)
         self.teacher.begin(batch.rollouts)
-        return self.rollout_done(inputs, batch, time.perf_counter() - started).entries()
+        self.clock.spend("rollout", time.perf_counter() - started)
+        return self.rollout_done(inputs, batch).entries()
 
     def _compute_loss(
         self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
@@ -294,19 +297,11 @@ class TRLAdapter(DistillationTrainer):
         # it the student would be trained in float32 on what it sampled in bf16.
         with self.accelerator.autocast():
             student = self.placement.states(unwrapped_student, "student", sequence(batch))
-            scored = self._scored(batch, student)
+            with self.clock.spending("scoring", self.accelerator.device):
+                scored = self.teacher.score(batch.rollouts, student)
         batch = batch.to(student.head.device)
         loss, entropy = self.token_loss(batch, student, scored, num_items_in_batch)
         return loss, entropy.detach(), batch.loss_mask.sum()
-
-    def _scored(self, batch: Batch, student: States) -> Sequence[Scored]:
-        """What the teachers say of a micro-batch, with the time that it took."""
-        _synchronize(self.accelerator.device)
-        started = time.perf_counter()
-        scored = self.teacher.score(batch.rollouts, student)
-        _synchronize(self.accelerator.device)
-        self.scoring_done(time.perf_counter() - started)
-        return scored
 
     def _settle(self, inputs: dict[str, Any]) -> None:
         """Take the rows that no teacher scored out of the loss and out of its normaliser, over all ranks."""
@@ -368,8 +363,3 @@ def _clear_errors() -> Iterator[None]:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()

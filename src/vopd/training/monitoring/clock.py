@@ -39,10 +39,15 @@ class StepClock(TrainerCallback):
             self._parts[part] = self._parts.get(part, 0.0) + seconds
 
     @contextmanager
-    def spending(self, part: str) -> Iterator[None]:
-        """What runs within goes to `part`, a further one where it is named for the first time."""
+    def spending(self, part: str, device: torch.device | None = None) -> Iterator[None]:
+        """What runs within goes to `part`, a further one where it is named for the first time.
+
+        With a `device`, all that it was given to do before is waited for first, and all of this at the end.
+        """
+        _wait_for(device)
         started = time.perf_counter()
         yield
+        _wait_for(device)
         self.spend(part, time.perf_counter() - started)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,3 +65,8 @@ class StepClock(TrainerCallback):
                 averages.add_total(f"seconds/{part}", seconds, self._steps, device)
             averages.add_total("tokens_per_second", tokens, self._total / ranks, device)
         self._restart()
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type != "cpu":
+        torch.accelerator.synchronize()
