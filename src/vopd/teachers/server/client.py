@@ -1,8 +1,9 @@
-"""Requests to teacher servers: spread over their addresses, bounded in number, repeated within a deadline."""
+"""Requests to teacher servers: spread over their addresses, bounded in number, retried within a deadline."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
@@ -16,12 +17,12 @@ from urllib.parse import urlsplit
 
 from vopd.errors import ConfigurationError, TeacherServerError, require
 
-from .vllm import BadAnswer
+from .vllm import Answer, BadAnswer, Question, read, request_of
 
 T = TypeVar("T")
 
-# What another attempt can mend: a server that is starting, overloaded or being replaced.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A server that is starting, overloaded or being replaced: worth another attempt.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHOWN = 300
 
 
@@ -44,12 +45,12 @@ class Patience:
     longest_pause: float = 30.0
 
 
-class Refused(TeacherServerError):
-    """The server understood the request and will not do it, now or later."""
+class Rejected(TeacherServerError):
+    """The server understood the request and will not do it, now or later; ``status`` is that of its answer."""
 
-
-class Passing(Exception):
-    """A failure that another attempt can mend; says what."""
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
@@ -62,7 +63,8 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     for url in [urls] if isinstance(urls, str) else urls:
         parts = urlsplit(str(url).strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(f"teacher_server_url {_hidden(str(url))!r} is no address such as http://host:8000")
+            shown = str(url).rpartition("@")[2]  # a password in front of it stays out of the message
+            raise ConfigurationError(f"teacher_server_url {shown!r} is no address such as http://host:8000")
         if "@" in parts.netloc:
             raise ConfigurationError(
                 "teacher_server_url holds a password, which would reach logs; put it into the environment variable "
@@ -73,10 +75,6 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise ConfigurationError("teacher_server_url is empty; give one or several addresses")
     return tuple(dict.fromkeys(found))
-
-
-def _hidden(url: str) -> str:
-    return url.rpartition("@")[2]
 
 
 class Servers:
@@ -113,20 +111,13 @@ class Servers:
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
-        self._rested = dict.fromkeys(self.urls, 0.0)
+        self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
         self._give_up = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
-    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str | None = None) -> Future[T]:
-        """Ask in the background; the result is what `read` makes of the answer's JSON.
-
-        `read` may raise BadAnswer, which is a failure like a broken connection: another attempt, another server.
-        """
-        return self._executor.submit(self.ask, path, body, read, url)
-
     def background(self, work: Callable[[], T]) -> Future[T]:
-        """Do something else among the requests."""
+        """Do `work` among the requests; the future holds what it returns or raises."""
         return self._executor.submit(work)
 
     def ask(
@@ -137,10 +128,16 @@ class Servers:
         url: str | None = None,
         retries: int | None = None,
     ) -> T:
-        """Ask, and again until the answer is good; of `url`, or of whichever server has least to do.
+        """What `read` makes of the answer's JSON. A BadAnswer that it raises is a failure like a broken connection.
+
+        Args:
+            path, body: the request.
+            read: from the parsed JSON to the result.
+            url: the server to ask; None for whichever has least to do, which another attempt chooses anew.
+            retries: attempts after the first; None for those of the patience.
 
         Raises:
-            Refused: the server will not do this.
+            Rejected: the server will not do this.
             TeacherServerError: no good answer within the deadline and the number of attempts.
         """
         patience, ends = self.patience, time.monotonic() + self.patience.deadline
@@ -148,9 +145,9 @@ class Servers:
         for attempt in range(retries + 1):
             where = url or self._least_busy()
             try:
-                return self._read(read, self._post(where, path, body, ends))
-            except (Passing, BadAnswer) as error:
-                problem, self._rested[where] = error, time.monotonic()
+                return self._attempt(where, path, body, read, ends)
+            except BadAnswer as error:
+                problem, self._failed_at[where] = error, time.monotonic()
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._jitter()
             if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
@@ -160,13 +157,6 @@ class Servers:
             with self._lock:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
-
-    @staticmethod
-    def _read(read: Callable[[Any], T], body: Any) -> T:
-        try:
-            return read(body)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
 
     def get(self, url: str, path: str) -> Any:
         """The JSON at an address, asked for once; None where there is nothing there.
@@ -191,29 +181,31 @@ class Servers:
         """Give up what is under way. Happens by itself when nothing refers to the servers any more."""
         self._give_up()
 
-    def _post(self, url: str, path: str, body: dict[str, Any], ends: float) -> Any:
-        """One attempt: the parsed JSON of an answer with status 200."""
+    def _attempt(self, url: str, path: str, body: dict[str, Any], read: Callable[[Any], T], ends: float) -> T:
+        """One attempt. Raises BadAnswer where another one is worth it."""
         with self._lock:
             self._under_way[url] += 1
             self.counts["requests"] += 1
         try:
             status, content = self._exchange(url + path, json.dumps(body).encode(), ends)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
-            raise Passing(_reason(error)) from error
+            raise BadAnswer(_reason(error)) from error
         except RuntimeError as error:  # closed by another thread that gave up
-            raise Passing("given up") from error
+            raise BadAnswer("given up") from error
         finally:
             with self._lock:
                 self._under_way[url] -= 1
-        if status in _PASSING:
-            raise Passing(f"status {status}: {_message(content)}")
+        if status in _TRANSIENT:
+            raise BadAnswer(f"status {status}: {_message(content)}")
         self._check_key(url, status)
         if status != 200:
-            raise Refused(f"the teacher server {url} refuses with status {status}: {_message(content)}")
+            raise Rejected(f"the teacher server {url} refuses with status {status}: {_message(content)}", status)
         try:
-            return json.loads(content)
-        except ValueError as error:
+            return read(json.loads(content))
+        except json.JSONDecodeError as error:
             raise BadAnswer("the answer is no JSON") from error
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
 
     def _exchange(self, address: str, body: bytes, ends: float) -> tuple[int, bytes]:
         """Status and content of the answer, all of which must arrive in time: httpx's own limit is one of silence."""
@@ -224,7 +216,7 @@ class Servers:
             for part in answer.iter_bytes():
                 parts.append(part)
                 if time.monotonic() > latest:
-                    raise Passing(f"not answered within {seconds:.0f} s")
+                    raise BadAnswer(f"not answered within {seconds:.0f} s")
             with self._lock:
                 self.counts["bytes_sent"] += len(body)
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
@@ -232,23 +224,47 @@ class Servers:
 
     def _check_key(self, url: str, status: int) -> None:
         if status == 401:
-            raise Refused(
+            raise Rejected(
                 f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
-                "another one with teacher_server_key_env"
+                "another one with teacher_server_key_env",
+                status,
             )
 
     def _least_busy(self) -> str:
         """The server with the fewest requests under way, those that failed in the last minute after the others."""
-        now = time.monotonic()
+        recently = time.monotonic() - 60
         with self._lock:
-            return min(
-                self.urls,
-                key=lambda url: (self._rested[url] > now - 60 and self._rested[url] > 0, self._under_way[url]),
-            )
+            return min(self.urls, key=lambda url: (self._failed_at[url] > recently, self._under_way[url]))
 
     def _jitter(self) -> float:
         with self._lock:
             return self._random.uniform(0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model as its servers know it.
+
+    Attributes:
+        servers: where it is.
+        name: what they call it.
+        vocab_size: the real vocabulary; ids past it, a padded head's, are no tokens.
+    """
+
+    servers: Servers
+    name: str
+    vocab_size: int | None = None
+
+    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str) -> T:
+        """See ``Servers.ask``; the body names the model."""
+        return self.servers.ask(path, {"model": self.name, **body}, read, url)
+
+    def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
+        """The scores of one completion; arguments and errors as those of ``Servers.ask``."""
+        path, body = request_of(question, self.name)
+        return self.servers.ask(
+            path, body, lambda found: read(question, self.name, found, self.vocab_size), url, retries
+        )
 
 
 def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:

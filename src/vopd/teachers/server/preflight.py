@@ -1,4 +1,4 @@
-"""What is found out about a teacher server before it is trusted: every claim is tried, none is read off a name."""
+"""What is found out about a teacher's servers before they are trusted: every claim is tried, none is read off a name."""
 
 from __future__ import annotations
 
@@ -9,48 +9,134 @@ from typing import Any
 import torch
 
 from vopd.errors import ConfigurationError, TeacherServerError
-from vopd.estimators.teacher_scores import ScoreKind
+from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
 
-from .client import Refused, Servers
-from .vllm import COMPLETIONS, Answer, BadAnswer, Question, read, request_of
+from .client import Rejected, ServedModel, Servers
+from .same_ids import check_vocabulary
+from .vllm import COMPLETIONS, Answer, BadAnswer, Question
 
 # Nats a token on average: what two precisions or batch sizes differ by at most, and other weights by at least.
 SAME_WEIGHTS = 0.05
 # Nats: scores of one row at two temperatures must be in proportion to this.
 _PROPORTION = 0.02
-_PROBE_TOKENS = 64
+_WRITTEN_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A text that the server wrote itself, and what it says of it.
-
-    Attributes:
-        question: the text, to be scored again at any time.
-        answer: its scores.
-        end_id: the id that the server ended the text with; None where it ran on to the limit.
-    """
-
-    question: Question
-    answer: Answer
-    end_id: int | None
-
-
-@dataclass(frozen=True)
-class Repeat:
+class Difference:
     """How far two scorings of one text are apart, nats a token."""
 
     largest: float
     mean: float
 
 
-def find_model(servers: Servers, url: str, wanted: str | None) -> tuple[str, int | None]:
-    """Name of the model to ask for, and the longest sequence that it takes (None where the server does not say).
+@dataclass(frozen=True)
+class Findings:
+    """What the servers of one model were found to do.
+
+    Attributes:
+        model: the model, as they know it.
+        length: longest sequence that all of them take; None where none says.
+        same_ids: by address, how many ids mean what they mean to the student; None where that cannot be asked.
+        text: a text that the first server wrote itself, with the number of top tokens that it was found to give.
+        scores: its scores there.
+        end_id: the id that the server ended the text with; None where it ran on to the limit.
+        repeats: by address, how far another scoring of the text is apart from ``scores``.
+        refusals: why there are no scores of a kind, by kind.
+        untempered: addresses that score at temperature 1 whatever is asked.
+    """
+
+    model: ServedModel
+    length: int | None
+    same_ids: dict[str, int | None]
+    text: Question
+    scores: Answer
+    end_id: int | None
+    repeats: dict[str, Difference]
+    refusals: dict[ScoreKind, str]
+    untempered: list[str]
+
+    @property
+    def gives(self) -> frozenset[ScoreKind]:
+        """The kinds of scores that were asked for and came."""
+        return EVERY_KIND.difference(self.refusals)
+
+    def check_weights(self) -> None:
+        """Score the text once more on every server. One that does not answer is not judged here.
+
+        Raises:
+            TeacherServerError: one has other weights than at the start.
+        """
+        for url in self.model.servers.urls:
+            try:
+                apart = _difference(self.scores, self.model.score(_alone(self.text), url, retries=0)).mean
+            except TeacherServerError:
+                continue
+            if apart > _tolerance(self.repeats):
+                raise TeacherServerError(
+                    f"the teacher server {url} now scores a text {apart:.2f} nats a token away from what the run began "
+                    "with: it serves other weights; restart it with the first ones, or begin a new run"
+                )
+
+
+def inspect_servers(
+    servers: Servers,
+    name: str | None,
+    *,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    top_k: Sequence[int],
+    chosen: bool,
+    temperature: float,
+    vocab_size: int | None = None,
+) -> Findings:
+    """Ask the servers what they serve, and try what they give.
+
+    Args:
+        servers: of one model.
+        name: what they call it; None for the only one.
+        tokenizer: the student's; None compares no vocabulary.
+        prompt: ids for the first server to go on from.
+        top_k: how many of the teacher's most likely tokens to ask for: one number after the other until one is given.
+        chosen: whether to ask for scores of ids of the caller's choice.
+        temperature: to try; 1 needs no trial.
+        vocab_size: number of real ids.
 
     Raises:
-        TeacherServerError: nothing answers, or not as a model server.
-        ConfigurationError: the server has no such model, or several and none was named.
+        TeacherServerError: a server does not answer, or not as one that scores; or two have different weights.
+        MismatchError: its vocabulary is another one than the student's.
+        ConfigurationError: it is not clear which model is meant.
     """
+    found_name, length = _find_model(servers, name)
+    model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
+    same_ids = {url: check_vocabulary(model, url, tokenizer) for url in servers.urls} if tokenizer is not None else {}
+    ids, end_id = _written(model, first, prompt)
+    text, scores, refusal = _scored(model, first, Question(ids, start=len(prompt)), top_k)
+    refusals: dict[ScoreKind, str] = {"full": "whole rows are for a teacher in this process"}
+    if not text.top_k:
+        refusals["top_k"] = refusal
+    repeats = {url: _difference(scores, model.score(_alone(text), url)) for url in servers.urls}
+    _check_agreement(repeats)
+    refusal = _try_chosen(model, first, text, scores) if chosen else "not asked"
+    if refusal:
+        refusals["chosen"] = refusal
+    untempered = [url for url in servers.urls if temperature != 1 and not _tempers(model, url, text, temperature)]
+    return Findings(model, length, same_ids, text, scores, end_id, repeats, refusals, untempered)
+
+
+def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
+    """The model's name, the same on every server, and the longest sequence that all of them take, if they say."""
+    found = [_model_at(servers, url, wanted) for url in servers.urls]
+    names = sorted({name for name, _ in found})
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"the servers call the teacher by different names ({', '.join(names)}); start them with one "
+            "--served-model-name"
+        )
+    return names[0], min((length for _, length in found if length is not None), default=None)
+
+
+def _model_at(servers: Servers, url: str, wanted: str | None) -> tuple[str, int | None]:
     listed = servers.get(url, "/v1/models")
     entries = listed.get("data") if isinstance(listed, dict) else None
     if not entries:
@@ -68,57 +154,85 @@ def find_model(servers: Servers, url: str, wanted: str | None) -> tuple[str, int
     return name, lengths[name]
 
 
-def probe(servers: Servers, url: str, model: str, prompt: Sequence[int], top_k: int, vocab_size: int | None) -> Probe:
-    """Let the server go on from a prompt, most likely token first, and score what it wrote.
-
-    Raises:
-        TeacherServerError: it will not, or what it answers cannot be used.
-    """
-    body = {
-        "model": model,
-        "prompt": list(prompt),
-        "max_tokens": _PROBE_TOKENS,
-        "temperature": 0,
-        "return_token_ids": True,
-    }
-    choice = servers.ask(COMPLETIONS, body, _only_choice, url)
-    written = choice["token_ids"]
+def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
+    """The prompt with the server's most likely continuation, and the id that ended it."""
+    body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
+    choice = model.ask(COMPLETIONS, body, _only_choice, url)
+    ids = choice["token_ids"]
     ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
-    question = Question((*prompt, *written), start=len(prompt), top_k=top_k)
-    return Probe(question, ask(servers, url, model, question, vocab_size), written[-1] if ended else None)
+    return (*prompt, *ids), ids[-1] if ended else None
 
 
 def _only_choice(body: Any) -> Any:
-    try:
-        choice = body["choices"][0]
-        if not choice["token_ids"]:
-            raise BadAnswer("the server wrote nothing")
-        return choice
-    except (KeyError, IndexError, TypeError) as error:
-        raise BadAnswer("the answer has no choice with token_ids (return_token_ids); vLLM 0.11 or newer has") from error
+    choice = body["choices"][0]
+    if "token_ids" not in choice:
+        raise BadAnswer("the answer has no choice with token_ids (return_token_ids); vLLM 0.11 or newer has")
+    if not choice["token_ids"]:
+        raise BadAnswer("the server wrote nothing")
+    return choice
 
 
-def ask(servers: Servers, url: str, model: str, question: Question, vocab_size: int | None = None) -> Answer:
-    """The scores of one text from one server."""
-    path, body = request_of(question, model)
-    return servers.ask(path, body, lambda found: read(question, model, found, vocab_size), url)
+def _scored(model: ServedModel, url: str, text: Question, top_k: Sequence[int]) -> tuple[Question, Answer, str]:
+    """The text with the first number of top tokens that the server gives, its scores, and why it gives no other."""
+    refusal = "not asked"
+    for count in top_k:
+        question = Question(text.ids, text.start, count)
+        try:
+            return question, model.score(question, url), refusal
+        except Rejected as error:
+            refusal = str(error)
+    return text, model.score(text, url), refusal
 
 
-def difference(first: Answer, second: Answer) -> Repeat:
-    """How far the scores of the text's own tokens are apart."""
+def _alone(text: Question) -> Question:
+    """The same text, of which only its own tokens' scores are asked for."""
+    return Question(text.ids, text.start)
+
+
+def _difference(first: Answer, second: Answer) -> Difference:
     apart = (first.sampled - second.sampled).abs()
-    return Repeat(float(apart.max()), float(apart.mean()))
+    return Difference(float(apart.max()), float(apart.mean()))
 
 
-def heeds_temperature(servers: Servers, url: str, model: str, found: Probe, temperature: float) -> bool:
+def _tolerance(repeats: dict[str, Difference]) -> float:
+    """Nats a token: scorings further apart than this are of different weights. The first server has them for sure."""
+    return SAME_WEIGHTS + 5 * next(iter(repeats.values())).mean
+
+
+def _check_agreement(repeats: dict[str, Difference]) -> None:
+    first, *others = repeats
+    for url in others:
+        if repeats[url].mean > _tolerance(repeats):
+            raise TeacherServerError(
+                f"{url} scores a text {repeats[url].mean:.2f} nats a token away from {first}: they serve different "
+                "weights; start both with the same model"
+            )
+
+
+def _try_chosen(model: ServedModel, url: str, text: Question, scores: Answer) -> str | None:
+    """None where the server scores ids of the caller's choice; otherwise, in its words, why it does not.
+
+    Asked for the teacher's own top tokens, whose scores are known already: others coming back would show.
+    """
+    others = scores.top_k_ids if text.top_k else scores.top_k_ids.new_zeros(text.tokens, 1)
+    rows = torch.cat([others, torch.tensor(text.ids[text.start :]).unsqueeze(-1)], dim=-1)
+    try:
+        answer = model.score(Question(text.ids, text.start, chosen=tuple(map(tuple, rows.tolist()))), url)
+    except TeacherServerError as error:
+        return str(error.__cause__ or error)
+    apart = _difference(scores, answer).mean
+    if apart > SAME_WEIGHTS:
+        return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
+    return None
+
+
+def _tempers(model: ServedModel, url: str, text: Question, temperature: float) -> bool:
     """Whether the server scores at the temperature that it is asked for.
 
     Of two tokens a, b of one row log q_T(a) - log q_T(b) = (log q(a) - log q(b)) / T, whatever the normaliser is.
     """
-    top_k = max(found.question.top_k, 2)
     plain, hot = (
-        ask(servers, url, model, Question(found.question.ids, found.question.start, top_k, temperature=asked))
-        for asked in (1.0, temperature)
+        model.score(Question(text.ids, text.start, 2, temperature=asked), url) for asked in (1.0, temperature)
     )
     same = (plain.top_k_ids == hot.top_k_ids).all(-1)  # ties may be broken differently
     apart = [answer.top_k_logprobs[:, 0] - answer.top_k_logprobs[:, 1] for answer in (plain, hot)]
@@ -127,80 +241,3 @@ def heeds_temperature(servers: Servers, url: str, model: str, found: Probe, temp
         return False
     wrong = (apart[1] - apart[0] / temperature)[usable].abs()
     return bool((wrong <= _PROPORTION * (1 + apart[0][usable])).all())
-
-
-def scores_chosen(servers: Servers, url: str, model: str, found: Probe) -> str | None:
-    """None where the server scores ids of the caller's choice; otherwise, in its words, why it does not.
-
-    Asked for the teacher's own top tokens, whose scores are known already: others coming back would show.
-    """
-    question, answer = found.question, found.answer
-    others = answer.top_k_ids if question.top_k else answer.top_k_ids.new_zeros(question.tokens, 1)
-    rows = torch.cat([others, torch.tensor(question.ids[question.start :]).unsqueeze(-1)], dim=-1)
-    chosen = Question(question.ids, question.start, chosen=tuple(map(tuple, rows.tolist())))
-    try:
-        scored = ask(servers, url, model, chosen)
-    except Refused as error:
-        return str(error)
-    except TeacherServerError as error:
-        return str(error.__cause__ or error)
-    apart = difference(answer, scored).mean
-    if apart > SAME_WEIGHTS:
-        return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
-    return None
-
-
-def most_top_k(servers: Servers, url: str, model: str, found: Probe, asked: Sequence[int] = (20, 5, 1)) -> int:
-    """The largest of `asked` that the server takes as prompt_logprobs; 0 for none."""
-    for top_k in asked:
-        try:
-            ask(servers, url, model, Question(found.question.ids, found.question.start, top_k))
-            return top_k
-        except Refused:
-            continue
-    return 0
-
-
-def score_kinds(top_k: int, chosen: bool) -> frozenset[ScoreKind]:
-    """What a server gives that takes `top_k` as prompt_logprobs and scores chosen ids or not."""
-    found: set[ScoreKind] = {"sampled"}
-    if top_k:
-        found.add("top_k")
-    if chosen:
-        found.add("chosen")
-    return frozenset(found)
-
-
-class Watch:
-    """Sees that every server still has the weights that it had at the start: a fixed text is scored now and then.
-
-    Args:
-        servers: where.
-        model: its name there.
-        found: the text and its scores at the start.
-        repeat: how far two scorings at the start were apart.
-    """
-
-    def __init__(self, servers: Servers, model: str, found: Probe, repeat: Repeat) -> None:
-        self._servers, self._model, self._found = servers, model, found
-        self.limit = SAME_WEIGHTS + 5 * repeat.mean
-
-    def __call__(self) -> Any:
-        """Look in the background; the future holds TeacherServerError where other weights answer."""
-        return self._servers.background(self.look)
-
-    def look(self) -> None:
-        """Score the text on every server. One that does not answer is not judged here."""
-        question = Question(self._found.question.ids, self._found.question.start)
-        path, body = request_of(question, self._model)
-        for url in self._servers.urls:
-            try:
-                answer = self._servers.ask(path, body, lambda found: read(question, self._model, found), url, retries=0)
-            except TeacherServerError:
-                continue
-            apart = difference(self._found.answer, answer).mean
-            if apart > self.limit:
-                raise TeacherServerError(
-                    f"the teacher server {url} now scores a text {apart:.2f} nats a token away from what the run began "
-                    "with: it serves other weights; restart it with the first ones, or begin a new run"
-                )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Literal
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,136 +14,116 @@ from vopd.errors import TeacherServerError
 from vopd.estimators.teacher_scores import ScoreKind, TopKScores
 
 from ..base import Rollouts, Scored, States
-from .client import Servers
-from .vllm import Answer, Question, read, request_of
+from .client import ServedModel
+from .vllm import Answer, Question
 
-Failure = Literal["raise", "drop"]
+T = TypeVar("T")
 
 
 class ServerTeacher:
     """``Teacher`` of which only scores are known.
 
     Args:
-        servers: where it is.
-        model: what they call it.
+        model: what the servers serve.
         need: what to ask for: the sampled token's score, the teacher's own top k, or those of ids chosen by the
             student.
         gives: what the servers were found to give.
         top_k: how many tokens a position; 0 with "sampled".
-        temperature: of the rollout. Asked of the server, which must have been found to heed it; the scores of chosen
+        temperature: of the rollout. Asked of the server, which must have been found to apply it; the scores of chosen
             ids are divided by it instead, since whoever asks for them does not need a normaliser.
-        vocab_size: the real vocabulary.
-        failure: "raise" ends the run where a completion gets no good answer; "drop" leaves it out of the loss.
-        watch: called with every generated batch, to see that the servers still are what they were.
+        drop: leave a completion that gets no good answer out of the loss, instead of ending the run.
+        check: called in the background with every generated batch; raises TeacherServerError where the servers are no
+            longer what they were.
     """
 
     def __init__(
         self,
-        servers: Servers,
-        model: str,
+        model: ServedModel,
         *,
         need: ScoreKind,
         gives: frozenset[ScoreKind],
         top_k: int = 0,
         temperature: float = 1.0,
-        vocab_size: int | None = None,
-        failure: Failure = "raise",
-        watch: Callable[[], Future[None]] | None = None,
+        drop: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> None:
-        self.servers, self.model, self.gives = servers, model, gives
+        self.model, self.gives = model, gives
         self._need, self._top_k, self._temperature = need, top_k, temperature
-        self._vocab_size, self._failure = vocab_size, failure
-        self._watch = watch
-        self._watched: Future[None] | None = None
+        self._drop, self._check = drop, check
+        self._checked: Future[None] | None = None
         self._asked: dict[int, Future[Answer]] = {}
         self._dropped = 0
         self._reported: dict[str, float] = {}
 
     def begin(self, rollouts: Rollouts) -> None:
         """Ask for the scores of every row, unless the student must choose the ids first."""
-        if self._watch is not None:
-            self._see()
-            self._watched = self._watch()
-        if self._need == "chosen" or rollouts.rows is None:
-            return
-        for row, question in zip(rollouts.rows.tolist(), self._questions(rollouts)):
-            self._asked[row] = self._ask(question)
+        if self._check is not None:
+            self._raise_checked()
+            self._checked = self.model.servers.background(self._check)
+        if self._need != "chosen" and rollouts.rows is not None:
+            self._asked.update(zip(rollouts.rows.tolist(), self._ask(rollouts)))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
-        """With "drop" wait for all scores, and say which rows got them."""
-        if self._failure == "raise" or rollouts.rows is None:
+        """With ``drop`` wait for all scores, and say which rows got them."""
+        if not self._drop or rollouts.rows is None:
             return None
-        self._see()
-        scored = []
-        for row in rollouts.rows.tolist():
-            error = self._asked[row].exception()
-            if error is not None and not isinstance(error, TeacherServerError):
-                raise error
-            scored.append(error is None)
-        self._dropped += scored.count(False)
-        return torch.tensor(scored)
+        self._raise_checked()
+        failed = [_failed(self._asked[row]) for row in rollouts.rows.tolist()]
+        self._dropped += sum(failed)
+        return ~torch.tensor(failed, dtype=torch.bool)
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Scores of the micro-batch. Rows that were dropped hold zeros, which the mask keeps out of the loss."""
-        if self._need == "chosen":
-            futures = [self._ask(question) for question in self._questions(rollouts, student)]
-        elif rollouts.rows is None:
-            futures = [self._ask(question) for question in self._questions(rollouts)]
+        if self._need == "chosen" or rollouts.rows is None:
+            futures = self._ask(rollouts, student)
         else:
             futures = [self._asked.pop(row) for row in rollouts.rows.tolist()]
-        dropped = [self._failure == "drop" and future.exception() is not None for future in futures]
-        try:
-            answers = [None if out else future.result() for future, out in zip(futures, dropped)]
-        except TeacherServerError:
-            self.close()
-            raise
-        self._see()
+        dropped = [self._drop and _failed(future) for future in futures]
+        answers = [None if out else self._result(future) for future, out in zip(futures, dropped)]
+        self._raise_checked()
         device = student.head.weight.device
         scores = self._batch(answers, rollouts.completion_ids.size(1), device)
-        if not any(dropped):
-            return [Scored(scores)]
-        return [Scored(scores, mask=(~torch.tensor(dropped, device=device)).unsqueeze(-1))]
+        return [Scored(scores, mask=~torch.tensor(dropped, device=device).unsqueeze(-1) if any(dropped) else None)]
 
     def metrics(self) -> dict[str, float]:
         """Requests, repetitions, dropped rows and bytes of this process since the last call."""
-        counts = {**self.servers.counts, "dropped_rows": float(self._dropped)}
+        counts = {**self.model.servers.counts, "dropped_rows": float(self._dropped)}
         found = {f"teacher/{name}": count - self._reported.get(name, 0.0) for name, count in counts.items()}
         self._reported = counts
         return found
 
     def close(self) -> None:
         """Give up what is under way."""
-        self.servers.close()
+        self.model.servers.close()
 
-    def _see(self) -> None:
-        """Raise what the watch has found."""
-        watched, self._watched = self._watched, None
-        if watched is None:
-            return
+    def _raise_checked(self) -> None:
+        """Raise what the last check of the servers found."""
+        checked, self._checked = self._checked, None
+        if checked is not None:
+            self._result(checked)
+
+    def _result(self, future: Future[T]) -> T:
+        """What the future holds. An error ends the run, so the other requests are given up."""
         try:
-            watched.result()
+            return future.result()
         except TeacherServerError:
             self.close()
             raise
 
-    def _ask(self, question: Question) -> Future[Answer]:
-        path, body = request_of(question, self.model)
-        return self.servers.submit(path, body, lambda answer: read(question, self.model, answer, self._vocab_size))
-
-    def _questions(self, rollouts: Rollouts, student: States | None = None) -> list[Question]:
-        chosen = None if student is None else self._chosen(rollouts, student)
-        found = []
+    def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:
+        """Ask for the scores of every row; of ids that the student chooses where these are needed."""
+        chosen = self._chosen(rollouts, student) if student is not None and self._need == "chosen" else None
+        futures = []
         for row, (prompt, completion) in enumerate(_texts(rollouts)):
-            found.append(
-                Question(
-                    ids=(*prompt, *completion),
-                    start=len(prompt),
-                    top_k=self._top_k,
-                    chosen=None if chosen is None else tuple(map(tuple, chosen[row, : len(completion)].tolist())),
-                    temperature=1.0 if self._need == "chosen" else self._temperature,
-                )
+            question = Question(
+                ids=(*prompt, *completion),
+                start=len(prompt),
+                top_k=self._top_k,
+                chosen=None if chosen is None else tuple(map(tuple, chosen[row, : len(completion)].tolist())),
+                temperature=1.0 if self._need == "chosen" else self._temperature,
             )
-        return found
+            futures.append(self.model.servers.background(partial(self.model.score, question)))
+        return futures
 
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1).
@@ -150,7 +131,7 @@ class ServerTeacher:
         In the dtype of the head: where that rounds, other ids than the exact k may come out, which still depend on the
         state alone. A scale above 0 and a soft cap change no order.
         """
-        head = student.head.detach().map(lambda part: part[: self._vocab_size])
+        head = student.head.detach().map(lambda part: part[: self.model.vocab_size])
         top = []
         for row in student.hidden.detach():  # [T, V] logits at a time, as the loss's chunks are
             logits = row.to(head.weight.dtype) @ head.weight.T
@@ -175,6 +156,14 @@ class ServerTeacher:
         if self._need == "chosen":
             sampled, logprobs = sampled / self._temperature, logprobs / self._temperature
         return TopKScores(sampled.to(device), ids.to(device), logprobs.to(device), chosen=self._need == "chosen")
+
+
+def _failed(future: Future[Answer]) -> bool:
+    """Whether the servers gave no good answer, once that is known; another error is raised."""
+    error = future.exception()
+    if error is not None and not isinstance(error, TeacherServerError):
+        raise error
+    return error is not None
 
 
 def _texts(rollouts: Rollouts) -> list[tuple[list[int], list[int]]]:

@@ -32,7 +32,7 @@ _NO_CHANCE = -9999.0
 
 
 class BadAnswer(Exception):
-    """An answer that cannot be used; says why."""
+    """No answer, or one that cannot be used; says why. Another attempt may get a better one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Question:
         start: length of the prompt.
         top_k: how many of the teacher's own most likely tokens to return; 0 for the sampled token alone.
         chosen: instead, ids to score at each completion token, the sampled one last, (T, J).
-        temperature: asked of the server; that it is heeded is for the preflight to find out.
+        temperature: asked of the server; whether it applies it is for the preflight to find out.
     """
 
     ids: tuple[int, ...]
