@@ -41,18 +41,18 @@ def report(options: DoctorOptions) -> list[str]:
     found.model.score(found.text)
     seconds = time.perf_counter() - began
     servers.close()
-    (url, repeat), *_ = found.repeats.items()
-    chosen = found.refusals.get("chosen")
+    ((url, repeat),) = found.repeats.items()
+    chosen = found.refusals["chosen"]
     lines = [
         f"{url} serves {found.model.name}"
         + ("" if found.length is None else f", sequences of up to {found.length} tokens"),
         f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
-        f"scores repeat to {repeat.largest:.2g} nats a token; one request took {seconds * 1000:.0f} ms",
+        f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
         f"temperature {options.temperature:g}: {_temperature(found, options.temperature)}",
         "gives:",
         "  sampled  the score of each sampled token",
-        f"  top_k    {_top_k(found.text.top_k)}",
-        f"  chosen   {'scores of ids of the student' if chosen is None else 'no: ' + chosen}",
+        f"  top_k    {_top_k(found.top_k)}",
+        f"  chosen   {'no: ' + chosen if chosen else 'scores of ids of the student'}",
         f"  full     no: {found.refusals['full']}",
         "estimators:",
     ]

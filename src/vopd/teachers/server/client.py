@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from vopd.errors import ConfigurationError, TeacherServerError, require
 
-from .vllm import Answer, BadAnswer, Question, read, request_of
+from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
 
@@ -86,6 +87,10 @@ class Servers:
         concurrency: requests under way at once, over all addresses.
         patience: how long to insist.
         seed: of the random part of the pauses.
+
+    Attributes:
+        close: call it to give up what is under way. Happens by itself when nothing refers to the servers any more.
+        counts: requests, retries and bytes so far.
     """
 
     def __init__(
@@ -113,25 +118,18 @@ class Servers:
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
-        self._give_up = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
+        self.close = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
     def background(self, work: Callable[[], T]) -> Future[T]:
         """Do `work` among the requests; the future holds what it returns or raises."""
         return self._executor.submit(work)
 
-    def ask(
-        self,
-        path: str,
-        body: dict[str, Any],
-        read: Callable[[Any], T],
-        url: str | None = None,
-        retries: int | None = None,
-    ) -> T:
+    def ask(self, request: Request, read: Callable[[Any], T], url: str | None = None, retries: int | None = None) -> T:
         """What `read` makes of the answer's JSON. A BadAnswer that it raises is a failure like a broken connection.
 
         Args:
-            path, body: the request.
+            request: path and JSON body.
             read: from the parsed JSON to the result.
             url: the server to ask; None for whichever has least to do, which another attempt chooses anew.
             retries: attempts after the first; None for those of the patience.
@@ -145,10 +143,10 @@ class Servers:
         for attempt in range(retries + 1):
             where = url or self._least_busy()
             try:
-                return self._attempt(where, path, body, read, ends)
+                return self._attempt(where, request, read, ends)
             except BadAnswer as error:
                 problem, self._failed_at[where] = error, time.monotonic()
-            pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._jitter()
+            pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
             if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable answer in {attempt + 1} attempts: {problem}; look into "
@@ -177,15 +175,12 @@ class Servers:
         except ValueError:
             return None
 
-    def close(self) -> None:
-        """Give up what is under way. Happens by itself when nothing refers to the servers any more."""
-        self._give_up()
-
-    def _attempt(self, url: str, path: str, body: dict[str, Any], read: Callable[[Any], T], ends: float) -> T:
+    def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
         """One attempt. Raises BadAnswer where another one is worth it."""
         with self._lock:
             self._under_way[url] += 1
             self.counts["requests"] += 1
+        path, body = request
         try:
             status, content = self._exchange(url + path, json.dumps(body).encode(), ends)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
@@ -236,10 +231,6 @@ class Servers:
         with self._lock:
             return min(self.urls, key=lambda url: (self._failed_at[url] > recently, self._under_way[url]))
 
-    def _jitter(self) -> float:
-        with self._lock:
-            return self._random.uniform(0.5, 1.5)
-
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -257,14 +248,12 @@ class ServedModel:
 
     def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str) -> T:
         """See ``Servers.ask``; the body names the model."""
-        return self.servers.ask(path, {"model": self.name, **body}, read, url)
+        return self.servers.ask((path, {"model": self.name, **body}), read, url)
 
     def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
         """The scores of one completion; arguments and errors as those of ``Servers.ask``."""
-        path, body = request_of(question, self.name)
-        return self.servers.ask(
-            path, body, lambda found: read(question, self.name, found, self.vocab_size), url, retries
-        )
+        reads = partial(read, question, self.name, vocab_size=self.vocab_size)
+        return self.servers.ask(request_of(question, self.name), reads, url, retries)
 
 
 def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:
@@ -282,8 +271,12 @@ def _message(content: bytes) -> str:
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         pass
-    return " ".join(str(text).split())[:_SHOWN] or "no message"
+    return _shortened(text) or "no message"
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+    return _shortened(error) or type(error).__name__
+
+
+def _shortened(text: object) -> str:
+    return " ".join(str(text).split())[:_SHOWN]

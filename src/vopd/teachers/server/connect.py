@@ -11,7 +11,6 @@ from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators.checks import check_gives, find_estimator, need_of
 from vopd.estimators.teacher_scores import ScoreKind
 
-from .client import Servers
 from .preflight import Findings, inspect_servers
 from .settings import ServerSettings
 from .teacher import ServerTeacher
@@ -71,13 +70,7 @@ def connect(
     need = need_of(find_estimator(estimator))
     # Chosen ids need no normaliser: their scores are divided by the temperature on this side.
     asked_temperature = 1.0 if need == "chosen" else temperature
-    servers = Servers(
-        settings.teacher_server_url or (),
-        key_env=settings.teacher_server_key_env,
-        concurrency=settings.teacher_server_concurrency,
-        patience=settings.patience,
-        seed=seed,
-    )
+    servers = settings.teacher_servers(seed)
     try:
         found = inspect_servers(
             servers,
@@ -90,8 +83,7 @@ def connect(
             vocab_size=vocab_size,
         )
         _check_vocabulary(found, compared)
-        if need in found.refusals:
-            _refuse(estimator, top_k, need, found.refusals[need])
+        _check_kind(found, need, estimator, top_k)
         _check_temperature(found, temperature)
     except Exception:
         servers.close()
@@ -125,10 +117,12 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
             )
 
 
-def _refuse(estimator: str, top_k: int | None, need: ScoreKind, refusal: str) -> None:
-    if need == "top_k":
+def _check_kind(found: Findings, need: ScoreKind, estimator: str, top_k: int | None) -> None:
+    refusal = found.refusals.get(need)
+    if refusal and need == "top_k":
         raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
-    check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
+    if refusal:
+        check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
 
 
 def _check_temperature(found: Findings, temperature: float) -> None:
@@ -143,11 +137,9 @@ def _check_temperature(found: Findings, temperature: float) -> None:
 
 def _notes(found: Findings, temperature: float) -> list[str]:
     notes = []
-    for url, count in found.same_ids.items():
-        same = f"all {count} ids mean what they mean to the student"
-        other = "vocabulary compared by the tokenizer of teacher_model only"
-        notes.append(f"{url}: {found.model.name}, {other if count is None else same}")
-    (_, repeat), *others = found.repeats.items()
-    notes.append(f"scores repeat to {repeat.largest:.2g} nats a token, {repeat.mean:.2g} on average")
-    notes += [f"{url} agrees with it to {apart.largest:.2g} nats a token" for url, apart in others]
+    for url, repeat in found.repeats.items():
+        count = found.same_ids[url]
+        ids = "compared by the tokenizer of teacher_model only" if count is None else f"all {count} ids mean the same"
+        repeats = f"scores repeat to {repeat.max():.2g} nats a token, {repeat.mean():.2g} on average"
+        notes.append(f"{url}: {found.model.name}; vocabulary: {ids}; {repeats}")
     return notes if temperature == 1 else [*notes, f"temperature {temperature} is applied"]

@@ -1,4 +1,4 @@
-"""What is found out about a teacher's servers before they are trusted: every claim is tried, none is read off a name."""
+"""What is found out about teacher servers before they are trusted: every claim is tried, none is read off a name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from vopd.errors import ConfigurationError, TeacherServerError
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
@@ -23,14 +23,6 @@ _WRITTEN_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far two scorings of one text are apart, nats a token."""
-
-    largest: float
-    mean: float
-
-
-@dataclass(frozen=True)
 class Findings:
     """What the servers of one model were found to do.
 
@@ -38,11 +30,12 @@ class Findings:
         model: the model, as they know it.
         length: longest sequence that all of them take; None where none says.
         same_ids: by address, how many ids mean what they mean to the student; None where that cannot be asked.
-        text: a text that the first server wrote itself, with the number of top tokens that it was found to give.
-        scores: its scores there.
+        text: a text that the first server wrote itself.
+        scores: of its tokens, there.
         end_id: the id that the server ended the text with; None where it ran on to the limit.
-        repeats: by address, how far another scoring of the text is apart from ``scores``.
-        refusals: why there are no scores of a kind, by kind.
+        repeats: by address, how far another scoring is apart from ``scores``, nats of each token.
+        top_k: how many of its own most likely tokens the first server gives; 0 for none, or not asked.
+        refusals: by kind of scores why there are none; empty where there are.
         untempered: addresses that score at temperature 1 whatever is asked.
     """
 
@@ -52,14 +45,15 @@ class Findings:
     text: Question
     scores: Answer
     end_id: int | None
-    repeats: dict[str, Difference]
+    repeats: dict[str, Tensor]
+    top_k: int
     refusals: dict[ScoreKind, str]
     untempered: list[str]
 
     @property
     def gives(self) -> frozenset[ScoreKind]:
         """The kinds of scores that were asked for and came."""
-        return EVERY_KIND.difference(self.refusals)
+        return frozenset(kind for kind in EVERY_KIND if not self.refusals.get(kind))
 
     def check_weights(self) -> None:
         """Score the text once more on every server. One that does not answer is not judged here.
@@ -69,7 +63,7 @@ class Findings:
         """
         for url in self.model.servers.urls:
             try:
-                apart = _difference(self.scores, self.model.score(_alone(self.text), url, retries=0)).mean
+                apart = _apart(self.scores, self.model.score(self.text, url, retries=0)).mean()
             except TeacherServerError:
                 continue
             if apart > _tolerance(self.repeats):
@@ -110,18 +104,18 @@ def inspect_servers(
     found_name, length = _find_model(servers, name)
     model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
     same_ids = {url: check_vocabulary(model, url, tokenizer) for url in servers.urls} if tokenizer is not None else {}
-    ids, end_id = _written(model, first, prompt)
-    text, scores, refusal = _scored(model, first, Question(ids, start=len(prompt)), top_k)
-    refusals: dict[ScoreKind, str] = {"full": "whole rows are for a teacher in this process"}
-    if not text.top_k:
-        refusals["top_k"] = refusal
-    repeats = {url: _difference(scores, model.score(_alone(text), url)) for url in servers.urls}
+    text, end_id = _written(model, first, prompt)
+    scores = model.score(text, first)
+    repeats = {url: _apart(scores, model.score(text, url)) for url in servers.urls}
     _check_agreement(repeats)
-    refusal = _try_chosen(model, first, text, scores) if chosen else "not asked"
-    if refusal:
-        refusals["chosen"] = refusal
+    given, refusal = _most_top_k(model, first, text, top_k)
+    refusals: dict[ScoreKind, str] = {
+        "top_k": refusal,
+        "chosen": _refusal_of_chosen(model, first, text, scores) if chosen else "not asked",
+        "full": "whole rows are for a teacher in this process",
+    }
     untempered = [url for url in servers.urls if temperature != 1 and not _tempers(model, url, text, temperature)]
-    return Findings(model, length, same_ids, text, scores, end_id, repeats, refusals, untempered)
+    return Findings(model, length, same_ids, text, scores, end_id, repeats, given, refusals, untempered)
 
 
 def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
@@ -154,76 +148,58 @@ def _model_at(servers: Servers, url: str, wanted: str | None) -> tuple[str, int 
     return name, lengths[name]
 
 
-def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
-    """The prompt with the server's most likely continuation, and the id that ended it."""
+def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
+    """The server's most likely continuation of the prompt, to be scored, and the id that ended it."""
     body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
     choice = model.ask(COMPLETIONS, body, _only_choice, url)
-    ids = choice["token_ids"]
     ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
-    return (*prompt, *ids), ids[-1] if ended else None
+    return Question((*prompt, *choice["token_ids"]), len(prompt)), choice["token_ids"][-1] if ended else None
 
 
 def _only_choice(body: Any) -> Any:
-    choice = body["choices"][0]
-    if "token_ids" not in choice:
-        raise BadAnswer("the answer has no choice with token_ids (return_token_ids); vLLM 0.11 or newer has")
-    if not choice["token_ids"]:
-        raise BadAnswer("the server wrote nothing")
-    return choice
+    if not body["choices"][0].get("token_ids"):
+        raise BadAnswer("nothing was written, or no token_ids are returned (return_token_ids; vLLM 0.11 or newer has)")
+    return body["choices"][0]
 
 
-def _scored(model: ServedModel, url: str, text: Question, top_k: Sequence[int]) -> tuple[Question, Answer, str]:
-    """The text with the first number of top tokens that the server gives, its scores, and why it gives no other."""
+def _most_top_k(model: ServedModel, url: str, text: Question, asked: Sequence[int]) -> tuple[int, str]:
+    """The first of `asked` that the server takes as prompt_logprobs; or 0, and why it takes none."""
     refusal = "not asked"
-    for count in top_k:
-        question = Question(text.ids, text.start, count)
+    for top_k in asked:
         try:
-            return question, model.score(question, url), refusal
+            model.score(Question(text.ids, text.start, top_k), url)
+            return top_k, ""
         except Rejected as error:
             refusal = str(error)
-    return text, model.score(text, url), refusal
+    return 0, refusal
 
 
-def _alone(text: Question) -> Question:
-    """The same text, of which only its own tokens' scores are asked for."""
-    return Question(text.ids, text.start)
+def _apart(first: Answer, second: Answer) -> Tensor:
+    return (first.sampled - second.sampled).abs()
 
 
-def _difference(first: Answer, second: Answer) -> Difference:
-    apart = (first.sampled - second.sampled).abs()
-    return Difference(float(apart.max()), float(apart.mean()))
-
-
-def _tolerance(repeats: dict[str, Difference]) -> float:
+def _tolerance(repeats: dict[str, Tensor]) -> float:
     """Nats a token: scorings further apart than this are of different weights. The first server has them for sure."""
-    return SAME_WEIGHTS + 5 * next(iter(repeats.values())).mean
+    return SAME_WEIGHTS + 5 * float(next(iter(repeats.values())).mean())
 
 
-def _check_agreement(repeats: dict[str, Difference]) -> None:
-    first, *others = repeats
-    for url in others:
-        if repeats[url].mean > _tolerance(repeats):
+def _check_agreement(repeats: dict[str, Tensor]) -> None:
+    for url, apart in repeats.items():
+        if apart.mean() > _tolerance(repeats):
             raise TeacherServerError(
-                f"{url} scores a text {repeats[url].mean:.2f} nats a token away from {first}: they serve different "
-                "weights; start both with the same model"
+                f"{url} scores a text {apart.mean():.2f} nats a token away from {next(iter(repeats))}: they serve "
+                "different weights; start both with the same model"
             )
 
 
-def _try_chosen(model: ServedModel, url: str, text: Question, scores: Answer) -> str | None:
-    """None where the server scores ids of the caller's choice; otherwise, in its words, why it does not.
-
-    Asked for the teacher's own top tokens, whose scores are known already: others coming back would show.
-    """
-    others = scores.top_k_ids if text.top_k else scores.top_k_ids.new_zeros(text.tokens, 1)
-    rows = torch.cat([others, torch.tensor(text.ids[text.start :]).unsqueeze(-1)], dim=-1)
+def _refusal_of_chosen(model: ServedModel, url: str, text: Question, scores: Answer) -> str:
+    """In its words, why the server does not score ids of the caller's choice; empty where it does."""
+    rows = tuple((0, token) for token in text.ids[text.start :])
     try:
-        answer = model.score(Question(text.ids, text.start, chosen=tuple(map(tuple, rows.tolist()))), url)
+        apart = _apart(scores, model.score(Question(text.ids, text.start, chosen=rows), url)).mean()
     except TeacherServerError as error:
         return str(error.__cause__ or error)
-    apart = _difference(scores, answer).mean
-    if apart > SAME_WEIGHTS:
-        return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
-    return None
+    return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs" if apart > SAME_WEIGHTS else ""
 
 
 def _tempers(model: ServedModel, url: str, text: Question, temperature: float) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from vopd.errors import ConfigurationError
 from vopd.estimators.checks import check_gives, find_estimator, need_of
 
-from .client import Patience, checked_urls
+from .client import Patience, Servers, checked_urls
 
 
 def _own(value: Any, help_text: str) -> Any:
@@ -47,10 +47,15 @@ class ServerSettings:
     teacher_failure: str = _own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
     teacher_drop_limit: float = _own(0.1, "Share of dropped completions past which the run saves and ends.")
 
-    @property
-    def patience(self) -> Patience:
-        """How long to insist on an answer."""
-        return Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries)
+    def teacher_servers(self, seed: int) -> Servers:
+        """The servers of these settings; `seed` is that of the pauses between attempts."""
+        return Servers(
+            self.teacher_server_url or (),
+            key_env=self.teacher_server_key_env,
+            concurrency=self.teacher_server_concurrency,
+            patience=Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries),
+            seed=seed,
+        )
 
 
 def check_server(settings: ServerSettings, estimator: str, temperature: float, model_init_kwargs: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from vopd.errors import TeacherServerError
 from vopd.estimators.teacher_scores import ScoreKind, TopKScores
@@ -20,10 +22,11 @@ from .vllm import Answer, Question
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class ServerTeacher:
     """``Teacher`` of which only scores are known.
 
-    Args:
+    Attributes:
         model: what the servers serve.
         need: what to ask for: the sampled token's score, the teacher's own top k, or those of ids chosen by the
             student.
@@ -36,36 +39,28 @@ class ServerTeacher:
             longer what they were.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        *,
-        need: ScoreKind,
-        gives: frozenset[ScoreKind],
-        top_k: int = 0,
-        temperature: float = 1.0,
-        drop: bool = False,
-        check: Callable[[], None] | None = None,
-    ) -> None:
-        self.model, self.gives = model, gives
-        self._need, self._top_k, self._temperature = need, top_k, temperature
-        self._drop, self._check = drop, check
-        self._checked: Future[None] | None = None
-        self._asked: dict[int, Future[Answer]] = {}
-        self._dropped = 0
-        self._reported: dict[str, float] = {}
+    model: ServedModel
+    need: ScoreKind
+    gives: frozenset[ScoreKind]
+    top_k: int
+    temperature: float
+    drop: bool
+    check: Callable[[], None]
+    _checked: Future[None] | None = field(default=None, init=False)
+    _asked: dict[int, Future[Answer]] = field(default_factory=dict, init=False)
+    _dropped: int = field(default=0, init=False)
+    _reported: dict[str, float] = field(default_factory=dict, init=False)
 
     def begin(self, rollouts: Rollouts) -> None:
         """Ask for the scores of every row, unless the student must choose the ids first."""
-        if self._check is not None:
-            self._raise_checked()
-            self._checked = self.model.servers.background(self._check)
-        if self._need != "chosen" and rollouts.rows is not None:
+        self._raise_checked()
+        self._checked = self.model.servers.background(self.check)
+        if self.need != "chosen" and rollouts.rows is not None:
             self._asked.update(zip(rollouts.rows.tolist(), self._ask(rollouts)))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
         """With ``drop`` wait for all scores, and say which rows got them."""
-        if not self._drop or rollouts.rows is None:
+        if not self.drop or rollouts.rows is None:
             return None
         self._raise_checked()
         failed = [_failed(self._asked[row]) for row in rollouts.rows.tolist()]
@@ -74,11 +69,11 @@ class ServerTeacher:
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Scores of the micro-batch. Rows that were dropped hold zeros, which the mask keeps out of the loss."""
-        if self._need == "chosen" or rollouts.rows is None:
+        if self.need == "chosen" or rollouts.rows is None:
             futures = self._ask(rollouts, student)
         else:
             futures = [self._asked.pop(row) for row in rollouts.rows.tolist()]
-        dropped = [self._drop and _failed(future) for future in futures]
+        dropped = [self.drop and _failed(future) for future in futures]
         answers = [None if out else self._result(future) for future, out in zip(futures, dropped)]
         self._raise_checked()
         device = student.head.weight.device
@@ -112,15 +107,17 @@ class ServerTeacher:
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:
         """Ask for the scores of every row; of ids that the student chooses where these are needed."""
-        chosen = self._chosen(rollouts, student) if student is not None and self._need == "chosen" else None
+        chosen = self._chosen(rollouts, student) if student is not None and self.need == "chosen" else None
+        prompts = _unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
+        completions = _unpadded(rollouts.completion_ids, rollouts.completion_mask)
         futures = []
-        for row, (prompt, completion) in enumerate(_texts(rollouts)):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
             question = Question(
                 ids=(*prompt, *completion),
                 start=len(prompt),
-                top_k=self._top_k,
+                top_k=self.top_k,
                 chosen=None if chosen is None else tuple(map(tuple, chosen[row, : len(completion)].tolist())),
-                temperature=1.0 if self._need == "chosen" else self._temperature,
+                temperature=1.0 if self.need == "chosen" else self.temperature,
             )
             futures.append(self.model.servers.background(partial(self.model.score, question)))
         return futures
@@ -132,30 +129,26 @@ class ServerTeacher:
         state alone. A scale above 0 and a soft cap change no order.
         """
         head = student.head.detach().map(lambda part: part[: self.model.vocab_size])
-        top = []
-        for row in student.hidden.detach():  # [T, V] logits at a time, as the loss's chunks are
-            logits = row.to(head.weight.dtype) @ head.weight.T
-            logits = logits if head.bias is None else logits + head.bias
-            top.append(logits.topk(self._top_k, dim=-1).indices)
-        chosen = torch.stack(top)
-        return torch.cat([chosen, rollouts.completion_ids.to(chosen.device).unsqueeze(-1)], dim=-1)
+        rows = student.hidden.detach().to(head.weight.dtype)  # [T, V] logits at a time, as the loss's chunks are
+        top = torch.stack([linear(row, head.weight, head.bias).topk(self.top_k, dim=-1).indices for row in rows])
+        return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:
         """Answers as one batch; 0 on the padding, where no entry of the top k is present."""
         sampled = torch.zeros(len(answers), length)
-        ids = torch.zeros(len(answers), length, self._top_k, dtype=torch.long)
-        logprobs = torch.full((len(answers), length, self._top_k), -torch.inf)
+        ids = torch.zeros(len(answers), length, self.top_k, dtype=torch.long)
+        logprobs = torch.full((len(answers), length, self.top_k), -torch.inf)
         for row, answer in enumerate(answers):
             if answer is not None:
                 tokens = len(answer.sampled)
                 sampled[row, :tokens] = answer.sampled
                 ids[row, :tokens] = answer.top_k_ids
                 logprobs[row, :tokens] = answer.top_k_logprobs
-        if self._need == "sampled":
+        if self.need == "sampled":
             return TopKScores(sampled.to(device))
-        if self._need == "chosen":
-            sampled, logprobs = sampled / self._temperature, logprobs / self._temperature
-        return TopKScores(sampled.to(device), ids.to(device), logprobs.to(device), chosen=self._need == "chosen")
+        if self.need == "chosen":
+            sampled, logprobs = sampled / self.temperature, logprobs / self.temperature
+        return TopKScores(sampled.to(device), ids.to(device), logprobs.to(device), chosen=self.need == "chosen")
 
 
 def _failed(future: Future[Answer]) -> bool:
@@ -166,11 +159,5 @@ def _failed(future: Future[Answer]) -> bool:
     return error is not None
 
 
-def _texts(rollouts: Rollouts) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion of each row without their padding."""
-    prompts = zip(rollouts.prompt_ids.tolist(), rollouts.prompt_mask.tolist())
-    completions = zip(rollouts.completion_ids.tolist(), rollouts.completion_mask.tolist())
-    return [
-        ([token for token, real in zip(*prompt) if real], [token for token, real in zip(*completion) if real])
-        for prompt, completion in zip(prompts, completions)
-    ]
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [[token for token, real in zip(*row) if real] for row in zip(ids.tolist(), mask.tolist())]
