@@ -104,7 +104,6 @@ def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed
         estimator=args.estimator,
         top_k=args.loss_top_k,
         temperature=args.temperature,
-        seed=args.seed,
         tokenizer=trainer._tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,

@@ -28,37 +28,31 @@ def report(options: DoctorOptions) -> list[str]:
     patience = Patience(retries=1, deadline=120.0)
     servers = Servers(options.teacher or (), key_env=options.teacher_server_key_env, patience=patience)
     tokenizer = None if options.model is None else load_tokenizer(options.model)
-    found = inspect_servers(
-        servers,
-        options.teacher_server_model,
-        tokenizer=tokenizer,
-        prompt=_PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"],
-        top_k=_TOP_K,
-        chosen=True,
-        temperature=options.temperature,
-    )
+    prompt = _PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"]
+    found = inspect_servers(servers, options.teacher_server_model, tokenizer, prompt)
     began = time.perf_counter()
     found.model.score(found.text)
     seconds = time.perf_counter() - began
-    servers.close()
+    top_k, _ = found.most_top_k(_TOP_K)
+    refusal = found.refusal_of_chosen()
+    gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
     ((url, repeat),) = found.repeats.items()
-    chosen = found.refusals["chosen"]
     lines = [
-        f"{url} serves {found.model.name}"
-        + ("" if found.length is None else f", sequences of up to {found.length} tokens"),
+        f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
         f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
         f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
         f"temperature {options.temperature:g}: {_temperature(found, options.temperature)}",
         "gives:",
         "  sampled  the score of each sampled token",
-        f"  top_k    {_top_k(found.top_k)}",
-        f"  chosen   {'no: ' + chosen if chosen else 'scores of ids of the student'}",
-        f"  full     no: {found.refusals['full']}",
+        f"  top_k    {_top_k(top_k)}",
+        f"  chosen   {'no: ' + refusal if refusal else 'scores of ids of the student'}",
+        "  full     no: whole rows are for a teacher in this process",
         "estimators:",
     ]
     for name, estimator in ESTIMATORS.items():
         need = need_of(estimator)
-        lines.append(f"  {name:<28}" + ("yes" if need in found.gives else f"no, needs {need}"))
+        lines.append(f"  {name:<28}" + ("yes" if gives[need] else f"no, needs {need}"))
+    servers.close()
     return lines
 
 
@@ -73,7 +67,7 @@ def _vocabulary(same_ids: int | None, compared: bool) -> str:
 def _temperature(found: Findings, temperature: float) -> str:
     if temperature == 1:
         return "what every server scores at; try another with --temperature"
-    if found.untempered:
+    if found.untempered(temperature):
         return "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
     return "heeded"
 

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -86,7 +87,6 @@ class Servers:
         key_env: name of the environment variable that holds the key; sent only where it is set, and never shown.
         concurrency: requests under way at once, over all addresses.
         patience: how long to insist.
-        seed: of the random part of the pauses.
 
     Attributes:
         close: call it to give up what is under way. Happens by itself when nothing refers to the servers any more.
@@ -100,7 +100,6 @@ class Servers:
         key_env: str = "TEACHER_API_KEY",
         concurrency: int = 32,
         patience: Patience | None = None,
-        seed: int = 0,
     ) -> None:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
@@ -113,7 +112,7 @@ class Servers:
             limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
         )
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
-        self._random = random.Random(seed)
+        self._random = random.Random()  # its own: a run's random numbers must not depend on failures
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
@@ -156,24 +155,21 @@ class Servers:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
 
-    def get(self, url: str, path: str) -> Any:
-        """The JSON at an address, asked for once; None where there is nothing there.
+    def models(self, url: str) -> dict[str, int | None]:
+        """The models at an address, and the longest sequence of each, if it says; asked for once.
 
         Raises:
-            TeacherServerError: no server answers there, or it wants a key.
+            TeacherServerError: no model server answers there, or it wants a key.
         """
         try:
-            answer = self._client.get(url + path, timeout=min(10.0, self.patience.timeout))
-        except self._httpx.HTTPError as error:
+            return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
+        except (BadAnswer, Rejected) as error:
+            if isinstance(error, Rejected) and error.status == 401:
+                raise
             raise TeacherServerError(
-                f"no teacher server answers at {url} ({_reason(error)}); start it with vllm serve TEACHER --host "
-                "127.0.0.1, or correct teacher_server_url"
+                f"no teacher server answers at {url} ({error}); start it with vllm serve TEACHER --host 127.0.0.1, or "
+                "correct teacher_server_url"
             ) from error
-        self._check_key(url, answer.status_code)
-        try:
-            return answer.json() if answer.status_code == 200 else None
-        except ValueError:
-            return None
 
     def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
         """One attempt. Raises BadAnswer where another one is worth it."""
@@ -182,9 +178,9 @@ class Servers:
             self.counts["requests"] += 1
         path, body = request
         try:
-            status, content = self._exchange(url + path, json.dumps(body).encode(), ends)
+            status, content = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
-            raise BadAnswer(_reason(error)) from error
+            raise BadAnswer(_shortened(error) or type(error).__name__) from error
         except RuntimeError as error:  # closed by another thread that gave up
             raise BadAnswer("given up") from error
         finally:
@@ -192,7 +188,12 @@ class Servers:
                 self._under_way[url] -= 1
         if status in _TRANSIENT:
             raise BadAnswer(f"status {status}: {_message(content)}")
-        self._check_key(url, status)
+        if status == 401:
+            raise Rejected(
+                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
+                "another one with teacher_server_key_env",
+                status,
+            )
         if status != 200:
             raise Rejected(f"the teacher server {url} refuses with status {status}: {_message(content)}", status)
         try:
@@ -202,28 +203,20 @@ class Servers:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
 
-    def _exchange(self, address: str, body: bytes, ends: float) -> tuple[int, bytes]:
+    def _exchange(self, address: str, body: bytes | None, ends: float) -> tuple[int, bytes]:
         """Status and content of the answer, all of which must arrive in time: httpx's own limit is one of silence."""
         seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
         latest, parts = time.monotonic() + seconds, []
-        headers = {"Content-Type": "application/json"}
-        with self._client.stream("POST", address, content=body, headers=headers, timeout=seconds) as answer:
+        method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
+        with self._client.stream(method, address, content=body, headers=headers, timeout=seconds) as answer:
             for part in answer.iter_bytes():
                 parts.append(part)
                 if time.monotonic() > latest:
                     raise BadAnswer(f"not answered within {seconds:.0f} s")
             with self._lock:
-                self.counts["bytes_sent"] += len(body)
+                self.counts["bytes_sent"] += len(body or b"")
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
             return answer.status_code, b"".join(parts)
-
-    def _check_key(self, url: str, status: int) -> None:
-        if status == 401:
-            raise Rejected(
-                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
-                "another one with teacher_server_key_env",
-                status,
-            )
 
     def _least_busy(self) -> str:
         """The server with the fewest requests under way, those that failed in the last minute after the others."""
@@ -262,20 +255,20 @@ def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any)
     client.close()
 
 
+def _lengths(body: Any) -> dict[str, int | None]:
+    if not body["data"]:
+        raise BadAnswer("no models are listed at /v1/models")
+    return {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
+
+
 def _message(content: bytes) -> str:
     """The server's own words, on one line and not too many."""
-    text = content.decode(errors="replace")
-    try:
+    text: Any = content.decode(errors="replace")
+    with suppress(ValueError, AttributeError):
         found = json.loads(text)
-        error = found.get("error", found)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        pass
+        text = found.get("error", found)
+        text = text.get("message", text)
     return _shortened(text) or "no message"
-
-
-def _reason(error: Exception) -> str:
-    return _shortened(error) or type(error).__name__
 
 
 def _shortened(text: object) -> str:

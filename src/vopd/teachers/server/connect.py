@@ -41,7 +41,6 @@ def connect(
     estimator: str,
     top_k: int | None,
     temperature: float,
-    seed: int,
     tokenizer: Any,
     compared: bool,
     vocab_size: int,
@@ -55,7 +54,6 @@ def connect(
         estimator: its name.
         top_k: its k, None where it has none.
         temperature: of the rollouts.
-        seed: of the random part of pauses between attempts.
         tokenizer: the student's.
         compared: the teacher's own tokenizer was compared with it already.
         vocab_size: number of real ids.
@@ -68,23 +66,13 @@ def connect(
         ConfigurationError: it does not give what the estimator or the temperature needs.
     """
     need = need_of(find_estimator(estimator))
-    # Chosen ids need no normaliser: their scores are divided by the temperature on this side.
-    asked_temperature = 1.0 if need == "chosen" else temperature
-    servers = settings.teacher_servers(seed)
+    servers = settings.teacher_servers()
     try:
-        found = inspect_servers(
-            servers,
-            settings.teacher_server_model,
-            tokenizer=tokenizer,
-            prompt=prompt,
-            top_k=[top_k] if top_k and need == "top_k" else [],
-            chosen=need == "chosen",
-            temperature=asked_temperature,
-            vocab_size=vocab_size,
-        )
+        found = inspect_servers(servers, settings.teacher_server_model, tokenizer, prompt, vocab_size)
         _check_vocabulary(found, compared)
         _check_kind(found, need, estimator, top_k)
-        _check_temperature(found, temperature)
+        if need != "chosen":  # which needs no normaliser: the scores are divided by the temperature on this side
+            _check_temperature(found, temperature)
     except Exception:
         servers.close()
         raise
@@ -97,7 +85,7 @@ def connect(
     teacher = ServerTeacher(
         found.model,
         need=need,
-        gives=found.gives,
+        gives=frozenset({"sampled", need}),
         top_k=top_k or 0,
         temperature=temperature,
         drop=settings.teacher_failure == "drop",
@@ -105,7 +93,7 @@ def connect(
     )
     # Scoring a sequence takes one token more.
     positions = None if found.length is None else found.length - 1
-    return Connected(teacher, found.model.name, positions, _notes(found, asked_temperature))
+    return Connected(teacher, found.model.name, positions, _notes(found))
 
 
 def _check_vocabulary(found: Findings, compared: bool) -> None:
@@ -118,15 +106,16 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
 
 
 def _check_kind(found: Findings, need: ScoreKind, estimator: str, top_k: int | None) -> None:
-    refusal = found.refusals.get(need)
-    if refusal and need == "top_k":
-        raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
-    if refusal:
+    if need == "top_k" and top_k:
+        given, refusal = found.most_top_k([top_k])
+        if not given:
+            raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
+    if need == "chosen" and (refusal := found.refusal_of_chosen()):
         check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
 
 
 def _check_temperature(found: Findings, temperature: float) -> None:
-    for url in found.untempered:
+    for url in found.untempered(temperature):
         raise ConfigurationError(
             f"{url} scores at temperature 1 whatever is asked, and this run samples at temperature={temperature}; "
             "set temperature=1, use estimator='vopd_sparse', which needs no normaliser of the teacher, load the "
@@ -135,11 +124,11 @@ def _check_temperature(found: Findings, temperature: float) -> None:
         )
 
 
-def _notes(found: Findings, temperature: float) -> list[str]:
+def _notes(found: Findings) -> list[str]:
     notes = []
     for url, repeat in found.repeats.items():
         count = found.same_ids[url]
         ids = "compared by the tokenizer of teacher_model only" if count is None else f"all {count} ids mean the same"
         repeats = f"scores repeat to {repeat.max():.2g} nats a token, {repeat.mean():.2g} on average"
         notes.append(f"{url}: {found.model.name}; vocabulary: {ids}; {repeats}")
-    return notes if temperature == 1 else [*notes, f"temperature {temperature} is applied"]
+    return notes

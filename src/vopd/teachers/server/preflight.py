@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from vopd.errors import ConfigurationError, TeacherServerError
-from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
 
 from .client import Rejected, ServedModel, Servers
 from .same_ids import check_vocabulary
@@ -24,36 +23,51 @@ _WRITTEN_TOKENS = 64
 
 @dataclass(frozen=True)
 class Findings:
-    """What the servers of one model were found to do.
+    """What the servers of one model were found to do, and what else can be tried.
 
     Attributes:
         model: the model, as they know it.
         length: longest sequence that all of them take; None where none says.
         same_ids: by address, how many ids mean what they mean to the student; None where that cannot be asked.
         text: a text that the first server wrote itself.
-        scores: of its tokens, there.
-        end_id: the id that the server ended the text with; None where it ran on to the limit.
+        end_id: the id that the server ended it with; None where it ran on to the limit.
+        scores: of its tokens, by the first server.
         repeats: by address, how far another scoring is apart from ``scores``, nats of each token.
-        top_k: how many of its own most likely tokens the first server gives; 0 for none, or not asked.
-        refusals: by kind of scores why there are none; empty where there are.
-        untempered: addresses that score at temperature 1 whatever is asked.
     """
 
     model: ServedModel
     length: int | None
     same_ids: dict[str, int | None]
     text: Question
-    scores: Answer
     end_id: int | None
+    scores: Answer
     repeats: dict[str, Tensor]
-    top_k: int
-    refusals: dict[ScoreKind, str]
-    untempered: list[str]
 
-    @property
-    def gives(self) -> frozenset[ScoreKind]:
-        """The kinds of scores that were asked for and came."""
-        return frozenset(kind for kind in EVERY_KIND if not self.refusals.get(kind))
+    def most_top_k(self, asked: Sequence[int]) -> tuple[int, str]:
+        """The first of `asked` that the first server takes as prompt_logprobs; or 0, and why it takes none."""
+        refusal = ""
+        for top_k in asked:
+            try:
+                self.model.score(replace(self.text, top_k=top_k), self._first)
+                return top_k, ""
+            except Rejected as error:
+                refusal = str(error)
+        return 0, refusal
+
+    def refusal_of_chosen(self) -> str:
+        """Why the first server does not score ids of the caller's choice, in its words; empty where it does."""
+        rows = tuple((0, token) for token in self.text.ids[self.text.start :])
+        try:
+            apart = _apart(self.scores, self.model.score(replace(self.text, chosen=rows), self._first)).mean()
+        except TeacherServerError as error:
+            return str(error.__cause__ or error)
+        too_far = f"{self._first} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
+        return too_far if apart > SAME_WEIGHTS else ""
+
+    def untempered(self, temperature: float) -> list[str]:
+        """Addresses that score at temperature 1 whatever is asked; 1 itself needs no trial."""
+        urls = self.model.servers.urls if temperature != 1 else ()
+        return [url for url in urls if not _applies_temperature(self.model, url, self.text, temperature)]
 
     def check_weights(self) -> None:
         """Score the text once more on every server. One that does not answer is not judged here.
@@ -61,7 +75,7 @@ class Findings:
         Raises:
             TeacherServerError: one has other weights than at the start.
         """
-        for url in self.model.servers.urls:
+        for url in self.repeats:
             try:
                 apart = _apart(self.scores, self.model.score(self.text, url, retries=0)).mean()
             except TeacherServerError:
@@ -72,28 +86,21 @@ class Findings:
                     "with: it serves other weights; restart it with the first ones, or begin a new run"
                 )
 
+    @property
+    def _first(self) -> str:
+        return self.model.servers.urls[0]
+
 
 def inspect_servers(
-    servers: Servers,
-    name: str | None,
-    *,
-    tokenizer: Any,
-    prompt: Sequence[int],
-    top_k: Sequence[int],
-    chosen: bool,
-    temperature: float,
-    vocab_size: int | None = None,
+    servers: Servers, name: str | None, tokenizer: Any, prompt: Sequence[int], vocab_size: int | None = None
 ) -> Findings:
-    """Ask the servers what they serve, and try what they give.
+    """Ask the servers what they serve, and let them score a text.
 
     Args:
         servers: of one model.
         name: what they call it; None for the only one.
         tokenizer: the student's; None compares no vocabulary.
         prompt: ids for the first server to go on from.
-        top_k: how many of the teacher's most likely tokens to ask for: one number after the other until one is given.
-        chosen: whether to ask for scores of ids of the caller's choice.
-        temperature: to try; 1 needs no trial.
         vocab_size: number of real ids.
 
     Raises:
@@ -107,45 +114,32 @@ def inspect_servers(
     text, end_id = _written(model, first, prompt)
     scores = model.score(text, first)
     repeats = {url: _apart(scores, model.score(text, url)) for url in servers.urls}
-    _check_agreement(repeats)
-    given, refusal = _most_top_k(model, first, text, top_k)
-    refusals: dict[ScoreKind, str] = {
-        "top_k": refusal,
-        "chosen": _refusal_of_chosen(model, first, text, scores) if chosen else "not asked",
-        "full": "whole rows are for a teacher in this process",
-    }
-    untempered = [url for url in servers.urls if temperature != 1 and not _tempers(model, url, text, temperature)]
-    return Findings(model, length, same_ids, text, scores, end_id, repeats, given, refusals, untempered)
+    for url, apart in repeats.items():
+        if apart.mean() > _tolerance(repeats):
+            raise TeacherServerError(
+                f"{url} scores a text {apart.mean():.2f} nats a token away from {first}: they serve different weights; "
+                "start both with the same model"
+            )
+    return Findings(model, length, same_ids, text, end_id, scores, repeats)
 
 
 def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
     """The model's name, the same on every server, and the longest sequence that all of them take, if they say."""
-    found = [_model_at(servers, url, wanted) for url in servers.urls]
-    names = sorted({name for name, _ in found})
-    if len(names) > 1:
+    lengths: dict[str, list[int | None]] = {}
+    for url in servers.urls:
+        models = servers.models(url)
+        name = wanted or next(iter(models))
+        if name not in models or (wanted is None and len(models) > 1):
+            what = "several models" if wanted is None else f"no model {wanted!r}"
+            raise ConfigurationError(f"{url} serves {what}; set teacher_server_model to one of: {', '.join(models)}")
+        lengths.setdefault(name, []).append(models[name])
+    if len(lengths) > 1:
         raise ConfigurationError(
-            f"the servers call the teacher by different names ({', '.join(names)}); start them with one "
+            f"the servers call the teacher by different names ({', '.join(sorted(lengths))}); start them with one "
             "--served-model-name"
         )
-    return names[0], min((length for _, length in found if length is not None), default=None)
-
-
-def _model_at(servers: Servers, url: str, wanted: str | None) -> tuple[str, int | None]:
-    listed = servers.get(url, "/v1/models")
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    if not entries:
-        raise TeacherServerError(f"{url} lists no models at /v1/models; start a teacher there with vllm serve TEACHER")
-    lengths = {str(entry.get("id")): entry.get("max_model_len") for entry in entries}
-    if wanted is None and len(lengths) > 1:
-        raise ConfigurationError(
-            f"{url} serves several models; choose the teacher with teacher_server_model: {', '.join(lengths)}"
-        )
-    name = wanted or next(iter(lengths))
-    if name not in lengths:
-        raise ConfigurationError(
-            f"{url} serves no model {name!r}; set teacher_server_model to one of: {', '.join(lengths)}"
-        )
-    return name, lengths[name]
+    ((name, found),) = lengths.items()
+    return name, min((length for length in found if length is not None), default=None)
 
 
 def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
@@ -162,18 +156,6 @@ def _only_choice(body: Any) -> Any:
     return body["choices"][0]
 
 
-def _most_top_k(model: ServedModel, url: str, text: Question, asked: Sequence[int]) -> tuple[int, str]:
-    """The first of `asked` that the server takes as prompt_logprobs; or 0, and why it takes none."""
-    refusal = "not asked"
-    for top_k in asked:
-        try:
-            model.score(Question(text.ids, text.start, top_k), url)
-            return top_k, ""
-        except Rejected as error:
-            refusal = str(error)
-    return 0, refusal
-
-
 def _apart(first: Answer, second: Answer) -> Tensor:
     return (first.sampled - second.sampled).abs()
 
@@ -183,33 +165,12 @@ def _tolerance(repeats: dict[str, Tensor]) -> float:
     return SAME_WEIGHTS + 5 * float(next(iter(repeats.values())).mean())
 
 
-def _check_agreement(repeats: dict[str, Tensor]) -> None:
-    for url, apart in repeats.items():
-        if apart.mean() > _tolerance(repeats):
-            raise TeacherServerError(
-                f"{url} scores a text {apart.mean():.2f} nats a token away from {next(iter(repeats))}: they serve "
-                "different weights; start both with the same model"
-            )
-
-
-def _refusal_of_chosen(model: ServedModel, url: str, text: Question, scores: Answer) -> str:
-    """In its words, why the server does not score ids of the caller's choice; empty where it does."""
-    rows = tuple((0, token) for token in text.ids[text.start :])
-    try:
-        apart = _apart(scores, model.score(Question(text.ids, text.start, chosen=rows), url)).mean()
-    except TeacherServerError as error:
-        return str(error.__cause__ or error)
-    return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs" if apart > SAME_WEIGHTS else ""
-
-
-def _tempers(model: ServedModel, url: str, text: Question, temperature: float) -> bool:
+def _applies_temperature(model: ServedModel, url: str, text: Question, temperature: float) -> bool:
     """Whether the server scores at the temperature that it is asked for.
 
     Of two tokens a, b of one row log q_T(a) - log q_T(b) = (log q(a) - log q(b)) / T, whatever the normaliser is.
     """
-    plain, hot = (
-        model.score(Question(text.ids, text.start, 2, temperature=asked), url) for asked in (1.0, temperature)
-    )
+    plain, hot = (model.score(replace(text, top_k=2, temperature=asked), url) for asked in (1.0, temperature))
     same = (plain.top_k_ids == hot.top_k_ids).all(-1)  # ties may be broken differently
     apart = [answer.top_k_logprobs[:, 0] - answer.top_k_logprobs[:, 1] for answer in (plain, hot)]
     usable = same & (apart[0] > 5 * _PROPORTION) & apart[0].isfinite()

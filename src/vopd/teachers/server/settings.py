@@ -47,14 +47,13 @@ class ServerSettings:
     teacher_failure: str = _own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
     teacher_drop_limit: float = _own(0.1, "Share of dropped completions past which the run saves and ends.")
 
-    def teacher_servers(self, seed: int) -> Servers:
-        """The servers of these settings; `seed` is that of the pauses between attempts."""
+    def teacher_servers(self) -> Servers:
+        """The servers of these settings."""
         return Servers(
             self.teacher_server_url or (),
             key_env=self.teacher_server_key_env,
             concurrency=self.teacher_server_concurrency,
             patience=Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries),
-            seed=seed,
         )
 
 

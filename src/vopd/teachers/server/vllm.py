@@ -31,8 +31,8 @@ _ABOVE_ZERO = 1e-3
 _NO_CHANCE = -9999.0
 
 
-Request = tuple[str, dict[str, Any]]
-"""Path of an endpoint and JSON body."""
+Request = tuple[str, dict[str, Any] | None]
+"""Path of an endpoint and JSON body; None to GET."""
 
 
 class BadAnswer(Exception):
