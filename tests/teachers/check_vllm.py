@@ -143,23 +143,23 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
     """The student's weights, both models' logits at the tokens of its completions, these, and the server's scores."""
     import vopd
     from vopd.experiments.pair import load_embedded_pair
-    from vopd.teachers.server import Servers, preflight
+    from vopd.teachers.server import ServedModel, Servers
     from vopd.teachers.server.vllm import Question
 
-    pair, servers = load_embedded_pair(), Servers(url)
+    pair, served = load_embedded_pair(), ServedModel(Servers(url), "teacher", VOCABULARY)
     torch.manual_seed(0)
     rows: list[Any] = []
     for text in PROMPTS:
         prompt = pair.tokenizer(text)["input_ids"]
         start = len(prompt)
         whole = pair.student.generate(torch.tensor([prompt]), do_sample=True, max_new_tokens=24)
-        answer = preflight.ask(servers, url, "teacher", Question(tuple(whole[0].tolist()), start, 20), VOCABULARY)
+        answer = served.score(Question(tuple(whole[0].tolist()), start, 20))
         with torch.no_grad():
             teacher = pair.teacher(input_ids=whole).logits[0, start - 1 : -1]
         student = pair.student(input_ids=whole).logits[0, start - 1 : -1]
         scores = (answer.sampled, answer.top_k_ids, answer.top_k_logprobs)
         rows.append((student, teacher, whole[0, start:], *scores))
-    servers.close()
+    served.servers.close()
     student, teacher, ids, *scores = (torch.cat(column) for column in zip(*rows))
     apart = (teacher.log_softmax(-1).gather(-1, scores[1]) - scores[2]).abs().max()
     print(f"log-probabilities of the teacher's top 20 differ by {apart:.1e} nats at most")
@@ -232,13 +232,13 @@ def refused(url: str) -> None:
 def traffic(url: str) -> None:
     """Bytes that cross the wire for a token, prompt or completion, of one text."""
     from vopd.experiments.pair import load_embedded_pair
-    from vopd.teachers.server import Servers, preflight
+    from vopd.teachers.server import ServedModel, Servers
     from vopd.teachers.server.vllm import Question
 
     ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
     for top_k in (0, 1, 5, 20):
         servers = Servers(url)
-        preflight.ask(servers, url, "teacher", Question(tuple(ids), 20, top_k))
+        ServedModel(servers, "teacher").score(Question(tuple(ids), 20, top_k))
         sent, received = (servers.counts[f"bytes_{way}"] / len(ids) for way in ("sent", "received"))
         print(f"prompt_logprobs = {top_k:<3} {sent:.0f} bytes a token sent, {received:.0f} received")
         servers.close()

@@ -13,8 +13,8 @@ import torch
 
 from teachers.stub_server import FAULTS
 from vopd.errors import TeacherServerError
-from vopd.teachers.server import Patience, Servers
-from vopd.teachers.server.vllm import Question, read, request_of
+from vopd.teachers.server import Patience, ServedModel, Servers
+from vopd.teachers.server.vllm import Question
 
 Make = Callable[..., Any]
 QUICK = Patience(timeout=0.4, deadline=30, retries=3, pause=0.01)
@@ -37,8 +37,7 @@ WORDS = {
 
 def ask(servers: Servers, question: Question | None = None) -> Any:
     question = question or Question((70, 80, 90, 60, 50, 66), start=2, top_k=3)
-    path, body = request_of(question, "stub-teacher")
-    return servers.ask(path, body, lambda found: read(question, "stub-teacher", found))
+    return ServedModel(servers, "stub-teacher").score(question)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -101,7 +100,7 @@ def test_a_hundred_faults_leave_no_trace(serve: Make, make_trainer: Make) -> Non
             teacher_server_timeout=0.5,
             teacher_server_retries=80,
         )
-        trainer.teacher.servers.patience = Patience(
+        trainer.teacher.model.servers.patience = Patience(
             timeout=0.5, deadline=120, retries=80, pause=0.005, longest_pause=0.02
         )
         trainer.train()

@@ -50,10 +50,6 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
         )
 
 
-def need_of(estimator: Estimator) -> ScoreKind:
-    return estimator.need
-
-
 def check_gives(name: str, gives: Collection[ScoreKind], teacher: str = "the teacher") -> None:
     """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
     estimator = find_estimator(name)

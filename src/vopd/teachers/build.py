@@ -253,6 +253,9 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
     vocab_size = _common_vocabulary(trainer, tokenizer, student_rows)
     found = connect(
         args,
+        estimator=args.estimator,
+        top_k=args.loss_top_k,
+        temperature=args.temperature,
         tokenizer=trainer.tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,

@@ -176,7 +176,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
-        check_server(self)
+        check_server(self, self.estimator, self.temperature, self.teacher_model_init_kwargs)
         self._check_groups()
 
     def _check_estimator(self) -> None:

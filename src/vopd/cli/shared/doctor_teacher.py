@@ -3,87 +3,76 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+from vopd.estimators import ESTIMATORS
+from vopd.models import load_tokenizer
+from vopd.teachers.server import Findings, Patience, Servers, inspect_servers
+
+if TYPE_CHECKING:
+    from ..doctor import DoctorOptions
 
 # Ids that every tokenizer has text for; the server goes on from them in its own way.
 _PROMPT = tuple(range(20, 36))
+_TOP_K = (20, 5, 1)
 
 
-def report(options: Any) -> list[str]:
+def report(options: DoctorOptions) -> list[str]:
     """Return what `vopd doctor` prints about the server at `options.teacher`.
 
     Raises:
         TeacherServerError: nothing answers there, or not as a server that scores prompts.
         MismatchError: the student's vocabulary is another one.
     """
-    from vopd.estimators import ESTIMATORS
-    from vopd.estimators.checks import need_of
-    from vopd.teachers.server import Patience, Servers, preflight, score_kinds
-
     patience = Patience(retries=1, deadline=120.0)
-    servers = Servers(options.teacher, key_env=options.teacher_server_key_env, patience=patience)
-    url = servers.urls[0]
-    model, length = preflight.find_model(servers, url, options.teacher_server_model)
-    tokenizer = _tokenizer(options.model)
+    servers = Servers(options.teacher or (), key_env=options.teacher_server_key_env, patience=patience)
+    tokenizer = None if options.model is None else load_tokenizer(options.model)
     prompt = _PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"]
-    found = preflight.probe(servers, url, model, prompt, 0, None)
+    found = inspect_servers(servers, options.teacher_server_model, tokenizer, prompt)
     began = time.perf_counter()
-    repeat = preflight.difference(found.answer, preflight.ask(servers, url, model, found.question))
+    found.model.score(found.text)
     seconds = time.perf_counter() - began
-    top_k = preflight.most_top_k(servers, url, model, found)
-    refusal = preflight.scores_chosen(servers, url, model, found)
-    gives = score_kinds(top_k, refusal is None)
+    top_k, _ = found.most_top_k(_TOP_K)
+    refusal = found.refusal_of_chosen()
+    gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
+    ((url, repeat),) = found.repeats.items()
     lines = [
-        f"{url} serves {model}" + ("" if length is None else f", sequences of up to {length} tokens"),
-        f"vocabulary: {_vocabulary(servers, url, model, tokenizer)}",
-        f"scores repeat to {repeat.largest:.2g} nats a token; one request took {seconds * 1000:.0f} ms",
-        f"temperature {options.temperature:g}: {_temperature(servers, url, model, found, options.temperature)}",
+        f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
+        f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
+        f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
+        f"temperature {options.temperature:g}: {_temperature(found, options.temperature)}",
         "gives:",
         "  sampled  the score of each sampled token",
         f"  top_k    {_top_k(top_k)}",
-        f"  chosen   {'scores of ids of the student' if refusal is None else 'no: ' + refusal}",
+        f"  chosen   {'no: ' + refusal if refusal else 'scores of ids of the student'}",
         "  full     no: whole rows are for a teacher in this process",
         "estimators:",
     ]
     for name, estimator in ESTIMATORS.items():
-        need = need_of(estimator)
-        answer = "yes" if need in gives else f"no, needs {need}"
-        lines.append(f"  {name:<28}{answer}")
+        need = estimator.need
+        lines.append(f"  {name:<28}" + ("yes" if gives[need] else f"no, needs {need}"))
     servers.close()
     return lines
 
 
-def _tokenizer(model: str | None) -> Any:
-    if model is None:
-        return None
-    from vopd.models import load_tokenizer
-
-    return load_tokenizer(model)
-
-
-def _vocabulary(servers: Any, url: str, model: str, tokenizer: Any) -> str:
-    from vopd.teachers.server import check_vocabulary
-
-    if tokenizer is None:
+def _vocabulary(same_ids: int | None, compared: bool) -> str:
+    if not compared:
         return "not compared; name the student with --model"
-    count = check_vocabulary(servers, url, model, tokenizer)
-    if count is None:
+    if same_ids is None:
         return "cannot be compared, for lack of /detokenize; in the run set teacher_model, whose tokenizer is compared"
-    return f"all {count} ids mean what they mean to the student"
+    return f"all {same_ids} ids mean what they mean to the student"
+
+
+def _temperature(found: Findings, temperature: float) -> str:
+    if temperature == 1:
+        return "what every server scores at; try another with --temperature"
+    if found.untempered(temperature):
+        return "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
+    return "heeded"
 
 
 def _top_k(top_k: int) -> str:
     if top_k == 0:
-        return "no: prompt_logprobs above 0 is refused; start it with --max-logprobs 20"
-    more = " (more with --max-logprobs)" if top_k == 20 else ""
+        return f"no: prompt_logprobs above 0 is refused; start it with --max-logprobs {_TOP_K[0]}"
+    more = " (more with --max-logprobs)" if top_k == _TOP_K[0] else ""
     return f"its own most likely tokens, loss_top_k up to {top_k} tried{more}"
-
-
-def _temperature(servers: Any, url: str, model: str, found: Any, temperature: float) -> str:
-    from vopd.teachers.server import preflight
-
-    if temperature == 1:
-        return "what every server scores at; try another with --temperature"
-    if preflight.heeds_temperature(servers, url, model, found, temperature):
-        return "heeded"
-    return "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"

@@ -1,17 +1,7 @@
 """A teacher behind a server: the client, vLLM's wire format, what is checked first, the teacher itself."""
 
-from .client import Patience, Refused, Servers, checked_urls
-from .preflight import Watch, score_kinds
-from .same_ids import check_vocabulary
+from .client import Patience, ServedModel, Servers
+from .preflight import Findings, inspect_servers
 from .teacher import ServerTeacher
 
-__all__ = [
-    "Patience",
-    "Refused",
-    "ServerTeacher",
-    "Servers",
-    "Watch",
-    "check_vocabulary",
-    "checked_urls",
-    "score_kinds",
-]
+__all__ = ["Findings", "Patience", "ServedModel", "ServerTeacher", "Servers", "inspect_servers"]

@@ -1,8 +1,9 @@
-"""Requests to teacher servers: spread over their addresses, bounded in number, repeated within a deadline."""
+"""Requests to teacher servers: spread over their addresses, bounded in number, retried within a deadline."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
@@ -10,18 +11,20 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from vopd.errors import ConfigurationError, TeacherServerError, require
 
-from .vllm import BadAnswer
+from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
 
-# What another attempt can mend: a server that is starting, overloaded or being replaced.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A server that is starting, overloaded or being replaced: worth another attempt.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHOWN = 300
 
 
@@ -44,12 +47,12 @@ class Patience:
     longest_pause: float = 30.0
 
 
-class Refused(TeacherServerError):
-    """The server understood the request and will not do it, now or later."""
+class Rejected(TeacherServerError):
+    """The server understood the request and will not do it, now or later; ``status`` is that of its answer."""
 
-
-class Passing(Exception):
-    """A failure that another attempt can mend; says what."""
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
@@ -62,7 +65,8 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     for url in [urls] if isinstance(urls, str) else urls:
         parts = urlsplit(str(url).strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(f"teacher_server_url {_hidden(str(url))!r} is no address such as http://host:8000")
+            shown = str(url).rpartition("@")[2]  # a password in front of it stays out of the message
+            raise ConfigurationError(f"teacher_server_url {shown!r} is no address such as http://host:8000")
         if "@" in parts.netloc:
             raise ConfigurationError(
                 "teacher_server_url holds a password, which would reach logs; put it into the environment variable "
@@ -75,10 +79,6 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _hidden(url: str) -> str:
-    return url.rpartition("@")[2]
-
-
 class Servers:
     """One or several servers of the same model.
 
@@ -87,7 +87,10 @@ class Servers:
         key_env: name of the environment variable that holds the key; sent only where it is set, and never shown.
         concurrency: requests under way at once, over all addresses.
         patience: how long to insist.
-        seed: of the random part of the pauses.
+
+    Attributes:
+        close: call it to give up what is under way. Happens by itself when nothing refers to the servers any more.
+        counts: requests, retries and bytes so far.
     """
 
     def __init__(
@@ -97,7 +100,6 @@ class Servers:
         key_env: str = "TEACHER_API_KEY",
         concurrency: int = 32,
         patience: Patience | None = None,
-        seed: int = 0,
     ) -> None:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
@@ -110,37 +112,29 @@ class Servers:
             limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
         )
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
-        self._random = random.Random(seed)
+        self._random = random.Random()  # its own: a run's random numbers must not depend on failures
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
-        self._rested = dict.fromkeys(self.urls, 0.0)
+        self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
-        self._give_up = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
+        self.close = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
-    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str | None = None) -> Future[T]:
-        """Ask in the background; the result is what `read` makes of the answer's JSON.
-
-        `read` may raise BadAnswer, which is a failure like a broken connection: another attempt, another server.
-        """
-        return self._executor.submit(self.ask, path, body, read, url)
-
     def background(self, work: Callable[[], T]) -> Future[T]:
-        """Do something else among the requests."""
+        """Do `work` among the requests; the future holds what it returns or raises."""
         return self._executor.submit(work)
 
-    def ask(
-        self,
-        path: str,
-        body: dict[str, Any],
-        read: Callable[[Any], T],
-        url: str | None = None,
-        retries: int | None = None,
-    ) -> T:
-        """Ask, and again until the answer is good; of `url`, or of whichever server has least to do.
+    def ask(self, request: Request, read: Callable[[Any], T], url: str | None = None, retries: int | None = None) -> T:
+        """What `read` makes of the answer's JSON. A BadAnswer that it raises is a failure like a broken connection.
+
+        Args:
+            request: path and JSON body.
+            read: from the parsed JSON to the result.
+            url: the server to ask; None for whichever has least to do, which another attempt chooses anew.
+            retries: attempts after the first; None for those of the patience.
 
         Raises:
-            Refused: the server will not do this.
+            Rejected: the server will not do this.
             TeacherServerError: no good answer within the deadline and the number of attempts.
         """
         patience, ends = self.patience, time.monotonic() + self.patience.deadline
@@ -148,10 +142,10 @@ class Servers:
         for attempt in range(retries + 1):
             where = url or self._least_busy()
             try:
-                return self._read(read, self._post(where, path, body, ends))
-            except (Passing, BadAnswer) as error:
-                problem, self._rested[where] = error, time.monotonic()
-            pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._jitter()
+                return self._attempt(where, request, read, ends)
+            except BadAnswer as error:
+                problem, self._failed_at[where] = error, time.monotonic()
+            pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
             if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable answer in {attempt + 1} attempts: {problem}; look into "
@@ -161,94 +155,98 @@ class Servers:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
 
-    @staticmethod
-    def _read(read: Callable[[Any], T], body: Any) -> T:
-        try:
-            return read(body)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
-
-    def get(self, url: str, path: str) -> Any:
-        """The JSON at an address, asked for once; None where there is nothing there.
+    def models(self, url: str) -> dict[str, int | None]:
+        """The models at an address, and the longest sequence of each, if it says; asked for once.
 
         Raises:
-            TeacherServerError: no server answers there, or it wants a key.
+            TeacherServerError: no model server answers there, or it wants a key.
         """
         try:
-            answer = self._client.get(url + path, timeout=min(10.0, self.patience.timeout))
-        except self._httpx.HTTPError as error:
+            return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
+        except (BadAnswer, Rejected) as error:
+            if isinstance(error, Rejected) and error.status == 401:
+                raise
             raise TeacherServerError(
-                f"no teacher server answers at {url} ({_reason(error)}); start it with vllm serve TEACHER --host "
-                "127.0.0.1, or correct teacher_server_url"
+                f"no teacher server answers at {url} ({error}); start it with vllm serve TEACHER --host 127.0.0.1, or "
+                "correct teacher_server_url"
             ) from error
-        self._check_key(url, answer.status_code)
-        try:
-            return answer.json() if answer.status_code == 200 else None
-        except ValueError:
-            return None
 
-    def close(self) -> None:
-        """Give up what is under way. Happens by itself when nothing refers to the servers any more."""
-        self._give_up()
-
-    def _post(self, url: str, path: str, body: dict[str, Any], ends: float) -> Any:
-        """One attempt: the parsed JSON of an answer with status 200."""
+    def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
+        """One attempt. Raises BadAnswer where another one is worth it."""
         with self._lock:
             self._under_way[url] += 1
             self.counts["requests"] += 1
+        path, body = request
         try:
-            status, content = self._exchange(url + path, json.dumps(body).encode(), ends)
+            status, content = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
-            raise Passing(_reason(error)) from error
+            raise BadAnswer(_shortened(error) or type(error).__name__) from error
         except RuntimeError as error:  # closed by another thread that gave up
-            raise Passing("given up") from error
+            raise BadAnswer("given up") from error
         finally:
             with self._lock:
                 self._under_way[url] -= 1
-        if status in _PASSING:
-            raise Passing(f"status {status}: {_message(content)}")
-        self._check_key(url, status)
+        if status in _TRANSIENT:
+            raise BadAnswer(f"status {status}: {_message(content)}")
+        if status == 401:
+            raise Rejected(
+                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
+                "another one with teacher_server_key_env",
+                status,
+            )
         if status != 200:
-            raise Refused(f"the teacher server {url} refuses with status {status}: {_message(content)}")
+            raise Rejected(f"the teacher server {url} refuses with status {status}: {_message(content)}", status)
         try:
-            return json.loads(content)
-        except ValueError as error:
+            return read(json.loads(content))
+        except json.JSONDecodeError as error:
             raise BadAnswer("the answer is no JSON") from error
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
 
-    def _exchange(self, address: str, body: bytes, ends: float) -> tuple[int, bytes]:
+    def _exchange(self, address: str, body: bytes | None, ends: float) -> tuple[int, bytes]:
         """Status and content of the answer, all of which must arrive in time: httpx's own limit is one of silence."""
         seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
         latest, parts = time.monotonic() + seconds, []
-        headers = {"Content-Type": "application/json"}
-        with self._client.stream("POST", address, content=body, headers=headers, timeout=seconds) as answer:
+        method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
+        with self._client.stream(method, address, content=body, headers=headers, timeout=seconds) as answer:
             for part in answer.iter_bytes():
                 parts.append(part)
                 if time.monotonic() > latest:
-                    raise Passing(f"not answered within {seconds:.0f} s")
+                    raise BadAnswer(f"not answered within {seconds:.0f} s")
             with self._lock:
-                self.counts["bytes_sent"] += len(body)
+                self.counts["bytes_sent"] += len(body or b"")
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
             return answer.status_code, b"".join(parts)
 
-    def _check_key(self, url: str, status: int) -> None:
-        if status == 401:
-            raise Refused(
-                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
-                "another one with teacher_server_key_env"
-            )
-
     def _least_busy(self) -> str:
         """The server with the fewest requests under way, those that failed in the last minute after the others."""
-        now = time.monotonic()
+        recently = time.monotonic() - 60
         with self._lock:
-            return min(
-                self.urls,
-                key=lambda url: (self._rested[url] > now - 60 and self._rested[url] > 0, self._under_way[url]),
-            )
+            return min(self.urls, key=lambda url: (self._failed_at[url] > recently, self._under_way[url]))
 
-    def _jitter(self) -> float:
-        with self._lock:
-            return self._random.uniform(0.5, 1.5)
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model as its servers know it.
+
+    Attributes:
+        servers: where it is.
+        name: what they call it.
+        vocab_size: the real vocabulary; ids past it, a padded head's, are no tokens.
+    """
+
+    servers: Servers
+    name: str
+    vocab_size: int | None = None
+
+    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str) -> T:
+        """See ``Servers.ask``; the body names the model."""
+        return self.servers.ask((path, {"model": self.name, **body}), read, url)
+
+    def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
+        """The scores of one completion; arguments and errors as those of ``Servers.ask``."""
+        reads = partial(read, question, self.name, vocab_size=self.vocab_size)
+        return self.servers.ask(request_of(question, self.name), reads, url, retries)
 
 
 def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:
@@ -257,17 +255,21 @@ def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any)
     client.close()
 
 
+def _lengths(body: Any) -> dict[str, int | None]:
+    if not body["data"]:
+        raise BadAnswer("no models are listed at /v1/models")
+    return {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
+
+
 def _message(content: bytes) -> str:
     """The server's own words, on one line and not too many."""
-    text = content.decode(errors="replace")
-    try:
+    text: Any = content.decode(errors="replace")
+    with suppress(ValueError, AttributeError):
         found = json.loads(text)
-        error = found.get("error", found)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        pass
-    return " ".join(str(text).split())[:_SHOWN] or "no message"
+        text = found.get("error", found)
+        text = text.get("message", text)
+    return _shortened(text) or "no message"
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+def _shortened(text: object) -> str:
+    return " ".join(str(text).split())[:_SHOWN]

@@ -1,125 +1,176 @@
-"""What is found out about a teacher server before it is trusted: every claim is tried, none is read off a name."""
+"""What is found out about teacher servers before they are trusted: every claim is tried, none is read off a name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from vopd.errors import ConfigurationError, TeacherServerError
-from vopd.estimators.teacher_scores import ScoreKind
 
-from .client import Refused, Servers
-from .vllm import COMPLETIONS, Answer, BadAnswer, Question, read, request_of
+from .client import Rejected, ServedModel, Servers
+from .same_ids import check_vocabulary
+from .vllm import COMPLETIONS, Answer, BadAnswer, Question
 
 # Nats a token on average: what two precisions or batch sizes differ by at most, and other weights by at least.
 SAME_WEIGHTS = 0.05
 # Nats: scores of one row at two temperatures must be in proportion to this.
 _PROPORTION = 0.02
-_PROBE_TOKENS = 64
+_WRITTEN_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A text that the server wrote itself, and what it says of it.
+class Findings:
+    """What the servers of one model were found to do, and what else can be tried.
 
     Attributes:
-        question: the text, to be scored again at any time.
-        answer: its scores.
-        end_id: the id that the server ended the text with; None where it ran on to the limit.
+        model: the model, as they know it.
+        length: longest sequence that all of them take; None where none says.
+        same_ids: by address, how many ids mean what they mean to the student; None where that cannot be asked.
+        text: a text that the first server wrote itself.
+        end_id: the id that the server ended it with; None where it ran on to the limit.
+        scores: of its tokens, by the first server.
+        repeats: by address, how far another scoring is apart from ``scores``, nats of each token.
     """
 
-    question: Question
-    answer: Answer
+    model: ServedModel
+    length: int | None
+    same_ids: dict[str, int | None]
+    text: Question
     end_id: int | None
+    scores: Answer
+    repeats: dict[str, Tensor]
+
+    def most_top_k(self, asked: Sequence[int]) -> tuple[int, str]:
+        """The first of `asked` that the first server takes as prompt_logprobs; or 0, and why it takes none."""
+        refusal = ""
+        for top_k in asked:
+            try:
+                self.model.score(replace(self.text, top_k=top_k), self._first)
+                return top_k, ""
+            except Rejected as error:
+                refusal = str(error)
+        return 0, refusal
+
+    def refusal_of_chosen(self) -> str:
+        """Why the first server does not score ids of the caller's choice, in its words; empty where it does."""
+        rows = tuple((0, token) for token in self.text.ids[self.text.start :])
+        try:
+            apart = _apart(self.scores, self.model.score(replace(self.text, chosen=rows), self._first)).mean()
+        except TeacherServerError as error:
+            return str(error.__cause__ or error)
+        too_far = f"{self._first} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
+        return too_far if apart > SAME_WEIGHTS else ""
+
+    def untempered(self, temperature: float) -> list[str]:
+        """Addresses that score at temperature 1 whatever is asked; 1 itself needs no trial."""
+        urls = self.model.servers.urls if temperature != 1 else ()
+        return [url for url in urls if not _applies_temperature(self.model, url, self.text, temperature)]
+
+    def check_weights(self) -> None:
+        """Score the text once more on every server. One that does not answer is not judged here.
+
+        Raises:
+            TeacherServerError: one has other weights than at the start.
+        """
+        for url in self.repeats:
+            try:
+                apart = _apart(self.scores, self.model.score(self.text, url, retries=0)).mean()
+            except TeacherServerError:
+                continue
+            if apart > _tolerance(self.repeats):
+                raise TeacherServerError(
+                    f"the teacher server {url} now scores a text {apart:.2f} nats a token away from what the run began "
+                    "with: it serves other weights; restart it with the first ones, or begin a new run"
+                )
+
+    @property
+    def _first(self) -> str:
+        return self.model.servers.urls[0]
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """How far two scorings of one text are apart, nats a token."""
+def inspect_servers(
+    servers: Servers, name: str | None, tokenizer: Any, prompt: Sequence[int], vocab_size: int | None = None
+) -> Findings:
+    """Ask the servers what they serve, and let them score a text.
 
-    largest: float
-    mean: float
-
-
-def find_model(servers: Servers, url: str, wanted: str | None) -> tuple[str, int | None]:
-    """Name of the model to ask for, and the longest sequence that it takes (None where the server does not say).
+    Args:
+        servers: of one model.
+        name: what they call it; None for the only one.
+        tokenizer: the student's; None compares no vocabulary.
+        prompt: ids for the first server to go on from.
+        vocab_size: number of real ids.
 
     Raises:
-        TeacherServerError: nothing answers, or not as a model server.
-        ConfigurationError: the server has no such model, or several and none was named.
+        TeacherServerError: a server does not answer, or not as one that scores; or two have different weights.
+        MismatchError: its vocabulary is another one than the student's.
+        ConfigurationError: it is not clear which model is meant.
     """
-    listed = servers.get(url, "/v1/models")
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    if not entries:
-        raise TeacherServerError(f"{url} lists no models at /v1/models; start a teacher there with vllm serve TEACHER")
-    lengths = {str(entry.get("id")): entry.get("max_model_len") for entry in entries}
-    if wanted is None and len(lengths) > 1:
+    found_name, length = _find_model(servers, name)
+    model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
+    same_ids = {url: check_vocabulary(model, url, tokenizer) for url in servers.urls} if tokenizer is not None else {}
+    text, end_id = _written(model, first, prompt)
+    scores = model.score(text, first)
+    repeats = {url: _apart(scores, model.score(text, url)) for url in servers.urls}
+    for url, apart in repeats.items():
+        if apart.mean() > _tolerance(repeats):
+            raise TeacherServerError(
+                f"{url} scores a text {apart.mean():.2f} nats a token away from {first}: they serve different weights; "
+                "start both with the same model"
+            )
+    return Findings(model, length, same_ids, text, end_id, scores, repeats)
+
+
+def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
+    """The model's name, the same on every server, and the longest sequence that all of them take, if they say."""
+    lengths: dict[str, list[int | None]] = {}
+    for url in servers.urls:
+        models = servers.models(url)
+        name = wanted or next(iter(models))
+        if name not in models or (wanted is None and len(models) > 1):
+            what = "several models" if wanted is None else f"no model {wanted!r}"
+            raise ConfigurationError(f"{url} serves {what}; set teacher_server_model to one of: {', '.join(models)}")
+        lengths.setdefault(name, []).append(models[name])
+    if len(lengths) > 1:
         raise ConfigurationError(
-            f"{url} serves several models; choose the teacher with teacher_server_model: {', '.join(lengths)}"
+            f"the servers call the teacher by different names ({', '.join(sorted(lengths))}); start them with one "
+            "--served-model-name"
         )
-    name = wanted or next(iter(lengths))
-    if name not in lengths:
-        raise ConfigurationError(
-            f"{url} serves no model {name!r}; set teacher_server_model to one of: {', '.join(lengths)}"
-        )
-    return name, lengths[name]
+    ((name, found),) = lengths.items()
+    return name, min((length for length in found if length is not None), default=None)
 
 
-def probe(servers: Servers, url: str, model: str, prompt: Sequence[int], top_k: int, vocab_size: int | None) -> Probe:
-    """Let the server go on from a prompt, most likely token first, and score what it wrote.
-
-    Raises:
-        TeacherServerError: it will not, or what it answers cannot be used.
-    """
-    body = {
-        "model": model,
-        "prompt": list(prompt),
-        "max_tokens": _PROBE_TOKENS,
-        "temperature": 0,
-        "return_token_ids": True,
-    }
-    choice = servers.ask(COMPLETIONS, body, _only_choice, url)
-    written = choice["token_ids"]
+def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
+    """The server's most likely continuation of the prompt, to be scored, and the id that ended it."""
+    body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
+    choice = model.ask(COMPLETIONS, body, _only_choice, url)
     ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
-    question = Question((*prompt, *written), start=len(prompt), top_k=top_k)
-    return Probe(question, ask(servers, url, model, question, vocab_size), written[-1] if ended else None)
+    return Question((*prompt, *choice["token_ids"]), len(prompt)), choice["token_ids"][-1] if ended else None
 
 
 def _only_choice(body: Any) -> Any:
-    try:
-        choice = body["choices"][0]
-        if not choice["token_ids"]:
-            raise BadAnswer("the server wrote nothing")
-        return choice
-    except (KeyError, IndexError, TypeError) as error:
-        raise BadAnswer("the answer has no choice with token_ids (return_token_ids); vLLM 0.11 or newer has") from error
+    if not body["choices"][0].get("token_ids"):
+        raise BadAnswer("nothing was written, or no token_ids are returned (return_token_ids; vLLM 0.11 or newer has)")
+    return body["choices"][0]
 
 
-def ask(servers: Servers, url: str, model: str, question: Question, vocab_size: int | None = None) -> Answer:
-    """The scores of one text from one server."""
-    path, body = request_of(question, model)
-    return servers.ask(path, body, lambda found: read(question, model, found, vocab_size), url)
+def _apart(first: Answer, second: Answer) -> Tensor:
+    return (first.sampled - second.sampled).abs()
 
 
-def difference(first: Answer, second: Answer) -> Repeat:
-    """How far the scores of the text's own tokens are apart."""
-    apart = (first.sampled - second.sampled).abs()
-    return Repeat(float(apart.max()), float(apart.mean()))
+def _tolerance(repeats: dict[str, Tensor]) -> float:
+    """Nats a token: scorings further apart than this are of different weights. The first server has them for sure."""
+    return SAME_WEIGHTS + 5 * float(next(iter(repeats.values())).mean())
 
 
-def heeds_temperature(servers: Servers, url: str, model: str, found: Probe, temperature: float) -> bool:
+def _applies_temperature(model: ServedModel, url: str, text: Question, temperature: float) -> bool:
     """Whether the server scores at the temperature that it is asked for.
 
     Of two tokens a, b of one row log q_T(a) - log q_T(b) = (log q(a) - log q(b)) / T, whatever the normaliser is.
     """
-    top_k = max(found.question.top_k, 2)
-    plain, hot = (
-        ask(servers, url, model, Question(found.question.ids, found.question.start, top_k, temperature=asked))
-        for asked in (1.0, temperature)
-    )
+    plain, hot = (model.score(replace(text, top_k=2, temperature=asked), url) for asked in (1.0, temperature))
     same = (plain.top_k_ids == hot.top_k_ids).all(-1)  # ties may be broken differently
     apart = [answer.top_k_logprobs[:, 0] - answer.top_k_logprobs[:, 1] for answer in (plain, hot)]
     usable = same & (apart[0] > 5 * _PROPORTION) & apart[0].isfinite()
@@ -127,80 +178,3 @@ def heeds_temperature(servers: Servers, url: str, model: str, found: Probe, temp
         return False
     wrong = (apart[1] - apart[0] / temperature)[usable].abs()
     return bool((wrong <= _PROPORTION * (1 + apart[0][usable])).all())
-
-
-def scores_chosen(servers: Servers, url: str, model: str, found: Probe) -> str | None:
-    """None where the server scores ids of the caller's choice; otherwise, in its words, why it does not.
-
-    Asked for the teacher's own top tokens, whose scores are known already: others coming back would show.
-    """
-    question, answer = found.question, found.answer
-    others = answer.top_k_ids if question.top_k else answer.top_k_ids.new_zeros(question.tokens, 1)
-    rows = torch.cat([others, torch.tensor(question.ids[question.start :]).unsqueeze(-1)], dim=-1)
-    chosen = Question(question.ids, question.start, chosen=tuple(map(tuple, rows.tolist())))
-    try:
-        scored = ask(servers, url, model, chosen)
-    except Refused as error:
-        return str(error)
-    except TeacherServerError as error:
-        return str(error.__cause__ or error)
-    apart = difference(answer, scored).mean
-    if apart > SAME_WEIGHTS:
-        return f"{url} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
-    return None
-
-
-def most_top_k(servers: Servers, url: str, model: str, found: Probe, asked: Sequence[int] = (20, 5, 1)) -> int:
-    """The largest of `asked` that the server takes as prompt_logprobs; 0 for none."""
-    for top_k in asked:
-        try:
-            ask(servers, url, model, Question(found.question.ids, found.question.start, top_k))
-            return top_k
-        except Refused:
-            continue
-    return 0
-
-
-def score_kinds(top_k: int, chosen: bool) -> frozenset[ScoreKind]:
-    """What a server gives that takes `top_k` as prompt_logprobs and scores chosen ids or not."""
-    found: set[ScoreKind] = {"sampled"}
-    if top_k:
-        found.add("top_k")
-    if chosen:
-        found.add("chosen")
-    return frozenset(found)
-
-
-class Watch:
-    """Sees that every server still has the weights that it had at the start: a fixed text is scored now and then.
-
-    Args:
-        servers: where.
-        model: its name there.
-        found: the text and its scores at the start.
-        repeat: how far two scorings at the start were apart.
-    """
-
-    def __init__(self, servers: Servers, model: str, found: Probe, repeat: Repeat) -> None:
-        self._servers, self._model, self._found = servers, model, found
-        self.limit = SAME_WEIGHTS + 5 * repeat.mean
-
-    def __call__(self) -> Any:
-        """Look in the background; the future holds TeacherServerError where other weights answer."""
-        return self._servers.background(self.look)
-
-    def look(self) -> None:
-        """Score the text on every server. One that does not answer is not judged here."""
-        question = Question(self._found.question.ids, self._found.question.start)
-        path, body = request_of(question, self._model)
-        for url in self._servers.urls:
-            try:
-                answer = self._servers.ask(path, body, lambda found: read(question, self._model, found), url, retries=0)
-            except TeacherServerError:
-                continue
-            apart = difference(self._found.answer, answer).mean
-            if apart > self.limit:
-                raise TeacherServerError(
-                    f"the teacher server {url} now scores a text {apart:.2f} nats a token away from what the run began "
-                    "with: it serves other weights; restart it with the first ones, or begin a new run"
-                )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from vopd.errors import MismatchError, TeacherServerError
+from vopd.errors import MismatchError
 
-from .client import Refused, Servers
+from .client import Rejected, ServedModel
 
 _CHUNK = 2048
 
 
-def check_vocabulary(servers: Servers, url: str, model: str, tokenizer: Any) -> int | None:
+def check_vocabulary(model: ServedModel, url: str, tokenizer: Any) -> int | None:
     """Compare every real id of the student's tokenizer with the server's, in chunks.
 
     A chunk of ids must become the same text on both sides, and its text the same ids. The second half tells apart
@@ -25,13 +24,14 @@ def check_vocabulary(servers: Servers, url: str, model: str, tokenizer: Any) -> 
         MismatchError: an id stands for different text, or a text for different ids.
     """
     ids = sorted(tokenizer.get_vocab().values())
-    for chunk in _chunks(ids):
-        text = servers_text(servers, url, model, chunk)
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        text = _detokenize(model, url, chunk)
         if text is None:
             return None
         if not _reads(tokenizer, chunk, text):
-            raise _mismatch(_first_difference(servers, url, model, tokenizer, chunk), tokenizer)
-        encoded = _ids(servers, url, model, text)
+            raise _first_difference(model, url, tokenizer, chunk)
+        encoded = _tokenize(model, url, text)
         if encoded is not None and encoded != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
             raise MismatchError(
                 f"student and teacher server use different vocabularies: both read ids {chunk[0]} to {chunk[-1]} as "
@@ -40,12 +40,12 @@ def check_vocabulary(servers: Servers, url: str, model: str, tokenizer: Any) -> 
     return len(ids)
 
 
-def servers_text(servers: Servers, url: str, model: str, ids: list[int]) -> str | None:
+def _detokenize(model: ServedModel, url: str, ids: list[int]) -> str | None:
     """What the server reads `ids` as; None where it has no /detokenize."""
     try:
-        return servers.ask("/detokenize", {"model": model, "tokens": ids}, lambda body: body["prompt"], url)
-    except Refused as error:
-        if _absent(error):
+        return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url)
+    except Rejected as error:
+        if error.status in {404, 405}:
             return None
         raise MismatchError(
             f"the teacher server does not know all of the student's ids {ids[0]} to {ids[-1]} ({error}); choose a "
@@ -53,44 +53,28 @@ def servers_text(servers: Servers, url: str, model: str, ids: list[int]) -> str 
         ) from error
 
 
-def _ids(servers: Servers, url: str, model: str, text: str) -> list[int] | None:
-    body = {"model": model, "prompt": text, "add_special_tokens": False}
+def _tokenize(model: ServedModel, url: str, text: str) -> list[int] | None:
+    body = {"prompt": text, "add_special_tokens": False}
     try:
-        return servers.ask("/tokenize", body, lambda found: list(found["tokens"]), url)
-    except Refused:
+        return model.ask("/tokenize", body, lambda found: list(found["tokens"]), url)
+    except Rejected:
         return None
 
 
-def _absent(error: TeacherServerError) -> bool:
-    return "status 404" in str(error) or "status 405" in str(error)
-
-
-def _chunks(ids: list[int]) -> Iterator[list[int]]:
-    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
-
-
-def _reads(tokenizer: Any, ids: list[int], text: str) -> bool:
+def _reads(tokenizer: Any, ids: list[int], text: str | None) -> bool:
     """Whether the student reads `ids` as `text`; tidying spaces up afterwards is a habit, not a vocabulary."""
-    return text == _text(tokenizer, ids) or text == tokenizer.decode(ids)
+    return text in (tokenizer.decode(ids, clean_up_tokenization_spaces=False), tokenizer.decode(ids))
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def _first_difference(servers: Servers, url: str, model: str, tokenizer: Any, chunk: list[int]) -> tuple[int, str]:
-    """The first id of a chunk that is read differently, by halves, and what the server reads it as."""
+def _first_difference(model: ServedModel, url: str, tokenizer: Any, chunk: list[int]) -> MismatchError:
+    """An error that names the first id of the chunk that is read differently, found by halves."""
     while len(chunk) > 1:
         half = chunk[: len(chunk) // 2]
-        differs = not _reads(tokenizer, half, servers_text(servers, url, model, half) or "")
+        differs = not _reads(tokenizer, half, _detokenize(model, url, half))
         chunk = half if differs else chunk[len(half) :]
-    return chunk[0], servers_text(servers, url, model, chunk) or ""
-
-
-def _mismatch(found: tuple[int, str], tokenizer: Any) -> MismatchError:
-    token, theirs = found
+    ours, theirs = tokenizer.decode(chunk, clean_up_tokenization_spaces=False), _detokenize(model, url, chunk)
     return MismatchError(
-        f"student and teacher server use different vocabularies: {token} is {_text(tokenizer, [token])!r} for the "
-        f"student and {theirs!r} for the server; choose a student and a teacher of one family, or TRL's GOLD trainer, "
-        "which distils across tokenizers"
+        f"student and teacher server use different vocabularies: {chunk[0]} is {ours!r} for the student and "
+        f"{theirs!r} for the server; choose a student and a teacher of one family, or TRL's GOLD trainer, which "
+        "distils across tokenizers"
     )

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vopd.errors import ConfigurationError
-from vopd.estimators.checks import check_gives, find_estimator, need_of
+from vopd.estimators.checks import check_gives, find_estimator
 
-from .client import Patience, checked_urls
-
-FAILURES = ("raise", "drop")
+from .client import Patience, Servers, checked_urls
 
 
 def _own(value: Any, help_text: str) -> Any:
@@ -49,15 +47,31 @@ class ServerSettings:
     teacher_failure: str = _own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
     teacher_drop_limit: float = _own(0.1, "Share of dropped completions past which the run saves and ends.")
 
-    @property
-    def patience(self) -> Patience:
-        """How long to insist on an answer."""
-        return Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries)
+    def teacher_servers(self) -> Servers:
+        """The servers of these settings."""
+        return Servers(
+            self.teacher_server_url or (),
+            key_env=self.teacher_server_key_env,
+            concurrency=self.teacher_server_concurrency,
+            patience=Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries),
+        )
 
 
-def check_server(settings: Any) -> None:
-    """Raises ConfigurationError where settings of a teacher server are out of range or do not go together."""
-    if settings.teacher_failure not in FAILURES:
+def check_server(settings: ServerSettings, estimator: str, temperature: float, model_init_kwargs: Any) -> None:
+    """Check the settings of a teacher server against each other and against those of the run.
+
+    What a server can give at all is known here; what this one gives is tried when the trainer is made.
+
+    Args:
+        settings: of the server.
+        estimator: its name.
+        temperature: of the rollouts.
+        model_init_kwargs: ``teacher_model_init_kwargs``, which only a teacher in this process takes.
+
+    Raises:
+        ConfigurationError: one is out of range, or two do not go together.
+    """
+    if settings.teacher_failure not in {"raise", "drop"}:
         raise ConfigurationError(f"unknown teacher_failure {settings.teacher_failure!r}; choose raise or drop")
     for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
         if not getattr(settings, name) > 0:
@@ -68,27 +82,24 @@ def check_server(settings: Any) -> None:
         raise ConfigurationError(
             f"teacher_drop_limit is a share from 0 to 1, got {settings.teacher_drop_limit}; for example 0.1"
         )
-    if settings.teacher_server_url is not None:
-        _check_placement(settings)
-
-
-def _check_placement(settings: Any) -> None:
-    """What a server can give at all; what this one gives is tried when the trainer is made."""
-    checked_urls(settings.teacher_server_url)
-    if settings.teacher_model_init_kwargs is not None:
-        raise ConfigurationError("teacher_model_init_kwargs means nothing to a teacher behind a server; remove it")
-    check_gives(settings.estimator, {"sampled", "top_k", "chosen"}, "a server")
-    estimator = find_estimator(settings.estimator)
-    if need_of(estimator) != "chosen":
+    if settings.teacher_server_url is None:
         return
+    checked_urls(settings.teacher_server_url)
+    if model_init_kwargs is not None:
+        raise ConfigurationError("teacher_model_init_kwargs means nothing to a teacher behind a server; remove it")
+    check_gives(estimator, {"sampled", "top_k", "chosen"}, "a server")
+    if find_estimator(estimator).need == "chosen":
+        _check_chosen(settings, estimator, temperature)
+
+
+def _check_chosen(settings: ServerSettings, estimator: str, temperature: float) -> None:
     if settings.teacher_failure == "drop":
         raise ConfigurationError(
-            f"teacher_failure=drop does not go with estimator {settings.estimator!r}: its scores are asked for one "
+            f"teacher_failure=drop does not go with estimator {estimator!r}: its scores are asked for one "
             "micro-batch at a time, after the tokens of the whole step were counted; use raise"
         )
-    if settings.temperature != 1 and estimator.needs.full_teacher:
+    if temperature != 1 and find_estimator(estimator).needs.full_teacher:
         raise ConfigurationError(
-            f"estimator {settings.estimator!r} needs scores at temperature={settings.temperature}, and a server scores "
-            "chosen ids at temperature 1; set temperature=1, or use estimator='vopd_sparse', which needs no normaliser "
-            "of the teacher"
+            f"estimator {estimator!r} needs scores at temperature={temperature}, and a server scores chosen ids at "
+            "temperature 1; set temperature=1, or use estimator='vopd_sparse', which needs no normaliser of the teacher"
         )

@@ -31,8 +31,12 @@ _ABOVE_ZERO = 1e-3
 _NO_CHANCE = -9999.0
 
 
+Request = tuple[str, dict[str, Any] | None]
+"""Path of an endpoint and JSON body; None to GET."""
+
+
 class BadAnswer(Exception):
-    """An answer that cannot be used; says why."""
+    """No answer, or one that cannot be used; says why. Another attempt may get a better one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Question:
         start: length of the prompt.
         top_k: how many of the teacher's own most likely tokens to return; 0 for the sampled token alone.
         chosen: instead, ids to score at each completion token, the sampled one last, (T, J).
-        temperature: asked of the server; that it is heeded is for the preflight to find out.
+        temperature: asked of the server; whether it applies it is for the preflight to find out.
     """
 
     ids: tuple[int, ...]
@@ -74,29 +78,15 @@ class Answer:
     top_k_logprobs: Tensor
 
 
-def request_of(question: Question, model: str) -> tuple[str, dict[str, Any]]:
+def request_of(question: Question, model: str) -> Request:
     """Endpoint and JSON body that ask `question` of the model that the server calls `model`."""
+    ids, common = list(question.ids), {"model": model, "return_token_ids": True}
+    sampling: dict[str, Any] = {"max_tokens": 1, "temperature": question.temperature}  # no tokens at all are refused
     if question.chosen is None:
-        return COMPLETIONS, {
-            "model": model,
-            "prompt": list(question.ids),
-            "prompt_logprobs": question.top_k,
-            "max_tokens": 1,  # 0 is refused
-            "temperature": question.temperature,
-            "return_token_ids": True,
-        }
-    sampling = {
-        "max_tokens": 1,
-        "temperature": question.temperature,
-        "prompt_logprob_token_ids": [list(row) for row in question.chosen],
-        "prompt_logprob_start": question.start - 1,  # row i scores its ids as the token after position start - 1 + i
-    }
-    return GENERATE, {
-        "model": model,
-        "token_ids": list(question.ids),
-        "sampling_params": sampling,
-        "return_token_ids": True,
-    }
+        return COMPLETIONS, {**common, **sampling, "prompt": ids, "prompt_logprobs": question.top_k}
+    sampling["prompt_logprob_token_ids"] = [list(row) for row in question.chosen]
+    sampling["prompt_logprob_start"] = question.start - 1  # row i: ids after position start - 1 + i
+    return GENERATE, {**common, "token_ids": ids, "sampling_params": sampling}
 
 
 def read(question: Question, model: str, body: Any, vocab_size: int | None = None) -> Answer:

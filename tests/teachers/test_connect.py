@@ -1,0 +1,80 @@
+"""What is found out about servers before the first rollout, and what is then refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
+from vopd.experiments.pair import embedded_pair
+from vopd.teachers.server import Servers, inspect_servers
+
+Make = Callable[..., Any]
+PROMPT = (70, 80, 90, 60)
+
+
+def test_servers_with_different_weights_are_refused(serve: Make, make_trainer: Make, pair: Any) -> None:
+    urls = [serve().url, serve(pair.student).url]
+    with pytest.raises(
+        TeacherServerError, match=f"{urls[1]} scores a text .* away from {urls[0]}: .*different weights"
+    ):
+        make_trainer(teacher_server_url=urls)
+
+
+def test_servers_must_call_the_model_by_one_name(serve: Make) -> None:
+    several = serve(names=("a", "b")).url
+    with pytest.raises(ConfigurationError, match="several models; set teacher_server_model to one of: a, b"):
+        inspect_servers(Servers(several), None, None, PROMPT)
+    assert inspect_servers(Servers(several), "b", None, PROMPT).model.name == "b"
+    with pytest.raises(ConfigurationError, match="by different names \\(a, stub-teacher\\)"):
+        inspect_servers(Servers([serve().url, serve(names=("a",)).url]), None, None, PROMPT)
+
+
+def test_a_vocabulary_is_compared_by_the_server_or_by_a_named_tokenizer(serve: Make, make_trainer: Make) -> None:
+    url = serve(tokenizes=False).url
+    with pytest.raises(MismatchError, match="has no /detokenize.*name the teacher's folder or hub id"):
+        make_trainer(teacher_server_url=url)
+    make_trainer(str(embedded_pair().teacher), teacher_server_url=url)
+
+
+def test_the_temperature_is_tried_on_every_server(serve: Make) -> None:
+    urls = [serve(heeds_temperature=True).url, serve().url]
+    found = inspect_servers(Servers(urls), None, None, PROMPT)
+    assert found.untempered(1.5) == urls[1:] and found.untempered(1.0) == []
+
+
+def test_what_a_server_gives_is_tried(serve: Make) -> None:
+    found = inspect_servers(Servers(serve(max_logprobs=5, max_model_len=200).url), None, None, PROMPT)
+    assert found.length == 200 and found.most_top_k([20, 5, 1]) == (5, "") and found.refusal_of_chosen() == ""
+    found = inspect_servers(Servers(serve(max_logprobs=0, scores_chosen=False).url), None, None, PROMPT)
+    assert found.most_top_k([20, 5])[0] == 0 and "Requested prompt logprobs of 5" in found.most_top_k([20, 5])[1]
+    assert "status 403" in found.refusal_of_chosen()
+
+
+def test_the_first_id_that_means_something_else_is_named(serve: Make, pair: Any, tiny_tokenizer: Any) -> None:
+    server = serve()
+    server.tokenizer = tiny_tokenizer
+    with pytest.raises(MismatchError, match="different vocabularies: \\d+ is .* for the student and .* for the server"):
+        inspect_servers(Servers(server.url), None, pair.tokenizer, PROMPT)
+
+
+def test_ends_that_the_student_does_not_know_are_warned_of(
+    serve: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    written = server.written
+    server.written = lambda ids, count: [*written(ids, 2), 7]
+    completions = server.completions
+
+    def ended(body: dict[str, Any], fault: str | None) -> tuple[int, Any]:
+        status, answer = completions(body, fault)
+        if "prompt_logprobs" not in body:
+            answer["choices"][0]["finish_reason"] = "stop"
+        return status, answer
+
+    server.completions = ended
+    with caplog.at_level("WARNING", logger="vopd"):
+        make_trainer(teacher_server_url=server.url)
+    assert "the teacher ends completions with 7" in caplog.text
