@@ -142,7 +142,7 @@ def test_dropped_completions_count_nowhere(serve: Make, make_trainer: Make, grad
 
     def without_the_same(inputs: dict[str, Any]) -> None:
         if "checked" not in inputs:
-            batches = whole.micro_batches
+            batches = whole._buffered_inputs
             for batch in batches:
                 ids = torch.cat([batch["prompt_ids"] * batch["prompt_mask"], batch["completion_ids"]], 1)
                 bad = (ids * torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)).sum(1) % 3 == 0
