@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from vopd.data.prompt_checks import check_enough, check_prompts, keep_short
+from vopd.data.tokenized import add_ids
 from vopd.errors import DataError
 
 
@@ -45,17 +46,17 @@ def by_letters(prompts: list[str]) -> list[list[int]]:
 
 
 def test_long_prompts_are_dropped_whole_and_counted() -> None:
-    kept, dropped = keep_short(rows("abcd", "abc", "abcde", "a"), 3, by_letters)
+    kept, dropped = keep_short(add_ids(rows("abcd", "abc", "abcde", "a"), by_letters), 3)
     assert kept["prompt"][:] == ["abc", "a"] and dropped == 2
-    kept, dropped = keep_short(rows("abcd", "abc"), 4, by_letters)  # exactly the limit is not over it
+    kept, dropped = keep_short(add_ids(rows("abcd", "abc"), by_letters), 4)  # exactly the limit is not over it
     assert len(kept) == 2 and dropped == 0
     data = rows("abcd")
-    assert keep_short(data, None, by_letters) == (data, 0)
+    assert keep_short(data, None) == (data, 0)
 
 
 def test_it_is_an_error_if_none_is_left() -> None:
-    with pytest.raises(DataError, match="all 2 prompts are longer than max_prompt_length=2 tokens; the shortest has 3"):
-        keep_short(rows("abcd", "abc"), 2, by_letters)
+    with pytest.raises(DataError, match="every prompt of train_dataset has more than 2 tokens, the shortest 3; raise"):
+        keep_short(add_ids(rows("abcd", "abc"), by_letters), 2)
 
 
 def test_too_few_prompts_for_one_step() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
@@ -22,7 +22,7 @@ def render_prompts(
     chat_template: bool = False,
     chat_options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the prompt text of every row; `source` is what errors call the rows. See `load_prompts`.
+    """Return the prompt text of every row; `source` is what errors call the rows. See `read_prompts`.
 
     Raises:
         DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
@@ -30,11 +30,14 @@ def render_prompts(
     """
     if chat_template and tokenizer is None:
         raise ConfigurationError("chat_template needs a tokenizer")
-    prompts = _prompts(rows, source, template)
-    if chat_template:
-        prompts = [render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
-    for row, prompt in enumerate(prompts):
-        _check_text(prompt, row, source)
+    column = prompt_column(columns_of(rows), source) if template is None else ""
+    prompts = []
+    for index, row in enumerate(rows):
+        try:
+            prompt = row.get(column) if template is None else fill_template(template, row)
+            prompts.append(_text(render_chat(prompt, tokenizer, chat_options or {}) if chat_template else prompt))
+        except DataError as error:
+            raise DataError(f"'{source}' row {index}: {error}") from error
     return prompts
 
 
@@ -79,12 +82,16 @@ def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source:
         ConfigurationError: the template names no column, or one that the rows do not have.
         DataError: a named column holds something else than text, or no row has them all.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    names = _named(template, dict.fromkeys(columns))
+    names = _named(template, dict.fromkeys(columns_of(rows)))
     texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
     if not any(texts):
         raise DataError(f"no row of '{source}' has all of {', '.join(sorted(names))}, which the teacher's prompt names")
     return texts
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that any of the rows has, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def prompt_column(columns: Sequence[str], source: str) -> str:
@@ -108,7 +115,7 @@ def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | N
 
     A value that is missing or no text is not empty: it is an error, which `render_prompts` raises.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = columns_of(rows)
     names = {prompt_column(columns, source)} if template is None else _named(template, dict.fromkeys(columns))
     return [index for index, row in enumerate(rows) if all(_blank(row.get(name)) for name in names)]
 
@@ -126,26 +133,13 @@ def _named(template: str, row: Mapping[str, Any]) -> set[str]:
     return names
 
 
-def _prompts(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[Any]:
-    if template is None:
-        column = prompt_column(list(dict.fromkeys(name for row in rows for name in row)), source)
-        return [row.get(column) for row in rows]
-    prompts = []
-    for index, row in enumerate(rows):
-        try:
-            prompts.append(fill_template(template, row))
-        except DataError as error:
-            raise DataError(f"'{source}' row {index}: {error}") from error
-    return prompts
-
-
 def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
     """Put a prompt, the user's turn or a conversation, into the tokenizer's chat template."""
     if not tokenizer.chat_template:
         raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if not _is_conversation(prompt):
+    if not is_conversation(prompt):
         return prompt
     text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options)
     # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
@@ -155,7 +149,8 @@ def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
     return text
 
 
-def _is_conversation(prompt: Any) -> bool:
+def is_conversation(prompt: Any) -> bool:
+    """True for a list of chat messages."""
     return (
         isinstance(prompt, list)
         and bool(prompt)
@@ -163,10 +158,11 @@ def _is_conversation(prompt: Any) -> bool:
     )
 
 
-def _check_text(prompt: Any, row: int, source: str) -> None:
-    if _is_conversation(prompt):
-        raise DataError(f"'{source}' row {row}: the prompt is a conversation; set chat_template to render it")
+def _text(prompt: Any) -> str:
+    if is_conversation(prompt):
+        raise DataError("the prompt is a conversation; set chat_template to render it")
     if not isinstance(prompt, str):
-        raise DataError(f"'{source}' row {row}: the prompt is {type(prompt).__name__} and not text")
+        raise DataError(f"the prompt is {type(prompt).__name__} and not text")
     if not prompt.strip():
-        raise DataError(f"'{source}' row {row}: the prompt is empty")
+        raise DataError("the prompt is empty")
+    return prompt

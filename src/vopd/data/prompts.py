@@ -10,35 +10,15 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
-from .chat import (
-    PROMPT_COLUMNS,
-    empty_rows,
-    fill_template,
-    fill_where_present,
-    prompt_column,
-    render_chat,
-    render_prompts,
-)
-from .files import read_rows
+from .chat import empty_rows, fill_where_present, render_chat, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
-from .sources import DEFAULT_TASK_COUNT, TASK_PREFIX, Source, load_rows, parse_source
+from .prompt_checks import keep_short
+from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_source
+from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
 
 logger = logging.getLogger(__name__)
 
 TEACHER_PROMPT = "teacher_prompt"
-
-__all__ = [
-    "PROMPT_COLUMNS",
-    "TASK_PREFIX",
-    "TEACHER_PROMPT",
-    "Prompts",
-    "fill_template",
-    "load_prompts",
-    "prompt_column",
-    "read_prompts",
-    "read_rows",
-    "render_prompts",
-]
 
 
 @dataclass(frozen=True)
@@ -53,10 +33,16 @@ class Prompts:
     dataset: Any
     sources: list[dict[str, Any]]
 
-
-def load_prompts(source: Any, **settings: Any) -> Any:
-    """Return the data set of `read_prompts`, which has the arguments."""
-    return read_prompts(source, **settings).dataset
+    def tokenized(self, tokenize: Tokenize, limit: int | None) -> Prompts:
+        """The same with their ids, without those of more than `limit` tokens."""
+        dataset = add_ids(self.dataset, tokenize)
+        name = " + ".join(entry["source"] for entry in self.sources)
+        kept, dropped = keep_short(dataset, limit, f"'{name}'")
+        if dropped:
+            logger.warning(
+                "dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(dataset), name, limit
+            )
+        return Prompts(kept, self.sources)
 
 
 def read_prompts(
@@ -106,16 +92,21 @@ def read_prompts(
     """
     if tokenizer is None and max_prompt_length is not None:
         raise ConfigurationError("max_prompt_length needs a tokenizer")
-    if count is not None and count < 1:
-        raise ConfigurationError(f"count must be at least 1, got {count}")
+    for name, number in (("count", count), ("max_prompt_length", max_prompt_length)):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {number}")
     sources = parse_sources(source, split=split, revision=revision, options=options, template=template)
     reader = _Reader(seed, tokenizer, chat_template, dict(chat_options or {}), teacher_template, teacher_column)
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
-    dataset, name = found.dataset, " + ".join(entry.source for entry in sources)
-    _warn_of_repeats(list(dataset["prompt"]), name)
-    if max_prompt_length is not None:
-        dataset = _drop_long(dataset, tokenizer, max_prompt_length, name)
-    return Prompts(dataset, found.sources)
+    texts = list(found.dataset[PROMPT])
+    repeats = len(texts) - len(set(texts))
+    if repeats:
+        names = " + ".join(entry.source for entry in sources)
+        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), names)
+    if max_prompt_length is None:
+        return found
+    # The ids are not given away: they would be wrong once the caller changes a prompt, and nobody would notice.
+    return Prompts(without_ids(found.tokenized(text_tokenizer(tokenizer), max_prompt_length).dataset), found.sources)
 
 
 def parse_sources(
@@ -149,16 +140,19 @@ class _Reader:
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
-        dataset = _without_empty(dataset, source)
+        rows = dataset.to_list()
+        full = _not_empty(rows, source)
+        if len(full) < len(rows):
+            dataset, rows = dataset.select(full), [rows[index] for index in full]
         prompts = render_prompts(
-            dataset.to_list(),
+            rows,
             source.source,
             template=source.template,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
             chat_options=self.chat_options,
         )
-        dataset = self._with_teacher_prompts(_with_prompts(dataset, prompts), dataset.to_list(), source.source)
+        dataset = self._with_teacher_prompts(_with_column(dataset, PROMPT, prompts), rows, source.source)
         return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
 
     def _with_teacher_prompts(self, dataset: Any, rows: list[dict[str, Any]], source: str) -> Any:
@@ -171,8 +165,7 @@ class _Reader:
             return dataset
         if self.chat_template:
             texts = [text and render_chat(text, self.tokenizer, self.chat_options) for text in texts]
-        kept = dataset.remove_columns([name]) if name in dataset.column_names else dataset
-        return kept.add_column(name, texts)
+        return _with_column(dataset, name, texts)
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
@@ -195,44 +188,20 @@ def _endless(source: Source) -> bool:
     return source.task is not None and source.count is None
 
 
-def _without_empty(dataset: Any, source: Source) -> Any:
-    empty = empty_rows(dataset.to_list(), source.source, source.template)
-    if not empty:
-        return dataset
-    if len(empty) == len(dataset):
+def _not_empty(rows: list[dict[str, Any]], source: Source) -> list[int]:
+    empty = empty_rows(rows, source.source, source.template)
+    if len(empty) == len(rows):
         raise DataError(f"every prompt of '{source.source}' is empty")
-    logger.warning(
-        "dropped %d of %d prompts of '%s' that are empty, the first is row %d",
-        len(empty), len(dataset), source.source, empty[0],
-    )  # fmt: skip
-    return dataset.select(sorted({*range(len(dataset))} - {*empty}))
+    if empty:
+        logger.warning(
+            "dropped %d of %d prompts of '%s' that are empty, the first is row %d",
+            len(empty), len(rows), source.source, empty[0],
+        )  # fmt: skip
+    return sorted({*range(len(rows))} - {*empty})
 
 
-def _with_prompts(dataset: Any, prompts: list[str]) -> Any:
-    if "prompt" not in dataset.column_names:
-        return dataset.add_column("prompt", prompts)
+def _with_column(dataset: Any, name: str, texts: Sequence[str | None]) -> Any:
     # Added under another name first: a data set without columns would have no rows either.
-    return dataset.add_column("_prompt", prompts).remove_columns("prompt").rename_column("_prompt", "prompt")
-
-
-def _warn_of_repeats(prompts: list[str], source: str) -> None:
-    repeats = len(prompts) - len(set(prompts))
-    if repeats:
-        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(prompts), source)
-
-
-def _drop_long(dataset: Any, tokenizer: Any, limit: int, source: str) -> Any:
-    if limit < 1:
-        raise ConfigurationError(f"max_prompt_length must be at least 1, got {limit}")
-    lengths = [len(ids) for ids in tokenizer(list(dataset["prompt"]))["input_ids"]]
-    kept = [row for row, length in enumerate(lengths) if length <= limit]
-    dropped = len(lengths) - len(kept)
-    if not kept:
-        raise DataError(
-            f"every prompt of '{source}' has more than {limit} tokens, the shortest {min(lengths)}; "
-            "raise max_prompt_length"
-        )
-    if not dropped:
-        return dataset
-    logger.warning("dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit)
-    return dataset.select(kept)
+    added = dataset.add_column("_new", texts)
+    kept = added.remove_columns([name]) if name in dataset.column_names else added
+    return kept.rename_column("_new", name)

@@ -15,6 +15,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, require
 
+from .chat import columns_of
 from .files import SUFFIXES, read_rows
 
 TASK_PREFIX = "reasoning_gym:"
@@ -121,7 +122,7 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
         DataError: a column with values of different kinds, or text that is not Unicode.
     """
     datasets = require("datasets", "train")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = columns_of(rows)
     for name in columns:
         for index, row in enumerate(rows):
             _check_unicode(row.get(name), index, source)

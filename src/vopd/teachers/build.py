@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators.checks import check_gives
 from vopd.models import (
@@ -104,7 +105,7 @@ def _behind_server(trainer: Any, source: Served, revision: str | None) -> Placed
         tokenizer=trainer._tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,
-        prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
+        prompt=first_ids(trainer.train_dataset),
         end_ids=trainer.eos_token_ids,
     )
     if trainer.accelerator.is_main_process:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from vopd.data.tokenized import TEACHER_PROMPT_IDS, Tokenize, drawn_ids
 from vopd.errors import ConfigurationError, DataError
-
-Tokenize = Callable[[list[Any]], list[list[int]]]
 
 DEFAULT = "default"
 PLACES = "teacher_places"
@@ -86,7 +85,7 @@ class TeacherPrompts:
         """Put the teacher's prompts into a generated batch, (N, P') ids and mask, padded on the left with `padding`."""
         if self.column is None:
             return
-        found = tokenize([row[self.column] or row["prompt"] for row in rows])
+        found = drawn_ids(rows, TEACHER_PROMPT_IDS) or tokenize([row[self.column] or row["prompt"] for row in rows])
         width, like = max(map(len, found)), batch["prompt_ids"]
         ids = [[padding] * (width - len(prompt)) + prompt for prompt in found]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found]

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
+from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
 from vopd.models.head_checks import check_not_shared, disable_dropout
@@ -78,6 +79,7 @@ class VOPDTrainer(TRLAdapter):
 
     args: VOPDConfig
     train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class VOPDTrainer(TRLAdapter):
             )
         self.refuse_processors()
         self.prepare_rollouts()
+        self._tokenize_datasets()
         self._prepare_teacher(given)
         self._prepare_prompts()
         self._prepare_callbacks()
@@ -156,19 +159,24 @@ class VOPDTrainer(TRLAdapter):
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
         self._positions = self._teachers.positions
 
+    def _tokenize_datasets(self) -> None:
+        with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
+        self.train_dataset = with_ids(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: with_ids(dataset) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = with_ids(self.eval_dataset)
+
     def _prepare_prompts(self) -> None:
-        self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
-        self.train_dataset, self.dropped_prompts = keep_short(
-            self.train_dataset, self.args.max_prompt_length, self.tokenize
-        )
+        self.train_dataset, self.dropped_prompts = keep_short(self.train_dataset, self.args.max_prompt_length)
         if self.dropped_prompts:
             logger.warning(
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
         for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
-            for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
-                check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
+            column = self.args.teacher_prompt_column
+            check_room(dataset, name, self._positions, self.args.max_completion_length, column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:

@@ -1,0 +1,67 @@
+"""Prompts with their token ids, made once: what follows, up to the last step, reads them from the data set."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Tokenize = Callable[[list[Any]], list[list[int]]]
+
+PROMPT = "prompt"
+# Underscored, so that no data set has them by chance: ids in these columns are taken to be those of the prompts beside
+# them.
+PROMPT_IDS = "_prompt_ids"
+TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
+_CHUNK = 1000
+
+
+def text_tokenizer(tokenizer: Any) -> Tokenize:
+    """Return what gives the ids of prompts that are texts, with the arguments that TRL gives."""
+    return lambda texts: list(tokenizer(text=texts)["input_ids"])
+
+
+def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None) -> Any:
+    """Return `dataset` with the ids of its prompts, and of what the teacher reads where `teacher_column` is given.
+
+    Ids that are there stay. A row that holds nothing in `teacher_column` has the student's prompt.
+    """
+    if PROMPT_IDS not in dataset.column_names:
+        dataset = dataset.add_column(PROMPT_IDS, _packed(dataset[PROMPT], tokenize))
+    if teacher_column is None or TEACHER_PROMPT_IDS in dataset.column_names:
+        return dataset
+    own, prompts = _column(dataset, PROMPT_IDS), list(dataset[teacher_column])
+    its = iter(_packed(filter(None, prompts), tokenize))
+    found = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
+    return dataset.add_column(TEACHER_PROMPT_IDS, found)
+
+
+def without_ids(dataset: Any) -> Any:
+    """Return `dataset` as it was before `add_ids`."""
+    return dataset.remove_columns([name for name in (PROMPT_IDS, TEACHER_PROMPT_IDS) if name in dataset.column_names])
+
+
+def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
+    """Return the number of tokens of every prompt."""
+    return [len(array("i", ids)) for ids in _column(dataset, column)]
+
+
+def first_ids(dataset: Any) -> list[int]:
+    """Return the ids of the first prompt."""
+    return array("i", _column(dataset, PROMPT_IDS)[0]).tolist()
+
+
+def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
+    """Return the ids of rows drawn from a data set; None where it has none, as one that is evaluated on in between."""
+    return [array("i", row[column]).tolist() for row in rows] if column in rows[0] else None
+
+
+def _packed(prompts: Iterable[Any], tokenize: Tokenize) -> list[bytes]:
+    """Ids as bytes of int32: `datasets` and accelerate go through lists entry by entry, for seconds."""
+    given = list(prompts)
+    chunks = [tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK)]
+    return [array("i", ids).tobytes() for chunk in chunks for ids in chunk]
+
+
+def _column(dataset: Any, name: str) -> Any:
+    return dataset.with_format(None)[name]  # a format that the user set is for the columns of the user
