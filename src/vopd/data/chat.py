@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
@@ -14,31 +15,41 @@ _THINKING = "enable_thinking"
 
 
 def render_prompts(
-    rows: Sequence[Mapping[str, Any]],
-    source: str,
-    *,
-    template: str | None = None,
-    tokenizer: Any | None = None,
-    chat_template: bool = False,
-    chat_options: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, Any]], source: str, template: str | None, render: Callable[[Any], Any]
 ) -> list[str]:
-    """Return the prompt text of every row; `source` is what errors call the rows. See `read_prompts`.
+    """Return the prompt text of every row.
+
+    Args:
+        rows: of a data set.
+        source: what errors call them.
+        template: text in which {column} stands for that column; None takes the column of `prompt_column`.
+        render: as `chat_renderer` gives it.
 
     Raises:
         DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
         ConfigurationError: a template without columns, or a chat template that is not there.
     """
-    if chat_template and tokenizer is None:
-        raise ConfigurationError("chat_template needs a tokenizer")
     column = prompt_column(columns_of(rows), source) if template is None else ""
     prompts = []
     for index, row in enumerate(rows):
         try:
-            prompt = row.get(column) if template is None else fill_template(template, row)
-            prompts.append(_text(render_chat(prompt, tokenizer, chat_options or {}) if chat_template else prompt))
+            prompts.append(_text(render(row.get(column) if template is None else fill_template(template, row))))
         except DataError as error:
             raise DataError(f"'{source}' row {index}: {error}") from error
     return prompts
+
+
+def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any] | None) -> Callable[[Any], Any]:
+    """Return what puts a prompt into the tokenizer's chat template, or leaves it as it is without `chat_template`.
+
+    Raises:
+        ConfigurationError: there is no tokenizer for it.
+    """
+    if not chat_template:
+        return lambda prompt: prompt
+    if tokenizer is None:
+        raise ConfigurationError("chat_template needs a tokenizer")
+    return partial(_render, tokenizer=tokenizer, options=options or {})
 
 
 def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
@@ -117,11 +128,8 @@ def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | N
     """
     columns = columns_of(rows)
     names = {prompt_column(columns, source)} if template is None else _named(template, dict.fromkeys(columns))
-    return [index for index, row in enumerate(rows) if all(_blank(row.get(name)) for name in names)]
-
-
-def _blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
+    values = ([row.get(name) for name in names] for row in rows)
+    return [index for index, found in enumerate(values) if all(isinstance(it, str) and not it.strip() for it in found)]
 
 
 def _named(template: str, row: Mapping[str, Any]) -> set[str]:
@@ -133,8 +141,7 @@ def _named(template: str, row: Mapping[str, Any]) -> set[str]:
     return names
 
 
-def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
-    """Put a prompt, the user's turn or a conversation, into the tokenizer's chat template."""
+def _render(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
     if not tokenizer.chat_template:
         raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
     if isinstance(prompt, str):
@@ -151,11 +158,8 @@ def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
 
 def is_conversation(prompt: Any) -> bool:
     """True for a list of chat messages."""
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-    )
+    turns = prompt if isinstance(prompt, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
 
 
 def _text(prompt: Any) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
-from .chat import empty_rows, fill_where_present, render_chat, render_prompts
+from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
 from .prompt_checks import keep_short
-from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_source
+from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources
 from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
 
 logger = logging.getLogger(__name__)
@@ -33,15 +33,18 @@ class Prompts:
     dataset: Any
     sources: list[dict[str, Any]]
 
+    @property
+    def name(self) -> str:
+        """The sources, for messages."""
+        return " + ".join(entry["source"] for entry in self.sources)
+
     def tokenized(self, tokenize: Tokenize, limit: int | None) -> Prompts:
         """The same with their ids, without those of more than `limit` tokens."""
-        dataset = add_ids(self.dataset, tokenize)
-        name = " + ".join(entry["source"] for entry in self.sources)
-        kept, dropped = keep_short(dataset, limit, f"'{name}'")
+        found = add_ids(self.dataset, tokenize)
+        kept, dropped = keep_short(found, limit, f"'{self.name}'")
         if dropped:
-            logger.warning(
-                "dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(dataset), name, limit
-            )
+            long = "dropped %d of %d prompts of '%s' with more than %d tokens"
+            logger.warning(long, dropped, len(found), self.name, limit)
         return Prompts(kept, self.sources)
 
 
@@ -95,35 +98,19 @@ def read_prompts(
     for name, number in (("count", count), ("max_prompt_length", max_prompt_length)):
         if number is not None and number < 1:
             raise ConfigurationError(f"{name} must be at least 1, got {number}")
-    sources = parse_sources(source, split=split, revision=revision, options=options, template=template)
-    reader = _Reader(seed, tokenizer, chat_template, dict(chat_options or {}), teacher_template, teacher_column)
+    defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
+    sources = parse_sources(source, defaults)
+    render = chat_renderer(tokenizer, chat_template, chat_options)
+    reader = _Reader(seed, render, teacher_template, teacher_column)
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
     texts = list(found.dataset[PROMPT])
     repeats = len(texts) - len(set(texts))
     if repeats:
-        names = " + ".join(entry.source for entry in sources)
-        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), names)
+        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), found.name)
     if max_prompt_length is None:
         return found
     # The ids are not given away: they would be wrong once the caller changes a prompt, and nobody would notice.
     return Prompts(without_ids(found.tokenized(text_tokenizer(tokenizer), max_prompt_length).dataset), found.sources)
-
-
-def parse_sources(
-    source: Any, *, split: str, revision: str | None, options: Mapping[str, Any] | None, template: str | None
-) -> list[Source]:
-    """Return the sources that `source` names; what one leaves out has the values given here.
-
-    Raises:
-        ConfigurationError: an unknown key, or options with several sources, which cannot all mean the same.
-    """
-    given = list(source) if isinstance(source, list | tuple) else [source]
-    if not given:
-        raise ConfigurationError("the list of sources is empty; name a file, a hub id or reasoning_gym:NAME")
-    if len(given) > 1 and options:
-        raise ConfigurationError("options of one source among several go into that source: {source: ..., options: ...}")
-    defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
-    return [parse_source(entry, defaults) for entry in given]
 
 
 @dataclass(frozen=True)
@@ -131,27 +118,15 @@ class _Reader:
     """Reads sources and renders their prompts, all with the same seed and chat template."""
 
     seed: int
-    tokenizer: Any
-    chat_template: bool
-    chat_options: dict[str, Any]
-    teacher_template: str | None = None
-    teacher_column: str | None = None
+    render: Callable[[Any], Any]
+    teacher_template: str | None
+    teacher_column: str | None
 
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
-        rows = dataset.to_list()
-        full = _not_empty(rows, source)
-        if len(full) < len(rows):
-            dataset, rows = dataset.select(full), [rows[index] for index in full]
-        prompts = render_prompts(
-            rows,
-            source.source,
-            template=source.template,
-            tokenizer=self.tokenizer,
-            chat_template=self.chat_template,
-            chat_options=self.chat_options,
-        )
+        dataset, rows = _drop_empty(dataset, source)
+        prompts = render_prompts(rows, source.source, source.template, self.render)
         dataset = self._with_teacher_prompts(_with_column(dataset, PROMPT, prompts), rows, source.source)
         return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
 
@@ -163,41 +138,37 @@ class _Reader:
             name, texts = self.teacher_column, [row[self.teacher_column] for row in rows]
         else:
             return dataset
-        if self.chat_template:
-            texts = [text and render_chat(text, self.tokenizer, self.chat_options) for text in texts]
-        return _with_column(dataset, name, texts)
+        return _with_column(dataset, name, [text and self.render(text) for text in texts])
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
         # A task makes as many problems as the others' sizes and its weight ask for.
-        found = [None if _endless(source) else self.one(source, None) for source in sources]
+        found = [None if source.task and source.count is None else self.one(source, None) for source in sources]
         sizes = [None if part is None else len(part.dataset) for part in found]
         total = count or most_without_repeats(weights, sizes) or DEFAULT_TASK_COUNT
         counts = shares(weights, total)
-        for source, wanted in zip(sources, counts, strict=True):
-            if wanted == 0:
-                raise DataError(f"'{source.source}' has no share in a mixture of {total} prompts; raise its weight")
-        parts = [part or self.one(source, wanted) for part, source, wanted in zip(found, sources, counts, strict=True)]
-        names = [source.source for source in sources]
-        datasets = [take(part.dataset, wanted, name) for part, wanted, name in zip(parts, counts, names, strict=True)]
-        facts = [{**part.sources[0], "prompts": wanted} for part, wanted in zip(parts, counts, strict=True)]
-        return Prompts(mix(datasets, names), facts)
+        if 0 in counts:
+            name = sources[counts.index(0)].source
+            raise DataError(f"'{name}' has no share in a mixture of {total} prompts; raise its weight")
+        parts, facts = [], []
+        for source, part, wanted in zip(sources, found, counts, strict=True):
+            read = part or self.one(source, wanted)
+            parts.append(take(read.dataset, wanted, source.source))
+            facts.append({**read.sources[0], "prompts": wanted})
+        return Prompts(mix(parts, [source.source for source in sources]), facts)
 
 
-def _endless(source: Source) -> bool:
-    return source.task is not None and source.count is None
-
-
-def _not_empty(rows: list[dict[str, Any]], source: Source) -> list[int]:
-    empty = empty_rows(rows, source.source, source.template)
-    if len(empty) == len(rows):
-        raise DataError(f"every prompt of '{source.source}' is empty")
-    if empty:
-        logger.warning(
-            "dropped %d of %d prompts of '%s' that are empty, the first is row %d",
-            len(empty), len(rows), source.source, empty[0],
-        )  # fmt: skip
-    return sorted({*range(len(rows))} - {*empty})
+def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]]:
+    rows, name = dataset.to_list(), source.source
+    empty = empty_rows(rows, name, source.template)
+    if not empty:
+        return dataset, rows
+    full = sorted({*range(len(rows))} - {*empty})
+    if not full:
+        raise DataError(f"every prompt of '{name}' is empty")
+    dropped = "dropped %d of %d prompts of '%s' that are empty, the first is row %d"
+    logger.warning(dropped, len(empty), len(rows), name, empty[0])
+    return dataset.select(full), [rows[index] for index in full]
 
 
 def _with_column(dataset: Any, name: str, texts: Sequence[str | None]) -> Any:

@@ -47,11 +47,7 @@ class Source:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
             raise ConfigurationError(f"a source must be a file, a hub id or reasoning_gym:NAME, not {self.source!r}")
-        if (
-            isinstance(self.weight, bool)
-            or not isinstance(self.weight, int | float)
-            or not 0 < self.weight < float("inf")
-        ):
+        if type(self.weight) not in (int, float) or not 0 < self.weight < float("inf"):
             raise ConfigurationError(f"the weight of '{self.source}' must be a positive number, not {self.weight!r}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
             raise ConfigurationError(f"the count of '{self.source}' must be at least 1, got {self.count!r}")
@@ -68,12 +64,21 @@ class Source:
         return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
 
 
-def parse_source(given: Any, defaults: Mapping[str, Any]) -> Source:
-    """Make a Source of a text or of a mapping such as {source: a.jsonl, weight: 2}; what it leaves out has `defaults`.
+def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
+    """Return the source, or the list of sources, that is `given`; what one leaves out has `defaults`.
 
     Raises:
-        ConfigurationError: it is neither, or has an unknown key.
+        ConfigurationError: an unknown key, or options with several sources, which cannot all mean the same.
     """
+    entries = list(given) if isinstance(given, list | tuple) else [given]
+    if not entries:
+        raise ConfigurationError("the list of sources is empty; name a file, a hub id or reasoning_gym:NAME")
+    if len(entries) > 1 and defaults["options"]:
+        raise ConfigurationError("options of one source among several go into that source: {source: ..., options: ...}")
+    return [_parse(entry, defaults) for entry in entries]
+
+
+def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     if isinstance(given, str | Path):
         given = {"source": str(given)}
     if not isinstance(given, Mapping) or "source" not in given:
@@ -100,19 +105,10 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, dict(source.options))
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
         return to_dataset(rows, source.source), version
-    if source.file is not None:
-        if source.options:
-            raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
-        rows = read_rows(source.file)
-        digest = hashlib.sha256(source.file.read_bytes()).hexdigest()[:12]
-        return _some(to_dataset(rows[:count], source.source), source.source), f"sha256 {digest}"
-    dataset = _from_hub(source)
-    version = _commit(dataset) or source.revision or "revision not known"
-    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
-        # Without network `datasets` takes whatever commit its cache holds.
-        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
-    dataset = dataset if count is None else dataset.select(range(min(count, len(dataset))))
-    return _some(dataset, source.source), version
+    dataset, version = _from_hub(source) if source.file is None else _from_file(source, source.file, count)
+    if len(dataset) == 0:
+        raise DataError(f"'{source.source}' has no rows")
+    return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version
 
 
 def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
@@ -122,21 +118,22 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
         DataError: a column with values of different kinds, or text that is not Unicode.
     """
     datasets = require("datasets", "train")
-    columns = columns_of(rows)
-    for name in columns:
-        for index, row in enumerate(rows):
-            _check_unicode(row.get(name), index, source)
+    for index, row in enumerate(rows):
+        for value in row.values():
+            _check_unicode(value, index, source)
     try:
-        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
     except (ValueError, TypeError) as error:  # pyarrow's errors are both
         first = str(error).splitlines()[0]
         raise DataError(f"'{source}' has a column that mixes kinds of values: {first}") from error
 
 
-def _some(dataset: Any, source: str) -> Any:
-    if len(dataset) == 0:
-        raise DataError(f"'{source}' has no rows")
-    return dataset
+def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
+    if source.options:
+        raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
+    rows = read_rows(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return to_dataset(rows[:count], source.source), f"sha256 {digest}"
 
 
 def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,18 +150,23 @@ def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> lis
     ]
 
 
-def _from_hub(source: Source) -> Any:
+def _from_hub(source: Source) -> tuple[Any, str]:
     datasets = require("datasets", "train")
     if Path(source.source).is_absolute() or source.source.startswith((".", "~")) or source.source.count("/") > 1:
         raise DataError(f"there is no file '{source.source}'")
     try:
-        return datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
+        dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"cannot load '{source.source}', split '{source.split}': {first}; give a .jsonl, .json or .parquet file, "
             "a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
+    version = _commit(dataset) or source.revision or "revision not known"
+    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
+        # Without network `datasets` takes whatever commit its cache holds.
+        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
+    return dataset, version
 
 
 def _commit(dataset: Any) -> str | None:

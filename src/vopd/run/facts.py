@@ -211,8 +211,9 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )
-    if tokenizer is not None:
-        prompts = prompts.tokenized(text_tokenizer(tokenizer), config.max_prompt_length)
+    tokenize = None if tokenizer is None else text_tokenizer(tokenizer)
+    if tokenize is not None:
+        prompts = prompts.tokenized(tokenize, config.max_prompt_length)
     check_enough(len(prompts.dataset), step_prompts(config))
     parts: list[Any] = [
         Rewards.of(config, options.reward_funcs),
@@ -221,9 +222,9 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     ]
     for part in parts:
         part.check(without_ids(prompts.dataset), "the data")
-    if tokenizer is None:
-        return prompts
-    return replace(prompts, dataset=add_ids(prompts.dataset, text_tokenizer(tokenizer), config.teacher_prompt_column))
+    if tokenize is not None:
+        prompts = replace(prompts, dataset=add_ids(prompts.dataset, tokenize, config.teacher_prompt_column))
+    return prompts
 
 
 def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teachers: dict[str, ModelFacts]) -> None:
