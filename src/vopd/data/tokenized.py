@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +26,11 @@ def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None)
     Ids that are there stay. A row that holds nothing in `teacher_column` has the student's prompt.
     """
     if PROMPT_IDS not in dataset.column_names:
-        dataset = dataset.add_column(PROMPT_IDS, _packed(dataset[PROMPT], tokenize))
+        dataset = dataset.add_column(PROMPT_IDS, _written(dataset[PROMPT], tokenize))
     if teacher_column is None or TEACHER_PROMPT_IDS in dataset.column_names:
         return dataset
     own, prompts = _column(dataset, PROMPT_IDS), list(dataset[teacher_column])
-    its = iter(_packed(filter(None, prompts), tokenize))
+    its = iter(_written(filter(None, prompts), tokenize))
     found = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
     return dataset.add_column(TEACHER_PROMPT_IDS, found)
 
@@ -43,24 +42,28 @@ def without_ids(dataset: Any) -> Any:
 
 def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     """Return the number of tokens of every prompt."""
-    return [len(array("i", ids)) for ids in _column(dataset, column)]
+    return [len(ids.split()) for ids in _column(dataset, column)]
 
 
 def first_ids(dataset: Any) -> list[int]:
     """Return the ids of the first prompt."""
-    return array("i", _column(dataset, PROMPT_IDS)[0]).tolist()
+    return _ids(_column(dataset, PROMPT_IDS)[0])
 
 
 def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
     """Return the ids of rows drawn from a data set; None where it has none, as one that is evaluated on in between."""
-    return [array("i", row[column]).tolist() for row in rows] if column in rows[0] else None
+    return [_ids(row[column]) for row in rows] if column in rows[0] else None
 
 
-def _packed(prompts: Iterable[Any], tokenize: Tokenize) -> list[bytes]:
-    """Ids as bytes of int32: `datasets` and accelerate go through lists entry by entry, for seconds."""
+def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:
+    """Ids as a text such as "5 17 3": `datasets` and accelerate go through lists entry by entry, for seconds."""
     given = list(prompts)
-    chunks = [tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK)]
-    return [array("i", ids).tobytes() for chunk in chunks for ids in chunk]
+    chunks = (tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK))
+    return [" ".join(map(str, ids)) for chunk in chunks for ids in chunk]
+
+
+def _ids(written: str) -> list[int]:
+    return [*map(int, written.split())]
 
 
 def _column(dataset: Any, name: str) -> Any:
