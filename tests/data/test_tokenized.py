@@ -65,3 +65,10 @@ def test_large_ids_survive() -> None:
     dataset = add_ids(Dataset.from_dict({"prompt": ["a"]}), lambda prompts: [[0, 255, 256, 262_143, 2**31 - 1]])
     assert dataset.column_names == ["prompt", PROMPT_IDS]
     assert first_ids(dataset) == [0, 255, 256, 262_143, 2**31 - 1]
+
+
+def test_rows_in_another_order_show_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    shuffled = Dataset.from_dict({"prompt": PROMPTS}).select([2, 0, 1])
+    dataset = add_ids(shuffled, lambda prompts: [[len(prompt)] for prompt in prompts])
+    assert token_lengths(dataset) == [1, 1, 1] and first_ids(dataset) == [len(PROMPTS[2])]
+    assert "".join(capfd.readouterr()) == ""

@@ -13,7 +13,7 @@ from vopd.errors import ConfigurationError, DataError
 from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
 from .prompt_checks import keep_short
-from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources
+from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
 from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class _Reader:
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
         dataset, rows = _drop_empty(dataset, source)
         prompts = render_prompts(rows, source.source, source.template, self.render)
-        dataset = self._with_teacher_prompts(_with_column(dataset, PROMPT, prompts), rows, source.source)
+        dataset = self._with_teacher_prompts(with_column(dataset, PROMPT, prompts), rows, source.source)
         return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
 
     def _with_teacher_prompts(self, dataset: Any, rows: list[dict[str, Any]], source: str) -> Any:
@@ -138,7 +138,7 @@ class _Reader:
             name, texts = self.teacher_column, [row[self.teacher_column] for row in rows]
         else:
             return dataset
-        return _with_column(dataset, name, [text and self.render(text) for text in texts])
+        return with_column(dataset, name, [text and self.render(text) for text in texts])
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
@@ -169,10 +169,3 @@ def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]
     dropped = "dropped %d of %d prompts of '%s' that are empty, the first is row %d"
     logger.warning(dropped, len(empty), len(rows), name, empty[0])
     return dataset.select(full), [rows[index] for index in full]
-
-
-def _with_column(dataset: Any, name: str, texts: Sequence[str | None]) -> Any:
-    # Added under another name first: a data set without columns would have no rows either.
-    added = dataset.add_column("_new", texts)
-    kept = added.remove_columns([name]) if name in dataset.column_names else added
-    return kept.rename_column("_new", name)

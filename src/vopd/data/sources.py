@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,21 @@ def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]
     rows = read_rows(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return to_dataset(rows[:count], source.source), f"sha256 {digest}"
+
+
+def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
+    """Return `dataset` with another column, or another one in the place of that of this name."""
+    datasets = require("datasets", "train")
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # it would show one wherever rows had been selected before
+    try:
+        # Added under another name first: a data set without columns would have no rows either.
+        added = dataset.add_column("_new", values)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    kept = added.remove_columns([name]) if name in dataset.column_names else added
+    return kept.rename_column("_new", name)
 
 
 def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .sources import with_column
+
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
 PROMPT = "prompt"
@@ -26,13 +28,13 @@ def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None)
     Ids that are there stay. A row that holds nothing in `teacher_column` has the student's prompt.
     """
     if PROMPT_IDS not in dataset.column_names:
-        dataset = dataset.add_column(PROMPT_IDS, _written(dataset[PROMPT], tokenize))
+        dataset = with_column(dataset, PROMPT_IDS, _written(dataset[PROMPT], tokenize))
     if teacher_column is None or TEACHER_PROMPT_IDS in dataset.column_names:
         return dataset
     own, prompts = _column(dataset, PROMPT_IDS), list(dataset[teacher_column])
     its = iter(_written(filter(None, prompts), tokenize))
     found = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
-    return dataset.add_column(TEACHER_PROMPT_IDS, found)
+    return with_column(dataset, TEACHER_PROMPT_IDS, found)
 
 
 def without_ids(dataset: Any) -> Any:
