@@ -93,7 +93,7 @@ def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source:
         ConfigurationError: the template names no column, or one that the rows do not have.
         DataError: a named column holds something else than text, or no row has them all.
     """
-    names = _named(template, dict.fromkeys(columns_of(rows)))
+    names = _named(template, columns_of(rows))
     texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
     if not any(texts):
         raise DataError(f"no row of '{source}' has all of {', '.join(sorted(names))}, which the teacher's prompt names")
@@ -127,17 +127,17 @@ def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | N
     A value that is missing or no text is not empty: it is an error, which `render_prompts` raises.
     """
     columns = columns_of(rows)
-    names = {prompt_column(columns, source)} if template is None else _named(template, dict.fromkeys(columns))
+    names = {prompt_column(columns, source)} if template is None else _named(template, columns)
     values = ([row.get(name) for name in names] for row in rows)
     return [index for index, found in enumerate(values) if all(isinstance(it, str) and not it.strip() for it in found)]
 
 
-def _named(template: str, row: Mapping[str, Any]) -> set[str]:
+def _named(template: str, columns: Iterable[str]) -> set[str]:
     names = set(_FIELD.findall(template))
-    unknown = sorted(names - row.keys())
+    unknown = sorted(names - {*columns})
     if unknown or not names:
         wrong = f"names {{{unknown[0]}}}, which is no column" if unknown else "names no column"
-        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(row)}")
+        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(columns)}")
     return names
 
 

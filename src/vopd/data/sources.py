@@ -20,6 +20,7 @@ from .files import SUFFIXES, read_rows
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
+_HALF = re.compile(r"[\ud800-\udfff]")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
@@ -119,8 +120,13 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
     """
     datasets = require("datasets", "train")
     for index, row in enumerate(rows):
-        for value in row.values():
-            _check_unicode(value, index, source)
+        for text in filter(lambda value: isinstance(value, str), row.values()):
+            half = _HALF.search(text)
+            if half:
+                raise DataError(
+                    f"'{source}' row {index} holds half a character at position {half.start()} (a lone surrogate, as "
+                    "in an emoji cut in two)"
+                )
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
     except (ValueError, TypeError) as error:  # pyarrow's errors are both
@@ -155,13 +161,8 @@ def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> lis
     from .reasoning import reasoning_problems
 
     return [
-        {
-            "problem": problem.question,
-            "answer": problem.answer,
-            "task": problem.task,
-            "metadata": json.dumps(problem.metadata, default=str),
-        }
-        for problem in reasoning_problems(name, count, seed, **options)
+        {"problem": it.question, "answer": it.answer, "task": it.task, "metadata": json.dumps(it.metadata, default=str)}
+        for it in reasoning_problems(name, count, seed, **options)
     ]
 
 
@@ -189,14 +190,3 @@ def _commit(dataset: Any) -> str | None:
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
     found = (_COMMIT.search(str(place)) for place in places)
     return next((match.group() for match in found if match), None)
-
-
-def _check_unicode(value: Any, row: int, source: str) -> None:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"'{source}' row {row} holds half a character at position {error.start} (a lone surrogate, "
-                "as in an emoji cut in two)"
-            ) from error

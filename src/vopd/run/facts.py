@@ -215,13 +215,10 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     if tokenize is not None:
         prompts = prompts.tokenized(tokenize, config.max_prompt_length)
     check_enough(len(prompts.dataset), step_prompts(config))
-    parts: list[Any] = [
-        Rewards.of(config, options.reward_funcs),
-        Routes(list(plan.teachers), config.teacher_column),
-        TeacherPrompts(config.teacher_prompt_column),
-    ]
-    for part in parts:
-        part.check(without_ids(prompts.dataset), "the data")
+    plain = without_ids(prompts.dataset)
+    Rewards.of(config, options.reward_funcs).check(plain, "the data")
+    Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
+    TeacherPrompts(config.teacher_prompt_column).check(plain, "the data")
     if tokenize is not None:
         prompts = replace(prompts, dataset=add_ids(prompts.dataset, tokenize, config.teacher_prompt_column))
     return prompts
