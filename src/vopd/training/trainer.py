@@ -175,8 +175,7 @@ class VOPDTrainer(TRLAdapter):
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
         for name, dataset in [("train_dataset", self.train_dataset), *named_datasets(self.eval_dataset)]:
-            column = self.args.teacher_prompt_column
-            check_room(dataset, name, self._positions, self.args.max_completion_length, column)
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
