@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,19 @@ def tiny_teacher_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: A
     """Folder of a tiny Qwen3 teacher: width 48, 320 head rows, a head of its own, the student's tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "teacher"
     return save_tiny_model(folder, tiny_tokenizer, rows=TEACHER_ROWS, width=48, seed=2, tied=False)
+
+
+@pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each text was given to a tokenizer since the test began."""
+    from transformers import PreTrainedTokenizerBase
+
+    counts: Counter[str] = Counter()
+    call = PreTrainedTokenizerBase.__call__
+
+    def counted(self: Any, text: Any = None, *given: Any, **named: Any) -> Any:
+        counts.update([text] if isinstance(text, str) else text)
+        return call(self, text, *given, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    return counts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +49,31 @@ def test_teachers_by_a_column_with_hints(
     again = ["train", "--config", str(run / "resolved_config.yaml"), "--run_name", "again"]
     assert cli.main(again) == 0
     assert records(run.parent / "again")[0]["reverse_kl"] == first["reverse_kl"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_each_prompt_is_tokenised_once_from_file_to_last_step(
+    chat: bool, train: Train, run: Path, routed: Path, tiny_student_dir: Path, tmp_path: Path, tokenized: Counter[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_student_dir)
+    tokenizer.chat_template = "{% for m in messages %}<user>{{ m.content }}{% endfor %}<assistant>"
+    model = shutil.copytree(tiny_student_dir, tmp_path / "student")
+    tokenizer.save_pretrained(model)
+    given = (
+        "--model", str(model), "--dataset", str(routed), "--teacher_prompt_column", "hint",
+        "--chat_template", str(chat).lower(), "--max_prompt_length", "60",
+    )  # fmt: skip
+    before, after = ("<user>", "<assistant>") if chat else ("", "")
+    texts = [f"What is {n} + 3?" for n in range(16)] + [str(n + 3) for n in range(0, 16, 2)]
+    once = dict.fromkeys((before + text + after for text in texts), 1)
+    for more in (("--dry-run",), ()):
+        tokenized.clear()
+        assert train(*given, *more) == 0
+        assert {text: tokenized[text] for text in once} == once
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert {sample["prompt"] for sample in samples} <= set(once)
 
 
 def test_the_student_teaches_itself_with_a_hint(train: Train, run: Path, routed: Path) -> None:

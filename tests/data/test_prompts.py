@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
-from vopd.data.chat import thinking_options
+from vopd.data.chat import fill_template, thinking_options
+from vopd.data.files import read_rows
 from vopd.data.mixture import most_without_repeats, shares
-from vopd.data.prompts import fill_template, load_prompts, read_prompts, read_rows
+from vopd.data.prompts import read_prompts
 from vopd.errors import ConfigurationError, DataError
+
+
+def load_prompts(source: Any, **settings: Any) -> Any:
+    return read_prompts(source, **settings).dataset
 
 
 @pytest.fixture

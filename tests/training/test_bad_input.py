@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vopd.data.prompt_checks import check_room
+from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, DataError
 from vopd.models import context_length, load_model
 from vopd.models.head_checks import probe
@@ -37,13 +38,13 @@ class TestRoom:
     def test_exactly_the_room_that_there_is(self) -> None:
         from datasets import Dataset
 
-        data = Dataset.from_dict({"prompt": ["abcdef", "abc"]})
-        check_room(data, "train_dataset", 10, 4, lengths)
-        check_room(data, "train_dataset", None, 10**9, lengths)
+        data = add_ids(Dataset.from_dict({"prompt": ["abcdef", "abc"]}), lengths)
+        check_room(data, "train_dataset", 10, 4)
+        check_room(data, "train_dataset", None, 10**9)
         with pytest.raises(DataError, match="1 of 2 prompts .* the longest has 6 tokens; set max_prompt_length=5"):
-            check_room(data, "train_dataset", 10, 5, lengths)
+            check_room(data, "train_dataset", 10, 5)
         with pytest.raises(ConfigurationError, match="max_completion_length=10 leaves no room"):
-            check_room(data, "train_dataset", 10, 10, lengths)
+            check_room(data, "train_dataset", 10, 10)
 
     def test_a_prompt_beyond_the_positions_is_refused_and_can_be_left_out(
         self, make_trainer: Callable[..., Any]

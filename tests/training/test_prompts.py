@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from vopd.data.prompt_checks import check_enough, check_prompts, keep_short
+from vopd.data.tokenized import add_ids
 from vopd.errors import DataError
 
 
@@ -45,20 +49,104 @@ def by_letters(prompts: list[str]) -> list[list[int]]:
 
 
 def test_long_prompts_are_dropped_whole_and_counted() -> None:
-    kept, dropped = keep_short(rows("abcd", "abc", "abcde", "a"), 3, by_letters)
+    kept, dropped = keep_short(add_ids(rows("abcd", "abc", "abcde", "a"), by_letters), 3)
     assert kept["prompt"][:] == ["abc", "a"] and dropped == 2
-    kept, dropped = keep_short(rows("abcd", "abc"), 4, by_letters)  # exactly the limit is not over it
+    kept, dropped = keep_short(add_ids(rows("abcd", "abc"), by_letters), 4)  # exactly the limit is not over it
     assert len(kept) == 2 and dropped == 0
     data = rows("abcd")
-    assert keep_short(data, None, by_letters) == (data, 0)
+    assert keep_short(data, None) == (data, 0)
 
 
 def test_it_is_an_error_if_none_is_left() -> None:
-    with pytest.raises(DataError, match="all 2 prompts are longer than max_prompt_length=2 tokens; the shortest has 3"):
-        keep_short(rows("abcd", "abc"), 2, by_letters)
+    with pytest.raises(DataError, match="every prompt of train_dataset has more than 2 tokens, the shortest 3; raise"):
+        keep_short(add_ids(rows("abcd", "abc"), by_letters), 2)
 
 
 def test_too_few_prompts_for_one_step() -> None:
     check_enough(8, 8)
     with pytest.raises(DataError, match="7 prompts are fewer than one step takes"):
         check_enough(7, 8)
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("hinted", [False, True])
+def test_each_prompt_is_tokenised_once_before_the_first_step_and_never_again(
+    chat: bool, hinted: bool, make_trainer: Callable[..., Any], tiny_student_dir: Path, tokenized: Counter[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    def prompt(text: str) -> Any:
+        return [{"role": "user", "content": text}] if chat else text
+
+    def rendered(text: str) -> str:
+        return f"<user>{text}<assistant>" if chat else text
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_student_dir)
+    tokenizer.model_input_names, tokenizer.chat_template = ["input_ids", "attention_mask"], CHAT
+    held_out = Dataset.from_dict({"prompt": [prompt("held out")], "hint": [prompt("held hint")]})
+    columns = {"prompt": [prompt(f"prompt {n}") for n in range(8)]}
+    columns["hint"] = [prompt(f"hint {n}") if n % 2 else None for n in range(8)]
+    trainer = make_trainer(
+        max_prompt_length=60,
+        max_steps=8,  # two epochs
+        eval_strategy="steps",
+        eval_steps=4,
+        teacher_prompt_column="hint" if hinted else None,
+        trainer={
+            "train_dataset": Dataset.from_dict(columns),
+            "eval_dataset": {"some": held_out},
+            "processing_class": tokenizer,
+        },
+    )
+    texts = [*(f"prompt {n}" for n in range(8)), "held out"]
+    texts += [*(f"hint {n}" for n in range(1, 8, 2)), "held hint"] if hinted else []
+    once = Counter(map(rendered, texts))
+    assert {text: tokenized[text] for text in once} == once
+    tokenized.clear()
+    trainer.train()
+    assert not tokenized
+    # Rows that the trainer has not seen before are tokenised when they are drawn.
+    trainer.evaluate(Dataset.from_dict({"prompt": [prompt("new")], "hint": [None]}))
+    assert set(tokenized) == {rendered("new")}
+
+
+def test_the_rollout_continues_the_ids_of_the_rows_it_was_drawn_for(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2, num_train_epochs=2)
+    given: list[list[int]] = []
+    generate = trainer._generate_single_turn
+
+    def recording(prompt_ids: Any, *rest: Any) -> Any:
+        given.extend(prompt_ids)
+        return generate(prompt_ids, *rest)
+
+    trainer._generate_single_turn = recording
+    trainer.train()
+    drawn = [trainer.train_dataset[row]["prompt"] for row in list(trainer._order)]
+    first = [text for start in range(0, 24, 8) for text in drawn[start : start + 4]]  # each batch comes twice
+    assert given == trainer.tokenize(first)
+
+
+def test_reward_functions_see_no_column_of_ours(make_trainer: Callable[..., Any]) -> None:
+    seen: set[str] = set()
+
+    def reward(completions: Any, **columns: Any) -> list[float]:
+        seen.update(columns)
+        return [1.0] * len(completions)
+
+    data = Dataset.from_dict({"prompt": ["a"] * 4, "hint": ["b"] * 4, "level": [1] * 4})
+    make_trainer(
+        num_generations=2,
+        teacher_prompt_column="hint",
+        max_steps=1,
+        trainer={"train_dataset": data, "reward_funcs": reward},
+    ).train()
+    assert seen == {"prompts", "completion_ids", "trainer_state", "hint", "level"}
+
+
+def test_unused_columns_may_be_removed(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=1, remove_unused_columns=True)
+    trainer.train()
+    assert trainer.state.global_step == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
@@ -14,28 +15,41 @@ _THINKING = "enable_thinking"
 
 
 def render_prompts(
-    rows: Sequence[Mapping[str, Any]],
-    source: str,
-    *,
-    template: str | None = None,
-    tokenizer: Any | None = None,
-    chat_template: bool = False,
-    chat_options: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, Any]], source: str, template: str | None, render: Callable[[Any], Any]
 ) -> list[str]:
-    """Return the prompt text of every row; `source` is what errors call the rows. See `load_prompts`.
+    """Return the prompt text of every row.
+
+    Args:
+        rows: of a data set.
+        source: what errors call them.
+        template: text in which {column} stands for that column; None takes the column of `prompt_column`.
+        render: as `chat_renderer` gives it.
 
     Raises:
         DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
         ConfigurationError: a template without columns, or a chat template that is not there.
     """
-    if chat_template and tokenizer is None:
-        raise ConfigurationError("chat_template needs a tokenizer")
-    prompts = _prompts(rows, source, template)
-    if chat_template:
-        prompts = [render_chat(prompt, tokenizer, chat_options or {}) for prompt in prompts]
-    for row, prompt in enumerate(prompts):
-        _check_text(prompt, row, source)
+    column = prompt_column(columns_of(rows), source) if template is None else ""
+    prompts = []
+    for index, row in enumerate(rows):
+        try:
+            prompts.append(_text(render(row.get(column) if template is None else fill_template(template, row))))
+        except DataError as error:
+            raise DataError(f"'{source}' row {index}: {error}") from error
     return prompts
+
+
+def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any] | None) -> Callable[[Any], Any]:
+    """Return what puts a prompt into the tokenizer's chat template, or leaves it as it is without `chat_template`.
+
+    Raises:
+        ConfigurationError: there is no tokenizer for it.
+    """
+    if not chat_template:
+        return lambda prompt: prompt
+    if tokenizer is None:
+        raise ConfigurationError("chat_template needs a tokenizer")
+    return partial(_render, tokenizer=tokenizer, options=options or {})
 
 
 def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
@@ -79,12 +93,16 @@ def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source:
         ConfigurationError: the template names no column, or one that the rows do not have.
         DataError: a named column holds something else than text, or no row has them all.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    names = _named(template, dict.fromkeys(columns))
+    names = _named(template, columns_of(rows))
     texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
     if not any(texts):
         raise DataError(f"no row of '{source}' has all of {', '.join(sorted(names))}, which the teacher's prompt names")
     return texts
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that any of the rows has, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def prompt_column(columns: Sequence[str], source: str) -> str:
@@ -108,44 +126,27 @@ def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | N
 
     A value that is missing or no text is not empty: it is an error, which `render_prompts` raises.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    names = {prompt_column(columns, source)} if template is None else _named(template, dict.fromkeys(columns))
-    return [index for index, row in enumerate(rows) if all(_blank(row.get(name)) for name in names)]
+    columns = columns_of(rows)
+    names = {prompt_column(columns, source)} if template is None else _named(template, columns)
+    values = ([row.get(name) for name in names] for row in rows)
+    return [index for index, found in enumerate(values) if all(isinstance(it, str) and not it.strip() for it in found)]
 
 
-def _blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
-
-
-def _named(template: str, row: Mapping[str, Any]) -> set[str]:
+def _named(template: str, columns: Iterable[str]) -> set[str]:
     names = set(_FIELD.findall(template))
-    unknown = sorted(names - row.keys())
+    unknown = sorted(names - {*columns})
     if unknown or not names:
         wrong = f"names {{{unknown[0]}}}, which is no column" if unknown else "names no column"
-        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(row)}")
+        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(columns)}")
     return names
 
 
-def _prompts(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[Any]:
-    if template is None:
-        column = prompt_column(list(dict.fromkeys(name for row in rows for name in row)), source)
-        return [row.get(column) for row in rows]
-    prompts = []
-    for index, row in enumerate(rows):
-        try:
-            prompts.append(fill_template(template, row))
-        except DataError as error:
-            raise DataError(f"'{source}' row {index}: {error}") from error
-    return prompts
-
-
-def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
-    """Put a prompt, the user's turn or a conversation, into the tokenizer's chat template."""
+def _render(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
     if not tokenizer.chat_template:
         raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if not _is_conversation(prompt):
+    if not is_conversation(prompt):
         return prompt
     text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options)
     # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
@@ -155,18 +156,17 @@ def render_chat(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
     return text
 
 
-def _is_conversation(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-    )
+def is_conversation(prompt: Any) -> bool:
+    """True for a list of chat messages."""
+    turns = prompt if isinstance(prompt, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
 
 
-def _check_text(prompt: Any, row: int, source: str) -> None:
-    if _is_conversation(prompt):
-        raise DataError(f"'{source}' row {row}: the prompt is a conversation; set chat_template to render it")
+def _text(prompt: Any) -> str:
+    if is_conversation(prompt):
+        raise DataError("the prompt is a conversation; set chat_template to render it")
     if not isinstance(prompt, str):
-        raise DataError(f"'{source}' row {row}: the prompt is {type(prompt).__name__} and not text")
+        raise DataError(f"the prompt is {type(prompt).__name__} and not text")
     if not prompt.strip():
-        raise DataError(f"'{source}' row {row}: the prompt is empty")
+        raise DataError("the prompt is empty")
+    return prompt

@@ -46,26 +46,20 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     parquet = require("pyarrow.parquet", "train")
     with path.open("rb") as file:  # a missing permission is told as what it is
         try:
-            rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
+            return list(parquet.read_table(file).to_pylist())
         except (OSError, ValueError) as error:  # pyarrow's errors are either
             raise DataError(f"'{path}' is not a readable parquet file: {str(error).splitlines()[0]}") from error
-    return rows
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str, place: str = "line {0.lineno}, column {0.colno}") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from error
+        raise DataError(f"{where} is not valid JSON: {error.msg} ({place.format(error)})") from error
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not valid JSON: {error.msg} (column {error.colno})") from error
+    row = _parse(line, where, "column {0.colno}")
     if not isinstance(row, dict):
         raise DataError(f'{where} must be an object such as {{"prompt": "..."}}, not {type(row).__name__}')
     return row

@@ -43,18 +43,16 @@ def mix(datasets: Sequence[Any], names: Sequence[str]) -> Any:
     from source to source is left out with a warning, except "answer", which becomes text.
     """
     library = require("datasets", "train")
-    answers = {str(dataset.features["answer"]) for dataset in datasets if "answer" in dataset.column_names}
-    if len(answers) > 1:
-        datasets = [_with_text_answers(dataset) for dataset in datasets]
     left_out = _differing_columns(datasets)
+    if "answer" in left_out:
+        left_out.remove("answer")
+        datasets = [_with_text_answers(dataset) for dataset in datasets]
     if left_out:
         logger.warning("columns %s differ in kind between the sources and are left out", ", ".join(left_out))
-    parts = [
-        dataset.remove_columns([name for name in left_out if name in dataset.column_names])
-        .remove_columns([name for name in ("source",) if name in dataset.column_names])
-        .add_column("source", [source] * len(dataset))
-        for dataset, source in zip(datasets, names, strict=True)
-    ]
+    parts = []
+    for dataset, source in zip(datasets, names, strict=True):
+        kept = dataset.remove_columns([name for name in (*left_out, "source") if name in dataset.column_names])
+        parts.append(kept.add_column("source", [source] * len(kept)))
     together = library.concatenate_datasets(parts)
     places = [(index + 0.5) / len(part) for part in parts for index in range(len(part))]
     return together.select(sorted(range(len(places)), key=places.__getitem__))

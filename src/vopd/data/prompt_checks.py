@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
-PROMPT = "prompt"
-_CHUNK = 1000
+from .chat import is_conversation
+from .tokenized import PROMPT, TEACHER_PROMPT_IDS, token_lengths
 
 
 def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
@@ -33,45 +32,37 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
 
 
 def _problem(prompt: Any) -> str | None:
-    if isinstance(prompt, str):
-        return None if prompt else "is empty"
-    if not isinstance(prompt, list):
+    if not isinstance(prompt, str | list):
         return f"is neither a text nor a list of chat messages, but {type(prompt).__name__}"
     if not prompt:
         return "is empty"
-    if not all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt):
+    if isinstance(prompt, list) and not is_conversation(prompt):
         return "is a list whose entries are not all chat messages with 'role' and 'content'"
     return None
 
 
-def keep_short(dataset: Any, limit: int | None, tokenize: Callable[[list[Any]], list[list[int]]]) -> tuple[Any, int]:
-    """The rows of `dataset` whose prompt has at most `limit` tokens, and how many were dropped.
+def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> tuple[Any, int]:
+    """The rows of `dataset`, which has ids, with at most `limit` tokens in their prompt, and how many were dropped.
 
-    A prompt is never cut: without its beginning it is another problem.
+    A prompt is never cut: without its beginning it is another problem, without its end it has lost its question.
 
     Raises:
         DataError: none is left.
     """
     if limit is None:
         return dataset, 0
-    lengths = token_lengths(dataset, tokenize)
+    lengths = token_lengths(dataset)
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise DataError(
-            f"all {len(lengths)} prompts are longer than max_prompt_length={limit} tokens; "
-            f"the shortest has {min(lengths)}"
+            f"every prompt of {name} has more than {limit} tokens, the shortest {min(lengths)}; raise max_prompt_length"
         )
     dropped = len(lengths) - len(kept)
     return (dataset.select(kept) if dropped else dataset), dropped
 
 
 def check_room(
-    dataset: Any,
-    name: str,
-    positions: int | None,
-    completion: int,
-    tokenize: Callable[[list[Any]], list[list[int]]],
-    column: str = PROMPT,
+    dataset: Any, name: str, positions: int | None, completion: int, teacher_column: str | None = None
 ) -> None:
     """Raises if a prompt with `completion` more tokens goes beyond the `positions` that the models know.
 
@@ -79,7 +70,7 @@ def check_room(
 
     Raises:
         ConfigurationError: not even a prompt of one token has room.
-        DataError: a prompt of `dataset` has none.
+        DataError: a prompt of `dataset`, which has ids, has none; or one in its `teacher_column`.
     """
     if positions is None:
         return
@@ -89,25 +80,21 @@ def check_room(
             f"max_completion_length={completion} leaves no room for a prompt in the models' {positions} positions; "
             "lower it"
         )
-    lengths = token_lengths(dataset, tokenize, column)
+    beyond = f"go beyond the models' {positions} positions with max_completion_length={completion}"
+    lengths = token_lengths(dataset)
     long = sum(length > room for length in lengths)
-    if long and column != PROMPT:
-        raise DataError(
-            f"{long} prompts in '{column}' of {name} go beyond the models' {positions} positions with "
-            f"max_completion_length={completion}; shorten them to {room} tokens, or lower max_completion_length"
-        )
     if long:
         raise DataError(
-            f"{long} of {len(lengths)} prompts of {name} go beyond the models' {positions} positions with "
-            f"max_completion_length={completion}, the longest has {max(lengths)} tokens; set max_prompt_length={room} "
-            "to leave them out, or lower max_completion_length"
+            f"{long} of {len(lengths)} prompts of {name} {beyond}, the longest has {max(lengths)} tokens; "
+            f"set max_prompt_length={room} to leave them out, or lower max_completion_length"
         )
-
-
-def token_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]], column: str = PROMPT) -> list[int]:
-    """Number of tokens of each prompt that there is in `column`."""
-    prompts = [prompt for prompt in dataset[column] if prompt]
-    return [len(ids) for start in range(0, len(prompts), _CHUNK) for ids in tokenize(prompts[start : start + _CHUNK])]
+    if teacher_column is not None:
+        long = sum(length > room for length in token_lengths(dataset, TEACHER_PROMPT_IDS))
+        if long:
+            raise DataError(
+                f"{long} prompts in '{teacher_column}' of {name} {beyond}; shorten them to {room} tokens, or lower "
+                "max_completion_length"
+            )
 
 
 def check_enough(num_prompts: int, batch_size: int) -> None:

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
-from .chat import (
-    PROMPT_COLUMNS,
-    empty_rows,
-    fill_template,
-    fill_where_present,
-    prompt_column,
-    render_chat,
-    render_prompts,
-)
-from .files import read_rows
+from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
-from .sources import DEFAULT_TASK_COUNT, TASK_PREFIX, Source, load_rows, parse_source
+from .prompt_checks import keep_short
+from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
+from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
 
 logger = logging.getLogger(__name__)
 
 TEACHER_PROMPT = "teacher_prompt"
-
-__all__ = [
-    "PROMPT_COLUMNS",
-    "TASK_PREFIX",
-    "TEACHER_PROMPT",
-    "Prompts",
-    "fill_template",
-    "load_prompts",
-    "prompt_column",
-    "read_prompts",
-    "read_rows",
-    "render_prompts",
-]
 
 
 @dataclass(frozen=True)
@@ -53,10 +33,19 @@ class Prompts:
     dataset: Any
     sources: list[dict[str, Any]]
 
+    @property
+    def name(self) -> str:
+        """The sources, for messages."""
+        return " + ".join(entry["source"] for entry in self.sources)
 
-def load_prompts(source: Any, **settings: Any) -> Any:
-    """Return the data set of `read_prompts`, which has the arguments."""
-    return read_prompts(source, **settings).dataset
+    def tokenized(self, tokenize: Tokenize, limit: int | None) -> Prompts:
+        """The same with their ids, without those of more than `limit` tokens."""
+        found = add_ids(self.dataset, tokenize)
+        kept, dropped = keep_short(found, limit, f"'{self.name}'")
+        if dropped:
+            long = "dropped %d of %d prompts of '%s' with more than %d tokens"
+            logger.warning(long, dropped, len(found), self.name, limit)
+        return Prompts(kept, self.sources)
 
 
 def read_prompts(
@@ -106,33 +95,22 @@ def read_prompts(
     """
     if tokenizer is None and max_prompt_length is not None:
         raise ConfigurationError("max_prompt_length needs a tokenizer")
-    if count is not None and count < 1:
-        raise ConfigurationError(f"count must be at least 1, got {count}")
-    sources = parse_sources(source, split=split, revision=revision, options=options, template=template)
-    reader = _Reader(seed, tokenizer, chat_template, dict(chat_options or {}), teacher_template, teacher_column)
-    found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
-    dataset, name = found.dataset, " + ".join(entry.source for entry in sources)
-    _warn_of_repeats(list(dataset["prompt"]), name)
-    if max_prompt_length is not None:
-        dataset = _drop_long(dataset, tokenizer, max_prompt_length, name)
-    return Prompts(dataset, found.sources)
-
-
-def parse_sources(
-    source: Any, *, split: str, revision: str | None, options: Mapping[str, Any] | None, template: str | None
-) -> list[Source]:
-    """Return the sources that `source` names; what one leaves out has the values given here.
-
-    Raises:
-        ConfigurationError: an unknown key, or options with several sources, which cannot all mean the same.
-    """
-    given = list(source) if isinstance(source, list | tuple) else [source]
-    if not given:
-        raise ConfigurationError("the list of sources is empty; name a file, a hub id or reasoning_gym:NAME")
-    if len(given) > 1 and options:
-        raise ConfigurationError("options of one source among several go into that source: {source: ..., options: ...}")
+    for name, number in (("count", count), ("max_prompt_length", max_prompt_length)):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {number}")
     defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
-    return [parse_source(entry, defaults) for entry in given]
+    sources = parse_sources(source, defaults)
+    render = chat_renderer(tokenizer, chat_template, chat_options)
+    reader = _Reader(seed, render, teacher_template, teacher_column)
+    found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
+    texts = list(found.dataset[PROMPT])
+    repeats = len(texts) - len(set(texts))
+    if repeats:
+        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), found.name)
+    if max_prompt_length is None:
+        return found
+    # The ids are not given away: they would be wrong once the caller changes a prompt, and nobody would notice.
+    return Prompts(without_ids(found.tokenized(text_tokenizer(tokenizer), max_prompt_length).dataset), found.sources)
 
 
 @dataclass(frozen=True)
@@ -140,25 +118,16 @@ class _Reader:
     """Reads sources and renders their prompts, all with the same seed and chat template."""
 
     seed: int
-    tokenizer: Any
-    chat_template: bool
-    chat_options: dict[str, Any]
-    teacher_template: str | None = None
-    teacher_column: str | None = None
+    render: Callable[[Any], Any]
+    teacher_template: str | None
+    teacher_column: str | None
 
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
-        dataset = _without_empty(dataset, source)
-        prompts = render_prompts(
-            dataset.to_list(),
-            source.source,
-            template=source.template,
-            tokenizer=self.tokenizer,
-            chat_template=self.chat_template,
-            chat_options=self.chat_options,
-        )
-        dataset = self._with_teacher_prompts(_with_prompts(dataset, prompts), dataset.to_list(), source.source)
+        dataset, rows = _drop_empty(dataset, source)
+        prompts = render_prompts(rows, source.source, source.template, self.render)
+        dataset = self._with_teacher_prompts(with_column(dataset, PROMPT, prompts), rows, source.source)
         return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
 
     def _with_teacher_prompts(self, dataset: Any, rows: list[dict[str, Any]], source: str) -> Any:
@@ -169,70 +138,34 @@ class _Reader:
             name, texts = self.teacher_column, [row[self.teacher_column] for row in rows]
         else:
             return dataset
-        if self.chat_template:
-            texts = [text and render_chat(text, self.tokenizer, self.chat_options) for text in texts]
-        kept = dataset.remove_columns([name]) if name in dataset.column_names else dataset
-        return kept.add_column(name, texts)
+        return with_column(dataset, name, [text and self.render(text) for text in texts])
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
         # A task makes as many problems as the others' sizes and its weight ask for.
-        found = [None if _endless(source) else self.one(source, None) for source in sources]
+        found = [None if source.task and source.count is None else self.one(source, None) for source in sources]
         sizes = [None if part is None else len(part.dataset) for part in found]
         total = count or most_without_repeats(weights, sizes) or DEFAULT_TASK_COUNT
         counts = shares(weights, total)
-        for source, wanted in zip(sources, counts, strict=True):
-            if wanted == 0:
-                raise DataError(f"'{source.source}' has no share in a mixture of {total} prompts; raise its weight")
-        parts = [part or self.one(source, wanted) for part, source, wanted in zip(found, sources, counts, strict=True)]
-        names = [source.source for source in sources]
-        datasets = [take(part.dataset, wanted, name) for part, wanted, name in zip(parts, counts, names, strict=True)]
-        facts = [{**part.sources[0], "prompts": wanted} for part, wanted in zip(parts, counts, strict=True)]
-        return Prompts(mix(datasets, names), facts)
+        if 0 in counts:
+            name = sources[counts.index(0)].source
+            raise DataError(f"'{name}' has no share in a mixture of {total} prompts; raise its weight")
+        parts, facts = [], []
+        for source, part, wanted in zip(sources, found, counts, strict=True):
+            read = part or self.one(source, wanted)
+            parts.append(take(read.dataset, wanted, source.source))
+            facts.append({**read.sources[0], "prompts": wanted})
+        return Prompts(mix(parts, [source.source for source in sources]), facts)
 
 
-def _endless(source: Source) -> bool:
-    return source.task is not None and source.count is None
-
-
-def _without_empty(dataset: Any, source: Source) -> Any:
-    empty = empty_rows(dataset.to_list(), source.source, source.template)
+def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]]:
+    rows, name = dataset.to_list(), source.source
+    empty = empty_rows(rows, name, source.template)
     if not empty:
-        return dataset
-    if len(empty) == len(dataset):
-        raise DataError(f"every prompt of '{source.source}' is empty")
-    logger.warning(
-        "dropped %d of %d prompts of '%s' that are empty, the first is row %d",
-        len(empty), len(dataset), source.source, empty[0],
-    )  # fmt: skip
-    return dataset.select(sorted({*range(len(dataset))} - {*empty}))
-
-
-def _with_prompts(dataset: Any, prompts: list[str]) -> Any:
-    if "prompt" not in dataset.column_names:
-        return dataset.add_column("prompt", prompts)
-    # Added under another name first: a data set without columns would have no rows either.
-    return dataset.add_column("_prompt", prompts).remove_columns("prompt").rename_column("_prompt", "prompt")
-
-
-def _warn_of_repeats(prompts: list[str], source: str) -> None:
-    repeats = len(prompts) - len(set(prompts))
-    if repeats:
-        logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(prompts), source)
-
-
-def _drop_long(dataset: Any, tokenizer: Any, limit: int, source: str) -> Any:
-    if limit < 1:
-        raise ConfigurationError(f"max_prompt_length must be at least 1, got {limit}")
-    lengths = [len(ids) for ids in tokenizer(list(dataset["prompt"]))["input_ids"]]
-    kept = [row for row, length in enumerate(lengths) if length <= limit]
-    dropped = len(lengths) - len(kept)
-    if not kept:
-        raise DataError(
-            f"every prompt of '{source}' has more than {limit} tokens, the shortest {min(lengths)}; "
-            "raise max_prompt_length"
-        )
-    if not dropped:
-        return dataset
-    logger.warning("dropped %d of %d prompts of '%s' with more than %d tokens", dropped, len(lengths), source, limit)
-    return dataset.select(kept)
+        return dataset, rows
+    full = sorted({*range(len(rows))} - {*empty})
+    if not full:
+        raise DataError(f"every prompt of '{name}' is empty")
+    dropped = "dropped %d of %d prompts of '%s' that are empty, the first is row %d"
+    logger.warning(dropped, len(empty), len(rows), name, empty[0])
+    return dataset.select(full), [rows[index] for index in full]

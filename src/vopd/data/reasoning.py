@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, require
@@ -36,7 +37,11 @@ def stream_problems(name: str, seed: int, **options: Any) -> Iterator[Problem]:
         ConfigurationError: the task is unknown or its options are wrong.
         DataError: the task has run out of distinct questions.
     """
-    dataset = _create_dataset(name, random.Random(f"{name} {seed}").getrandbits(60), options)
+    library, spread = require("reasoning_gym", "train"), random.Random(f"{name} {seed}").getrandbits(60)
+    try:
+        dataset = library.create_dataset(name, seed=spread, **options)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigurationError(f"reasoning_gym task '{name}': {error}") from error
     seen: set[str] = set()
     repeats = index = 0
     while repeats < _REPEATS_BEFORE_GIVING_UP:
@@ -65,8 +70,7 @@ def reasoning_problems(name: str, count: int, seed: int, **options: Any) -> list
     """
     if count < 0:
         raise ConfigurationError(f"the number of problems must not be negative, got {count}")
-    stream = stream_problems(name, seed, **options)
-    return [next(stream) for _ in range(count)]
+    return list(islice(stream_problems(name, seed, **options), count))
 
 
 def extract_answer(completion: str) -> str | None:
@@ -91,11 +95,3 @@ def score(problem: Problem, completion: str) -> float:
 def is_right(problem: Problem, completion: str) -> bool:
     """True where the library's verifier gives the completion's answer full marks."""
     return score(problem, completion) >= 1.0
-
-
-def _create_dataset(name: str, seed: int, options: dict[str, Any]) -> Any:
-    library = require("reasoning_gym", "train")
-    try:
-        return library.create_dataset(name, seed=seed, **options)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigurationError(f"reasoning_gym task '{name}': {error}") from error

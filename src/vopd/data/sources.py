@@ -8,17 +8,19 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, require
 
+from .chat import columns_of
 from .files import SUFFIXES, read_rows
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
+_HALF = re.compile(r"[\ud800-\udfff]")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
@@ -46,11 +48,7 @@ class Source:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
             raise ConfigurationError(f"a source must be a file, a hub id or reasoning_gym:NAME, not {self.source!r}")
-        if (
-            isinstance(self.weight, bool)
-            or not isinstance(self.weight, int | float)
-            or not 0 < self.weight < float("inf")
-        ):
+        if type(self.weight) not in (int, float) or not 0 < self.weight < float("inf"):
             raise ConfigurationError(f"the weight of '{self.source}' must be a positive number, not {self.weight!r}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
             raise ConfigurationError(f"the count of '{self.source}' must be at least 1, got {self.count!r}")
@@ -67,12 +65,21 @@ class Source:
         return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
 
 
-def parse_source(given: Any, defaults: Mapping[str, Any]) -> Source:
-    """Make a Source of a text or of a mapping such as {source: a.jsonl, weight: 2}; what it leaves out has `defaults`.
+def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
+    """Return the source, or the list of sources, that is `given`; what one leaves out has `defaults`.
 
     Raises:
-        ConfigurationError: it is neither, or has an unknown key.
+        ConfigurationError: an unknown key, or options with several sources, which cannot all mean the same.
     """
+    entries = list(given) if isinstance(given, list | tuple) else [given]
+    if not entries:
+        raise ConfigurationError("the list of sources is empty; name a file, a hub id or reasoning_gym:NAME")
+    if len(entries) > 1 and defaults["options"]:
+        raise ConfigurationError("options of one source among several go into that source: {source: ..., options: ...}")
+    return [_parse(entry, defaults) for entry in entries]
+
+
+def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     if isinstance(given, str | Path):
         given = {"source": str(given)}
     if not isinstance(given, Mapping) or "source" not in given:
@@ -99,19 +106,10 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, dict(source.options))
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
         return to_dataset(rows, source.source), version
-    if source.file is not None:
-        if source.options:
-            raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
-        rows = read_rows(source.file)
-        digest = hashlib.sha256(source.file.read_bytes()).hexdigest()[:12]
-        return _some(to_dataset(rows[:count], source.source), source.source), f"sha256 {digest}"
-    dataset = _from_hub(source)
-    version = _commit(dataset) or source.revision or "revision not known"
-    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
-        # Without network `datasets` takes whatever commit its cache holds.
-        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
-    dataset = dataset if count is None else dataset.select(range(min(count, len(dataset))))
-    return _some(dataset, source.source), version
+    dataset, version = _from_hub(source) if source.file is None else _from_file(source, source.file, count)
+    if len(dataset) == 0:
+        raise DataError(f"'{source.source}' has no rows")
+    return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version
 
 
 def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
@@ -121,49 +119,70 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
         DataError: a column with values of different kinds, or text that is not Unicode.
     """
     datasets = require("datasets", "train")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    for name in columns:
-        for index, row in enumerate(rows):
-            _check_unicode(row.get(name), index, source)
+    for index, row in enumerate(rows):
+        for text in filter(lambda value: isinstance(value, str), row.values()):
+            half = _HALF.search(text)
+            if half:
+                raise DataError(
+                    f"'{source}' row {index} holds half a character at position {half.start()} (a lone surrogate, as "
+                    "in an emoji cut in two)"
+                )
     try:
-        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
     except (ValueError, TypeError) as error:  # pyarrow's errors are both
         first = str(error).splitlines()[0]
         raise DataError(f"'{source}' has a column that mixes kinds of values: {first}") from error
 
 
-def _some(dataset: Any, source: str) -> Any:
-    if len(dataset) == 0:
-        raise DataError(f"'{source}' has no rows")
-    return dataset
+def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
+    if source.options:
+        raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
+    rows = read_rows(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return to_dataset(rows[:count], source.source), f"sha256 {digest}"
+
+
+def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
+    """Return `dataset` with another column, or another one in the place of that of this name."""
+    datasets = require("datasets", "train")
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # it would show one wherever rows had been selected before
+    try:
+        # Added under another name first: a data set without columns would have no rows either.
+        added = dataset.add_column("_new", values)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    kept = added.remove_columns([name]) if name in dataset.column_names else added
+    return kept.rename_column("_new", name)
 
 
 def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:
     from .reasoning import reasoning_problems
 
     return [
-        {
-            "problem": problem.question,
-            "answer": problem.answer,
-            "task": problem.task,
-            "metadata": json.dumps(problem.metadata, default=str),
-        }
-        for problem in reasoning_problems(name, count, seed, **options)
+        {"problem": it.question, "answer": it.answer, "task": it.task, "metadata": json.dumps(it.metadata, default=str)}
+        for it in reasoning_problems(name, count, seed, **options)
     ]
 
 
-def _from_hub(source: Source) -> Any:
+def _from_hub(source: Source) -> tuple[Any, str]:
     datasets = require("datasets", "train")
     if Path(source.source).is_absolute() or source.source.startswith((".", "~")) or source.source.count("/") > 1:
         raise DataError(f"there is no file '{source.source}'")
     try:
-        return datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
+        dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"cannot load '{source.source}', split '{source.split}': {first}; give a .jsonl, .json or .parquet file, "
             "a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
+    version = _commit(dataset) or source.revision or "revision not known"
+    if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
+        # Without network `datasets` takes whatever commit its cache holds.
+        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
+    return dataset, version
 
 
 def _commit(dataset: Any) -> str | None:
@@ -171,14 +190,3 @@ def _commit(dataset: Any) -> str | None:
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
     found = (_COMMIT.search(str(place)) for place in places)
     return next((match.group() for match in found if match), None)
-
-
-def _check_unicode(value: Any, row: int, source: str) -> None:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"'{source}' row {row} holds half a character at position {error.start} (a lone surrogate, "
-                "as in an emoji cut in two)"
-            ) from error

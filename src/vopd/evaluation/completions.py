@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vopd.data.chat import render_prompts, thinking_options
+from vopd.data.chat import chat_renderer, render_prompts, thinking_options
 from vopd.errors import ConfigurationError
 from vopd.models import Completion
 
@@ -146,10 +146,8 @@ def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) 
     return render_prompts(
         [{**question.columns, "question": question.text, "problem": question.text} for question in benchmark.questions],
         benchmark.name,
-        template=settings.template or benchmark.template,
-        tokenizer=tokenizer,
-        chat_template=settings.chat_template,
-        chat_options={**(settings.chat_options or {}), **thinking},
+        settings.template or benchmark.template,
+        chat_renderer(tokenizer, settings.chat_template, {**(settings.chat_options or {}), **thinking}),
     )
 
 

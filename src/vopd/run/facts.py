@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ class Facts:
         student: the model.
         teachers: by path, those that are models of their own; one behind a server only where a path names it too.
         vocabulary: number of token ids that they share.
-        prompts: to train on, the too long ones dropped.
+        prompts: to train on, the too long ones dropped, with their ids where the student's tokenizer is there.
         benchmarks: a line for each benchmark that accuracy is measured on during the run.
         notes: what a user should know and may live with.
     """
@@ -187,9 +187,11 @@ def _check_lora(options: TrainOptions, student: ModelFacts) -> None:
 
 
 def _prompts(plan: Plan, tokenizer: Any) -> Any:
+    """The prompts, read and checked; with their ids where there is a tokenizer."""
     from vopd.data.chat import thinking_options
     from vopd.data.prompt_checks import check_enough
     from vopd.data.prompts import read_prompts
+    from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
     from vopd.teachers.columns import Routes, TeacherPrompts
     from vopd.training.rewards.functions import Rewards
 
@@ -206,18 +208,19 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
         tokenizer=tokenizer,
         chat_template=options.chat_template,
         chat_options={**(config.chat_template_kwargs or {}), **switch},
-        max_prompt_length=None if tokenizer is None else config.max_prompt_length,
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )
+    tokenize = None if tokenizer is None else text_tokenizer(tokenizer)
+    if tokenize is not None:
+        prompts = prompts.tokenized(tokenize, config.max_prompt_length)
     check_enough(len(prompts.dataset), step_prompts(config))
-    parts: list[Any] = [
-        Rewards.of(config, options.reward_funcs),
-        Routes(list(plan.teachers), config.teacher_column),
-        TeacherPrompts(config.teacher_prompt_column),
-    ]
-    for part in parts:
-        part.check(prompts.dataset, "the data")
+    plain = without_ids(prompts.dataset)
+    Rewards.of(config, options.reward_funcs).check(plain, "the data")
+    Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
+    TeacherPrompts(config.teacher_prompt_column).check(plain, "the data")
+    if tokenize is not None:
+        prompts = replace(prompts, dataset=add_ids(prompts.dataset, tokenize, config.teacher_prompt_column))
     return prompts
 
 
@@ -226,13 +229,8 @@ def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teachers: dict[st
     from vopd.models import context_length
 
     positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
-    length = plan.config.max_completion_length
-
-    def tokenize(texts: list[Any]) -> Any:
-        return student.tokenizer(texts)["input_ids"]
-
-    for column in filter(None, ("prompt", plan.config.teacher_prompt_column)):
-        check_room(prompts.dataset, "train_dataset", positions, length, tokenize, column)
+    column = plan.config.teacher_prompt_column
+    check_room(prompts.dataset, "train_dataset", positions, plan.config.max_completion_length, column)
 
 
 def step_prompts(config: Any) -> int:

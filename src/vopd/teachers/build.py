@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators.checks import check_gives
 from vopd.models import (
@@ -97,8 +98,6 @@ class Trainer(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
-
-    def tokenize(self, prompts: list[Any]) -> list[list[int]]: ...
 
     def load_teacher(self, teacher: Any, revision: str | None) -> Any: ...
 
@@ -259,7 +258,7 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
         tokenizer=trainer.tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,
-        prompt=trainer.tokenize([trainer.train_dataset[0]["prompt"]])[0],
+        prompt=first_ids(trainer.train_dataset),
         end_ids=trainer.eos_token_ids,
     )
     if trainer.is_world_process_zero():

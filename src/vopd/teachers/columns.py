@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from vopd.data.tokenized import TEACHER_PROMPT_IDS, Tokenize, drawn_ids
 from vopd.errors import DataError
-
-Tokenize = Callable[[list[Any]], list[list[int]]]
 
 DEFAULT = "default"
 
@@ -81,7 +80,7 @@ class TeacherPrompts:
         """The teacher's prompts of `rows`: (N, P') ids and mask, padded on the left with `padding`; None without."""
         if self.column is None:
             return None
-        found = tokenize([row[self.column] or row["prompt"] for row in rows])
+        found = drawn_ids(rows, TEACHER_PROMPT_IDS) or tokenize([row[self.column] or row["prompt"] for row in rows])
         width = max(map(len, found))
         ids = [[padding] * (width - len(prompt)) + prompt for prompt in found]
         return ids, [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
+from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
 from vopd.models import States
@@ -79,6 +80,7 @@ class VOPDTrainer(TRLAdapter):
 
     args: VOPDConfig
     train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -129,6 +131,7 @@ class VOPDTrainer(TRLAdapter):
             peft_config=peft_config,
             tools=tools,
         )
+        self._tokenize_datasets()
         self._prepare_teacher(given)
         self._prepare_prompts()
         self._prepare_callbacks()
@@ -163,19 +166,23 @@ class VOPDTrainer(TRLAdapter):
             backend=self.loss_backend,
         )
 
+    def _tokenize_datasets(self) -> None:
+        with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
+        self.train_dataset = with_ids(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: with_ids(dataset) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = with_ids(self.eval_dataset)
+
     def _prepare_prompts(self) -> None:
-        self.tokenize([self.train_dataset[0]["prompt"]])  # a missing chat template is told now, not at the first step
-        self.train_dataset, self.dropped_prompts = keep_short(
-            self.train_dataset, self.args.max_prompt_length, self.tokenize
-        )
+        self.train_dataset, self.dropped_prompts = keep_short(self.train_dataset, self.args.max_prompt_length)
         if self.dropped_prompts:
             logger.warning(
                 f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
                 f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
             )
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
-            for column in filter(None, ("prompt", self.args.teacher_prompt_column)):
-                check_room(dataset, name, self._positions, self.args.max_completion_length, self.tokenize, column)
+            check_room(dataset, name, self._positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks.definitions import Protocol
 from vopd.models import States
@@ -77,6 +78,7 @@ class TRLAdapter(DistillationTrainer):
     teacher: Teacher
     order: PromptOrder
     clock: StepClock
+    _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
         with _clear_errors():
@@ -265,6 +267,10 @@ class TRLAdapter(DistillationTrainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        ids, self._drawn_ids = self._drawn_ids, None
+        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
         with own_generation_config(model, self.generation_config), warnings.catch_warnings():
@@ -275,6 +281,7 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
+        self._drawn_ids = drawn_ids(inputs)
         batch = Batch.of(super()._generate_and_score_completions(inputs))
         if self._rollout_logprobs is not None:
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vopd.data.tokenized import first_ids, token_lengths
 from vopd.kernels import backend_name
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.facts import Facts, loaded_teachers, step_completions, step_prompts
@@ -36,8 +37,7 @@ def steps_of(plan: Plan, prompts: int) -> tuple[int, int]:
 
 def _prompt(plan: Plan, facts: Facts) -> list[str]:
     assert facts.prompts is not None and facts.student is not None
-    text, tokenizer = facts.prompts.dataset[0]["prompt"], facts.student.tokenizer
-    ids = tokenizer(text)["input_ids"]
+    text, ids = facts.prompts.dataset[0]["prompt"], first_ids(facts.prompts.dataset)
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
     sources = (f"{entry['prompts']} of {entry['source']} ({entry['version']})" for entry in facts.prompts.sources)
     return [
@@ -45,7 +45,7 @@ def _prompt(plan: Plan, facts: Facts) -> list[str]:
         # repr: control characters of a data set must not reach the terminal
         f"first prompt: {text!r}",
         f"its {len(ids)} ids: {shown}",
-        f"which decode to: {tokenizer.decode(ids)!r}",
+        f"which decode to: {facts.student.tokenizer.decode(ids)!r}",
     ]
 
 
@@ -98,13 +98,11 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     assert facts.student is not None and facts.prompts is not None
     from vopd.teachers.itself import AVERAGE, FROZEN
 
-    tokenizer = facts.student.tokenizer
-    longest = max(len(ids) for ids in tokenizer(list(facts.prompts.dataset["prompt"]))["input_ids"])
     sequences = config.per_device_train_batch_size
     step = Step(
         sequences=sequences,
         generated=sequences * config.gradient_accumulation_steps,
-        tokens=longest + config.max_completion_length,
+        tokens=max(token_lengths(facts.prompts.dataset)) + config.max_completion_length,
         completion_tokens=config.max_completion_length,
         checkpointing=bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False)),
         half=bool(config.bf16 or config.fp16),

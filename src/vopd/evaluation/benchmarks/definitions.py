@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.data.prompts import TASK_PREFIX, read_rows
+from vopd.data.files import read_rows
+from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, DataError, require
 
 from .fields import Question, find, is_choice, read_question

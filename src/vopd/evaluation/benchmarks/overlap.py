@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vopd.data.prompts import load_prompts
+from vopd.data.prompts import read_prompts
 
 from .definitions import DEFINITIONS, load_benchmark
 from .fields import Question
@@ -51,7 +51,7 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str], *, shar
 
 
 def training_texts(source: str) -> list[str]:
-    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `load_prompts` reads
+    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `read_prompts` reads
     them.
 
     Raises:
@@ -59,7 +59,7 @@ def training_texts(source: str) -> list[str]:
     """
     if source.partition("=")[0] in DEFINITIONS:
         return [question.text for question in load_benchmark(source).questions]
-    return list(load_prompts(source)["prompt"])
+    return list(read_prompts(source).dataset["prompt"])
 
 
 def _found(prompt: str, wanted: list[set[str]], holders: dict[str, list[int]]) -> dict[int, int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
 from vopd.functional.group_advantages import group_advantages, without_spread
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from ..config import VOPDConfig
 
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state")
-# Columns that TRL does not pass on, for the arguments above stand for them.
-_HIDDEN = ("prompt", "completion", "completion_ids")
+# Columns that TRL does not pass on, for the arguments above stand for them, and those that the trainer adds.
+_HIDDEN = ("prompt", "completion", "completion_ids", PROMPT_IDS, TEACHER_PROMPT_IDS)
 
 
 @dataclass(frozen=True)

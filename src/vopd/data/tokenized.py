@@ -1,0 +1,72 @@
+"""Prompts with their token ids, made once: what follows, up to the last step, reads them from the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .sources import with_column
+
+Tokenize = Callable[[list[Any]], list[list[int]]]
+
+PROMPT = "prompt"
+# Underscored, so that no data set has them by chance: ids in these columns are taken to be those of the prompts beside
+# them.
+PROMPT_IDS = "_prompt_ids"
+TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
+_CHUNK = 1000
+
+
+def text_tokenizer(tokenizer: Any) -> Tokenize:
+    """Return what gives the ids of prompts that are texts, with the arguments that TRL gives."""
+    return lambda texts: list(tokenizer(text=texts)["input_ids"])
+
+
+def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None) -> Any:
+    """Return `dataset` with the ids of its prompts, and of what the teacher reads where `teacher_column` is given.
+
+    Ids that are there stay. A row that holds nothing in `teacher_column` has the student's prompt.
+    """
+    if PROMPT_IDS not in dataset.column_names:
+        dataset = with_column(dataset, PROMPT_IDS, _written(dataset[PROMPT], tokenize))
+    if teacher_column is None or TEACHER_PROMPT_IDS in dataset.column_names:
+        return dataset
+    own, prompts = _column(dataset, PROMPT_IDS), list(dataset[teacher_column])
+    its = iter(_written(filter(None, prompts), tokenize))
+    found = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
+    return with_column(dataset, TEACHER_PROMPT_IDS, found)
+
+
+def without_ids(dataset: Any) -> Any:
+    """Return `dataset` as it was before `add_ids`."""
+    return dataset.remove_columns([name for name in (PROMPT_IDS, TEACHER_PROMPT_IDS) if name in dataset.column_names])
+
+
+def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
+    """Return the number of tokens of every prompt."""
+    return [len(ids.split()) for ids in _column(dataset, column)]
+
+
+def first_ids(dataset: Any) -> list[int]:
+    """Return the ids of the first prompt."""
+    return _ids(_column(dataset, PROMPT_IDS)[0])
+
+
+def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
+    """Return the ids of rows drawn from a data set; None where it has none, as one that is evaluated on in between."""
+    return [_ids(row[column]) for row in rows] if column in rows[0] else None
+
+
+def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:
+    """Ids as a text such as "5 17 3": `datasets` and accelerate go through lists entry by entry, for seconds."""
+    given = list(prompts)
+    chunks = (tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK))
+    return [" ".join(map(str, ids)) for chunk in chunks for ids in chunk]
+
+
+def _ids(written: str) -> list[int]:
+    return [*map(int, written.split())]
+
+
+def _column(dataset: Any, name: str) -> Any:
+    return dataset.with_format(None)[name]  # a format that the user set is for the columns of the user
