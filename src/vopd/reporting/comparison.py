@@ -11,6 +11,8 @@ from typing import Any
 from vopd.errors import DataError
 from vopd.statistics import Difference, Score, mean_score, paired_difference
 
+from .run_files import read_json
+
 COMPARISON_FILE = "comparison.json"
 
 
@@ -21,6 +23,9 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -141,16 +146,14 @@ def read_comparison(path: str | Path) -> Comparison:
     """
     path = Path(path)
     path = path / COMPARISON_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"there is no {path}; give a folder that `vopd demo` or `vopd compare` wrote")
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         start = Start(**{**raw["start"], "reverse_kl": Interval(**raw["start"]["reverse_kl"])})
         runs = [_run(run) for run in raw["runs"]]
         return Comparison(raw["settings"], start, runs)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Reader of a run's metrics.jsonl: one JSON object a logged step."""
+"""Readers of what a run's folder holds: metrics.jsonl with one JSON object a logged step, and whole files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,40 @@ from typing import Any
 from vopd.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; give a folder that vopd wrote") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds; an empty one where there is no such file.
+
+    Raises:
+        DataError: it cannot be read, or is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is not a JSON object; it is not a file that vopd wrote")
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """As `read_metrics`; without records where there is no such file."""
+    return read_metrics(path) if path.is_file() else []
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

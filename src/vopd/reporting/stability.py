@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vopd.statistics import mean_score
 
-from .comparison import Comparison, Run, score_of
+from .comparison import Comparison, score_of
 from .page import table
 from .tables import format_table
+
+_NOTE = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,18 @@ def price(comparison: Comparison, name: str, target: float) -> Price:
     """
     batch = float(comparison.settings.get("batch", 1))
     runs = comparison.runs_of(name)
-    steps = {run.directory: _first(run.accuracy_curve, target) for run in runs}
-    reached = [(run, step) for run in runs if (step := steps[run.directory]) is not None]
-    if not reached:
+    samples, seconds = [], []
+    for run in runs:
+        step = next((step for step, value in run.accuracy_curve if step and value >= target), None)
+        if step is not None:
+            samples.append(step * batch)
+            seconds.append(run.seconds * step / run.accuracy_curve[-1][0])
+    if not samples:
         return Price(len(runs), 0, None, None)
-    return Price(
-        len(runs),
-        len(reached),
-        statistics.median(step * batch for _, step in reached),
-        statistics.median(_seconds(run, step) for run, step in reached),
-    )
+    return Price(len(runs), len(samples), statistics.median(samples), statistics.median(seconds))
 
 
-def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def _rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Headers and one row an estimator: runs that end worse than they began, and the price of the target accuracy."""
     target = target_accuracy(comparison)
     headers = [
@@ -93,20 +93,9 @@ def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def stability_html(comparison: Comparison) -> str:
     """The same as a table of the page."""
-    note = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
-    return table(*stability_rows(comparison)) + f'<p class="note">{note}</p>'
+    return table(*_rows(comparison)) + f'<p class="note">{_NOTE}</p>'
 
 
 def stability_text(comparison: Comparison) -> str:
     """The same as plain text."""
-    note = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
-    return "\n".join(["Stability and price\n", format_table(*stability_rows(comparison)), note])
-
-
-def _first(curve: Sequence[tuple[int, float]], target: float) -> int | None:
-    return next((step for step, value in curve if step and value >= target), None)
-
-
-def _seconds(run: Run, step: int) -> float:
-    last = run.accuracy_curve[-1][0]
-    return run.seconds * step / last if last else 0.0
+    return "\n".join(["Stability and price\n", format_table(*_rows(comparison)), _NOTE])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from vopd.statistics import mean_score
 
 from .comparison import (
     Comparison,
-    Interval,
     accuracy_difference,
     mean_reverse_kl,
     relative_noise,
@@ -60,10 +60,10 @@ def _section(title: str, comparison: Comparison, table: str) -> str:
 def _divergence_table(comparison: Comparison) -> str:
     noise = relative_noise(comparison.start, comparison.estimators)
     single = len(comparison.seeds) == 1
-    rows = [["student before", _nats(comparison.start.reverse_kl, True), _ABSENT]]
+    rows = [["student before", str(comparison.start.reverse_kl), _ABSENT]]
     for name in comparison.estimators:
         runs = comparison.runs_of(name)
-        divergence = _nats(runs[0].reverse_kl, True) if single else f"{mean_reverse_kl(runs):.3f}"
+        divergence = str(runs[0].reverse_kl) if single else f"{mean_reverse_kl(runs):.3f}"
         rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
     note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
     reference = "opd" if "opd" in noise else "the noisiest"
@@ -81,10 +81,10 @@ def _accuracy_table(comparison: Comparison) -> str:
 
 
 def _time_table(comparison: Comparison) -> str:
-    rows = []
-    for name in comparison.estimators:
-        runs = comparison.runs_of(name)
-        rows.append([name, f"{sum(run.seconds for run in runs) / len(runs):.0f} s"])
+    rows = [
+        [name, f"{statistics.mean(run.seconds for run in comparison.runs_of(name)):.0f} s"]
+        for name in comparison.estimators
+    ]
     return format_table(["", "training, one run"], rows)
 
 
@@ -93,19 +93,9 @@ def _difference_table(comparison: Comparison) -> str:
     rows = []
     for name in others:
         gap = reverse_kl_difference(comparison, name, reference)
-        rows.append(
-            [
-                name,
-                f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})",
-                f"{gap.lower} of {gap.seeds}",
-                str(accuracy_difference(comparison, name, reference)),
-            ]
-        )
+        divergence = f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})"
+        accuracy = str(accuracy_difference(comparison, name, reference))
+        rows.append([name, divergence, f"{gap.lower} of {gap.seeds}", accuracy])
     headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
     note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
     return format_table(headers, rows) + "\n" + note
-
-
-def _nats(interval: Interval, with_interval: bool) -> str:
-    text = f"{interval.value:.3f}"
-    return f"{text} [{interval.low:.3f}, {interval.high:.3f}]" if with_interval else text
