@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
-from vopd.statistics import mean_score
 
 from .colours import colour_of
-from .comparison import (
-    Comparison,
-    accuracy_difference,
-    mean_reverse_kl,
-    read_comparison,
-    relative_noise,
-    reverse_kl_difference,
-    score_of,
-)  # fmt: skip
-from .drawing import figures_html, figures_or_note
+from .comparison import Comparison, read_comparison
+from .drawing import figures_html
 from .figures import Bar, Bars, Curves, Dot, Dots, Figure, Line
 from .page import escape, folded, page, section, table, tiles
 from .png import write_png
@@ -27,7 +18,6 @@ from .run_files import METRICS_FILE, read_json, read_records, series
 from .run_report import SAMPLES_FILE, timing_bar, timing_split
 from .samples_page import KEY, samples_html
 from .stability import stability_html
-from .tables import seeds_label
 from .variance_report import variance_beside
 
 _SMOOTHING = 15
@@ -53,7 +43,8 @@ _VARIANCE_NOTE = (
 )
 # Of every run, by its directory.
 Records = dict[str, list[dict[str, Any]]]
-Points = tuple[Sequence[float], Sequence[float]]
+# (step, value) pairs.
+Curve = Sequence[tuple[float, float]]
 
 
 def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
@@ -76,15 +67,15 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
         tiles(_facts(comparison)),
         section("evaluation", "Results", _results(comparison), _results_note(comparison)),
         section("outcome", "What is left of the distance, and how noisy the gradient is", figures_html(outcome)),
-        *([section("progress", "Training", figures_html(training))] if training else []),
-        section("variance", "Gradient variance along the runs", figures_or_note(variance, _ABSENT), _VARIANCE_NOTE),
+        section("progress", "Training", figures_html(training)) if training else "",
+        section("variance", "Gradient variance along the runs", figures_html(variance, _ABSENT), _VARIANCE_NOTE),
         measured,
-        *([section("stability", "Stability and price", stability_html(comparison))] if several else []),
-        section("time", "Time", figures_or_note(timing, _ABSENT)),
+        section("stability", "Stability and price", stability_html(comparison)) if several else "",
+        section("time", "Time", figures_html(timing, _ABSENT)),
         section("samples", "Samples", _samples(comparison, folder)),
         section("settings", "Settings", _settings(comparison)),
     ]
-    title = f"{len(comparison.estimators)} estimators compared, {seeds_label(comparison)}"
+    title = f"{len(comparison.estimators)} estimators compared, {comparison.seeds_label}"
     return page(title, f"The same student, teacher and prompts for all; {names}", parts), [
         *outcome, *training, *variance, *more, *timing,
     ]  # fmt: skip
@@ -100,8 +91,7 @@ def draw_comparison(comparison: Comparison, folder: str | Path, path: str | Path
     training = _training_figures(comparison, _records(comparison, Path(folder)))
     found = {figure.name: figure for figure in (*_outcome_figures(comparison), *training)}
     shown = [found[name] for name in ("held_out", "noise", "training_reverse_kl", "accuracy") if name in found]
-    seeds = "single seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
-    write_png(shown, path, f"The same student, teacher and prompts for every estimator ({seeds})")
+    write_png(shown, path, f"The same student, teacher and prompts for every estimator ({comparison.seeds_label})")
 
 
 def _records(comparison: Comparison, folder: Path) -> Records:
@@ -109,36 +99,34 @@ def _records(comparison: Comparison, folder: Path) -> Records:
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
-    best = min(comparison.estimators, key=lambda name: mean_reverse_kl(comparison.runs_of(name)))
-    top = max(comparison.estimators, key=lambda name: score_of(comparison.runs_of(name)).value)
-    score, before = score_of(comparison.runs_of(top)), mean_score(comparison.start.student_outcomes)
+    best = min(comparison.estimators, key=comparison.reverse_kl)
+    top = max(comparison.estimators, key=lambda name: comparison.score(name).value)
+    score, before = comparison.score(top), comparison.start.student_score
     facts = [
         ("student before", f"{comparison.start.reverse_kl.value:.3f}", "reverse KL, nats a token"),
-        ("nearest to the teacher", f"{mean_reverse_kl(comparison.runs_of(best)):.3f}", best),
+        ("nearest to the teacher", f"{comparison.reverse_kl(best):.3f}", best),
         ("accuracy before", f"{before.value:.1%}", f"95 %: {before.low:.1%} to {before.high:.1%}"),
         ("highest accuracy", f"{score.value:.1%}", f"{top}; 95 %: {score.low:.1%} to {score.high:.1%}"),
     ]
-    noise = {name: value for name, value in relative_noise(comparison.start, comparison.estimators).items() if value}
+    noise = {name: value for name, value in comparison.relative_noise().items() if value}
     if "opd" in noise and len(noise) > 1:
-        least = min(noise, key=lambda name: noise[name])
+        least = min(noise, key=noise.__getitem__)
         facts.append(("least sampling noise", f"{noise[least]:.2g}", f"{least}; opd = 1"))
     return facts
 
 
 def _results(comparison: Comparison) -> str:
-    noise = relative_noise(comparison.start, comparison.estimators)
+    start, noise = comparison.start, comparison.relative_noise()
     several = len(comparison.seeds) > 1
-    first = comparison.start.reverse_kl
-    before = f"{first.value:.3f}" if several else str(first)
-    start = mean_score(comparison.start.student_outcomes)
-    rows = [["student before", before, str(start), ""]]
+    before = f"{start.reverse_kl.value:.3f}" if several else str(start.reverse_kl)
+    rows = [["student before", before, str(start.student_score), ""]]
     for name in comparison.estimators:
-        runs = comparison.runs_of(name)
-        ends = [run.reverse_kl.value for run in runs]
-        over_seeds = f"{mean_reverse_kl(runs):.3f} ({min(ends):.3f} to {max(ends):.3f})"
-        divergence = over_seeds if several else str(runs[0].reverse_kl)
-        rows.append([name, divergence, str(score_of(runs)), f"{noise[name]:.3f}" if name in noise else "-"])
-    rows.append(["teacher", "0", str(mean_score(comparison.start.teacher_outcomes)), ""])
+        found = [run.reverse_kl for run in comparison.runs_of(name)]
+        ends = [interval.value for interval in found]
+        over_seeds = f"{comparison.reverse_kl(name):.3f} ({min(ends):.3f} to {max(ends):.3f})"
+        left = f"{noise[name]:.3f}" if name in noise else "-"
+        rows.append([name, over_seeds if several else str(found[0]), str(comparison.score(name)), left])
+    rows.append(["teacher", "0", str(start.teacher_score), ""])
     spread = "reverse KL (range over seeds)" if several else "reverse KL [95 %]"
     return table(["", spread, "accuracy [95 %]", "noise"], rows) + _differences(comparison)
 
@@ -148,9 +136,9 @@ def _differences(comparison: Comparison) -> str:
     reference, *others = comparison.estimators
     rows = []
     for name in others:
-        gap = reverse_kl_difference(comparison, name, reference)
+        gap = comparison.reverse_kl_difference(name, reference)
         divergence = f"{gap.value:+.3f}, lower in {gap.lower} of {gap.seeds} seeds"
-        rows.append([name, str(accuracy_difference(comparison, name, reference)), divergence])
+        rows.append([name, str(comparison.accuracy_difference(name, reference)), divergence])
     return table([f"less {reference}", "accuracy [95 %]", "reverse KL"], rows) if rows else ""
 
 
@@ -158,14 +146,14 @@ def _results_note(comparison: Comparison) -> str:
     return (
         f"{len(comparison.start.student_outcomes)} held-out problems. Reverse KL is exact, in nats a token on the "
         "student's own samples. Intervals and p-values are over problems: they do not say how sure the training seeds "
-        f"are ({seeds_label(comparison)}). Noise: variance of the gradient from drawing the tokens, at the student "
+        f"are ({comparison.seeds_label}). Noise: variance of the gradient from drawing the tokens, at the student "
         "before."
     )
 
 
 def _outcome_figures(comparison: Comparison) -> list[Figure]:
     start, note = comparison.start, _seeds_note(comparison)
-    curves = [(run.estimator, _points(run.curve)) for run in comparison.runs]
+    curves = [(run.estimator, run.curve) for run in comparison.runs]
     figures: list[Figure] = [
         Curves(
             "held_out", "Distance from the teacher", "held-out reverse KL, exact, nats a token", seed_lines(curves),
@@ -174,11 +162,12 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
     ]  # fmt: skip
     bars = [
         Bar(name, [(name, value, colour_of(name))], f"{value:.2g}" if value else "0, exact")
-        for name, value in relative_noise(start, comparison.estimators).items()
+        for name, value in comparison.relative_noise().items()
     ]
     if bars:
-        figures.append(Bars("noise", "Noise of the gradient", "variance from drawing the tokens, opd = 1", bars))
-    curves = [(run.estimator, _points((x, 100 * y) for x, y in run.accuracy_curve)) for run in comparison.runs]
+        unit, at = "variance from drawing the tokens, opd = 1", "At the student before training."
+        figures.append(Bars("noise", "Noise of the gradient", unit, bars, at))
+    curves = [(run.estimator, [(x, 100 * y) for x, y in run.accuracy_curve]) for run in comparison.runs]
     if learned := seed_lines(curves):
         unit = "right answers on held-out problems, %, greedy"
         figures.append(Curves("accuracy_curve", "Learning curve", unit, learned, note, from_zero=False))
@@ -187,10 +176,10 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
 
 def _accuracy(comparison: Comparison) -> Dots:
     start = comparison.start
-    before, teacher = (100 * mean_score(found).value for found in (start.student_outcomes, start.teacher_outcomes))
+    before, teacher = 100 * start.student_score.value, 100 * start.teacher_score.value
     rows = []
     for name in comparison.estimators:
-        score = score_of(comparison.runs_of(name))
+        score = comparison.score(name)
         value, low, high = 100 * score.value, 100 * score.low, 100 * score.high
         rows.append(Dot(name, value, low, high, colour_of(name), f"{value:.1f} %"))
     return Dots(
@@ -198,11 +187,6 @@ def _accuracy(comparison: Comparison) -> Dots:
         f"Dashed: the student before, {before:.0f} %, and the teacher, {teacher:.0f} %.",
         [("student before", before), ("teacher", teacher)],
     )  # fmt: skip
-
-
-def _points(curve: Iterable[tuple[float, float]]) -> Points:
-    steps, values = [list(column) for column in zip(*curve)] or ([], [])
-    return steps, values
 
 
 def _training_figures(comparison: Comparison, records: Records) -> list[Figure]:
@@ -221,36 +205,34 @@ def _metric_figures(
     return figures
 
 
-def _series(records: Sequence[dict[str, Any]], metric: str, divisor: str) -> Points:
-    steps, values = series(records, metric)
-    if not divisor:
-        return steps, values
+def _series(records: Sequence[dict[str, Any]], metric: str, divisor: str) -> Curve:
     under = dict(zip(*series(records, divisor)))
-    return _points((step, value / under[step]) for step, value in zip(steps, values) if under.get(step))
+    curve = list(zip(*series(records, metric)))
+    return [(step, value / under[step]) for step, value in curve if under.get(step)] if divisor else curve
 
 
-def seed_lines(found: Sequence[tuple[str, Points]], width: int = 1) -> list[Line]:
+def seed_lines(found: Sequence[tuple[str, Curve]], width: int = 1) -> list[Line]:
     """One line a name: the mean of its curves with their range as band, or the curve itself where there is one.
 
     Curves without points, of runs that broke off, are left out. The mean is over the steps that all others have.
 
     Args:
-        found: (name, (steps, values)) of every run.
+        found: name and curve of every run.
         width: steps of the running mean that is drawn.
     """
-    lines = []
-    rates: dict[str, int] = {}
-    for name in dict.fromkeys(name for name, _ in found):
-        curves = [dict(zip(*points, strict=True)) for other, points in found if other == name and len(points[0])]
-        if not curves:
-            continue
-        # Learning rates of one estimator share its colour; those after the first are dashed.
-        place = rates[name.split(" ")[0]] = rates.get(name.split(" ")[0], 0) + 1
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-        columns = [[curve[step] for curve in curves] for step in steps]
+    curves: dict[str, list[dict[float, float]]] = {}
+    for name, curve in found:
+        if curve:
+            curves.setdefault(name, []).append(dict(curve))
+    lines: list[Line] = []
+    for name, runs in curves.items():
+        steps = sorted(set.intersection(*map(set, runs)))
+        columns = [[run[step] for run in runs] for step in steps]
         means = [sum(column) / len(column) for column in columns]
-        band = [(min(column), max(column)) for column in columns] if len(curves) > 1 else []
-        lines.append(Line(name, steps, means, colour_of(name), width, place > 1, band))
+        band = [(min(column), max(column)) for column in columns] if len(runs) > 1 else []
+        # Learning rates of one estimator share its colour; those after the first are dashed.
+        dashed = any(line.label.split(" ")[0] == name.split(" ")[0] for line in lines)
+        lines.append(Line(name, steps, means, colour_of(name), width, dashed, band))
     return lines
 
 

@@ -13,20 +13,17 @@ from .page import escape
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 182
 # Room below for the slanted names of places.
-_PLACES = 34
+_PLACES = 62
 
 
-def figures_html(figures: Sequence[Figure]) -> str:
-    """All figures in a grid of as many columns as the screen has room for."""
-    return f'<div class="figures">\n{"".join(figure_html(figure) for figure in figures)}</div>'
+def figures_html(figures: Sequence[Figure], absent: str = "") -> str:
+    """All figures in a grid of as many columns as the screen has room for; without any a line that says why."""
+    if not figures:
+        return f'<p class="note">Nothing to show: {absent}.</p>' if absent else ""
+    return f'<div class="figures">\n{"".join(map(_figure_html, figures))}</div>'
 
 
-def figures_or_note(figures: Sequence[Figure], absent: str) -> str:
-    """The same, or where there are none a line that says why."""
-    return figures_html(figures) if figures else f'<p class="note">Nothing to show: {absent}.</p>'
-
-
-def figure_html(figure: Figure) -> str:
+def _figure_html(figure: Figure) -> str:
     """One figure with its title, its unit and what it shows."""
     if isinstance(figure, Curves):
         body = _legend((line.label, line.colour, line.dashed) for line in figure.lines) + _svg(figure)
@@ -111,13 +108,12 @@ def _axes(figure: Curves, frame: _Frame) -> list[str]:
         y = frame.up(value)
         parts.append(_level("grid", y))
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
-    for place, name in enumerate(figure.places):
-        turned = f"translate({frame.across(place):.1f} {_BOTTOM + 14}) rotate(-35)"
-        parts.append(f'<text transform="{turned}" text-anchor="end">{escape(name)}</text>')
-    for value in ticks(frame.left, frame.right) if not figure.places else ():
-        if value == int(value):
-            x = f"{frame.across(value):.1f}"
-            parts.append(f'<text x="{x}" y="{_BOTTOM + 17}" text-anchor="middle">{int(value)}</text>')
+    steps = [step for step in ticks(frame.left, frame.right) if step == int(step)]
+    labels = dict(enumerate(figure.places)) or {step: str(int(step)) for step in steps}
+    turn, anchor = (" rotate(-60)", "end") if figure.places else ("", "middle")
+    for x, label in labels.items():
+        place = f"translate({frame.across(x):.1f} {_BOTTOM + 17}){turn}"
+        parts.append(f'<text transform="{place}" text-anchor="{anchor}">{escape(label)}</text>')
     return parts
 
 

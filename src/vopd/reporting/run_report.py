@@ -11,7 +11,7 @@ from vopd.statistics import Difference, Score
 
 from .benchmark_curves import training_accuracy
 from .colours import BLUE, GREEN, GREY, ORANGE
-from .drawing import figures_html, figures_or_note
+from .drawing import figures_html
 from .figures import Bar, Bars, Curves, Figure, Line
 from .page import folded, page, section, table, tiles
 from .run_files import read_json, read_metrics, read_records, read_text, series
@@ -25,41 +25,30 @@ TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
 
 # Value and origin by name, as written.
 Settings = dict[str, tuple[str, str]]
-# Name, title, unit, the metrics by their labels, note; a figure without any of its metrics is left out.
-_Spec = tuple[str, str, str, dict[str, str], str]
+# Name, title, unit, note, the metrics by their labels; a figure without any of its metrics is left out.
+_Spec = tuple[str, str, str, str, dict[str, str]]
 _PROGRESS: tuple[_Spec, ...] = (
-    (
-        "reverse_kl", "Distance from the teacher", "reverse KL, nats a token",
-        {"sampled": "sampled_reverse_kl", "exact": "reverse_kl", "evaluation": "eval_reverse_kl"},
-        "On the training prompts of each step.",
-    ),
-    ("entropy", "Entropy of the student", "nats a token", {"entropy": "entropy"}, ""),
-    ("grad_norm", "Norm of the gradient", "before clipping", {"gradient norm": "grad_norm"}, ""),
-    (
-        "spread", "Spread of rewards and advantages", "standard deviation over tokens, nats",
-        {"reward": "reward/std", "advantage": "advantage/std"}, "",
-    ),
-    ("completion_length", "Length of the completions", "tokens", {"mean length": "completion_length"}, ""),
-    ("truncated_share", "Completions cut at the length limit", "share", {"cut off": "truncated_share"}, ""),
-    ("loss", "Loss", "estimator's own scale", {"loss": "loss", "evaluation": "eval_loss"}, ""),
-    ("learning_rate", "Learning rate", "", {"learning rate": "learning_rate"}, ""),
-    (
-        "rollout", "Rollout engine against trainer", "difference of log-probabilities, nats a token",
-        {"mean": "rollout/logprob_difference_mean", "largest": "rollout/logprob_difference_max"}, "",
-    ),
+    ("reverse_kl", "Distance from the teacher", "reverse KL, nats a token", "On the training prompts of each step.",
+     {"sampled": "sampled_reverse_kl", "exact": "reverse_kl", "evaluation": "eval_reverse_kl"}),
+    ("entropy", "Entropy of the student", "nats a token", "", {"entropy": "entropy"}),
+    ("grad_norm", "Norm of the gradient", "before clipping", "", {"gradient norm": "grad_norm"}),
+    ("spread", "Spread of rewards and advantages", "standard deviation over tokens, nats", "",
+     {"reward": "reward/std", "advantage": "advantage/std"}),
+    ("completion_length", "Length of the completions", "tokens", "", {"mean length": "completion_length"}),
+    ("truncated_share", "Completions cut at the length limit", "share", "", {"cut off": "truncated_share"}),
+    ("loss", "Loss", "estimator's own scale", "", {"loss": "loss", "evaluation": "eval_loss"}),
+    ("learning_rate", "Learning rate", "", "", {"learning rate": "learning_rate"}),
+    ("rollout", "Rollout engine against trainer", "difference of log-probabilities, nats a token", "",
+     {"mean": "rollout/logprob_difference_mean", "largest": "rollout/logprob_difference_max"}),
 )  # fmt: skip
 _VARIANCE: tuple[_Spec, ...] = (
-    (
-        "variance", "Variance of the token gradient", "closed form in the logits, mean over tokens",
-        {"no baseline": "variance/none", "value": "variance/value", "optimal": "variance/optimal"},
-        "At the run's own student, whatever estimator it trains with.",
-    ),
-    (
-        "value_hurts_share", "Where the value baseline hurts", "share of tokens with more variance than without",
-        {"share": "value_hurts_share"}, "",
-    ),
+    ("variance", "Variance of the token gradient", "closed form in the logits, mean over tokens",
+     "At the run's own student, whatever estimator it trains with.",
+     {"no baseline": "variance/none", "value": "variance/value", "optimal": "variance/optimal"}),
+    ("value_hurts_share", "Where the value baseline hurts", "share of tokens with more variance than without", "",
+     {"share": "value_hurts_share"}),
 )  # fmt: skip
-_SPEED: _Spec = ("tokens_per_second", "Speed", "completion tokens a second", {"tokens/s": "tokens_per_second"}, "")
+_SPEED: _Spec = ("tokens_per_second", "Speed", "completion tokens a second", "", {"tokens/s": "tokens_per_second"})
 # What a figure is about is blue; what it is compared with is not.
 _LINE_COLOURS = {
     "sampled": GREY, "reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
@@ -85,13 +74,13 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     note = "95 % intervals: problems drawn anew." if evaluation or accuracy else ""
     parts = [
         tiles(_facts(records, settings, evaluation)),
-        section("evaluation", "Evaluation", measured + (figures_html(accuracy) if accuracy else ""), note),
+        section("evaluation", "Evaluation", measured + figures_html(accuracy), note),
         section("progress", "Training", figures_html(progress), "Point at a curve, or tap it, to read its values."),
         section(
-            "variance", "Gradient variance", figures_or_note(variance, "the run logged no variance; set metrics_every")
+            "variance", "Gradient variance", figures_html(variance, "the run logged no variance; set metrics_every")
         ),
         beside,
-        section("time", "Time", figures_or_note(timing, "the run logged no times")),
+        section("time", "Time", figures_html(timing, "the run logged no times")),
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", _settings_html(settings)),
     ]
@@ -185,7 +174,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 def _metric_figures(specs: Sequence[_Spec], records: Sequence[dict[str, Any]]) -> list[Figure]:
     figures: list[Figure] = []
-    for name, title, unit, metrics, note in specs:
+    for name, title, unit, note, metrics in specs:
         lines = []
         for label, metric in metrics.items():
             steps, values = series(records, metric)

@@ -5,16 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from vopd.statistics import mean_score
-
-from .comparison import (
-    Comparison,
-    accuracy_difference,
-    mean_reverse_kl,
-    relative_noise,
-    reverse_kl_difference,
-    score_of,
-)
+from .comparison import Comparison
 
 _ABSENT = "-"
 
@@ -47,23 +38,16 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def seeds_label(comparison: Comparison) -> str:
-    """Return "single seed", or over how many seeds the numbers are means."""
-    count = len(comparison.seeds)
-    return "single seed" if count == 1 else f"means of {count} seeds"
-
-
 def _section(title: str, comparison: Comparison, table: str) -> str:
-    return f"{title} ({seeds_label(comparison)})\n\n{table}"
+    return f"{title} ({comparison.seeds_label})\n\n{table}"
 
 
 def _divergence_table(comparison: Comparison) -> str:
-    noise = relative_noise(comparison.start, comparison.estimators)
+    noise = comparison.relative_noise()
     single = len(comparison.seeds) == 1
     rows = [["student before", str(comparison.start.reverse_kl), _ABSENT]]
     for name in comparison.estimators:
-        runs = comparison.runs_of(name)
-        divergence = str(runs[0].reverse_kl) if single else f"{mean_reverse_kl(runs):.3f}"
+        divergence = str(comparison.runs_of(name)[0].reverse_kl) if single else f"{comparison.reverse_kl(name):.3f}"
         rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
     note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
     reference = "opd" if "opd" in noise else "the noisiest"
@@ -73,9 +57,9 @@ def _divergence_table(comparison: Comparison) -> str:
 
 def _accuracy_table(comparison: Comparison) -> str:
     start = comparison.start
-    rows = [["student before", str(mean_score(start.student_outcomes))]]
-    rows += [[name, str(score_of(comparison.runs_of(name)))] for name in comparison.estimators]
-    rows += [["teacher", str(mean_score(start.teacher_outcomes))]]
+    rows = [["student before", str(start.student_score)]]
+    rows += [[name, str(comparison.score(name))] for name in comparison.estimators]
+    rows += [["teacher", str(start.teacher_score)]]
     note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
     return format_table(["", "accuracy"], rows) + "\n" + note
 
@@ -92,9 +76,9 @@ def _difference_table(comparison: Comparison) -> str:
     reference, *others = comparison.estimators
     rows = []
     for name in others:
-        gap = reverse_kl_difference(comparison, name, reference)
+        gap = comparison.reverse_kl_difference(name, reference)
         divergence = f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})"
-        accuracy = str(accuracy_difference(comparison, name, reference))
+        accuracy = str(comparison.accuracy_difference(name, reference))
         rows.append([name, divergence, f"{gap.lower} of {gap.seeds}", accuracy])
     headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
     note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."

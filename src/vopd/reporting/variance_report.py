@@ -56,7 +56,7 @@ def draw_variance(results: Results, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    write_png([_token_part(results), *_profiles(results)], path)
+    write_png([figure for figure in _figures(results) if not isinstance(figure, Bars)], path)
 
 
 def variance_report(folder: Path, results: Results) -> tuple[str, list[Figure]]:
@@ -75,7 +75,7 @@ def variance_beside(folder: Path) -> tuple[str, list[Figure]]:
 
 
 def _section(results: Results) -> tuple[str, list[Figure]]:
-    figures = [_token_part(results), *_profiles(results), *_left_by_baselines(results)]
+    figures = _figures(results)
     remarks = f'<p class="note">{escape("; ".join(_remarks(results)))}</p>'
     body = table(*_rows(results)) + remarks + figures_html(figures)
     return section("measured", "Variance at fixed parameters", body, _NOTE), figures
@@ -105,47 +105,40 @@ def _interval(found: Mapping[str, float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def _figures(results: Results) -> list[Figure]:
+    """Token parts; the variance that each baseline leaves by position and by entropy; then what share that is."""
+    curves: list[Figure] = []
+    bars: list[Figure] = []
+    for key, axis in _PROFILES.items():
+        bins = results["profile"][f"by_{key}"]
+        if not bins:
+            continue
+        names = [f"{entry['low']:.2g} - {entry['high']:.2g}" for entry in bins]
+        lines = [
+            Line(label, range(len(bins)), [entry[baseline] for entry in bins], colour)
+            for baseline, label, colour in _BASELINES
+        ]
+        rows = []
+        for place, entry in zip(names, bins):
+            for baseline, label, colour in _BASELINES[1:] if entry["none"] > 0 else ():
+                share = entry[baseline] / entry["none"]
+                rows.append(Bar(f"{place}, {label}", [(label, share, colour)], f"{share:.2f}"))
+        unit = "closed form in the logits, mean of a bin"
+        curves.append(Curves(f"variance_by_{key}", f"Variance by {key}", unit, lines, axis=axis, places=names))
+        unit = f"variance with / without baseline, in the logits; {axis}"
+        bars.append(Bars(f"by_{key}", f"Left by the baselines, by {key}", unit, rows))
+    return [_token_part(results), *curves, *bars]
+
+
 def _token_part(results: Results) -> Dots:
     context = results["context"]["value"]
     rows = []
     for name, noise in results["estimators"].items():
-        part = noise["token"]
-        exact = part["value"] <= 1e-9 * context  # what is left is rounding
-        ends = (0.0, 0.0, 0.0) if exact else (part["value"], part["low"], part["high"])
-        rows.append(Dot(name, *ends, colour_of(name), "0, exact" if exact else f"{part['value']:.3g}"))
+        value, low, high = (noise["token"][part] for part in ("value", "low", "high"))
+        if value <= 1e-9 * context:  # what is left is rounding
+            rows.append(Dot(name, 0.0, 0.0, 0.0, colour_of(name), "0, exact"))
+        else:
+            rows.append(Dot(name, value, low, high, colour_of(name), f"{value:.3g}"))
     note = "Logarithmic. Dashed: the context part, which no baseline changes."
     marks = [("context", context)]
     return Dots("token_part", "Token part of the variance", "95 % interval over contexts", rows, note, marks, True)
-
-
-def _profiles(results: Results) -> list[Figure]:
-    """The variance that each baseline leaves, by position and by entropy."""
-    figures: list[Figure] = []
-    for key, axis in _PROFILES.items():
-        bins = results["profile"][f"by_{key}"]
-        places = range(len(bins))
-        lines = [Line(label, places, [entry[name] for entry in bins], colour) for name, label, colour in _BASELINES]
-        names = [_range(entry) for entry in bins]
-        if bins:
-            unit = "closed form in the logits, mean of a bin"
-            figures.append(Curves(f"variance_by_{key}", f"Variance by {key}", unit, lines, axis=axis, places=names))
-    return figures
-
-
-def _left_by_baselines(results: Results) -> list[Figure]:
-    """What share of the variance each baseline leaves, by position and by entropy."""
-    figures: list[Figure] = []
-    for key, axis in _PROFILES.items():
-        rows = []
-        for entry in results["profile"][f"by_{key}"]:
-            for name, label, colour in _BASELINES[1:] if entry["none"] > 0 else ():
-                left = entry[name] / entry["none"]
-                rows.append(Bar(f"{_range(entry)}, {label}", [(label, left, colour)], f"{left:.2f}"))
-        if rows:
-            unit = f"variance with / without baseline, in the logits; {axis}"
-            figures.append(Bars(f"by_{key}", f"Left by the baselines, by {key}", unit, rows))
-    return figures
-
-
-def _range(entry: Mapping[str, float]) -> str:
-    return f"{entry['low']:.2g} - {entry['high']:.2g}"
