@@ -134,7 +134,7 @@ def test_metrics_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_comparison_has_all_sections_and_stands_alone(
     make_comparison: Callable[[int], Comparison], tmp_path: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vopd.reporting.report.write_pngs", lambda figures, folder: None)
+    monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
     write_comparison(make_comparison(seeds), tmp_path / "comparison.json")
     write_lines(tmp_path / "opd-0" / "metrics.jsonl", metrics(20))
     write_lines(tmp_path / "opd-0" / "samples.jsonl", [{"step": 1, "completion": HOSTILE[0]}])
@@ -143,7 +143,7 @@ def test_a_comparison_has_all_sections_and_stands_alone(
     assert page.ids("section") == [SECTIONS[0], "outcome", *SECTIONS[1:]]
     figures = {"held_out", "noise", "accuracy", "variance_value", "variance_optimal", "value_hurts_share", "timing"}
     assert figures <= set(page.ids("figure"))
-    assert "80.0 % [60.0, 95.0]" in page.text and f"lower in {seeds} of {seeds} seeds" in page.text
+    assert "80.0 % [60.0, 95.0]" in page.text and f"{seeds} of {seeds}" in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
     ratio = list(csv.reader((tmp_path / "report" / "variance_value.csv").read_text().splitlines()))
     assert ratio[1] == ["opd", "1", "1.0"]

@@ -14,7 +14,7 @@ from .png import write_png
 
 _ACCURACY = re.compile(r"eval_(.+)_avg@(\d+)")
 # By label and place: a share with the ends of its interval.
-_Scores = dict[str, dict[int, list[float]]]
+_Scores = dict[str, dict[int, list[Any]]]
 
 
 def training_accuracy(records: Sequence[Mapping[str, Any]]) -> list[Figure]:

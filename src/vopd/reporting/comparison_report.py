@@ -11,13 +11,14 @@ from vopd.errors import DataError
 from .colours import colour_of
 from .comparison import Comparison, read_comparison
 from .drawing import figures_html
-from .figures import Bar, Bars, Curves, Dot, Dots, Figure, Line
+from .figures import Curves, Figure, Line, Row, Rows
 from .page import escape, folded, page, section, table, tiles
 from .png import write_png
 from .run_files import METRICS_FILE, read_json, read_records, series
-from .run_report import SAMPLES_FILE, timing_bar, timing_split
+from .run_report import SAMPLES_FILE, timing_row, timing_split
 from .samples_page import KEY, samples_html
 from .stability import stability_html
+from .tables import difference_rows
 from .variance_report import variance_beside
 
 _SMOOTHING = 15
@@ -128,18 +129,10 @@ def _results(comparison: Comparison) -> str:
         rows.append([name, over_seeds if several else str(found[0]), str(comparison.score(name)), left])
     rows.append(["teacher", "0", str(start.teacher_score), ""])
     spread = "reverse KL (range over seeds)" if several else "reverse KL [95 %]"
-    return table(["", spread, "accuracy [95 %]", "noise"], rows) + _differences(comparison)
-
-
-def _differences(comparison: Comparison) -> str:
-    """Every estimator less the first, seed by seed and problem by problem."""
-    reference, *others = comparison.estimators
-    rows = []
-    for name in others:
-        gap = comparison.reverse_kl_difference(name, reference)
-        divergence = f"{gap.value:+.3f}, lower in {gap.lower} of {gap.seeds} seeds"
-        rows.append([name, str(comparison.accuracy_difference(name, reference)), divergence])
-    return table([f"less {reference}", "accuracy [95 %]", "reverse KL"], rows) if rows else ""
+    headers, differences = difference_rows(comparison)
+    headers[0] = f"less {comparison.estimators[0]}"
+    less = table(headers, differences) if differences else ""
+    return table(["", spread, "accuracy [95 %]", "noise"], rows) + less
 
 
 def _results_note(comparison: Comparison) -> str:
@@ -161,12 +154,12 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
         )
     ]  # fmt: skip
     bars = [
-        Bar(name, [(name, value, colour_of(name))], f"{value:.2g}" if value else "0, exact")
+        Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name))])
         for name, value in comparison.relative_noise().items()
     ]
     if bars:
         unit, at = "variance from drawing the tokens, opd = 1", "At the student before training."
-        figures.append(Bars("noise", "Noise of the gradient", unit, bars, at))
+        figures.append(Rows("noise", "Noise of the gradient", unit, bars, at))
     curves = [(run.estimator, [(x, 100 * y) for x, y in run.accuracy_curve]) for run in comparison.runs]
     if learned := seed_lines(curves):
         unit = "right answers on held-out problems, %, greedy"
@@ -174,15 +167,15 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
     return [*figures, _accuracy(comparison)]
 
 
-def _accuracy(comparison: Comparison) -> Dots:
+def _accuracy(comparison: Comparison) -> Rows:
     start = comparison.start
     before, teacher = 100 * start.student_score.value, 100 * start.teacher_score.value
     rows = []
     for name in comparison.estimators:
         score = comparison.score(name)
-        value, low, high = 100 * score.value, 100 * score.low, 100 * score.high
-        rows.append(Dot(name, value, low, high, colour_of(name), f"{value:.1f} %"))
-    return Dots(
+        parts = [(name, 100 * score.value, colour_of(name))]
+        rows.append(Row(name, f"{100 * score.value:.1f} %", parts, (100 * score.low, 100 * score.high)))
+    return Rows(
         "accuracy", "Right answers on held-out problems", "%, greedy, 95 % interval over problems", rows,
         f"Dashed: the student before, {before:.0f} %, and the teacher, {teacher:.0f} %.",
         [("student before", before), ("teacher", teacher)],
@@ -247,9 +240,9 @@ def _timing_figures(comparison: Comparison, records: Records) -> list[Figure]:
         splits = [split for run in comparison.runs_of(name) if (split := timing_split(records[run.directory]))]
         if splits:
             mean = {part: sum(split.get(part, 0.0) for split in splits) / len(splits) for part in splits[0]}
-            rows.append(timing_bar(name, mean))
+            rows.append(timing_row(name, mean))
     note = "Runs may have shared the processor with others: compare with care."
-    return [Bars("timing", "Where the time goes", "seconds of one run, all steps", rows, note)] if rows else []
+    return [Rows("timing", "Where the time goes", "seconds of one run, all steps", rows, note)] if rows else []
 
 
 def _samples(comparison: Comparison, folder: Path) -> str:

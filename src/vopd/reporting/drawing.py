@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .figures import Bars, Curves, Dots, Figure, Line
+from .figures import Curves, Figure, Line, Rows
 from .page import escape
 
 _WIDTH, _HEIGHT = 360, 210
@@ -27,10 +27,8 @@ def _figure_html(figure: Figure) -> str:
     """One figure with its title, its unit and what it shows."""
     if isinstance(figure, Curves):
         body = _legend((line.label, line.colour, line.dashed) for line in figure.lines) + _svg(figure)
-    elif isinstance(figure, Bars):
-        body = _bars(figure)
     else:
-        body = _dots(figure)
+        body = _rows(figure)
     note = f"<p>{escape(figure.note)}</p>" if figure.note else ""
     caption = f'<figcaption><h3>{escape(figure.title)}</h3><p class="unit">{escape(figure.unit)}</p></figcaption>'
     return f'<figure id="{escape(figure.name)}">{caption}{body}{note}</figure>\n'
@@ -109,7 +107,7 @@ def _axes(figure: Curves, frame: _Frame) -> list[str]:
         parts.append(_level("grid", y))
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
     steps = [step for step in ticks(frame.left, frame.right) if step == int(step)]
-    labels = dict(enumerate(figure.places)) or {step: str(int(step)) for step in steps}
+    labels: dict[float, str] = dict(enumerate(figure.places)) or {step: str(int(step)) for step in steps}
     turn, anchor = (" rotate(-60)", "end") if figure.places else ("", "middle")
     for x, label in labels.items():
         place = f"translate({frame.across(x):.1f} {_BOTTOM + 17}){turn}"
@@ -155,44 +153,29 @@ def _legend(entries: Iterable[tuple[str, str, bool]]) -> str:
     return f'<div class="legend">{shown}</div>'
 
 
-def _bars(figure: Bars) -> str:
-    largest = max(sum(value for _, value, _ in row.parts) for row in figure.rows) or 1.0
-    stacked = any(len(row.parts) > 1 for row in figure.rows)
-    legend = _legend((label, colour, False) for row in figure.rows for label, _, colour in row.parts) if stacked else ""
-    rows = []
-    for row in figure.rows:
-        parts = "".join(
-            f'<i style="--c:{colour};width:{100 * value / largest:.2f}%"></i>' for _, value, colour in row.parts
-        )
-        rows.append(_row(row.label, row.text, parts))
-    return f'{legend}<div class="bars">{"".join(rows)}</div>'
-
-
-def _dots(figure: Dots) -> str:
+def _rows(figure: Rows) -> str:
     low, high = figure.scale()
 
     def across(value: float) -> float:
         return 100 * (figure.along(value) - low) / (high - low)
 
+    parts = [(label, colour, False) for row in figure.rows for label, _, colour in row.parts]
     marks = "".join(f'<s style="left:{across(value):.2f}%" title="{escape(name)}"></s>' for name, value in figure.marks)
     rows = []
     for row in figure.rows:
-        parts = marks
-        if figure.has_place(row):
-            start, end = across(row.low), across(row.high)
-            parts += (
-                f'<i style="--c:{row.colour};left:{start:.2f}%;width:{end - start:.2f}%"></i>'
-                f'<u style="--c:{row.colour};left:{across(row.value):.2f}%"></u>'
-            )
-        rows.append(_row(row.label, row.text, parts))
-    return f'<div class="bars dots">{"".join(rows)}</div>'
-
-
-def _row(label: str, text: str, parts: str) -> str:
-    return (
-        f'<div><div class="name"><span>{escape(label)}</span><b>{escape(text)}</b></div>'
-        f'<div class="track">{parts}</div></div>'
-    )
+        track = marks
+        for _, value, colour in row.parts if figure.has_place(row) else ():
+            style = f"--c:{colour};"
+            if row.ends is None:
+                track += f'<i style="{style}width:{across(value):.2f}%"></i>'
+            else:
+                start, end = map(across, row.ends)
+                track += f'<i style="{style}left:{start:.2f}%;width:{end - start:.2f}%"></i>'
+                track += f'<u style="{style}left:{across(value):.2f}%"></u>'
+        name = f'<div class="name"><span>{escape(row.label)}</span><b>{escape(row.text)}</b></div>'
+        rows.append(f'<div>{name}<div class="track">{track}</div></div>')
+    kind = " dots" if figure.intervals else ""
+    return f'{_legend(parts) if figure.stacked else ""}<div class="bars{kind}">{"".join(rows)}</div>'
 
 
 def _short(value: float) -> str:

@@ -81,45 +81,25 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One row: parts laid end to end, each (label, value, colour), and the text beside them."""
+class Row:
+    """A name, the text beside it, and bars laid end to end from 0, each (label, value, colour).
+
+    With `ends`, a 95 % interval, its one value is drawn as a point on a bar from end to end.
+    """
 
     label: str
+    text: str
     parts: Sequence[tuple[str, float, str]]
-    text: str
+    ends: tuple[float, float] | None = None
+
+    @property
+    def total(self) -> float:
+        return sum(value for _, value, _ in self.parts)
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Rows of bars on one scale that begins at 0."""
-
-    name: str
-    title: str
-    unit: str
-    rows: Sequence[Bar]
-    note: str = ""
-
-    def csv(self) -> str:
-        return _csv(
-            ("row", "part", "value"), ((row.label, label, value) for row in self.rows for label, value, _ in row.parts)
-        )
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One measured value with its 95 % interval, and the text beside it."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    colour: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Rows of values with intervals on one scale. `marks` are (name, value) of lines across all rows.
+class Rows:
+    """Rows of bars, or of values with intervals, on one scale. `marks` are (name, value) of lines across all rows.
 
     What is 0 has no place on a logarithmic scale; its row has the text alone.
     """
@@ -127,30 +107,44 @@ class Dots:
     name: str
     title: str
     unit: str
-    rows: Sequence[Dot]
+    rows: Sequence[Row]
     note: str = ""
     marks: Sequence[tuple[str, float]] = ()
     logarithmic: bool = False
 
     def csv(self) -> str:
-        return _csv(("row", "value", "low", "high"), ((row.label, row.value, row.low, row.high) for row in self.rows))
+        if self.intervals:
+            rows = ((row.label, row.total, *(row.ends or ())) for row in self.rows)
+            return _csv(("row", "value", "low", "high"), rows)
+        parts = ((row.label, label, value) for row in self.rows for label, value, _ in row.parts)
+        return _csv(("row", "part", "value"), parts)
 
-    def has_place(self, row: Dot) -> bool:
-        return row.low > 0 or not self.logarithmic
+    @property
+    def intervals(self) -> bool:
+        return any(row.ends for row in self.rows)
+
+    @property
+    def stacked(self) -> bool:
+        return any(len(row.parts) > 1 for row in self.rows)
+
+    def has_place(self, row: Row) -> bool:
+        return not self.logarithmic or row.total > 0
 
     def along(self, value: float) -> float:
         """Where a value lies on the axis, in the axis' own unit: the value, or its logarithm to the base 10."""
         return math.log10(value) if self.logarithmic else value
 
     def scale(self) -> tuple[float, float]:
-        """Ends of the axis, in its own unit: all values, intervals and marks, with some room."""
-        found = [end for row in self.rows if self.has_place(row) for end in (row.low, row.high)]
+        """Ends of the axis, in its own unit: 0 and the longest bar; or all intervals and marks, with some room."""
+        if not self.intervals:
+            return 0.0, max((row.total for row in self.rows), default=0.0) or 1.0
+        found = [end for row in self.rows if self.has_place(row) for end in row.ends or ()]
         ends = [self.along(end) for end in (*found, *(value for _, value in self.marks))]
         room = 0.06 * (max(ends) - min(ends)) or abs(max(ends)) or 1.0
         return min(ends) - room, max(ends) + room
 
 
-Figure = Curves | Bars | Dots
+Figure = Curves | Rows
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

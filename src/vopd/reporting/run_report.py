@@ -12,7 +12,7 @@ from vopd.statistics import Difference, Score
 from .benchmark_curves import training_accuracy
 from .colours import BLUE, GREEN, GREY, ORANGE
 from .drawing import figures_html
-from .figures import Bar, Bars, Curves, Figure, Line
+from .figures import Curves, Figure, Line, Row, Rows
 from .page import folded, page, section, table, tiles
 from .run_files import read_json, read_metrics, read_records, read_text, series
 from .samples_page import KEY, chosen, samples_html
@@ -101,10 +101,10 @@ def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(values) for name, values in parts.items() if values}
 
 
-def timing_bar(label: str, split: Mapping[str, float]) -> Bar:
+def timing_row(label: str, split: Mapping[str, float]) -> Row:
     """One stacked bar of a run's seconds."""
     parts = [(name, seconds, TIMING[name]) for name, seconds in split.items()]
-    return Bar(label, parts, _seconds(sum(split.values())))
+    return Row(label, _seconds(sum(split.values())), parts)
 
 
 def _settings(path: Path) -> Settings:
@@ -162,7 +162,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
         DataError: it is not JSON, or its scores are not in the form that vopd writes.
     """
     raw = read_json(path)
-    found = {name: raw[name] for name in ("start", "trained", "difference") if name in raw}
+    found: dict[str, Any] = {name: raw[name] for name in ("start", "trained", "difference") if name in raw}
     if not found and "avg_at_k" in raw:
         found = {"model": raw}
     try:
@@ -193,11 +193,11 @@ def _timing_figures(records: Sequence[dict[str, Any]]) -> list[Figure]:
     if split := timing_split(records):
         total = sum(split.values()) or 1.0
         rows = [
-            Bar(name, [(name, seconds, TIMING[name])], f"{_seconds(seconds)} · {seconds / total:.0%}")
+            Row(name, f"{_seconds(seconds)} · {seconds / total:.0%}", [(name, seconds, TIMING[name])])
             for name, seconds in split.items()
         ]
         note = f"{_seconds(total)} in all; the first step warms up and loading and saving are not counted."
-        figures.append(Bars("timing", "Where the time goes", "seconds, all steps", rows, note))
+        figures.append(Rows("timing", "Where the time goes", "seconds, all steps", rows, note))
     return figures + _metric_figures([_SPEED], records)
 
 

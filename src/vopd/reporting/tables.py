@@ -72,14 +72,18 @@ def _time_table(comparison: Comparison) -> str:
     return format_table(["", "training, one run"], rows)
 
 
-def _difference_table(comparison: Comparison) -> str:
+def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of every estimator less the first, seed by seed and problem by problem."""
     reference, *others = comparison.estimators
     rows = []
     for name in others:
         gap = comparison.reverse_kl_difference(name, reference)
-        divergence = f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})"
+        spread = f" ({gap.lowest:+.3f} to {gap.highest:+.3f})" if gap.seeds > 1 else ""
         accuracy = str(comparison.accuracy_difference(name, reference))
-        rows.append([name, divergence, f"{gap.lower} of {gap.seeds}", accuracy])
-    headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
+        rows.append([name, f"{gap.value:+.3f}{spread}", f"{gap.lower} of {gap.seeds}", accuracy])
+    return ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"], rows
+
+
+def _difference_table(comparison: Comparison) -> str:
     note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
-    return format_table(headers, rows) + "\n" + note
+    return format_table(*difference_rows(comparison)) + "\n" + note

@@ -8,7 +8,7 @@ from typing import Any
 
 from .colours import BLUE, GREY, ORANGE, colour_of
 from .drawing import figures_html
-from .figures import Bar, Bars, Curves, Dot, Dots, Figure, Line
+from .figures import Curves, Figure, Line, Row, Rows
 from .page import escape, page, section, table
 from .png import write_png
 from .run_files import read_json
@@ -56,7 +56,7 @@ def draw_variance(results: Results, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    write_png([figure for figure in _figures(results) if not isinstance(figure, Bars)], path)
+    write_png(_figures(results)[0], path)
 
 
 def variance_report(folder: Path, results: Results) -> tuple[str, list[Figure]]:
@@ -75,7 +75,8 @@ def variance_beside(folder: Path) -> tuple[str, list[Figure]]:
 
 
 def _section(results: Results) -> tuple[str, list[Figure]]:
-    figures = _figures(results)
+    shown, shares = _figures(results)
+    figures = [*shown, *shares]
     remarks = f'<p class="note">{escape("; ".join(_remarks(results)))}</p>'
     body = table(*_rows(results)) + remarks + figures_html(figures)
     return section("measured", "Variance at fixed parameters", body, _NOTE), figures
@@ -105,14 +106,12 @@ def _interval(found: Mapping[str, float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _figures(results: Results) -> list[Figure]:
-    """Token parts; the variance that each baseline leaves by position and by entropy; then what share that is."""
-    curves: list[Figure] = []
-    bars: list[Figure] = []
+def _figures(results: Results) -> tuple[list[Figure], list[Figure]]:
+    """Token parts, and what variance each baseline leaves by position and by entropy; then what shares these are."""
+    shown: list[Figure] = [_token_part(results)]
+    shares: list[Figure] = []
     for key, axis in _PROFILES.items():
         bins = results["profile"][f"by_{key}"]
-        if not bins:
-            continue
         names = [f"{entry['low']:.2g} - {entry['high']:.2g}" for entry in bins]
         lines = [
             Line(label, range(len(bins)), [entry[baseline] for entry in bins], colour)
@@ -122,23 +121,25 @@ def _figures(results: Results) -> list[Figure]:
         for place, entry in zip(names, bins):
             for baseline, label, colour in _BASELINES[1:] if entry["none"] > 0 else ():
                 share = entry[baseline] / entry["none"]
-                rows.append(Bar(f"{place}, {label}", [(label, share, colour)], f"{share:.2f}"))
+                rows.append(Row(f"{place}, {label}", f"{share:.2f}", [(label, share, colour)]))
         unit = "closed form in the logits, mean of a bin"
-        curves.append(Curves(f"variance_by_{key}", f"Variance by {key}", unit, lines, axis=axis, places=names))
+        if bins:
+            shown.append(Curves(f"variance_by_{key}", f"Variance by {key}", unit, lines, axis=axis, places=names))
         unit = f"variance with / without baseline, in the logits; {axis}"
-        bars.append(Bars(f"by_{key}", f"Left by the baselines, by {key}", unit, rows))
-    return [_token_part(results), *curves, *bars]
+        if rows:
+            shares.append(Rows(f"by_{key}", f"Left by the baselines, by {key}", unit, rows))
+    return shown, shares
 
 
-def _token_part(results: Results) -> Dots:
+def _token_part(results: Results) -> Rows:
     context = results["context"]["value"]
     rows = []
     for name, noise in results["estimators"].items():
         value, low, high = (noise["token"][part] for part in ("value", "low", "high"))
-        if value <= 1e-9 * context:  # what is left is rounding
-            rows.append(Dot(name, 0.0, 0.0, 0.0, colour_of(name), "0, exact"))
-        else:
-            rows.append(Dot(name, value, low, high, colour_of(name), f"{value:.3g}"))
+        exact = value <= 1e-9 * context  # what is left is rounding
+        text = "0, exact" if exact else f"{value:.3g}"
+        value, low, high = (0.0, 0.0, 0.0) if exact else (value, low, high)
+        rows.append(Row(name, text, [(name, value, colour_of(name))], (low, high)))
     note = "Logarithmic. Dashed: the context part, which no baseline changes."
     marks = [("context", context)]
-    return Dots("token_part", "Token part of the variance", "95 % interval over contexts", rows, note, marks, True)
+    return Rows("token_part", "Token part of the variance", "95 % interval over contexts", rows, note, marks, True)
