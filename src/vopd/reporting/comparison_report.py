@@ -21,22 +21,22 @@ from .stability import stability_html
 from .tables import difference_rows
 from .variance_report import variance_beside
 
-_SMOOTHING = 15
 _MEASURED = "measured.json"
 _ABSENT = "the runs kept no such metrics"
-# Figures of metrics along the runs: name, title, unit, metric, and the metric that it is divided by.
+# Figures of metrics along the runs: name, title, unit, metric, the metric that it is divided by, steps of the mean.
+_Spec = tuple[str, str, str, str, str, int]
 _TRAINING = (
-    ("training_reverse_kl", "Training batches", "sampled reverse KL, nats a token", "sampled_reverse_kl", ""),
-    ("grad_norm", "Norm of the gradient", "before clipping", "grad_norm", ""),
-    ("advantage_std", "Spread of the advantages", "standard deviation over tokens, nats", "advantage/std", ""),
-    ("completion_length", "Length of the completions", "tokens", "completion_length", ""),
+    ("training_reverse_kl", "Training batches", "sampled reverse KL, nats a token", "sampled_reverse_kl", "", 15),
+    ("grad_norm", "Norm of the gradient", "before clipping", "grad_norm", "", 15),
+    ("advantage_std", "Spread of the advantages", "standard deviation over tokens, nats", "advantage/std", "", 15),
+    ("completion_length", "Length of the completions", "tokens", "completion_length", "", 15),
 )
 _LEFT = "variance with it / variance without baseline"
 _HURTS = "share of tokens with more variance than without"
 _VARIANCE = (
-    ("variance_value", "Left by the value baseline", _LEFT, "variance/value", "variance/none"),
-    ("variance_optimal", "Left by the optimal baseline", _LEFT, "variance/optimal", "variance/none"),
-    ("value_hurts_share", "Where the value baseline hurts", _HURTS, "value_hurts_share", ""),
+    ("variance_value", "Left by the value baseline", _LEFT, "variance/value", "variance/none", 3),
+    ("variance_optimal", "Left by the optimal baseline", _LEFT, "variance/optimal", "variance/none", 3),
+    ("value_hurts_share", "Where the value baseline hurts", _HURTS, "value_hurts_share", "", 3),
 )
 _VARIANCE_NOTE = (
     "Each run at its own parameters: how much of the variance without baseline a baseline would leave, in the logits, "
@@ -58,8 +58,8 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     if not comparison.runs:
         raise DataError(f"{folder} compares no runs")
     records = _records(comparison, folder)
-    outcome, training = _outcome_figures(comparison), _training_figures(comparison, records)
-    variance = _metric_figures(comparison, records, _VARIANCE, 3, _seeds_note(comparison))
+    outcome = _outcome_figures(comparison)
+    training, variance = (_metric_figures(comparison, records, specs) for specs in (_TRAINING, _VARIANCE))
     timing = _timing_figures(comparison, records)
     measured, more = variance_beside(folder)
     several = any(run.accuracy_curve for run in comparison.runs)
@@ -89,7 +89,7 @@ def draw_comparison(comparison: Comparison, folder: str | Path, path: str | Path
         folder: where the runs' directories are; training curves come from their metrics.jsonl.
         path: of the PNG. Needs the extra `report`.
     """
-    training = _training_figures(comparison, _records(comparison, Path(folder)))
+    training = _metric_figures(comparison, _records(comparison, Path(folder)), _TRAINING)
     found = {figure.name: figure for figure in (*_outcome_figures(comparison), *training)}
     shown = [found[name] for name in ("held_out", "noise", "training_reverse_kl", "accuracy") if name in found]
     write_png(shown, path, f"The same student, teacher and prompts for every estimator ({comparison.seeds_label})")
@@ -182,19 +182,12 @@ def _accuracy(comparison: Comparison) -> Rows:
     )  # fmt: skip
 
 
-def _training_figures(comparison: Comparison, records: Records) -> list[Figure]:
-    note = f"Mean over {_SMOOTHING} logged steps. {_seeds_note(comparison)}".rstrip()
-    return _metric_figures(comparison, records, _TRAINING, _SMOOTHING, note)
-
-
-def _metric_figures(
-    comparison: Comparison, records: Records, specs: Sequence[tuple[str, str, str, str, str]], width: int, note: str
-) -> list[Figure]:
+def _metric_figures(comparison: Comparison, records: Records, specs: Sequence[_Spec]) -> list[Figure]:
     figures: list[Figure] = []
-    for name, title, unit, metric, divisor in specs:
+    for name, title, unit, metric, divisor, width in specs:
         found = [(run.estimator, _series(records[run.directory], metric, divisor)) for run in comparison.runs]
         if lines := seed_lines(found, width):
-            figures.append(Curves(name, title, unit, lines, note))
+            figures.append(Curves(name, title, unit, lines, _seeds_note(comparison)))
     return figures
 
 

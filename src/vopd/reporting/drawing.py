@@ -13,7 +13,7 @@ from .page import escape
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 182
 # Room below for the slanted names of places.
-_PLACES = 62
+_PLACES = 58
 
 
 def figures_html(figures: Sequence[Figure], absent: str = "") -> str:
@@ -108,10 +108,10 @@ def _axes(figure: Curves, frame: _Frame) -> list[str]:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
     steps = [step for step in ticks(frame.left, frame.right) if step == int(step)]
     labels: dict[float, str] = dict(enumerate(figure.places)) or {step: str(int(step)) for step in steps}
-    turn, anchor = (" rotate(-60)", "end") if figure.places else ("", "middle")
+    kind, turn, anchor = ("place", " rotate(-60)", "end") if figure.places else ("step", "", "middle")
     for x, label in labels.items():
         place = f"translate({frame.across(x):.1f} {_BOTTOM + 17}){turn}"
-        parts.append(f'<text transform="{place}" text-anchor="{anchor}">{escape(label)}</text>')
+        parts.append(f'<text class="{kind}" transform="{place}" text-anchor="{anchor}">{escape(label)}</text>')
     return parts
 
 

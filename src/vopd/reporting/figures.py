@@ -54,7 +54,7 @@ class Line:
 class Curves:
     """Curves over the optimizer step, or over named `places`, of which a line's steps are the numbers.
 
-    `note` says what the quantity is; `from_zero` shows 0 on the vertical axis; `marks` are (name, height) of lines
+    `remark` says what the quantity is; `from_zero` shows 0 on the vertical axis; `marks` are (name, height) of lines
     across the figure.
     """
 
@@ -62,11 +62,18 @@ class Curves:
     title: str
     unit: str
     lines: Sequence[Line]
-    note: str = ""
+    remark: str = ""
     from_zero: bool = True
     axis: str = "optimizer step"
     places: Sequence[str] = ()
     marks: Sequence[tuple[str, float]] = ()
+
+    @property
+    def note(self) -> str:
+        """The remark, and how far the lines are smoothed."""
+        widest = max(line.width for line in self.lines)
+        smoothing = f"Mean over {widest} logged steps; every value is in the CSV." if widest > 1 else ""
+        return f"{self.remark} {smoothing}".strip()
 
     def csv(self) -> str:
         """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals or a band."""

@@ -181,10 +181,8 @@ def _metric_figures(specs: Sequence[_Spec], records: Sequence[dict[str, Any]]) -
             width = len(steps) // 20 if len(steps) >= 60 else 1
             if steps:
                 lines.append(Line(label, steps, values, _LINE_COLOURS.get(label, BLUE), width))
-        widest = max((line.width for line in lines), default=1)
-        smoothing = f"Mean over {widest} logged steps; every value is in the CSV." if widest > 1 else ""
         if lines:
-            figures.append(Curves(name, title, unit, lines, f"{note} {smoothing}".strip()))
+            figures.append(Curves(name, title, unit, lines, note))
     return figures
 
 

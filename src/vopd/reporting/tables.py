@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from .comparison import Comparison
 
 _ABSENT = "-"
+_DIFFERENCE_NOTE = (
+    "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
+)
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,19 +30,15 @@ def comparison_text(comparison: Comparison) -> str:
 
     With several seeds, means over the seeds, followed by paired differences from the first estimator.
     """
-    parts = [
-        _section("Held-out reverse KL and gradient noise", comparison, _divergence_table(comparison)),
-        _section("Accuracy on held-out problems, greedy", comparison, _accuracy_table(comparison)),
-        _section("Time", comparison, _time_table(comparison)),
+    sections = [
+        ("Held-out reverse KL and gradient noise", _divergence_table(comparison)),
+        ("Accuracy on held-out problems, greedy", _accuracy_table(comparison)),
+        ("Time", _time_table(comparison)),
     ]
     if len(comparison.seeds) > 1 and len(comparison.estimators) > 1:
-        title = f"Paired differences from {comparison.estimators[0]}"
-        parts.insert(2, _section(title, comparison, _difference_table(comparison)))
-    return "\n\n".join(parts)
-
-
-def _section(title: str, comparison: Comparison, table: str) -> str:
-    return f"{title} ({comparison.seeds_label})\n\n{table}"
+        differences = format_table(*difference_rows(comparison)) + "\n" + _DIFFERENCE_NOTE
+        sections.insert(2, (f"Paired differences from {comparison.estimators[0]}", differences))
+    return "\n\n".join(f"{title} ({comparison.seeds_label})\n\n{table}" for title, table in sections)
 
 
 def _divergence_table(comparison: Comparison) -> str:
@@ -82,8 +81,3 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
         accuracy = str(comparison.accuracy_difference(name, reference))
         rows.append([name, f"{gap.value:+.3f}{spread}", f"{gap.lower} of {gap.seeds}", accuracy])
     return ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"], rows
-
-
-def _difference_table(comparison: Comparison) -> str:
-    note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
-    return format_table(*difference_rows(comparison)) + "\n" + note
