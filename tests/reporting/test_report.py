@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,14 @@ def test_seeds_become_one_line_with_their_range(make_comparison: Callable[[int],
     last = [float(value) for value in held_out[3][2:]]
     assert held_out[3][:2] == ["opd", "4"] and last == pytest.approx([0.41, 0.40, 0.42])
     assert [tag for tag, _ in page.tags].count("polygon") > 0 and "the band is their range" in page.text
+
+
+def test_a_comparison_whose_runs_all_broke_off_has_a_page(
+    make_comparison: Callable[[int], Comparison], tmp_path: Path
+) -> None:
+    found = make_comparison(1)
+    write_comparison(replace(found, runs=[replace(run, curve=[]) for run in found.runs]), tmp_path / "comparison.json")
+    assert "held_out" not in Page(write_report(tmp_path)).ids("figure")
 
 
 def test_accuracy_on_benchmarks_is_drawn_against_the_step_with_its_intervals(run_folder: Path) -> None:

@@ -146,13 +146,11 @@ def _results_note(comparison: Comparison) -> str:
 
 def _outcome_figures(comparison: Comparison) -> list[Figure]:
     start, note = comparison.start, _seeds_note(comparison)
-    curves = [(run.estimator, run.curve) for run in comparison.runs]
-    figures: list[Figure] = [
-        Curves(
-            "held_out", "Distance from the teacher", "held-out reverse KL, exact, nats a token", seed_lines(curves),
-            f"Dashed: the student before. {note}".rstrip(), marks=[("student before", start.reverse_kl.value)],
-        )
-    ]  # fmt: skip
+    figures: list[Figure] = []
+    if held_out := seed_lines([(run.estimator, run.curve) for run in comparison.runs]):
+        title, unit = "Distance from the teacher", "held-out reverse KL, exact, nats a token"
+        remark, marks = f"Dashed: the student before. {note}".rstrip(), [("student before", start.reverse_kl.value)]
+        figures.append(Curves("held_out", title, unit, held_out, remark, marks=marks))
     bars = [
         Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name))])
         for name, value in comparison.relative_noise().items()

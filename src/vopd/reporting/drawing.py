@@ -80,15 +80,11 @@ def _svg(figure: Curves) -> str:
     frame = _frame(figure)
     parts = _axes(figure, frame)
     for line in figure.lines:
-        low, high = line.edges() or ([], [])
-        parts.append(
-            f'<polygon style="--c:{line.colour}" points="{frame.path([*low, *reversed(high)])}"/>' if low else ""
-        )
-    for name, value in figure.marks:
-        y = f"{frame.up(value):.1f}"
-        parts.append(
-            f'<line class="mark" x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}"><title>{escape(name)}</title></line>'
-        )
+        if line.band:
+            low, high = line.edges()
+            path = frame.path([*low, *reversed(high)])
+            parts.append(f'<polygon style="--c:{line.colour}" points="{path}"/>')
+    parts += [_level("mark", frame.up(value), f"<title>{escape(name)}</title>") for name, value in figure.marks]
     parts += [_drawn(line, frame) for line in figure.lines]
     cross = f'<line class="cross" x1="0" x2="0" y1="{_TOP}" y2="{_BOTTOM}" visibility="hidden"/>'
     data = escape(json.dumps(_data(figure, frame), separators=(",", ":")))
@@ -139,8 +135,8 @@ def _data(figure: Curves, frame: _Frame) -> dict[str, object]:
         for line in figure.lines
     ]
     return {
-        "lines": lines, "from": frame.left, "to": frame.right, "left": _LEFT, "right": _RIGHT, "width": _WIDTH,
-        "reach": (frame.right - frame.left) / 25, "places": figure.places,
+        "lines": lines, "places": figure.places, "from": frame.left, "to": frame.right, "left": _LEFT, "right": _RIGHT,
+        "width": _WIDTH, "reach": (frame.right - frame.left) / 25,
     }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ class Rows:
         return any(len(row.parts) > 1 for row in self.rows)
 
     def has_place(self, row: Row) -> bool:
-        return not self.logarithmic or row.total > 0
+        return not self.logarithmic or min(row.ends or (row.total,)) > 0
 
     def along(self, value: float) -> float:
         """Where a value lies on the axis, in the axis' own unit: the value, or its logarithm to the base 10."""
