@@ -10,7 +10,7 @@ from studies.claims import design
 from studies.claims.tables import Results
 from studies.claims.verdicts import SETTINGS, left_by
 from vopd.errors import require
-from vopd.reporting.plots import COLOURS, colour_of
+from vopd.reporting.colours import COLOURS, colour_of
 from vopd.reporting.png import STYLE
 from vopd.statistics import t_interval
 

@@ -20,9 +20,10 @@ from vopd.evaluation.benchmarks.definitions import Protocol, load_benchmark
 from vopd.evaluation.completions import Settings, plan
 from vopd.evaluation.engines import Sampler
 from vopd.evaluation.journal import Journal, only_one
-from vopd.evaluation.results import plain_table, print_table, remarks, table_rows
+from vopd.evaluation.results import print_table, remarks, table_rows
 from vopd.evaluation.runner import short_names
 from vopd.models import Completion, load_model, load_tokenizer
+from vopd.reporting.tables import format_table
 
 PROBLEMS = [
     {"id": f"p{n}", "problem": f"How many legs have {n} dogs?" + " Think." * n, "answer": str(4 * n)}
@@ -321,7 +322,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, problems: str, tmp_path: Pat
     header, rows = table_rows(evaluate("m", [problems], tmp_path))
     print_table(header, rows)
     printed = capsys.readouterr().out
-    assert printed.rstrip("\n") == plain_table(header, rows) and "\x1b" not in printed
+    assert printed.rstrip("\n") == format_table(header, rows) and "\x1b" not in printed
     assert [line.split()[2:4] for line in printed.splitlines()[2:]] == [[f"{name}@8", "50.0"] for name in METRICS]
     assert max(map(len, printed.splitlines())) <= 80
 

@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 
 from vopd.errors import DataError
-from vopd.reporting.comparison import (
-    Comparison,
-    accuracy_difference,
-    mean_reverse_kl,
-    read_comparison,
-    relative_noise,
-    reverse_kl_difference,
-    score_of,
-    write_comparison,
-)
+from vopd.reporting.comparison import Comparison, read_comparison, write_comparison
 
 Make = Callable[[int], Comparison]
 
@@ -45,24 +36,25 @@ def test_order_of_estimators_and_seeds(make_comparison: Make) -> None:
 
 
 def test_means_over_seeds(make_comparison: Make) -> None:
-    runs = make_comparison(3).runs_of("vopd")
-    assert mean_reverse_kl(runs) == pytest.approx(0.31)
-    score = score_of(runs)
+    comparison = make_comparison(3)
+    assert comparison.reverse_kl("vopd") == pytest.approx(0.31)
+    score = comparison.score("vopd")
     assert score.value == pytest.approx(0.7)
     assert score.count == 20  # problems, not problems times seeds
 
 
 def test_noise_is_relative_to_opd(make_comparison: Make) -> None:
-    start = make_comparison(1).start
-    assert relative_noise(start, ["full_rkl", "vopd", "opd"]) == {"full_rkl": 0.0, "vopd": 0.5, "opd": 1.0}
-    assert relative_noise(start, ["vopd", "full_rkl"]) == {"vopd": 1.0, "full_rkl": 0.0}
-    assert relative_noise(start, ["vopd", "vopd_sparse"]) == {"vopd": 1.0}
-    assert relative_noise(replace(start, gradient_noise={}), ["opd"]) == {}
+    comparison = make_comparison(1)
+    opd, *others = comparison.runs
+    assert replace(comparison, runs=[*others, opd]).relative_noise() == {"full_rkl": 0.0, "vopd": 0.5, "opd": 1.0}
+    assert replace(comparison, runs=others).relative_noise() == {"vopd": 1.0, "full_rkl": 0.0}
+    unmeasured = replace(others[0], estimator="vopd_sparse")
+    assert replace(comparison, runs=[others[0], unmeasured]).relative_noise() == {"vopd": 1.0}
+    assert replace(comparison, start=replace(comparison.start, gradient_noise={})).relative_noise() == {}
 
 
 def test_divergences_are_paired_by_seed(make_comparison: Make) -> None:
-    comparison = make_comparison(3)
-    gap = reverse_kl_difference(comparison, "vopd", "opd")
+    gap = make_comparison(3).reverse_kl_difference("vopd", "opd")
     assert gap.value == pytest.approx(-0.1)
     assert gap.lowest == pytest.approx(gap.highest)  # the seeds' own levels cancel
     assert (gap.lower, gap.seeds) == (3, 3)
@@ -71,13 +63,13 @@ def test_divergences_are_paired_by_seed(make_comparison: Make) -> None:
 def test_only_common_seeds_are_paired(make_comparison: Make) -> None:
     comparison = make_comparison(2)
     kept = [run for run in comparison.runs if not (run.estimator == "vopd" and run.seed == 0)]
-    assert reverse_kl_difference(replace(comparison, runs=kept), "vopd", "opd").seeds == 1
+    assert replace(comparison, runs=kept).reverse_kl_difference("vopd", "opd").seeds == 1
     alone = [run for run in kept if not (run.estimator == "opd" and run.seed == 1)]
     with pytest.raises(DataError, match="no seed in common"):
-        reverse_kl_difference(replace(comparison, runs=alone), "vopd", "opd")
+        replace(comparison, runs=alone).reverse_kl_difference("vopd", "opd")
 
 
 def test_accuracies_are_paired_by_problem(make_comparison: Make) -> None:
-    gap = accuracy_difference(make_comparison(2), "full_rkl", "opd")
+    gap = make_comparison(2).accuracy_difference("full_rkl", "opd")
     assert gap.value == pytest.approx(0.2)
     assert gap.low >= 0  # no problem was lost, so no draw of problems can show a loss

@@ -65,14 +65,14 @@ def run(arguments: Sequence[str]) -> int:
     require("transformers", "train").utils.logging.disable_progress_bar()
     # Drawn at the end: asked for now, not after minutes of measuring.
     require("matplotlib", "report")
-    from vopd.reporting.variance_text import plot_variance, variance_text
+    from vopd.reporting.variance_report import draw_variance, variance_text
 
     name = options.run_name or directory.suggest_name("variance", options.model)
     folder = directory.run_directory(options.output_dir, name)
     directory.create(folder, resume=False)
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
-    plot_variance(results, folder / "variance.png")
+    draw_variance(results, folder / "variance.png")
     print(variance_text(results))
     print(f"written to {folder}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
+from vopd.reporting.tables import format_table
 from vopd.statistics import Difference, paired_difference
 
 from .scores import Summary
@@ -124,20 +125,12 @@ def _rates(row: dict[str, Any]) -> str:
     return f"{row['checkpoint']}, {row['benchmark']}: " + ", ".join(parts)
 
 
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text, for logs and files."""
-    columns = [[name, *(row[index] for row in rows)] for index, name in enumerate(header)]
-    widths = [max(len(cell) for cell in column) for column in columns]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with rich on a terminal, plain elsewhere."""
     import sys
 
     if not sys.stdout.isatty():
-        print(plain_table(header, rows))
+        print(format_table(header, rows))
         return
     from rich.console import Console
     from rich.table import Table

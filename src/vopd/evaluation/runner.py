@@ -13,12 +13,12 @@ from typing import Any
 
 from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.reporting.benchmark_curves import draw_accuracy
 
 from .benchmarks.definitions import Benchmark, Protocol, load_benchmark
 from .benchmarks.overlap import contamination
 from .completions import Checkpoint, Opened, Settings, Work
 from .journal import only_one, same_plan
-from .plots import plot_accuracy
 from .scoring import graded, sample_lines, score
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _contamination(benchmarks: list[Benchmark], prompts: Sequence[str]) -> dict[
 def _plot(results: dict[str, Any], folder: Path) -> None:
     if len(results["checkpoints"]) > 1:
         with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
-            plot_accuracy(results, folder / "accuracy.png")
+            draw_accuracy(results, folder / "accuracy.png")
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, require
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, Interval, Run, Start, write_comparison
-from vopd.reporting.plots import plot_comparison
+from vopd.reporting.comparison_report import draw_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.run_files import METRICS_FILE, read_metrics
 from vopd.reporting.tables import comparison_text
@@ -261,7 +261,7 @@ def _write_results(comparison: Comparison, plan: _Plan) -> None:
     write_comparison(comparison, plan.folder / COMPARISON_FILE)
     (plan.folder / "comparison.txt").write_text(comparison_text(comparison) + "\n")
     (plan.folder / "samples.md").write_text(_samples_text(plan))
-    plot_comparison(comparison, plan.folder, plan.folder / "comparison.png")
+    draw_comparison(comparison, plan.folder, plan.folder / "comparison.png")
     write_report(plan.folder)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from vopd.errors import DataError
 from vopd.statistics import Difference, Score, mean_score, paired_difference
 
+from .run_files import read_json
+
 COMPARISON_FILE = "comparison.json"
 
 
@@ -21,6 +23,9 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,14 @@ class Start:
     teacher_outcomes: Sequence[bool]
     reverse_kl: Interval
     gradient_noise: dict[str, float]
+
+    @property
+    def student_score(self) -> Score:
+        return mean_score(self.student_outcomes)
+
+    @property
+    def teacher_score(self) -> Score:
+        return mean_score(self.teacher_outcomes)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class SeedDifference:
+    """Mean over seeds of (estimator - reference) where both ran, its range, and in how many seeds it was lower."""
+
+    value: float
+    lowest: float
+    highest: float
+    lower: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A start and the runs from it. `settings` are shown to the reader as they are."""
 
@@ -73,59 +97,49 @@ class Comparison:
     def seeds(self) -> list[int]:
         return sorted({run.seed for run in self.runs})
 
+    @property
+    def seeds_label(self) -> str:
+        """ "single seed", or over how many seeds the numbers are means."""
+        return "single seed" if len(self.seeds) == 1 else f"means of {len(self.seeds)} seeds"
+
     def runs_of(self, estimator: str) -> list[Run]:
         """The estimator's runs, by seed."""
         return sorted((run for run in self.runs if run.estimator == estimator), key=lambda run: run.seed)
 
+    def score(self, estimator: str) -> Score:
+        """Accuracy over problems, each problem's outcomes averaged over the runs; the interval is over problems."""
+        return mean_score([sum(outcomes) / len(outcomes) for outcomes in self._outcomes(estimator)])
 
-@dataclass(frozen=True)
-class SeedDifference:
-    """Mean over seeds of (estimator - reference) where both ran, its range, and in how many seeds it was lower."""
+    def reverse_kl(self, estimator: str) -> float:
+        """Mean over the estimator's runs of the held-out reverse KL, nats a token."""
+        runs = self.runs_of(estimator)
+        return sum(run.reverse_kl.value for run in runs) / len(runs)
 
-    value: float
-    lowest: float
-    highest: float
-    lower: int
-    seeds: int
+    def relative_noise(self) -> dict[str, float]:
+        """Gradient noise as a multiple of that of `opd`, or of the noisiest estimator where `opd` was not measured."""
+        found = self.start.gradient_noise
+        measured = {name: found[name] for name in self.estimators if name in found}
+        reference = measured.get("opd", max(measured.values(), default=0.0))
+        return {name: noise / reference for name, noise in measured.items()} if reference > 0 else {}
 
+    def reverse_kl_difference(self, estimator: str, reference: str) -> SeedDifference:
+        """Held-out reverse KL of `estimator` less that of `reference`, seed by seed: same start, same prompts.
 
-def score_of(runs: Sequence[Run]) -> Score:
-    """Accuracy over problems, each problem's outcomes averaged over the runs; the interval is over problems."""
-    columns = zip(*(run.outcomes for run in runs), strict=True)
-    return mean_score([sum(outcomes) / len(outcomes) for outcomes in columns])
+        A bootstrap over two or three seeds would look certain and is not given; the range is.
+        """
+        values = {run.seed: run.reverse_kl.value for run in self.runs_of(reference)}
+        gaps = [run.reverse_kl.value - values[run.seed] for run in self.runs_of(estimator) if run.seed in values]
+        if not gaps:
+            raise DataError(f"{estimator} and {reference} have no seed in common; run both with the same seeds")
+        return SeedDifference(sum(gaps) / len(gaps), min(gaps), max(gaps), sum(gap < 0 for gap in gaps), len(gaps))
 
+    def accuracy_difference(self, estimator: str, reference: str) -> Difference:
+        """Accuracy of `estimator` less that of `reference` on the same problems, outcomes averaged over seeds."""
+        return paired_difference(self._outcomes(estimator), self._outcomes(reference))
 
-def mean_reverse_kl(runs: Sequence[Run]) -> float:
-    """Mean over runs of the held-out reverse KL, nats a token."""
-    return sum(run.reverse_kl.value for run in runs) / len(runs)
-
-
-def relative_noise(start: Start, estimators: Sequence[str]) -> dict[str, float]:
-    """Gradient noise as a multiple of that of `opd`, or of the noisiest estimator where `opd` was not measured."""
-    measured = {name: start.gradient_noise[name] for name in estimators if name in start.gradient_noise}
-    reference = measured.get("opd", max(measured.values(), default=0.0))
-    return {name: noise / reference for name, noise in measured.items()} if reference > 0 else {}
-
-
-def reverse_kl_difference(comparison: Comparison, estimator: str, reference: str) -> SeedDifference:
-    """Held-out reverse KL of `estimator` less that of `reference`, seed by seed: same start, same prompts.
-
-    A bootstrap over two or three seeds would look certain and is not given; the range is.
-    """
-    values = {run.seed: run.reverse_kl.value for run in comparison.runs_of(reference)}
-    gaps = [run.reverse_kl.value - values[run.seed] for run in comparison.runs_of(estimator) if run.seed in values]
-    if not gaps:
-        raise DataError(f"{estimator} and {reference} have no seed in common; run both with the same seeds")
-    return SeedDifference(sum(gaps) / len(gaps), min(gaps), max(gaps), sum(gap < 0 for gap in gaps), len(gaps))
-
-
-def accuracy_difference(comparison: Comparison, estimator: str, reference: str) -> Difference:
-    """Accuracy of `estimator` less that of `reference` on the same problems, outcomes averaged over seeds."""
-    first, second = (
-        [list(outcomes) for outcomes in zip(*(run.outcomes for run in comparison.runs_of(name)), strict=True)]
-        for name in (estimator, reference)
-    )
-    return paired_difference(first, second)
+    def _outcomes(self, estimator: str) -> list[tuple[bool, ...]]:
+        """Of every problem, the outcomes of the estimator's runs."""
+        return list(zip(*(run.outcomes for run in self.runs_of(estimator)), strict=True))
 
 
 def write_comparison(comparison: Comparison, path: str | Path) -> None:
@@ -141,16 +155,14 @@ def read_comparison(path: str | Path) -> Comparison:
     """
     path = Path(path)
     path = path / COMPARISON_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"there is no {path}; give a folder that `vopd demo` or `vopd compare` wrote")
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         start = Start(**{**raw["start"], "reverse_kl": Interval(**raw["start"]["reverse_kl"])})
         runs = [_run(run) for run in raw["runs"]]
         return Comparison(raw["settings"], start, runs)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}; give a folder that `vopd demo` or `vopd compare` wrote"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 
 

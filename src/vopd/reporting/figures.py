@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from .run_files import smoothed
 
@@ -15,7 +16,7 @@ _SHOWN_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its points by optimizer step.
+    """One curve: its points by optimizer step, or by the number of their place.
 
     `width` is the number of steps of the running mean that is drawn; 1 draws the values as they are. Lines of the same
     label share one entry of the legend. `band` holds (low, high) at every step, the range of several seeds say, and is
@@ -32,20 +33,13 @@ class Line:
     band: Sequence[tuple[float, float]] = ()
     ends: Sequence[tuple[float, float]] = ()
 
-    def with_ends(self) -> list[tuple[float, float, tuple[float, float]]]:
-        """(step, value, interval) of every value that has one."""
-        return list(zip(self.steps, self.values, self.ends, strict=True)) if self.ends else []
-
     def points(self) -> list[tuple[float, float]]:
         """(step, value) as drawn: smoothed, and averaged in bins where there are more than a page needs."""
         return self._drawn(self.values)
 
-    def edges(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
-        """The band's lower and upper edge as drawn, or None without one."""
-        if not self.band:
-            return None
-        low, high = zip(*self.band, strict=True)
-        return self._drawn(low), self._drawn(high)
+    def edges(self) -> list[list[tuple[float, float]]]:
+        """The band's lower and upper edge as drawn; none without a band."""
+        return [self._drawn(edge) for edge in zip(*self.band, strict=True)]
 
     def _drawn(self, values: Sequence[float]) -> list[tuple[float, float]]:
         points = list(zip(self.steps, smoothed(values, self.width), strict=True))
@@ -58,33 +52,52 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves over the optimizer step. `note` says what the quantity is; `from_zero` shows 0 on the vertical axis."""
+    """Curves over the optimizer step, or over named `places`, of which a line's steps are the numbers.
+
+    `remark` says what the quantity is; `from_zero` shows 0 on the vertical axis; `marks` are (name, height) of lines
+    across the figure.
+    """
 
     name: str
     title: str
     unit: str
     lines: Sequence[Line]
-    note: str = ""
+    remark: str = ""
     from_zero: bool = True
+    axis: str = "optimizer step"
+    places: Sequence[str] = ()
+    marks: Sequence[tuple[str, float]] = ()
+
+    @property
+    def note(self) -> str:
+        """The remark, and how far the lines are smoothed."""
+        widest = max(line.width for line in self.lines)
+        smoothing = f"Mean over {widest} logged steps; every value is in the CSV." if widest > 1 else ""
+        return f"{self.remark} {smoothing}".strip()
 
     def csv(self) -> str:
         """Every value as logged, not smoothed: line,step,value, and low,high where there are intervals or a band."""
         rows: list[tuple[object, ...]] = []
         for line in self.lines:
             around = line.ends or line.band
-            for place, (step, value) in enumerate(zip(line.steps, line.values)):
-                rows.append((line.label, step, value, *(around[place] if around else ())))
+            for index, (step, value) in enumerate(zip(line.steps, line.values)):
+                place = self.places[int(step)] if self.places else step
+                rows.append((line.label, place, value, *(around[index] if around else ())))
         header = ("line", "step", "value", "low", "high")
         return _csv(header if any(line.ends or line.band for line in self.lines) else header[:3], rows)
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One row: parts laid end to end, each (label, value, colour), and the text beside them."""
+class Row:
+    """A name, the text beside it, and bars laid end to end from 0, each (label, value, colour).
+
+    With `ends`, a 95 % interval, its one value is drawn as a point on a bar from end to end.
+    """
 
     label: str
-    parts: Sequence[tuple[str, float, str]]
     text: str
+    parts: Sequence[tuple[str, float, str]]
+    ends: tuple[float, float] | None = None
 
     @property
     def total(self) -> float:
@@ -92,59 +105,56 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Rows of bars on one scale that begins at 0."""
+class Rows:
+    """Rows of bars, or of values with intervals, on one scale. `marks` are (name, value) of lines across all rows.
+
+    What is 0 has no place on a logarithmic scale; its row has the text alone.
+    """
 
     name: str
     title: str
     unit: str
-    rows: Sequence[Bar]
+    rows: Sequence[Row]
     note: str = ""
+    marks: Sequence[tuple[str, float]] = ()
+    logarithmic: bool = False
 
     def csv(self) -> str:
-        rows = [(row.label, label, value) for row in self.rows for label, value, _ in row.parts]
-        return _csv(("row", "part", "value"), rows)
+        if self.intervals:
+            rows = ((row.label, row.total, *(row.ends or ())) for row in self.rows)
+            return _csv(("row", "value", "low", "high"), rows)
+        parts = ((row.label, label, value) for row in self.rows for label, value, _ in row.parts)
+        return _csv(("row", "part", "value"), parts)
 
+    @property
+    def intervals(self) -> bool:
+        return any(row.ends for row in self.rows)
 
-@dataclass(frozen=True)
-class Dot:
-    """One measured value with its 95 % interval."""
+    @property
+    def stacked(self) -> bool:
+        return any(len(row.parts) > 1 for row in self.rows)
 
-    label: str
-    value: float
-    low: float
-    high: float
-    colour: str
-    text: str
+    def has_place(self, row: Row) -> bool:
+        return not self.logarithmic or min(row.ends or (row.total,)) > 0
 
-
-@dataclass(frozen=True)
-class Dots:
-    """Rows of values with intervals on one scale."""
-
-    name: str
-    title: str
-    unit: str
-    rows: Sequence[Dot]
-    note: str = ""
-    marks: Sequence[tuple[str, float]] = field(default_factory=tuple)
-
-    def csv(self) -> str:
-        return _csv(("row", "value", "low", "high"), [(row.label, row.value, row.low, row.high) for row in self.rows])
+    def along(self, value: float) -> float:
+        """Where a value lies on the axis, in the axis' own unit: the value, or its logarithm to the base 10."""
+        return math.log10(value) if self.logarithmic else value
 
     def scale(self) -> tuple[float, float]:
-        """Ends of the axis: all values, intervals and marks, with some room."""
-        ends = [end for row in self.rows for end in (row.low, row.high)] + [value for _, value in self.marks]
+        """Ends of the axis, in its own unit: 0 and the longest bar; or all intervals and marks, with some room."""
+        if not self.intervals:
+            return 0.0, max((row.total for row in self.rows), default=0.0) or 1.0
+        found = [end for row in self.rows if self.has_place(row) for end in row.ends or ()]
+        ends = [self.along(end) for end in (*found, *(value for _, value in self.marks))]
         room = 0.06 * (max(ends) - min(ends)) or abs(max(ends)) or 1.0
         return min(ends) - room, max(ends) + room
 
 
-Figure = Curves | Bars | Dots
+Figure = Curves | Rows
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()

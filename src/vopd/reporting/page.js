@@ -41,7 +41,7 @@ function read(svg, event) {
   cross.setAttribute("x2", x);
   cross.setAttribute("visibility", "visible");
   const lines = found.filter(entry => Math.abs(entry[1][0] - step) <= chart.reach).map(entry => entry[0] + "  " + number(entry[1][1]));
-  show("step " + Math.round(step) + "\n" + lines.join("\n"), box.left + x / chart.width * box.width, event.clientY);
+  show((chart.places[step] || "step " + Math.round(step)) + "\n" + lines.join("\n"), box.left + x / chart.width * box.width, event.clientY);
 }
 
 function token(span) {

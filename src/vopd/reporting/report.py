@@ -9,7 +9,7 @@ from vopd.errors import DataError, MissingExtraError
 
 from .comparison import COMPARISON_FILE
 from .comparison_report import comparison_report
-from .png import write_pngs
+from .png import write_png
 from .run_files import METRICS_FILE
 from .run_report import run_report
 from .variance_report import read_variance, variance_report
@@ -48,7 +48,8 @@ def write_report(folder: str | Path) -> Path:
     for figure in figures:
         (data / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8")
     try:
-        write_pngs(figures, data)
+        for figure in figures:
+            write_png([figure], data / f"{figure.name}.png")
     except MissingExtraError as error:
         logger.info("no PNG files: %s", error)
     path = folder / REPORT_FILE

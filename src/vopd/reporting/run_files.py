@@ -1,4 +1,4 @@
-"""Reader of a run's metrics.jsonl: one JSON object a logged step."""
+"""Readers of what a run's folder holds: metrics.jsonl with one JSON object a logged step, and whole files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,35 @@ from vopd.errors import DataError
 METRICS_FILE = "metrics.jsonl"
 
 
+def read_text(path: Path) -> str:
+    """Return a file's text; bytes that are not UTF-8 show as marks.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a run directory that vopd wrote") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds; an empty one where there is no such file.
+
+    Raises:
+        DataError: it cannot be read, or is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is not a JSON object; it is not a file that vopd wrote")
+    return found
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a metrics.jsonl, or of the run directory that holds one, in the order written.
 
@@ -22,19 +51,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         DataError: there is no such file, or a line before the last is not a JSON object.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / METRICS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give a run directory that vopd wrote") from error
-    # A whole file ends in a line break, so that its last piece is empty; a cut one leaves half a record there.
-    records = [_record(line, path, number) for number, line in enumerate(lines[:-1], 1) if line.strip()]
-    try:
-        last = json.loads(lines[-1])
-    except json.JSONDecodeError:
-        return records
-    return [*records, last] if isinstance(last, dict) else records
+    path = path / METRICS_FILE if path.is_dir() else path
+    lines = read_text(path).split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        record, fault = _parsed(line)
+        if isinstance(record, dict):
+            records.append(record)
+        # A whole file ends in a line break, so that its last piece is empty; a cut one leaves half a record there.
+        elif line.strip() and number < len(lines):
+            raise DataError(f"{path} line {number} is not {fault}; remove the line")
+    return records
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """As `read_metrics`; without records where there is no such file."""
+    return read_metrics(path) if path.is_file() else []
 
 
 def series(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -58,11 +90,9 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _record(line: str, path: Path, number: int) -> dict[str, Any]:
+def _parsed(line: str) -> tuple[Any, str]:
+    """What a line holds, and what it is not if that is no object."""
     try:
-        record = json.loads(line)
+        return json.loads(line), "a JSON object"
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {number} is not valid JSON: {error.msg}; remove the line") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{path} line {number} is not a JSON object; remove the line")
-    return record
+        return None, f"valid JSON: {error.msg}"

@@ -43,18 +43,18 @@ def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
 
 
 def _article(record: dict[str, Any], source: str) -> str:
-    facts = [f"step {record.get('step', '?')}"]
-    if record.get("label"):
-        facts.insert(0, str(record["label"]))
     tokens = _tokens(record, source)
-    facts.append(f"{len(tokens)} tokens")
-    if record.get("truncated"):
-        facts.append("cut at the length limit")
     rewards = [value for value in record.get("rewards") or [] if value is not None]
-    if rewards:
-        facts.append(f"mean reward {sum(rewards) / len(rewards):.3f} nats a token")
+    facts = [
+        str(record.get("label", "")),
+        f"step {record.get('step', '?')}",
+        f"{len(tokens)} tokens",
+        "cut at the length limit" if record.get("truncated") else "",
+        f"mean reward {sum(rewards) / len(rewards):.3f} nats a token" if rewards else "",
+    ]
     return (
-        f'<article><h3>{escape(" · ".join(facts))}</h3><div class="prompt">{escape(record.get("prompt", ""))}</div>'
+        f"<article><h3>{escape(' · '.join(filter(None, facts)))}</h3>"
+        f'<div class="prompt">{escape(record.get("prompt", ""))}</div>'
         f'<p class="completion">{_coloured(record, tokens)}</p></article>\n'
     )
 
@@ -64,10 +64,10 @@ def _tokens(record: dict[str, Any], source: str) -> list[str]:
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
     for name in ("advantages", "rewards", "reverse_kl"):
-        values = record.get(name)
-        if values is not None and not (isinstance(values, list) and len(values) == len(tokens)):
+        values = [None] * len(tokens) if record.get(name) is None else record[name]
+        if not isinstance(values, list) or len(values) != len(tokens):
             raise DataError(f"{source}: a sample has {len(tokens)} tokens and not as many {name}; remove the line")
-        if values is not None and not all(isinstance(value, int | float) or value is None for value in values):
+        if not all(isinstance(value, int | float) or value is None for value in values):
             raise DataError(f"{source}: a sample has {name} that are not numbers; remove the line")
     return tokens
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
-from vopd.statistics import mean_score
-
-from .comparison import (
-    Comparison,
-    Interval,
-    accuracy_difference,
-    mean_reverse_kl,
-    relative_noise,
-    reverse_kl_difference,
-    score_of,
-)
+from .comparison import Comparison
 
 _ABSENT = "-"
+_DIFFERENCE_NOTE = (
+    "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
+)
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -36,34 +30,23 @@ def comparison_text(comparison: Comparison) -> str:
 
     With several seeds, means over the seeds, followed by paired differences from the first estimator.
     """
-    parts = [
-        _section("Held-out reverse KL and gradient noise", comparison, _divergence_table(comparison)),
-        _section("Accuracy on held-out problems, greedy", comparison, _accuracy_table(comparison)),
-        _section("Time", comparison, _time_table(comparison)),
+    sections = [
+        ("Held-out reverse KL and gradient noise", _divergence_table(comparison)),
+        ("Accuracy on held-out problems, greedy", _accuracy_table(comparison)),
+        ("Time", _time_table(comparison)),
     ]
     if len(comparison.seeds) > 1 and len(comparison.estimators) > 1:
-        title = f"Paired differences from {comparison.estimators[0]}"
-        parts.insert(2, _section(title, comparison, _difference_table(comparison)))
-    return "\n\n".join(parts)
-
-
-def seeds_label(comparison: Comparison) -> str:
-    """Return "single seed", or over how many seeds the numbers are means."""
-    count = len(comparison.seeds)
-    return "single seed" if count == 1 else f"means of {count} seeds"
-
-
-def _section(title: str, comparison: Comparison, table: str) -> str:
-    return f"{title} ({seeds_label(comparison)})\n\n{table}"
+        differences = format_table(*difference_rows(comparison)) + "\n" + _DIFFERENCE_NOTE
+        sections.insert(2, (f"Paired differences from {comparison.estimators[0]}", differences))
+    return "\n\n".join(f"{title} ({comparison.seeds_label})\n\n{table}" for title, table in sections)
 
 
 def _divergence_table(comparison: Comparison) -> str:
-    noise = relative_noise(comparison.start, comparison.estimators)
+    noise = comparison.relative_noise()
     single = len(comparison.seeds) == 1
-    rows = [["student before", _nats(comparison.start.reverse_kl, True), _ABSENT]]
+    rows = [["student before", str(comparison.start.reverse_kl), _ABSENT]]
     for name in comparison.estimators:
-        runs = comparison.runs_of(name)
-        divergence = _nats(runs[0].reverse_kl, True) if single else f"{mean_reverse_kl(runs):.3f}"
+        divergence = str(comparison.runs_of(name)[0].reverse_kl) if single else f"{comparison.reverse_kl(name):.3f}"
         rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
     note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
     reference = "opd" if "opd" in noise else "the noisiest"
@@ -73,39 +56,28 @@ def _divergence_table(comparison: Comparison) -> str:
 
 def _accuracy_table(comparison: Comparison) -> str:
     start = comparison.start
-    rows = [["student before", str(mean_score(start.student_outcomes))]]
-    rows += [[name, str(score_of(comparison.runs_of(name)))] for name in comparison.estimators]
-    rows += [["teacher", str(mean_score(start.teacher_outcomes))]]
+    rows = [["student before", str(start.student_score)]]
+    rows += [[name, str(comparison.score(name))] for name in comparison.estimators]
+    rows += [["teacher", str(start.teacher_score)]]
     note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
     return format_table(["", "accuracy"], rows) + "\n" + note
 
 
 def _time_table(comparison: Comparison) -> str:
-    rows = []
-    for name in comparison.estimators:
-        runs = comparison.runs_of(name)
-        rows.append([name, f"{sum(run.seconds for run in runs) / len(runs):.0f} s"])
+    rows = [
+        [name, f"{statistics.mean(run.seconds for run in comparison.runs_of(name)):.0f} s"]
+        for name in comparison.estimators
+    ]
     return format_table(["", "training, one run"], rows)
 
 
-def _difference_table(comparison: Comparison) -> str:
+def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of every estimator less the first, seed by seed and problem by problem."""
     reference, *others = comparison.estimators
     rows = []
     for name in others:
-        gap = reverse_kl_difference(comparison, name, reference)
-        rows.append(
-            [
-                name,
-                f"{gap.value:+.3f} ({gap.lowest:+.3f} to {gap.highest:+.3f})",
-                f"{gap.lower} of {gap.seeds}",
-                str(accuracy_difference(comparison, name, reference)),
-            ]
-        )
-    headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
-    note = "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
-    return format_table(headers, rows) + "\n" + note
-
-
-def _nats(interval: Interval, with_interval: bool) -> str:
-    text = f"{interval.value:.3f}"
-    return f"{text} [{interval.low:.3f}, {interval.high:.3f}]" if with_interval else text
+        gap = comparison.reverse_kl_difference(name, reference)
+        spread = f" ({gap.lowest:+.3f} to {gap.highest:+.3f})" if gap.seeds > 1 else ""
+        accuracy = str(comparison.accuracy_difference(name, reference))
+        rows.append([name, f"{gap.value:+.3f}{spread}", f"{gap.lower} of {gap.seeds}", accuracy])
+    return ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"], rows

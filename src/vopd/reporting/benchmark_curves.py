@@ -1,0 +1,57 @@
+"""Accuracy on benchmarks, with intervals, along training and from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .colours import SERIES
+from .figures import Curves, Figure, Line
+from .png import write_png
+
+_ACCURACY = re.compile(r"eval_(.+)_avg@(\d+)")
+# By label and place: a share with the ends of its interval.
+_Scores = dict[str, dict[int, list[Any]]]
+
+
+def training_accuracy(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Accuracy on each benchmark against the step, from a run's metrics; nothing where none was measured."""
+    scores: _Scores = {}
+    for record in records:
+        for name in record:
+            parts = [record.get(key) for key in ("step", name, f"{name}_low", f"{name}_high")]
+            if (match := _ACCURACY.fullmatch(name)) and all(isinstance(part, int | float) for part in parts):
+                scores.setdefault(f"{match[1]}, avg@{match[2]}", {})[record["step"]] = parts[1:]
+    lines = _lines(scores)
+    return [Curves("accuracy", "Accuracy on benchmarks", "per cent", lines, from_zero=False)] if lines else []
+
+
+def draw_accuracy(results: Mapping[str, Any], path: str | Path) -> None:
+    """Draw avg@k of every benchmark against the checkpoints of an evaluation into a .png, .svg or .pdf.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows = results["results"]
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    problems: dict[str, int] = {}
+    scores: _Scores = {}
+    for row in rows:
+        label = f"{row['benchmark']}, n = {problems.setdefault(row['benchmark'], row['problems'])}"
+        place = checkpoints.index(row["checkpoint"])
+        scores.setdefault(label, {})[place] = [row["avg_at_k"][part] for part in ("value", "low", "high")]
+    title, unit = "Accuracy on benchmarks", "avg@k, per cent, 95 % interval"
+    lines = _lines(scores)
+    write_png([Curves("accuracy", title, unit, lines, from_zero=False, axis="checkpoint", places=checkpoints)], path)
+
+
+def _lines(scores: _Scores) -> list[Line]:
+    lines = []
+    for (label, found), colour in zip(scores.items(), itertools.cycle(SERIES)):
+        places = sorted(found)
+        values, lows, highs = zip(*([100 * part for part in found[place]] for place in places))
+        lines.append(Line(label, places, values, colour, ends=list(zip(lows, highs))))
+    return lines
