@@ -72,8 +72,8 @@ def test_the_schema_accepts_every_configuration(path: Path) -> None:
 
 def test_schema_and_table_of_an_option() -> None:
     options = {
-        "rate": Option("rate", float | None, 1e-5, None, text="a | b\nc 20%%"),
-        "name": Option("name", str, None, "x", required=True, text="which"),
+        "rate": Option("rate", float | None, 1e-5, "a | b\nc 20%%"),
+        "name": Option("name", str, None, "which", required=True),
     }
     found = json_schema(options, "t")
     assert found["properties"]["rate"] == {
