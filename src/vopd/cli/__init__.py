@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, require
 from vopd.run.exit_codes import report_error
 
 # Command: what the help says. The module of the same name in this package has run(arguments).
@@ -21,6 +21,9 @@ COMMANDS = {
     "compare": "train with several estimators, seeds and learning rates, and compare them",
     "report": "write the page of a run or a comparison: curves, scores, samples coloured by token",
 }
+
+# The options of a run are fields of TRL's configuration: without it these commands cannot even be read.
+_OF_A_RUN = {"train", "validate", "compare"}
 
 HELP = """\
 usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
@@ -65,5 +68,7 @@ def _run(arguments: list[str]) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
+    if command in _OF_A_RUN:
+        require("trl", "train")
     code: int = importlib.import_module(f"vopd.cli.{command}").run(rest)
     return code

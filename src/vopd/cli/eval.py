@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vopd.errors import require
 from vopd.run import directory
 from vopd.run.evaluation import TASK_PREFIX, EvalOptions, evaluate, find_problems, models_of
-from vopd.run.options import options_of, parse
+from vopd.run.options import read_options
 
 SUMMARY = """\
 Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
@@ -21,8 +21,8 @@ started again goes on where it stood.
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
-    options = parse("eval", SUMMARY, options_of(EvalOptions), arguments).build(EvalOptions)
-    require("transformers", "eval").utils.logging.disable_progress_bar()
+    options = read_options(EvalOptions, "eval", SUMMARY, arguments)
+    require("transformers", "eval")
     from vopd.evaluation.results import compare_results, comparison_rows, load_results, print_table, remarks, table_rows
 
     earlier = load_results(options.against) if options.against else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.run.options import needed, options_of, parse
+from vopd.run.options import needed, read_options
 
 SUMMARY = """\
 Write DIRECTORY/report.html, one page that loads nothing from elsewhere, with its figures and data in DIRECTORY/report.
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     first, *rest = arguments or [""]
     if first and not first.startswith("-"):
         arguments = ["--directory", first, *rest]
-    options = parse("report", SUMMARY, options_of(ReportOptions), arguments).build(ReportOptions)
+    options = read_options(ReportOptions, "report", SUMMARY, arguments)
     from vopd.reporting.report import write_report
 
     print(f"written to {write_report(options.directory)}")

@@ -62,6 +62,11 @@ def create(folder: Path, *, resume: bool) -> None:
     check_writable(folder)
 
 
+def nearest_existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that is there."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+
+
 def is_main_process() -> bool:
     """True in the first of the processes that a launcher started, and where there is only one."""
     return os.environ.get("RANK", "0") == "0"
