@@ -62,6 +62,14 @@ of them are in `configs/train.schema.json`. Fields that would do nothing here, s
 `resume_from_checkpoint`, are errors that say what does their work.
 """
 
+_METHOD = "Fields of `VOPDConfig` that TRL's configuration does not have."
+_MAIN = "The most used fields of TRL's and transformers' configurations."
+_COMPARE = "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists."
+_OTHERS = {
+    "eval": EvalOptions, "variance": VarianceOptions, "compare": CompareOptions, "report": ReportOptions,
+    "demo": DemoOptions, "doctor": DoctorOptions,
+}  # fmt: skip
+
 
 def page() -> str:
     """Return the text of docs/configuration.md."""
@@ -73,37 +81,30 @@ def page() -> str:
         for option in of_config
         if option.name in of_trl.keys() - set(MAIN_FIELDS) and option.default != of_trl[option.name].default
     ]
-    several = "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists."
+    main = [known[name] for name in MAIN_FIELDS if name in of_trl]
     parts = [
-        _section("train`: models, prompts, run", own.values()),
-        _section("train`: method", method, "Fields of `VOPDConfig` that TRL's configuration does not have."),
-        _section(
-            "train`: generation and optimiser",
-            [known[name] for name in MAIN_FIELDS if name in of_trl],
-            "The most used fields of TRL's and transformers' configurations.",
-        ),
-        _section("train`: other defaults than TRL's", changed),
+        _section("`vopd train`: models, prompts, run", "", own.values()),
+        _section("`vopd train`: method", _METHOD, method),
+        _section("`vopd train`: generation and optimiser", _MAIN, main),
+        _section("`vopd train`: other defaults than TRL's", "", changed),
         _REST,
-        _section("eval`", options_of(EvalOptions).values()),
-        _section("variance`", options_of(VarianceOptions).values()),
-        _section("compare`", options_of(CompareOptions).values(), several),
-        _section("report`", options_of(ReportOptions).values()),
-        _section("demo`", options_of(DemoOptions).values()),
-        _section("doctor`", options_of(DoctorOptions).values()),
     ]
+    for command, kind in _OTHERS.items():
+        text = _COMPARE if command == "compare" else ""
+        parts.append(_section(f"`vopd {command}`", text, options_of(kind).values()))
     return _HEAD + "\n".join(parts)
 
 
 def schema() -> str:
     """Return the text of configs/train.schema.json."""
-    return json.dumps(json_schema(train_options(), "vopd train"), indent=2) + "\n"
+    return json.dumps(json_schema(train_options()), indent=2) + "\n"
 
 
-def json_schema(options: Mapping[str, Option], title: str) -> dict[str, Any]:
+def json_schema(options: Mapping[str, Option]) -> dict[str, Any]:
     """Return the JSON Schema of a configuration file with these options; unknown keys are not allowed."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": title,
+        "title": "vopd train",
         "type": "object",
         "additionalProperties": False,
         "properties": {name: _property(option) for name, option in options.items()},
@@ -123,8 +124,8 @@ def table(options: Iterable[Option]) -> str:
     return "\n".join(lines)
 
 
-def _section(title: str, options: Iterable[Option], text: str = "") -> str:
-    return "\n\n".join(filter(None, [f"## `vopd {title}", text, table(options)])) + "\n"
+def _section(title: str, text: str, options: Iterable[Option]) -> str:
+    return "\n\n".join(filter(None, [f"## {title}", text, table(options)])) + "\n"
 
 
 def _property(option: Option) -> dict[str, Any]:

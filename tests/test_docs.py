@@ -74,7 +74,7 @@ def test_schema_and_table_of_an_option(generator: ModuleType) -> None:
         "rate": Option("rate", float | None, 1e-5, "a | b\nc 20%%"),
         "name": Option("name", str, None, "which", required=True),
     }
-    found = generator.json_schema(options, "t")
+    found = generator.json_schema(options)
     assert found["properties"]["rate"] == {
         "type": ["number", "null", "string"], "description": "a | b c 20%", "default": 1e-5,
     }  # fmt: skip

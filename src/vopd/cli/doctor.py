@@ -1,4 +1,6 @@
-"""`vopd doctor`: what is installed here, which devices there are, and what each estimator would run on."""
+"""Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
+With --teacher URL show instead what a teacher server gives and which estimators that allows.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,6 @@ from typing import Any
 
 from vopd.run.directory import nearest_existing
 from vopd.run.options import read_options, setting
-
-SUMMARY = """\
-Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
-With --teacher URL show instead what a teacher server gives and which estimators that allows.
-"""
 
 # What a user meets by name in an error or a table of results.
 _PACKAGES = (
@@ -45,7 +42,7 @@ class DoctorOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd doctor` with these arguments and return its exit code."""
-    options = read_options(DoctorOptions, "doctor", SUMMARY, arguments)
+    options = read_options(DoctorOptions, "doctor", __doc__, arguments)
     if options.teacher is not None:
         print("\n".join(_teacher(options, options.teacher)))
         return 0
@@ -151,8 +148,12 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     servers = Servers(address, key_env=options.teacher_server_key_env, patience=patience)
     url = servers.urls[0]
     model, length = preflight.find_model(servers, url, options.teacher_server_model)
-    tokenizer = _tokenizer(options.model)
-    prompt = _PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"]
+    tokenizer, prompt = None, _PROMPT
+    if options.model is not None:
+        from vopd.models import load_tokenizer
+
+        tokenizer = load_tokenizer(options.model)
+        prompt = tokenizer("1 + 1 =")["input_ids"]
     found = preflight.probe(servers, url, model, prompt, 0, None)
     began = time.perf_counter()
     repeat = preflight.difference(found.answer, preflight.ask(servers, url, model, found.question))
@@ -176,14 +177,6 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     gives = score_kinds(top_k, refusal is None)
     needs = {name: need_of(estimator) for name, estimator in ESTIMATORS.items()}
     return lines + [f"  {name:<28}{'yes' if need in gives else f'no, needs {need}'}" for name, need in needs.items()]
-
-
-def _tokenizer(model: str | None) -> Any:
-    if model is None:
-        return None
-    from vopd.models import load_tokenizer
-
-    return load_tokenizer(model)
 
 
 def _vocabulary(servers: Any, url: str, model: str, tokenizer: Any) -> str:

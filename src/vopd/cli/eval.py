@@ -1,4 +1,10 @@
-"""`vopd eval`: evaluate checkpoints on benchmarks, files or tasks, with intervals over problems."""
+"""Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
+
+The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
+in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
+task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
+started again goes on where it stood.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +15,10 @@ from vopd.run import directory
 from vopd.run.evaluation import TASK_PREFIX, EvalOptions, evaluate, find_problems, models_of
 from vopd.run.options import read_options
 
-SUMMARY = """\
-Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
-
-The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
-in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
-task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
-started again goes on where it stood.
-"""
-
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
-    options = read_options(EvalOptions, "eval", SUMMARY, arguments)
+    options = read_options(EvalOptions, "eval", __doc__, arguments)
     require("transformers", "eval")
     from vopd.evaluation.results import compare_results, comparison_rows, load_results, print_table, remarks, table_rows
 

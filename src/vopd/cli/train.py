@@ -1,4 +1,8 @@
-"""`vopd train`: models, prompts and settings in, a run directory with a trained model out; or a dry run, told."""
+"""Train a student to match a teacher on the student's own samples.
+
+Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
+model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
+"""
 
 from __future__ import annotations
 
@@ -19,20 +23,13 @@ from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
 from vopd.training.rollout_logprobs import check_engine
 
-SUMMARY = """\
-Train a student to match a teacher on the student's own samples.
-
-Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
-model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
-"""
-
 _SHOWN_IDS = 40
 _GIB = 1 << 30
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
-    plan = plan_run("train", SUMMARY, arguments)
+    plan = plan_run("train", __doc__, arguments)
     if plan.options.dry_run:
         plan_accuracy(plan)  # whose problems must be there
         print(dry_run(plan, gather_facts(plan)))
@@ -44,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 def dry_run(plan: Plan, facts: Facts) -> str:
     """Return what a run would do and need, told without loading weights."""
     config = plan.config
-    assert facts.student is not None and facts.prompts is not None
+    assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
     check_engine(config.use_vllm, config.importance_sampling, None)
     # Prompts that do not fill a last step are left out.
     epoch = len(facts.prompts.dataset) // step_prompts(config)

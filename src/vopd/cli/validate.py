@@ -1,16 +1,13 @@
-"""`vopd validate`: is this configuration good? Loads no weights and writes nothing."""
+"""Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
+
+Takes what `vopd train` takes and writes nothing. Models and data sets of the hub that this machine does not have are
+named and passed over; `vopd train --dry-run` insists on them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
-SUMMARY = """\
-Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
-
-Takes what `vopd train` takes and writes nothing. Models and data sets of the hub that this machine does not have are
-named and passed over; `vopd train --dry-run` insists on them.
-"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     from vopd.run.train import plan_accuracy
     from vopd.training.rollout_logprobs import has_vllm
 
-    plan = plan_run("validate", SUMMARY, arguments)
+    plan = plan_run("validate", __doc__, arguments)
     facts = gather_facts(plan, far=False)
     accuracy = plan_accuracy(plan)
     lines = [f"note: {note}" for note in facts.notes]

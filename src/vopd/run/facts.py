@@ -76,7 +76,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         except VOPDError:
             if far or not only_on_hub(source):
                 raise
-            notes.append(f"not checked, for it is not on this machine: {_named(source)}")
+            notes.append(f"not checked, for it is not on this machine: {', '.join(_names(source))}")
             return None
 
     student = reach(options.model, _model, options.model, options.model_revision)
@@ -110,18 +110,17 @@ def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
 
 def only_on_hub(source: Any) -> bool:
     """True for a hub id of a model or data set that no file or folder here has the name of."""
-    if isinstance(source, list):
-        return any(only_on_hub(entry) for entry in source)
-    if isinstance(source, dict):
-        return only_on_hub(source.get("source"))
-    text = str(source)
-    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in SUFFIXES
-    return not (is_path or text.startswith(TASK_PREFIX) or Path(text).exists())
+    for text in _names(source):
+        is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in SUFFIXES
+        if not (is_path or text.startswith(TASK_PREFIX) or Path(text).exists()):
+            return True
+    return False
 
 
-def _named(source: Any) -> str:
+def _names(source: Any) -> list[str]:
+    """The path or id of a model or of prompts; of a mixture of prompts all of them."""
     entries = source if isinstance(source, list) else [source]
-    return ", ".join(str(entry["source"] if isinstance(entry, dict) else entry) for entry in entries)
+    return [str(entry.get("source") if isinstance(entry, dict) else entry) for entry in entries]
 
 
 def _model(source: str, revision: str | None) -> ModelFacts:
