@@ -13,10 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vopd.run.directory import nearest_existing
 from vopd.run.options import read_options, setting
+
+if TYPE_CHECKING:
+    from vopd.teachers.server import Servers
 
 # What a user meets by name in an error or a table of results.
 _PACKAGES = (
@@ -179,7 +182,7 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     return lines + [f"  {name:<28}{'yes' if need in gives else f'no, needs {need}'}" for name, need in needs.items()]
 
 
-def _vocabulary(servers: Any, url: str, model: str, tokenizer: Any) -> str:
+def _vocabulary(servers: Servers, url: str, model: str, tokenizer: Any) -> str:
     from vopd.teachers.server import check_vocabulary
 
     if tokenizer is None:

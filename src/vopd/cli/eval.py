@@ -25,8 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     earlier = load_results(options.against) if options.against else None
     benchmarks = find_problems(options)
     names = [benchmark.name.removeprefix(TASK_PREFIX) for benchmark in benchmarks]
-    name = options.run_name or directory.suggest_name("eval", models_of(options)[-1], *names)
-    folder = directory.run_directory(options.output_dir, name)
+    folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))
     print("\n".join(remarks(results)))

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from vopd.data.prompts import Prompts
 from vopd.kernels import backend_name
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
@@ -88,7 +89,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
 
 
-def _prompts(prompts: Any, tokenizer: Any) -> list[str]:
+def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
     text = prompts.dataset[0]["prompt"]
     ids = tokenizer(text)["input_ids"]
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")

@@ -11,13 +11,15 @@ from vopd.errors import ConfigurationError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def run_directory(output_dir: str | Path, name: str) -> Path:
-    """Return the folder of run `name` in `output_dir`.
+def run_directory(output_dir: str | Path, name: str | None, *suggestion: str) -> Path:
+    """Return the folder of run `name` in `output_dir`; without a name it gets one from the parts of `suggestion`.
 
     Raises:
         ConfigurationError: the name is not made of letters, digits, dots, dashes and underscores; so it can be
             neither a path nor "..".
     """
+    if name is None:
+        name = suggest_name(*suggestion)
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"run name {name!r} must be letters, digits, '.', '-' and '_', and begin with a letter or digit; "

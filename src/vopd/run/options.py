@@ -115,7 +115,7 @@ def parse(command: str, summary: str, options: Mapping[str, Option], arguments: 
     parser = _parser(command, summary, options)
     given, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if rest:
-        raise _unknown(rest[0].partition("=")[0].lstrip("-"), options)
+        raise _unknown(rest[0].partition("=")[0].lstrip("-"), options, "")
     values = {name: option.default for name, option in options.items()}
     origins = dict.fromkeys(options, "default")
     typed = vars(given)
@@ -125,10 +125,9 @@ def parse(command: str, summary: str, options: Mapping[str, Option], arguments: 
         sources.insert(0, (Path(path).name, f"{path}: ", _read_file(path)))
     for origin, where, found in sources:
         for name, value in found.items():
-            try:
-                values[name], origins[name] = _checked(value, name, options), origin
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{where}{error}") from error
+            if name not in options:
+                raise _unknown(name, options, where)
+            values[name], origins[name] = _checked(value, options[name], where), origin
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
     if missing:
         raise ConfigurationError(f"vopd {command} needs {' and '.join(missing)}")
@@ -249,10 +248,10 @@ def _underscored(argument: str) -> str:
     return "--" + key[2:].replace("-", "_") + sign + value
 
 
-def _unknown(name: str, options: Mapping[str, Option]) -> ConfigurationError:
+def _unknown(name: str, options: Mapping[str, Option], where: str) -> ConfigurationError:
     close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'?" if close else "--help lists the options"
-    return ConfigurationError(f"unknown option '{name}'; {hint}")
+    return ConfigurationError(f"{where}unknown option '{name}'; {hint}")
 
 
 def _wrong(name: str, kinds: Iterable[Any], given: str) -> ConfigurationError:
@@ -276,11 +275,9 @@ def _read_file(path: str) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
-def _checked(value: Any, name: str, options: Mapping[str, Option]) -> Any:
+def _checked(value: Any, option: Option, where: str) -> Any:
     """A value of the command line or of a YAML file; text is converted in both, since YAML reads 1e-5 as text."""
-    if name not in options:
-        raise _unknown(name, options)
-    option, kinds = options[name], kinds_of(options[name].kind)
+    kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
         # report_to's default is the text "none", which is not None.
         return value if value == option.default else convert(value, option.kind, name)

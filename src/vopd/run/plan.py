@@ -132,10 +132,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     for name, instead in _ELSEWHERE.items():
         if name in known and settings.values[name] != known[name].default:
             raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
-    run_name = options.run_name
-    if run_name is None:
-        run_name = directory.suggest_name(options.model, str(settings.values["estimator"]))
-    folder = directory.run_directory(options.output_dir, run_name)
+    estimator = str(settings.values["estimator"])
+    folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator)
     # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:
