@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from docs.option_tables import json_schema, table
 from vopd.cli import COMMANDS
 from vopd.run.options import Option
 
@@ -70,18 +69,18 @@ def test_the_schema_accepts_every_configuration(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=train.schema.json\n")
 
 
-def test_schema_and_table_of_an_option() -> None:
+def test_schema_and_table_of_an_option(generator: ModuleType) -> None:
     options = {
-        "rate": Option("rate", float | None, 1e-5, None, text="a | b\nc 20%%"),
-        "name": Option("name", str, None, "x", required=True, text="which"),
+        "rate": Option("rate", float | None, 1e-5, "a | b\nc 20%%"),
+        "name": Option("name", str, None, "which", required=True),
     }
-    found = json_schema(options, "t")
+    found = generator.json_schema(options)
     assert found["properties"]["rate"] == {
         "type": ["number", "null", "string"], "description": "a | b c 20%", "default": 1e-5,
     }  # fmt: skip
     assert "default" not in found["properties"]["name"] and found["additionalProperties"] is False
-    assert "| `rate` | number | `1e-05` | a \\| b c 20% |" in table(options.values())
-    assert "| `name` | text | required | which |" in table(options.values())
+    assert "| `rate` | number | `1e-05` | a \\| b c 20% |" in generator.table(options.values())
+    assert "| `name` | text | required | which |" in generator.table(options.values())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

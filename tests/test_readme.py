@@ -74,11 +74,10 @@ def test_every_option_of_the_documents_exists() -> None:
     from vopd.cli.doctor import DoctorOptions
     from vopd.cli.eval import EvalOptions
     from vopd.run.options import options_of
-    from vopd.run.plan import options
-    from vopd.training import VOPDConfig
+    from vopd.run.plan import train_options
 
     commands = (EvalOptions, DoctorOptions, CompareOptions)
-    known = {*options(VOPDConfig), *(name for command in commands for name in options_of(command))}
+    known = {*train_options(), *(name for command in commands for name in options_of(command))}
     known |= {"host", "port", "config", "help", "version", "key", "config_file"}
     named = set(re.findall(r"--([a-z_-]+)", README.split("## Distil your own models")[1].split("## Estimators")[0]))
     assert {name.replace("-", "_") for name in named} <= known

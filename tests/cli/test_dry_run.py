@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from vopd import models
 from vopd.models import load_model, load_tokenizer
 
 Train = Callable[..., int]
@@ -23,7 +22,7 @@ def dry(train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
     def call(*more: str) -> str:
         with monkeypatch.context() as patched:
-            patched.setattr(models, "load_model", forbidden)
+            patched.setattr("vopd.run.train.load_model", forbidden)
             assert train("--dry-run", *more) == 0
         return capsys.readouterr().out
 

@@ -13,7 +13,6 @@ import yaml
 
 from vopd import cli
 from vopd.models import load_tokenizer
-from vopd.run.facts import only_on_hub
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,23 +197,6 @@ def test_what_only_the_hub_has_is_named_and_passed_over(
     text = capsys.readouterr().out
     assert "not checked, for it is not on this machine: nobody/far" in text and "nobody/prompts" in text
     assert cli.main(["train", "--config", str(tmp_path / "far.yaml"), "--dry-run"]) == 4
-
-
-@pytest.mark.parametrize(
-    ("source", "far"),
-    [
-        ("Qwen/Qwen3-1.7B", True),
-        ("gpt2", True),
-        ("./a/b", False),
-        ("a/b/c", False),
-        ("p.jsonl", False),
-        ("reasoning_gym:chain_sum", False),
-        (["p.jsonl", {"source": "me/set"}], True),
-        (["p.jsonl", "reasoning_gym:chain_sum"], False),
-    ],
-)
-def test_only_on_hub(source: Any, far: bool) -> None:
-    assert only_on_hub(source) is far
 
 
 def test_the_same_word_for_word_as_training(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vopd.errors import ConfigurationError
-from vopd.run.directory import create, run_directory, suggest_name
+from vopd.run.directory import create, nearest_existing, run_directory, suggest_name
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,12 @@ def test_good_names(tmp_path: Path, name: str) -> None:
 )
 def test_suggested_names_are_good_names(tmp_path: Path, parts: tuple[str, ...], name: str) -> None:
     assert suggest_name(*parts) == name
-    run_directory(tmp_path, name)
+    assert run_directory(tmp_path, None, *parts) == tmp_path / name
+    assert run_directory(tmp_path, "mine", *parts) == tmp_path / "mine"
+
+
+def test_nearest_existing(tmp_path: Path) -> None:
+    assert nearest_existing(tmp_path / "runs" / "first") == nearest_existing(tmp_path) == tmp_path
 
 
 class TestCreate:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vopd.errors import ConfigurationError
-from vopd.run.options import CHOSEN_HERE, convert, needed, options_of, parse, setting, to_yaml
+from vopd.run.options import CHOSEN_HERE, convert, needed, options_of, parse, read_options, setting, to_yaml
 
 
 @dataclass
@@ -150,6 +150,9 @@ class TestBuild:
     def test_leaves_defaults_to_the_dataclass(self) -> None:
         built = read("--steps", "4").build(Example)
         assert (built.model, built.steps, built.names, built.hidden) == ("m", 4, ["a"], 3)
+
+    def test_reading_the_options_of_one_dataclass_makes_it(self) -> None:
+        assert read_options(Example, "try", "", ["--model", "m", "--loud"]) == Example("m", loud=True)
 
     def test_fixed_values_win(self) -> None:
         assert read("--steps", "4").build(Example, steps=5).steps == 5

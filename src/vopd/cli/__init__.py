@@ -1,35 +1,17 @@
-"""The `vopd` command: one file a command, each loaded only when it is called."""
-
-from __future__ import annotations
-
-import difflib
-import importlib
-import sys
-from collections.abc import Sequence
-
-from vopd.errors import ConfigurationError
-from vopd.run.exit_codes import report_error
-
-# Command: what the help says. The module of the same name in this package has run(arguments).
-COMMANDS = {
-    "demo": "distil an embedded pair of small models on this computer, and write a report",
-    "train": "distil your teacher into your student on your prompts",
-    "eval": "sample a model on problems and score it, with intervals",
-    "validate": "check the settings of a training run without loading weights",
-    "doctor": "show versions, devices, extras, and what each estimator would run on",
-    "variance": "measure how noisy each estimator's gradient is for your models and prompts",
-    "compare": "train with several estimators, seeds and learning rates, and compare them",
-    "report": "write the page of a run or a comparison: curves, scores, samples coloured by token",
-}
-
-HELP = """\
-usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
+"""usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
 
 Train a small language model (the student) to match a stronger one (the teacher)
 on the student's own samples, with losses of low variance.
 
 commands:
-{commands}
+  demo      distil an embedded pair of small models on this computer, and write a report
+  train     distil your teacher into your student on your prompts
+  eval      sample a model on problems and score it, with intervals
+  validate  check the settings of a training run without loading weights
+  doctor    show versions, devices, extras, and what each estimator would run on
+  variance  measure how noisy each estimator's gradient is for your models and prompts
+  compare   train with several estimators, seeds and learning rates, and compare them
+  report    write the page of a run or a comparison: curves, scores, samples coloured by token
 
 first steps:
   vopd demo
@@ -44,6 +26,23 @@ exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
 143 terminated after saving. VOPD_DEBUG=1 shows tracebacks.
 """
 
+# The text above is what `vopd --help` shows, as the text above each command is what its own --help begins with.
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vopd.errors import ConfigurationError, require
+from vopd.run.exit_codes import report_error
+
+# Each is loaded only when it is called: the module of the same name in this package has run(arguments).
+COMMANDS = ("demo", "train", "eval", "validate", "doctor", "variance", "compare", "report")
+# The options of a run are fields of TRL's configuration: without it these commands cannot even be read.
+_OF_A_RUN = {"train", "validate", "compare"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors that vopd raises become one line on stderr."""
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())), end="")
+        print(__doc__, end="")
         return 0
     if arguments[0] in {"-V", "--version", "version"}:
         from vopd import __version__
@@ -65,5 +64,7 @@ def _run(arguments: list[str]) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
+    if command in _OF_A_RUN:
+        require("trl", "train")
     code: int = importlib.import_module(f"vopd.cli.{command}").run(rest)
     return code

@@ -57,10 +57,9 @@ def run(arguments: Sequence[str]) -> int:
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
     from vopd.experiments.compare import Grid, Measuring, compare, embedded_runs, recipe_runs
-    from vopd.run.plan import options as train_options
-    from vopd.training import VOPDConfig
+    from vopd.run.plan import train_options
 
-    known = _options(train_options(VOPDConfig))
+    known = _options(train_options())
     settings = parse("compare", SUMMARY, known, arguments)
     options = settings.build(CompareOptions)
     recipe = {

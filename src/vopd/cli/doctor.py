@@ -1,4 +1,6 @@
-"""`vopd doctor`: what is installed here, which devices there are, and what each estimator would run on."""
+"""Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
+With --teacher URL show instead what a teacher server gives and which estimators that allows.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,17 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vopd.run.options import options_of, parse, setting
+from vopd.run.directory import nearest_existing
+from vopd.run.options import read_options, setting
 
-SUMMARY = """\
-Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
-With --teacher URL show instead what a teacher server gives and which estimators that allows.
-"""
+if TYPE_CHECKING:
+    from vopd.teachers.server import Findings
 
 # What a user meets by name in an error or a table of results.
 _PACKAGES = (
@@ -23,6 +27,10 @@ _PACKAGES = (
     "triton", "vllm", "deepspeed", "httpx", "matplotlib", "rich", "trackio", "wandb", "tensorboard",
 )  # fmt: skip
 _GIB = 1 << 30
+# How many of its most likely tokens a server is asked for, until it gives that many.
+_TOP_K = (20, 5, 1)
+# Ids that every tokenizer has text for; a server goes on from them in its own way.
+_PROMPT = tuple(range(20, 36))
 
 
 @dataclass
@@ -39,11 +47,9 @@ class DoctorOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd doctor` with these arguments and return its exit code."""
-    options = parse("doctor", SUMMARY, options_of(DoctorOptions), arguments).build(DoctorOptions)
+    options = read_options(DoctorOptions, "doctor", __doc__, arguments)
     if options.teacher is not None:
-        from .shared.doctor_teacher import report
-
-        print("\n".join(report(options)))
+        print("\n".join(_teacher(options, options.teacher)))
         return 0
     sections = {
         "versions": _versions(),
@@ -52,48 +58,33 @@ def run(arguments: Sequence[str]) -> int:
         "estimators": _estimators(),
         "surroundings": _surroundings(options.output_dir),
     }
-    print("\n\n".join("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) for title, lines in sections.items()))
+    print("\n\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items()))
     return 0
-
-
-def version_of(package: str) -> str | None:
-    """Return the installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def missing_of_extras() -> dict[str, list[str]]:
     """Return for each extra of vopd the packages of it that are not installed."""
     missing: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("vopd") or []:
-        name, _, marker = requirement.partition(";")
-        extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
-        package = re.match(r"[A-Za-z0-9_.-]+", name.strip())
-        if extra is None or package is None or package.group() == "vopd":
-            continue
-        found = missing.setdefault(extra.group(1), [])
-        if version_of(package.group()) is None:
-            found.append(package.group())
+        found = re.match(r"([A-Za-z0-9_.-]+).*;.*extra\s*==\s*['\"](\w+)['\"]", requirement)
+        if found is not None and found[1] != "vopd":
+            package, extra = found.groups()
+            missing.setdefault(extra, []).extend([] if _version(package) else [package])
     return missing
 
 
-def backend() -> str:
-    """Return what the loss runs on here."""
-    import torch
-
-    from vopd.kernels import backend_name
-
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"{backend_name('auto', torch.device(kind))} on the {'GPU' if kind == 'cuda' else 'CPU'}"
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _versions() -> list[str]:
     from vopd import __version__
 
     rows = {"vopd": __version__, "python": platform.python_version()}
-    rows |= {package: version_of(package) or "not installed" for package in _PACKAGES}
+    rows |= {package: _version(package) or "not installed" for package in _PACKAGES}
     return [f"{name:<14}{version}" for name, version in rows.items()]
 
 
@@ -103,7 +94,7 @@ def _extras() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         return ["not known: vopd runs from its sources without being installed"]
     return [
-        f"{name:<14}{'complete' if not missing else 'lacks ' + ', '.join(missing)}"
+        f"{name:<14}{'lacks ' + ', '.join(missing) if missing else 'complete'}"
         for name, missing in extras.items()
         if name != "all"
     ]
@@ -123,23 +114,90 @@ def _devices() -> list[str]:
 
 
 def _estimators() -> list[str]:
-    from vopd import ESTIMATORS
+    import torch
 
-    where = backend()
+    from vopd import ESTIMATORS
+    from vopd.kernels import backend_name
+
+    kind, called = ("cuda", "GPU") if torch.cuda.is_available() else ("cpu", "CPU")
+    where = f"{backend_name('auto', torch.device(kind))} on the {called}"
     return [
-        f"{name:<28}{estimator.support:<9}{'biased  ' if not estimator.unbiased else 'unbiased'}  {where}"
+        f"{name:<28}{estimator.support:<9}{'unbiased' if estimator.unbiased else 'biased':<8}  {where}"
         for name, estimator in ESTIMATORS.items()
     ]
 
 
 def _surroundings(output_dir: str) -> list[str]:
-    from pathlib import Path
-
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-    folder = next(path for path in [Path(output_dir).absolute(), *Path(output_dir).absolute().parents] if path.exists())
+    folder = nearest_existing(Path(output_dir))
     return [
         f"Hugging Face Hub: {'offline (HF_HUB_OFFLINE)' if offline else 'reached when needed'}, telemetry off",
         # Whether there is one, never the token itself.
         f"hub token: {'set' if os.environ.get('HF_TOKEN') else 'not set in HF_TOKEN'}",
         f"room for runs in {folder}: {shutil.disk_usage(folder).free / _GIB:.0f} GiB",
     ]
+
+
+def _teacher(options: DoctorOptions, address: str) -> list[str]:
+    """What a teacher server gives, tried out, and which estimators that allows.
+
+    Raises:
+        TeacherServerError: nothing answers there, or not as a server that scores prompts.
+        MismatchError: the student's vocabulary is another one.
+    """
+    from vopd.estimators import ESTIMATORS
+    from vopd.models import load_tokenizer
+    from vopd.teachers.server import Patience, Servers, inspect_servers
+
+    patience = Patience(retries=1, deadline=120.0)
+    servers = Servers(address, key_env=options.teacher_server_key_env, patience=patience)
+    tokenizer = None if options.model is None else load_tokenizer(options.model)
+    prompt = _PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"]
+    found = inspect_servers(servers, options.teacher_server_model, tokenizer, prompt)
+    began = time.perf_counter()
+    found.model.score(found.text)
+    seconds = time.perf_counter() - began
+    top_k, _ = found.most_top_k(_TOP_K)
+    refusal = found.refusal_of_chosen()
+    gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
+    ((url, repeat),) = found.repeats.items()
+    lines = [
+        f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
+        f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
+        f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
+        f"temperature {options.temperature:g}: {_temperature(found, options.temperature)}",
+        "gives:",
+        "  sampled  the score of each sampled token",
+        f"  top_k    {_top_k(top_k)}",
+        f"  chosen   {'no: ' + refusal if refusal else 'scores of ids of the student'}",
+        "  full     no: whole rows are for a teacher in this process",
+        "estimators:",
+    ]
+    for name, estimator in ESTIMATORS.items():
+        need = estimator.need
+        lines.append(f"  {name:<28}" + ("yes" if gives[need] else f"no, needs {need}"))
+    servers.close()
+    return lines
+
+
+def _vocabulary(same_ids: int | None, compared: bool) -> str:
+    if not compared:
+        return "not compared; name the student with --model"
+    if same_ids is None:
+        return "cannot be compared, for lack of /detokenize; in the run set teacher_model, whose tokenizer is compared"
+    return f"all {same_ids} ids mean what they mean to the student"
+
+
+def _temperature(found: Findings, temperature: float) -> str:
+    if temperature == 1:
+        return "what every server scores at; try another with --temperature"
+    if found.untempered(temperature):
+        return "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
+    return "heeded"
+
+
+def _top_k(top_k: int) -> str:
+    if top_k == 0:
+        return f"no: prompt_logprobs above 0 is refused; start it with --max-logprobs {_TOP_K[0]}"
+    more = " (more with --max-logprobs)" if top_k == _TOP_K[0] else ""
+    return f"its own most likely tokens, loss_top_k up to {top_k} tried{more}"

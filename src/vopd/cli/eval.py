@@ -1,4 +1,10 @@
-"""`vopd eval`: evaluate checkpoints on benchmarks, files or tasks, with intervals over problems."""
+"""Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
+
+The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
+in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
+task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
+started again goes on where it stood.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +13,19 @@ from collections.abc import Sequence
 from vopd.errors import require
 from vopd.run import directory
 from vopd.run.evaluation import TASK_PREFIX, EvalOptions, evaluate, find_problems, models_of
-from vopd.run.options import options_of, parse
-
-SUMMARY = """\
-Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
-
-The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
-in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
-task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
-started again goes on where it stood.
-"""
+from vopd.run.options import read_options
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd eval` with these arguments and return its exit code."""
-    options = parse("eval", SUMMARY, options_of(EvalOptions), arguments).build(EvalOptions)
-    require("transformers", "eval").utils.logging.disable_progress_bar()
+    options = read_options(EvalOptions, "eval", __doc__, arguments)
+    require("transformers", "eval")
     from vopd.evaluation.results import compare_results, comparison_rows, load_results, print_table, remarks, table_rows
 
     earlier = load_results(options.against) if options.against else None
     benchmarks = find_problems(options)
     names = [benchmark.name.removeprefix(TASK_PREFIX) for benchmark in benchmarks]
-    name = options.run_name or directory.suggest_name("eval", models_of(options)[-1], *names)
-    folder = directory.run_directory(options.output_dir, name)
+    folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))
     print("\n".join(remarks(results)))

@@ -1,29 +1,166 @@
-"""`vopd train`: models, prompts and settings in, a run directory with a trained model out."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from vopd.run.facts import look
-from vopd.run.plan import plan_run
-from vopd.run.train import plan_accuracy, train
-
-SUMMARY = """\
-Train a student to match a teacher on the student's own samples.
+"""Train a student to match a teacher on the student's own samples.
 
 Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
 model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
 """
 
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from vopd.data.prompts import Prompts
+from vopd.data.tokenized import first_ids, token_lengths
+from vopd.kernels import backend_name
+from vopd.models import end_ids
+from vopd.models.footprint import Footprint, Step, footprint
+from vopd.run.directory import nearest_existing
+from vopd.run.facts import Facts, gather_facts, step_completions, step_prompts, teacher_paths
+from vopd.run.plan import Plan, plan_run
+from vopd.run.train import plan_accuracy, train
+from vopd.teachers.build import Served
+from vopd.teachers.itself import AVERAGE, FROZEN
+from vopd.training import VOPDConfig
+from vopd.training.rollout_logprobs import check_engine
+
+_SHOWN_IDS = 40
+_GIB = 1 << 30
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
-    plan = plan_run("train", SUMMARY, arguments)
+    plan = plan_run("train", __doc__, arguments)
     if plan.options.dry_run:
-        from .shared.dry_run import report
-
         plan_accuracy(plan)  # whose problems must be there
-        print(report(plan, look(plan)))
+        print(dry_run(plan, gather_facts(plan)))
     else:
         train(plan)
     return 0
+
+
+def dry_run(plan: Plan, facts: Facts) -> str:
+    """Return what a run would do and need, told without loading weights."""
+    config = plan.config
+    assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
+    check_engine(config.use_vllm, config.importance_sampling, None)
+    # Prompts that do not fill a last step are left out.
+    epoch = len(facts.prompts.dataset) // step_prompts(config)
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
+    memory = estimate(plan, facts)
+    frozen = any(not weight.requires_grad for weight in facts.student.skeleton.parameters())
+    sections = [
+        _prompts(facts.prompts, facts.student.tokenizer),
+        _vocabularies(plan, facts),
+        _memory(config, memory),
+        _steps(config, epoch, steps),
+        _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, steps),
+        facts.benchmarks,
+        [f"note: {note}" for note in facts.notes],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def estimate(plan: Plan, facts: Facts) -> Footprint:
+    """Return the memory that one device needs."""
+    config, options = plan.config, plan.options
+    assert facts.student is not None and facts.prompts is not None
+    sequences = config.per_device_train_batch_size
+    step = Step(
+        sequences=sequences,
+        generated=sequences * config.gradient_accumulation_steps,
+        tokens=max(token_lengths(facts.prompts.dataset)) + config.max_completion_length,
+        completion_tokens=config.max_completion_length,
+        checkpointing=bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False)),
+        half=bool(config.bf16 or config.fp16),
+        own_rollout=not config.use_vllm,
+    )
+    return footprint(
+        facts.student.skeleton,
+        [facts.teachers[path].skeleton for path in teacher_paths(plan, served=False)],
+        student_dtype=options.dtype,
+        teacher_dtype=options.teacher_dtype,
+        quantization=options.quantization,
+        teacher_quantization=options.teacher_quantization,
+        teacher_offload=config.teacher_offload,
+        copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values()),
+        step=step,
+    )
+
+
+def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
+    text = prompts.dataset[0]["prompt"]
+    ids = first_ids(prompts.dataset)
+    shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
+    sources = (f"{entry['prompts']} of {entry['source']} ({entry['version']})" for entry in prompts.sources)
+    return [
+        f"prompts: {', '.join(sources)}",
+        # repr: control characters of a data set must not reach the terminal
+        f"first prompt: {text!r}",
+        f"its {len(ids)} ids: {shown}",
+        f"which decode to: {tokenizer.decode(ids)!r}",
+    ]
+
+
+def _vocabularies(plan: Plan, facts: Facts) -> list[str]:
+    lines = [f"common vocabulary: {facts.vocabulary} tokens"]
+    if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):
+        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
+    for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
+        assert model is not None
+        tokenizer = model.tokenizer
+        tokens = [*end_ids(model.skeleton, tokenizer), tokenizer.pad_token_id]
+        *ends, pad = (f"{token} {tokenizer.convert_ids_to_tokens(token)!r}" for token in tokens)
+        sizes = f"{len(tokenizer)} tokens, {model.head_rows} head rows"
+        lines.append(f"{name}: {sizes}, ends at {', '.join(ends)}, pads with {pad}")
+    return lines
+
+
+def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
+    rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
+    rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
+    backend = backend_name(config.loss_backend, config.device)
+    lines = [f"loss: {config.estimator}, {backend} on {config.device.type}"]
+    lines += [f"memory of one device, about {_size(needed.peak)} at its peak:"]
+    lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
+    if config.use_vllm and config.vllm_mode == "colocate":
+        lines.append(f"  vLLM takes {config.vllm_gpu_memory_utilization:.0%} of the GPU besides")
+    if config.world_size > 1:
+        lines.append("  FSDP and ZeRO-3 divide weights, gradients and optimizer among the devices")
+    return lines
+
+
+def _steps(config: VOPDConfig, epoch: int, steps: int) -> list[str]:
+    each, several, length = step_completions(config), config.num_generations, config.max_completion_length
+    tokens = steps * each * length
+    return [
+        f"steps: {steps}, {epoch} to the epoch",
+        f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to {length} tokens, "
+        f"on {config.world_size} processes in {config.gradient_accumulation_steps} micro-batches of "
+        f"{config.per_device_train_batch_size}",
+        f"the run: up to {f'{tokens / 1e6:.1f} million' if tokens >= 1e6 else f'{tokens:,}'} sampled tokens",
+    ]
+
+
+def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
+    """The room for the model and for checkpoints, each a model and an optimizer, sizes in bytes."""
+    checkpoints = _checkpoints(plan.config, steps)
+    needed = model + checkpoints * (model + optimizer)
+    free = shutil.disk_usage(nearest_existing(plan.folder)).free
+    what = f"the model and {checkpoints} checkpoints in {plan.folder}"
+    lines = [f"disk: {_size(needed)} for {what}, {_size(free)} are free"]
+    if needed > free:
+        lines.append("  that is too little: set save_total_limit, save_only_model=true, or another output_dir")
+    return lines
+
+
+def _checkpoints(config: VOPDConfig, steps: int) -> int:
+    if str(getattr(config.save_strategy, "value", config.save_strategy)) == "no":
+        return 0
+    every = config.save_steps if config.save_steps >= 1 else max(1, int(config.save_steps * steps))
+    return min(math.ceil(steps / every), config.save_total_limit or steps)
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB / 10 else f"{count / (1 << 20):.1f} MiB"

@@ -1,31 +1,30 @@
-"""`vopd validate`: is this configuration good? Loads no weights and writes nothing."""
+"""Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
+
+Takes what `vopd train` takes and writes nothing. Models and data sets of the hub that this machine does not have are
+named and passed over; `vopd train --dry-run` insists on them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-from vopd.run.facts import look
-from vopd.run.plan import Plan, plan_run
-
-from .train import plan_accuracy
-
-SUMMARY = """\
-Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
-
-Takes what `vopd train` takes and writes nothing. Models and data sets of the hub that this machine does not have are
-named and passed over; `vopd train --dry-run` insists on them.
-"""
-
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd validate` with these arguments and return its exit code."""
     # Before anything that reads it is imported: a check must not wait for the network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    plan = plan_run("validate", SUMMARY, arguments)
-    facts = look(plan, far=False)
+    from vopd.run.facts import gather_facts
+    from vopd.run.plan import plan_run
+    from vopd.run.train import plan_accuracy
+    from vopd.training.rollout_logprobs import has_vllm
+
+    plan = plan_run("validate", __doc__, arguments)
+    facts = gather_facts(plan, far=False)
     accuracy = plan_accuracy(plan)
-    lines = [f"note: {note}" for note in [*facts.notes, *_engine_notes(plan)]]
+    lines = [f"note: {note}" for note in facts.notes]
+    if plan.config.use_vllm and not has_vllm():
+        lines.append("note: vllm is not installed here; training needs it")
     if facts.vocabulary is not None:
         lines.append(f"common vocabulary: {facts.vocabulary} tokens")
     if facts.prompts is not None:
@@ -35,9 +34,3 @@ def run(arguments: Sequence[str]) -> int:
         lines.append(f"accuracy is measured on {accuracy.name}: {accuracy.problems} problems")
     print("\n".join([*lines, "good"]))
     return 0
-
-
-def _engine_notes(plan: Plan) -> list[str]:
-    from vopd.training.rollout_logprobs import has_vllm
-
-    return ["vllm is not installed here; training needs it"] if plan.config.use_vllm and not has_vllm() else []

@@ -11,13 +11,15 @@ from vopd.errors import ConfigurationError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def run_directory(output_dir: str | Path, name: str) -> Path:
-    """Return the folder of run `name` in `output_dir`.
+def run_directory(output_dir: str | Path, name: str | None, *suggestion: str) -> Path:
+    """Return the folder of run `name` in `output_dir`; without a name it gets one from the parts of `suggestion`.
 
     Raises:
         ConfigurationError: the name is not made of letters, digits, dots, dashes and underscores; so it can be
             neither a path nor "..".
     """
+    if name is None:
+        name = suggest_name(*suggestion)
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"run name {name!r} must be letters, digits, '.', '-' and '_', and begin with a letter or digit; "
@@ -60,6 +62,11 @@ def create(folder: Path, *, resume: bool) -> None:
     from vopd.training.saving.checkpoints import check_writable
 
     check_writable(folder)
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that is there."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
 
 
 def is_main_process() -> bool:

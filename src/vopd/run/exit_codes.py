@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line on stderr for an error that vopd raises."""
+"""How a command begins and ends: quiet libraries, its exit code, and one line on stderr for an error of vopd's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from vopd.errors import VOPDError
+
+# Read by huggingface_hub when it is imported, which a command does after this.
+for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    os.environ.setdefault(_quiet, "1")
 
 # What a disk refuses in the middle of a file, where Python does not say of which one.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -16,8 +21,9 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 def report_error(command: Callable[[], int]) -> int:
     """Return the exit code of a command; an error that vopd raises becomes one line on stderr and its own code."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub is imported anywhere
     _log_to_stderr()
+    # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         return command()
     except VOPDError as error:

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vopd.data.chat import thinking_options
+from vopd.data.files import SUFFIXES
+from vopd.data.prompt_checks import check_enough, check_room
+from vopd.data.prompts import Prompts, read_prompts
+from vopd.data.sources import TASK_PREFIX
+from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
 from vopd.errors import ConfigurationError, VOPDError
+from vopd.models import (
+    common_vocabulary,
+    context_length,
+    end_token_difference,
+    load_skeleton,
+    load_tokenizer,
+    read_head,
+)
+from vopd.teachers.build import DEFAULT, Served
+from vopd.teachers.columns import Routes, TeacherPrompts
+from vopd.teachers.itself import is_self
+from vopd.training import VOPDConfig
+from vopd.training.monitoring.accuracy import check_names, load_one, plan_lines
+from vopd.training.monitoring.trackers import check_trackers
+from vopd.training.rewards.functions import Rewards
 
-from .plan import Plan, TrainOptions
+from .lora import check_lora
+from .plan import Plan
 
 T = TypeVar("T")
 
@@ -21,6 +42,10 @@ class ModelFacts:
 
     skeleton: Any
     tokenizer: Any
+
+    @property
+    def head_rows(self) -> int:
+        return len(self.skeleton.get_output_embeddings().weight)
 
 
 @dataclass(frozen=True)
@@ -39,12 +64,12 @@ class Facts:
     student: ModelFacts | None
     teachers: dict[str, ModelFacts]
     vocabulary: int | None
-    prompts: Any | None
-    benchmarks: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    prompts: Prompts | None
+    benchmarks: list[str]
+    notes: list[str]
 
 
-def look(plan: Plan, *, far: bool = True) -> Facts:
+def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     """Check models and prompts of a plan as far as that needs no weights.
 
     Args:
@@ -54,86 +79,64 @@ def look(plan: Plan, *, far: bool = True) -> Facts:
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
     """
-    from vopd.training.monitoring.accuracy import check_names, load_one, plan_lines
-    from vopd.training.monitoring.trackers import check_trackers
+    options, config = plan.options, plan.config
+    notes: list[str] = []
+    check_trackers(config.report_to)
 
-    options, notes = plan.options, []
-    check_trackers(plan.config.report_to)
-
-    def reach(load: Callable[[], T], source: Any) -> T | None:
+    def reach(source: Any, load: Callable[..., T], *given: Any) -> T | None:
         try:
-            return load()
+            return load(*given)
         except VOPDError:
             if far or not only_on_hub(source):
                 raise
-            notes.append(f"not checked, for it is not on this machine: {_named(source)}")
+            notes.append(f"not checked, for it is not on this machine: {', '.join(_names(source))}")
             return None
 
-    student = reach(lambda: _model(options.model, options.model_revision), options.model)
-    teachers = {}
-    for path, revision in teacher_paths(plan).items():
-        found = reach(partial(_model, path, revision), path)
-        if found is not None:
-            teachers[path] = found
+    student = reach(options.model, _model, options.model, options.model_revision)
+    found = {path: reach(path, _model, path, revision) for path, revision in teacher_paths(plan).items()}
+    teachers = {path: teacher for path, teacher in found.items() if teacher is not None}
     vocabulary = _check_models(plan, student, teachers, notes)
     prompts = None
     if student is not None or not options.chat_template:
-        tokenizer = None if student is None else student.tokenizer
-        prompts = reach(lambda: _prompts(plan, tokenizer), options.dataset)
+        prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer)
     if prompts is not None and student is not None:
         _check_room(plan, prompts, student, teachers)
-    asked = plan.config.eval_benchmarks or []
-    in_reach = [reach(partial(load_one, name, plan.config), name) for name in asked]
+    in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     check_names(benchmarks)
-    return Facts(student, teachers, vocabulary, prompts, plan_lines(plan.config, benchmarks), notes)
+    return Facts(student, teachers, vocabulary, prompts, plan_lines(config, benchmarks), notes)
 
 
-def teacher_paths(plan: Plan) -> dict[str, str | None]:
-    """The folder or hub id of every teacher that has one, each once, with its revision."""
-    from vopd.teachers.build import Served
+def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
+    """The folder or hub id of every teacher that has one, each once, with its revision.
 
-    named = [(name, source.path if isinstance(source, Served) else source) for name, source in plan.teachers.items()]
-    return _revisions(plan, [(name, path) for name, path in named if path is not None])
-
-
-def loaded_teachers(plan: Plan) -> dict[str, str | None]:
-    """The same of the teachers in this process: a server's path only tells its tokenizer."""
-    from vopd.teachers.build import Served
-
-    return _revisions(plan, [(name, path) for name, path in plan.teachers.items() if not isinstance(path, Served)])
-
-
-def _revisions(plan: Plan, named: list[tuple[str, Any]]) -> dict[str, str | None]:
-    from vopd.teachers.columns import DEFAULT
-    from vopd.teachers.itself import is_self
-
-    revisions = {DEFAULT: plan.options.teacher_model_revision}
-    return {str(path): revisions.get(name) for name, path in named if not is_self(path)}
+    Of a teacher behind a server the path only tells its tokenizer: without `served` it is left out.
+    """
+    found: dict[str, str | None] = {}
+    for name, source in plan.teachers.items():
+        if isinstance(source, Served):
+            source = source.path if served else None
+        if source is not None and not is_self(source):
+            found[str(source)] = plan.options.teacher_model_revision if name == DEFAULT else None
+    return found
 
 
 def only_on_hub(source: Any) -> bool:
     """True for a hub id of a model or data set that no file or folder here has the name of."""
-    from vopd.data.files import SUFFIXES
-    from vopd.data.sources import TASK_PREFIX
-
-    if isinstance(source, list):
-        return any(only_on_hub(entry) for entry in source)
-    if isinstance(source, dict):
-        return only_on_hub(source.get("source"))
-    text = str(source)
-    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in SUFFIXES
-    return not (is_path or text.startswith(TASK_PREFIX) or Path(text).exists())
+    for text in _names(source):
+        is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in SUFFIXES
+        if not (is_path or text.startswith(TASK_PREFIX) or Path(text).exists()):
+            return True
+    return False
 
 
-def _named(source: Any) -> str:
+def _names(source: Any) -> list[str]:
+    """The path or id of a model or of prompts; of a mixture of prompts all of them."""
     entries = source if isinstance(source, list) else [source]
-    return ", ".join(str(entry["source"] if isinstance(entry, dict) else entry) for entry in entries)
+    return [str(entry.get("source") if isinstance(entry, dict) else entry) for entry in entries]
 
 
 def _model(source: str, revision: str | None) -> ModelFacts:
-    from vopd.models import load_skeleton, load_tokenizer
-
     return ModelFacts(load_skeleton(source, revision=revision), load_tokenizer(source, revision=revision))
 
 
@@ -141,8 +144,6 @@ def _check_models(
     plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str]
 ) -> int | None:
     """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    from vopd.models import common_vocabulary, end_token_difference, read_head
-
     found = [("student", student)] if student is not None else []
     for name, model in [*found, *(("teacher", teacher) for teacher in teachers.values())]:
         read_head(model.skeleton, name)
@@ -150,11 +151,11 @@ def _check_models(
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
     if student is None:
         return None
-    _check_lora(plan.options, student)
+    check_lora(plan.options, student.skeleton)
     vocabulary = len(student.tokenizer)
     for other in [student, *teachers.values()]:
         vocabulary = common_vocabulary(
-            student.tokenizer, other.tokenizer, student_rows=_head_rows(student), teacher_rows=_head_rows(other)
+            student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
         )
     if plan.config.loss_top_k is not None and plan.config.loss_top_k > vocabulary:
         raise ConfigurationError(
@@ -166,35 +167,8 @@ def _check_models(
     return vocabulary
 
 
-def _head_rows(model: ModelFacts) -> int:
-    return len(model.skeleton.get_output_embeddings().weight)
-
-
-def _check_lora(options: TrainOptions, student: ModelFacts) -> None:
-    from .lora import lora_config
-
-    adapters = lora_config(options, student.skeleton)
-    if adapters is None:
-        return
-    import peft
-    import torch
-
-    try:
-        with torch.device("meta"):
-            peft.get_peft_model(student.skeleton, adapters)
-    except ValueError as error:
-        raise ConfigurationError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
-
-
-def _prompts(plan: Plan, tokenizer: Any) -> Any:
+def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     """The prompts, read and checked; with their ids where there is a tokenizer."""
-    from vopd.data.chat import thinking_options
-    from vopd.data.prompt_checks import check_enough
-    from vopd.data.prompts import read_prompts
-    from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
-    from vopd.teachers.columns import Routes, TeacherPrompts
-    from vopd.training.rewards.functions import Rewards
-
     options, config = plan.options, plan.config
     switch = thinking_options(options.thinking, options.chat_template, tokenizer)
     prompts = read_prompts(
@@ -224,20 +198,18 @@ def _prompts(plan: Plan, tokenizer: Any) -> Any:
     return prompts
 
 
-def _check_room(plan: Plan, prompts: Any, student: ModelFacts, teachers: dict[str, ModelFacts]) -> None:
-    from vopd.data.prompt_checks import check_room
-    from vopd.models import context_length
+def _check_room(plan: Plan, prompts: Prompts, student: ModelFacts, teachers: dict[str, ModelFacts]) -> None:
 
     positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
     column = plan.config.teacher_prompt_column
     check_room(prompts.dataset, "train_dataset", positions, plan.config.max_completion_length, column)
 
 
-def step_prompts(config: Any) -> int:
+def step_prompts(config: VOPDConfig) -> int:
     """Prompts of one optimizer step over all processes."""
     return step_completions(config) // int(config.num_generations)
 
 
-def step_completions(config: Any) -> int:
+def step_completions(config: VOPDConfig) -> int:
     """Completions of one optimizer step over all processes."""
     return int(config.per_device_train_batch_size * config.world_size * config.gradient_accumulation_steps)

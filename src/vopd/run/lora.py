@@ -1,15 +1,18 @@
-"""The LoRA configuration that `vopd train` makes of its options."""
+"""The LoRA adapters that `vopd train` makes of its options."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vopd.errors import ConfigurationError, require
+import peft
+import torch
+
+from vopd.errors import ConfigurationError
 
 from .plan import TrainOptions
 
 
-def lora_config(options: TrainOptions, student: Any) -> Any:
+def lora_config(options: TrainOptions, student: Any) -> peft.LoraConfig | None:
     """Return the configuration of the adapters, or None where every weight is trained.
 
     Raises:
@@ -25,13 +28,28 @@ def lora_config(options: TrainOptions, student: Any) -> Any:
             "weight directly; leave it out"
         )
     rank = options.lora_rank
-    return require("peft", "train").LoraConfig(
+    return peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
         lora_dropout=0.0,  # a rollout and its gradient must see one policy
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
+
+
+def check_lora(options: TrainOptions, skeleton: Any) -> None:
+    """Put adapters without weights into the skeleton of the student.
+
+    Raises:
+        ConfigurationError: it has no such modules, or they are the output head.
+    """
+    adapters = lora_config(options, skeleton)
+    if adapters is not None:
+        try:
+            with torch.device("meta"):
+                peft.get_peft_model(skeleton, adapters)
+        except ValueError as error:
+            raise ConfigurationError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
 
 
 def _head_name(model: Any) -> str:

@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union
@@ -23,27 +24,28 @@ from vopd.errors import ConfigurationError, VOPDError, require
 T = TypeVar("T")
 
 CHOSEN_HERE = "chosen for this machine"
-_CHOSEN = ("default", CHOSEN_HERE)
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
+# Plain type: how an error calls its values, and what stands for one in the help.
+_PLAIN_TYPES = {
+    bool: ("true or false", "true|false"), int: ("a whole number", "N"), float: ("a number", "X"),
+    str: ("text", "TEXT"), list: ("a list", "A,B"), dict: ("{key: value}", "{...}"), type(None): ("none", ""),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its name, its type, its default, and what the help says (None keeps it out of the help).
-
-    `text` is what its dataclass says of it, in the help or not.
-    """
+    """One setting: its name, its type, its default, what its dataclass says of it, and whether the help lists it."""
 
     name: str
     kind: Any
     default: Any
-    help: str | None
+    text: str
     required: bool = False
     group: str = "options"
-    text: str = ""
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,8 @@ class Settings:
 
         `fixed` wins over everything. Errors that the dataclass raises become ConfigurationError.
         """
-        names = {entry.name for entry in dataclasses.fields(target) if entry.init}  # type: ignore[arg-type]
-        given = {
-            name: value for name, value in self.values.items() if name in names and self.origins[name] != "default"
-        }
+        names = [entry.name for entry in dataclasses.fields(target) if entry.init]  # type: ignore[arg-type]
+        given = {name: self.values[name] for name in names if self.origins.get(name, "default") != "default"}
         try:
             return target(**{**given, **fixed})
         except VOPDError:
@@ -73,7 +73,7 @@ class Settings:
 def setting(default: Any, help_text: str) -> Any:
     """A dataclass field with a default and the line that the help shows for it."""
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: default.copy(), metadata={"help": help_text})
+        return field(default_factory=default.copy, metadata={"help": help_text})
     return field(default=default, metadata={"help": help_text})
 
 
@@ -90,17 +90,17 @@ def options_of(target: type, *, group: str = "options", shown: Sequence[str] | N
     kinds = typing.get_type_hints(target)
     found = {}
     for entry in dataclasses.fields(target):
-        if not entry.init or entry.name.startswith("_"):
-            continue
-        default = entry.default
-        if entry.default_factory is not dataclasses.MISSING:
-            default = entry.default_factory()
-        text = entry.metadata.get("help") or ""
-        shown_text = text if shown is None or entry.name in shown else None
-        required = bool(entry.metadata.get("required"))
-        found[entry.name] = Option(entry.name, kinds[entry.name], default, shown_text, required, group, text)
-    first = {name: found[name] for name in shown or () if name in found}
-    return {**first, **found}
+        if entry.init and not entry.name.startswith("_"):
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            text, required = entry.metadata.get("help") or "", "required" in entry.metadata
+            listed = shown is None or entry.name in shown
+            found[entry.name] = Option(entry.name, kinds[entry.name], default, text, required, group, listed)
+    return {**{name: found[name] for name in shown or () if name in found}, **found}
+
+
+def read_options(kind: type[T], command: str, summary: str, arguments: Sequence[str]) -> T:
+    """Read the command line of a command whose options are the fields of `kind`; see `parse` and `Settings.build`."""
+    return parse(command, summary, options_of(kind), arguments).build(kind)
 
 
 def parse(command: str, summary: str, options: Mapping[str, Option], arguments: Sequence[str]) -> Settings:
@@ -115,18 +115,19 @@ def parse(command: str, summary: str, options: Mapping[str, Option], arguments: 
     parser = _parser(command, summary, options)
     given, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if rest:
-        raise ConfigurationError(_unknown(rest[0].partition("=")[0].lstrip("-"), options))
+        raise _unknown(rest[0].partition("=")[0].lstrip("-"), options, "")
     values = {name: option.default for name, option in options.items()}
     origins = dict.fromkeys(options, "default")
     typed = vars(given)
     path = typed.pop("config", None)
+    sources = [("command line", "", typed)]
     if path is not None:
-        for name, value in _read_file(path).items():
+        sources.insert(0, (Path(path).name, f"{path}: ", _read_file(path)))
+    for origin, where, found in sources:
+        for name, value in found.items():
             if name not in options:
-                raise ConfigurationError(f"{path}: {_unknown(name, options)}")
-            values[name], origins[name] = _checked(value, options[name], f"{path}: "), Path(path).name
-    for name, text in typed.items():
-        values[name], origins[name] = _converted(text, options[name]), "command line"
+                raise _unknown(name, options, where)
+            values[name], origins[name] = _checked(value, options[name], where), origin
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
     if missing:
         raise ConfigurationError(f"vopd {command} needs {' and '.join(missing)}")
@@ -151,13 +152,17 @@ def convert(text: str, kind: Any, name: str) -> Any:
     number = _number(text, kinds)
     if number is not None:
         return number
-    if dict in kinds and lowered.startswith("{"):
-        return _yaml_value(text, dict, name)
-    if list in kinds and (str not in kinds or "," in text or lowered.startswith("[")):
-        return _yaml_value(text, list, name) if lowered.startswith("[") else [part.strip() for part in text.split(",")]
+    for container, bracket in ((dict, "{"), (list, "[")):
+        if container in kinds and lowered.startswith(bracket):
+            value = _yaml_value(text)
+            if isinstance(value, container):
+                return value
+            raise _wrong(name, [container], f"'{text}'")
+    if list in kinds and (str not in kinds or "," in text):
+        return [part.strip() for part in text.split(",")]
     if str in kinds:
         return text
-    raise ConfigurationError(f"{name} must be {_describe(kinds)}, not '{text}'")
+    raise _wrong(name, kinds, f"'{text}'")
 
 
 def kinds_of(kind: Any) -> list[Any]:
@@ -169,7 +174,7 @@ def kinds_of(kind: Any) -> list[Any]:
         return list(dict.fromkeys(type(value) for value in typing.get_args(kind)))
     if origin is not None:
         return [origin]
-    return [kind] if kind in (bool, int, float, str, list, dict, type(None)) else [str]
+    return [kind if kind in _PLAIN_TYPES else str]
 
 
 def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -178,9 +183,13 @@ def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     The text is itself a valid `--config` file.
     """
     yaml = require("yaml", "train")
+    ranks = {CHOSEN_HERE: 1, "default": 2}
+
+    def rank(name: str) -> tuple[int, str]:
+        return ranks.get(origins[name].partition(",")[0], 0), name  # what follows the comma is a remark
+
     lines = []
-    kinds = {name: origin.partition(",")[0] for name, origin in origins.items()}  # what follows is a remark
-    for name in sorted(settings, key=lambda name: (kinds[name] in _CHOSEN, kinds[name] == "default", name)):
+    for name in sorted(settings, key=rank):
         if _is_secret(name):
             continue
         # Flow style and no width limit: one line whatever the value, so that a comment can follow.
@@ -208,7 +217,7 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
     for option in options.values():
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        text = argparse.SUPPRESS if option.help is None else _help_line(option)
+        text = _help_line(option) if option.shown else argparse.SUPPRESS
         # --dry_run alone is --dry_run true.
         bare = {"nargs": "?", "const": "true"} if bool in kinds_of(option.kind) else {}
         groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text, **bare)
@@ -216,7 +225,7 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
 
 
 def _help_line(option: Option) -> str:
-    text = " ".join((option.help or "").split()).replace("`", "")
+    text = " ".join(option.text.split()).replace("`", "")
     if len(text) > 100:
         text = text.split(". ")[0].rstrip(".")
     if option.required:
@@ -229,8 +238,7 @@ def _help_line(option: Option) -> str:
 
 def _metavar(kind: Any) -> str:
     kinds = [member for member in kinds_of(kind) if member is not type(None)]
-    names = {bool: "true|false", int: "N", float: "X", str: "TEXT", list: "A,B", dict: "{...}"}
-    return names.get(kinds[-1] if str in kinds else kinds[0], "TEXT") if kinds else "TEXT"
+    return _PLAIN_TYPES[kinds[-1] if str in kinds else kinds[0]][1]
 
 
 def _underscored(argument: str) -> str:
@@ -240,9 +248,14 @@ def _underscored(argument: str) -> str:
     return "--" + key[2:].replace("-", "_") + sign + value
 
 
-def _unknown(name: str, options: Mapping[str, Option]) -> str:
+def _unknown(name: str, options: Mapping[str, Option], where: str) -> ConfigurationError:
     close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.6)
-    return f"unknown option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "; --help lists the options")
+    hint = f"did you mean '{close[0]}'?" if close else "--help lists the options"
+    return ConfigurationError(f"{where}unknown option '{name}'; {hint}")
+
+
+def _wrong(name: str, kinds: Iterable[Any], given: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} must be {' or '.join(_PLAIN_TYPES[kind][0] for kind in kinds)}, not {given}")
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -263,51 +276,30 @@ def _read_file(path: str) -> dict[str, Any]:
 
 
 def _checked(value: Any, option: Option, where: str) -> Any:
-    """A value of a YAML file; text is converted as on the command line, since YAML reads 1e-5 as text."""
-    kinds = kinds_of(option.kind)
+    """A value of the command line or of a YAML file; text is converted in both, since YAML reads 1e-5 as text."""
+    kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
-        try:
-            return _converted(value, option)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}{error}") from error
-    if type(value) in kinds:
+        # report_to's default is the text "none", which is not None.
+        return value if value == option.default else convert(value, option.kind, name)
+    if type(value) in kinds or (type(value) is int and float in kinds):
         return value
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return value
-    raise ConfigurationError(f"{where}{option.name} must be {_describe(kinds)}, not {value!r}")
-
-
-def _converted(text: str, option: Option) -> Any:
-    # report_to's default is the text "none", which is not None.
-    return text if text == option.default else convert(text, option.kind, option.name)
+    raise _wrong(name, kinds, repr(value))
 
 
 def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
     """The number in `text`, whole where it is written as one (500 steps are not 500.0 steps), or None."""
     for number in (int, float):
         if float in kinds or number in kinds:
-            try:
+            with suppress(ValueError):
                 return number(text)
-            except ValueError:
-                continue
     return None
 
 
-def _describe(kinds: Iterable[Any]) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    names[dict] = "{key: value}"
-    return " or ".join(names.get(kind, "none") for kind in kinds)
-
-
-def _yaml_value(text: str, kind: type, name: str) -> Any:
+def _yaml_value(text: str) -> Any:
     yaml = require("yaml", "train")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be {_describe([kind])}, not '{text}'")
-    return value
+    with suppress(yaml.YAMLError):
+        return yaml.safe_load(text)
+    return None
 
 
 def _plain(value: Any) -> Any:

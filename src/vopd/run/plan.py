@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, require
+from vopd.data.prompts import TEACHER_PROMPT
+from vopd.errors import ConfigurationError
+from vopd.kernels import backend_name
+from vopd.models.loading import DTYPES, check_quantization
+from vopd.teachers.build import sources
+from vopd.teachers.itself import check_worth
+from vopd.training import VOPDConfig
+from vopd.training.rewards.functions import Rewards
 
 from . import directory
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
@@ -87,8 +93,6 @@ class TrainOptions:
     eval_seed: int = setting(0, "of eval_task's problems; another than seed, whose problems are trained on")
 
     def __post_init__(self) -> None:
-        from vopd.models.loading import DTYPES, check_quantization
-
         for dtype in (self.dtype, self.teacher_dtype):
             if dtype not in DTYPES:
                 raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
@@ -110,7 +114,7 @@ class Plan:
     teachers by name (`vopd.teachers.columns.sources`)."""
 
     options: TrainOptions
-    config: Any
+    config: VOPDConfig
     settings: Settings
     folder: Path
     teachers: dict[str, Any]
@@ -122,47 +126,37 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigurationError: an option is unknown, of the wrong kind, out of range, or does not go with another one.
     """
-    require("trl", "train")
-    require("transformers", "train").utils.logging.disable_progress_bar()
-    # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    from vopd.data.prompts import TEACHER_PROMPT
-    from vopd.teachers.build import sources
-    from vopd.teachers.itself import check_worth
-    from vopd.training import VOPDConfig
-    from vopd.training.rewards.functions import Rewards
-
-    known = options(VOPDConfig)
+    known = train_options()
     settings = parse(command, summary + _MORE, known, arguments)
-    train_options = settings.build(TrainOptions)
-    _refuse_without_effect(settings, known)
-    folder = _folder(train_options, settings)
+    options = settings.build(TrainOptions)
+    for name, instead in _ELSEWHERE.items():
+        if name in known and settings.values[name] != known[name].default:
+            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
+    estimator = str(settings.values["estimator"])
+    folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator)
     # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
-    if train_options.teacher_prompt_template is not None:
+    if options.teacher_prompt_template is not None:
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
             raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
     config = settings.build(VOPDConfig, **fixed)
-    if train_options.push_to_hub and not config.hub_model_id:
+    if options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
-    rewards = Rewards.of(config, train_options.reward_funcs)  # refuses what makes no sense
-    teachers = sources(train_options.teacher_model, train_options.teachers, config.teacher_server_url)
+    rewards = Rewards.of(config, options.reward_funcs)  # refuses what makes no sense
+    teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
     check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
-    return Plan(train_options, config, settings, folder, teachers)
+    return Plan(options, config, settings, folder, teachers)
 
 
-def options(config: type) -> dict[str, Option]:
+def train_options() -> dict[str, Option]:
     """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
     own = options_of(TrainOptions, group="models, prompts, run")
-    of_config = options_of(config, group="method and optimiser", shown=MAIN_FIELDS)
-    return {**own, **{name: option for name, option in of_config.items() if name not in own}}
+    return own | (options_of(VOPDConfig, group="method and optimiser", shown=MAIN_FIELDS) | own)
 
 
 def write_resolved(plan: Plan) -> None:
     """Write every setting with its origin; what the configuration chose itself is written as chosen."""
-    from vopd.kernels import backend_name
-
     values: dict[str, Any] = {**plan.settings.values, "run_name": plan.folder.name}
     for name in ("resume", "dry_run"):  # they say how the run was called, not what it is
         del values[name]
@@ -174,16 +168,3 @@ def write_resolved(plan: Plan) -> None:
     if values["loss_backend"] == "auto":
         origins["loss_backend"] += f", {backend_name('auto', plan.config.device)} on this machine"
     (plan.folder / "resolved_config.yaml").write_text(to_yaml(values, origins), encoding="utf-8")
-
-
-def _refuse_without_effect(settings: Settings, known: Mapping[str, Option]) -> None:
-    for name, instead in _ELSEWHERE.items():
-        if name in known and settings.values[name] != known[name].default:
-            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
-
-
-def _folder(train_options: TrainOptions, settings: Settings) -> Path:
-    name = train_options.run_name
-    if name is None:
-        name = directory.suggest_name(train_options.model, str(settings.values["estimator"]))
-    return directory.run_directory(train_options.output_dir, name)

@@ -1,4 +1,4 @@
-"""What a finished run tells of itself: the model card's data and results, and an upload where one was asked for."""
+"""What a run tells of itself to others: its data in the model card, and an upload where one was asked for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import VOPDError
+import huggingface_hub
 
-from .accuracy import Accuracy
+from vopd.errors import VOPDError
+from vopd.training import VOPDConfig
+
 from .facts import only_on_hub
 
 
@@ -23,21 +25,12 @@ def data_notes(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"data": lines, "datasets": hub}
 
 
-def add_results(model: Path, facts: dict[str, Any], tags: list[str], accuracy: Accuracy) -> None:
-    """Write the model's card again, with the accuracies that were measured."""
-    from vopd.training.saving.card import write_card
-
-    write_card(model, {**facts, "results": accuracy.table()}, tags)
-
-
-def push(model: Path, config: Any) -> str:
+def push(model: Path, config: VOPDConfig) -> str:
     """Upload the folder of a trained model to the hub and return its address; the repository is private by default.
 
     Raises:
         VOPDError: the hub refuses or is out of reach. The model stays where it is.
     """
-    import huggingface_hub
-
     hub = huggingface_hub.HfApi(token=config.hub_token)
     try:
         private = True if config.hub_private_repo is None else config.hub_private_repo

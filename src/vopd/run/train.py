@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import gc
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from vopd.data.chat import thinking_options
 from vopd.errors import VOPDError
+from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
+from vopd.reporting.report import write_report
+from vopd.teachers.build import DEFAULT, Served
+from vopd.training import VOPDTrainer
+from vopd.training.saving.card import write_card
 
 from . import directory, publish
-from .accuracy import Accuracy, EvalOptions
-from .facts import Facts, ModelFacts, loaded_teachers, look
+from .accuracy import Accuracy
+from .evaluation import EvalOptions
+from .facts import Facts, ModelFacts, gather_facts, teacher_paths
 from .lora import lora_config
 from .plan import Plan, write_resolved
 
@@ -26,7 +36,7 @@ def train(plan: Plan) -> None:
     """
     accuracy = plan_accuracy(plan)
     directory.create(plan.folder, resume=plan.options.resume)
-    trainer = build_trainer(plan, look(plan))
+    trainer = build_trainer(plan, gather_facts(plan))
     if directory.is_main_process():
         write_resolved(plan)
     # The others would wait for the first process's evaluation, and give up after half an hour: then it comes last.
@@ -38,38 +48,26 @@ def train(plan: Plan) -> None:
         _finish(plan, trainer, accuracy)
 
 
-def build_trainer(plan: Plan, facts: Facts) -> Any:
+def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     """Load the models and return the trainer; a teacher behind a server is not loaded.
 
     The student is made to stop at the teachers' end tokens too: it learns to emit them, and would otherwise run
     on to the length limit after each.
     """
-    from vopd.models import load_model
-    from vopd.teachers.build import DEFAULT, Served
-    from vopd.training import VOPDTrainer
-
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
-    device = str(plan.config.device)  # where quantized weights go at once
-    student = load_model(
-        options.model,
-        dtype=options.dtype,
-        revision=options.model_revision,
-        quantization=options.quantization,
-        device=device if options.quantization else "cpu",
-    )
+
+    def load(path: str, revision: str | None, dtype: str, quantization: str | None) -> Any:
+        device = str(plan.config.device) if quantization else "cpu"  # where quantized weights go at once
+        return load_model(path, dtype=dtype, revision=revision, quantization=quantization, device=device)
+
+    student = load(options.model, options.model_revision, options.dtype, options.quantization)
     for teacher in facts.teachers.values():
         _stop_where(teacher, student, facts.student.tokenizer)
     _ask_as_trained(plan, facts.student.tokenizer)
     loaded = {
-        path: load_model(
-            path,
-            dtype=options.teacher_dtype,
-            revision=revision,
-            quantization=options.teacher_quantization,
-            device=device if options.teacher_quantization else "cpu",
-        )
-        for path, revision in loaded_teachers(plan).items()
+        path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
+        for path, revision in teacher_paths(plan, served=False).items()
     }
     named = {
         name: source.urls if isinstance(source, Served) else loaded.get(source, source)
@@ -93,8 +91,6 @@ def build_trainer(plan: Plan, facts: Facts) -> Any:
 
 def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
     """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
-    from vopd.data.chat import thinking_options
-
     options, config = plan.options, plan.config
     if config.eval_benchmark_chat_template is None:
         config.eval_benchmark_chat_template = options.chat_template
@@ -105,8 +101,6 @@ def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
 
 def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
     """Let the student stop where the teacher does."""
-    from vopd.models import end_ids, end_token_difference, set_end_ids
-
     difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
     if difference is not None:
         set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
@@ -119,33 +113,30 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
     Greedy, on the prompts as they are trained on, by the code and with the settings of the `vopd eval` command that
     it prints.
     """
-    options, config, folder = plan.options, plan.config, plan.folder
+    options, config = plan.options, plan.config
     if (options.eval_task is None and options.eval_data is None) or not directory.is_main_process():
         return None
-    common: dict[str, Any] = {
-        "task": options.eval_task,
-        "data": options.eval_data,
-        "kind": options.eval_kind,
-        "count": options.eval_count,
-        "task_options": options.eval_task_options,
-        "template": options.eval_template or options.prompt_template or "{problem}",
-        "chat_template": options.chat_template,
-        "thinking": options.thinking,
-        "chat_template_kwargs": config.chat_template_kwargs,
-        "max_new_tokens": options.eval_max_new_tokens or config.max_completion_length,
-        "seed": options.eval_seed,
-        "device": "cpu" if config.use_cpu else "auto",
-        "temperature": 0.0,
-    }
-    start: dict[str, Any] = {"model_revision": options.model_revision, "dtype": options.dtype}
-    return Accuracy(
-        EvalOptions(model=options.model, **start, **common),
-        EvalOptions(model=str(folder / "model"), **common),
-        folder,
+    of = partial(
+        EvalOptions,
+        task=options.eval_task,
+        data=options.eval_data,
+        kind=options.eval_kind,
+        count=options.eval_count,
+        task_options=options.eval_task_options,
+        template=options.eval_template or options.prompt_template or "{problem}",
+        chat_template=options.chat_template,
+        thinking=options.thinking,
+        chat_template_kwargs=config.chat_template_kwargs,
+        max_new_tokens=options.eval_max_new_tokens or config.max_completion_length,
+        seed=options.eval_seed,
+        device="cpu" if config.use_cpu else "auto",
+        temperature=0.0,
     )
+    start = of(model=options.model, model_revision=options.model_revision, dtype=options.dtype)
+    return Accuracy(start, of(model=str(plan.folder / "model")), plan.folder)
 
 
-def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
+def _finish(plan: Plan, trainer: VOPDTrainer, accuracy: Accuracy | None) -> None:
     model = plan.folder / "model"
     trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
     print(f"trained {trainer.state.global_step} steps; the model is in {model}")
@@ -155,7 +146,7 @@ def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
         _free(trainer)
         accuracy.measure("start", prompts)
         accuracy.measure("trained")
-        publish.add_results(model, card, tags, accuracy)
+        write_card(model, {**card, "results": accuracy.table()}, tags)
         print(accuracy.summary())
     _report(plan.folder)
     if accuracy is None:
@@ -164,10 +155,8 @@ def _finish(plan: Plan, trainer: Any, accuracy: Accuracy | None) -> None:
         print(f"uploaded to {publish.push(model, plan.config)}")
 
 
-def _free(trainer: Any) -> None:
+def _free(trainer: VOPDTrainer) -> None:
     """Let go of both models and the optimizer: the evaluation loads the saved model anew, and needs the room."""
-    import torch
-
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.teacher_model = trainer.optimizer = None
     gc.collect()
@@ -177,8 +166,6 @@ def _free(trainer: Any) -> None:
 
 def _report(folder: Path) -> None:
     """Write report.html. A trained model is not lost to a page that cannot be written."""
-    from vopd.reporting.report import write_report
-
     try:
         print(f"the report is {write_report(folder)}")
     except (VOPDError, OSError) as error:
