@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks.definitions import DEFINITIONS, load_benchmark
+from vopd.evaluation.benchmarks import DEFINITIONS, load_benchmark
 from vopd.evaluation.benchmarks.fields import Question, find, read_question, shuffled
 from vopd.evaluation.benchmarks.overlap import contamination, training_texts
 

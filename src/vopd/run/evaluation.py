@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vopd.errors import ConfigurationError
-from vopd.evaluation.grading.grade import KINDS
+from vopd.evaluation.grading import KINDS
 
 from .options import needed, setting
 
 if TYPE_CHECKING:
-    from vopd.evaluation.benchmarks.definitions import Benchmark
+    from vopd.evaluation.benchmarks import Benchmark
 
 TASK_PREFIX = "reasoning_gym:"
 
@@ -66,7 +66,7 @@ class EvalOptions:
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:
     """Return the benchmarks that `options` name, loaded."""
-    from vopd.evaluation.benchmarks.definitions import load_benchmark
+    from vopd.evaluation.benchmarks import load_benchmark
 
     sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
     given = {"kind": options.kind, "count": options.count, "seed": options.seed, "task_options": options.task_options}
@@ -92,6 +92,6 @@ def models_of(options: EvalOptions) -> list[str]:
 def _training_prompts(options: EvalOptions) -> list[str] | None:
     if options.training_prompts is None:
         return None
-    from vopd.evaluation.benchmarks.overlap import training_texts
+    from vopd.evaluation.benchmarks import training_texts
 
     return training_texts(options.training_prompts)

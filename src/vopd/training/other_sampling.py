@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vopd.evaluation.benchmarks.definitions import Protocol
+from vopd.evaluation.benchmarks import Protocol
 
 # Of a rollout's generation configuration what an evaluation keeps: which tokens there are, and how to run.
 _KEPT = (

@@ -12,6 +12,7 @@ import inspect
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from vopd.errors import ConfigurationError, MismatchError, require
+from vopd.evaluation.benchmarks import Protocol
 from vopd.models import read_head
 from vopd.teachers import Rollouts, States, Teacher
 
+from . import other_sampling
 from .batch import MicroBatch, loss_mask, rollouts_of, sequence, student_sequence
 from .rollout_logprobs import check_completions, own_generation_config, padded, sampled_logprobs
 
@@ -178,6 +181,15 @@ class TRLAdapter(DistillationTrainer):
             return self._tokenize_prompts(prompts)[0]
         except (ValueError, TypeError, TemplateError) as error:
             raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer."""
+        return self._tokenizer
+
+    def draw(self, prompt_ids: Sequence[Sequence[int]], protocol: Protocol, seed: int) -> list[list[int]]:
+        """One completion of each prompt, as ids, by the engine that the rollouts come from, and without a trace."""
+        return other_sampling.draw(self, prompt_ids, protocol, seed)
 
     def refuse_processors(self) -> None:
         """Raises ConfigurationError for a vision-language student: the loss would not see its images."""

@@ -27,9 +27,9 @@ from vopd.errors import ConfigurationError, MissingExtraError
 
 _START_S = 120.0
 _ATTEMPTS = 3
-_TRY = "python -c 'import vopd.evaluation.grading.algebra'"
+_TRY = f"python -c 'import {__package__}.algebra'"
 _WARM, _STARTING, _EMPTY = range(3)
-_COMMAND = "from vopd.evaluation.grading.worker import main; main()"
+_COMMAND = f"from {__package__}.worker import main; main()"
 
 
 class Reply(NamedTuple):
@@ -226,10 +226,3 @@ def shared_pool() -> Pool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_limit(limit_s: int) -> int:
-    """A time limit is a whole number of seconds, at least one."""
-    if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
-        raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
-    return limit_s
