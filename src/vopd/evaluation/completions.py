@@ -91,11 +91,7 @@ class Settings:
 
 
 def draw_all(
-    checkpoint: str,
-    benchmark: Benchmark,
-    settings: Settings,
-    sampler: Callable[[], Sampler],
-    folder: Path,
+    checkpoint: str, benchmark: Benchmark, settings: Settings, sampler: Callable[[], Sampler], folder: Path
 ) -> list[Record]:
     """The records of one checkpoint on one benchmark: those kept in `folder` from before, and the others drawn now.
 

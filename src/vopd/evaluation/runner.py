@@ -107,17 +107,11 @@ def short_names(sources: Sequence[str]) -> list[str]:
 
 def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings) -> dict[str, Any]:
     """What must be the same for an evaluation to go on, and what results.json says about how it was done."""
+    facts = ("name", "kind", "source", "revision", "fingerprint")
     described = [
-        {
-            "name": benchmark.name,
-            "kind": benchmark.kind,
-            "source": benchmark.source,
-            "revision": benchmark.revision,
-            "fingerprint": benchmark.fingerprint,
-            "questions": len(benchmark.questions),
-            "template": benchmark.template,
-            "protocol": asdict(benchmark.protocol),
-        }
+        {name: getattr(benchmark, name) for name in facts}
+        | {"questions": len(benchmark.questions), "template": benchmark.template}
+        | {"protocol": asdict(benchmark.protocol)}
         for benchmark in benchmarks
     ]
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")

@@ -4,12 +4,4 @@ from .definitions import DEFINITIONS, Benchmark, Protocol, load_benchmark
 from .fields import Question
 from .overlap import contamination, training_texts
 
-__all__ = [
-    "DEFINITIONS",
-    "Benchmark",
-    "Protocol",
-    "Question",
-    "contamination",
-    "load_benchmark",
-    "training_texts",
-]
+__all__ = ["DEFINITIONS", "Benchmark", "Protocol", "Question", "contamination", "load_benchmark", "training_texts"]

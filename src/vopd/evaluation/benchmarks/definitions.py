@@ -127,7 +127,6 @@ DEFINITIONS = {definition.name: definition for definition in _NAMED}
 def load_benchmark(
     name: str,
     *,
-    source: str | None = None,
     kind: str | None = None,
     count: int | None = None,
     seed: int = 0,
@@ -137,10 +136,8 @@ def load_benchmark(
     """Load a benchmark.
 
     Args:
-        name: one of `DEFINITIONS`; a .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
-        source: read a named benchmark from this file or Hub id instead of its first source. "NAME=SOURCE" as
-            the name says the
-            same.
+        name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file or Hub id instead of its first source; a
+            .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
         kind: "math" or "choice" for a file; by default what its columns say.
         count: only the first `count` questions; for a task how many to make (100).
         seed: of a task's problems.
@@ -153,12 +150,11 @@ def load_benchmark(
     """
     if count is not None and count < 1:
         raise ConfigurationError(f"count must be at least 1, got {count}")
-    name, _, given = name.partition("=")
-    source = source or given or None
+    name, _, source = name.partition("=")
     if name.startswith(TASK_PREFIX):
         return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
     definition = DEFINITIONS.get(name) or _file_definition(name, kind)
-    rows, where, commit = _read(definition, source or (name if name not in DEFINITIONS else None), revision)
+    rows, where, commit = _read(definition, source or (None if name in DEFINITIONS else name), revision)
     rows = [row for row in rows if _wanted(row, definition)]
     if not rows:
         wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())

@@ -9,12 +9,10 @@ from typing import Literal, NamedTuple
 from vopd.errors import ConfigurationError, DataError
 
 from .choices import gold_letter, read_choice
-from .exact import read_number
 from .extract import last_box, math_answer, strip_thinking
 from .latex import normalise
 from .pool import Reply, shared_pool
-from .structure import base_numeral, collection, same, words
-from .units import split_unit
+from .structure import plainly_readable, same
 
 Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
 KINDS = ("math", "choice")
@@ -148,17 +146,8 @@ def _quick(gold: str, answer: str) -> Reply | None:
 
 
 def _by_structure(gold: str, answer: str) -> Reply | None:
-    verdict = same(gold, answer, lambda one, other: None) if _surely_readable(gold) else None
+    verdict = same(gold, answer, lambda one, other: None) if plainly_readable(gold) else None
     return None if verdict is None else Reply("right" if verdict else "wrong")
-
-
-def _surely_readable(gold: str) -> bool:
-    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
-    gold = split_unit(gold)[0].removesuffix("%").strip()
-    if read_number(gold) or base_numeral(gold) or words(gold):
-        return True
-    group = collection(gold)
-    return len(group.items) > 1 and all(read_number(item) or words(item) for item in group.items)
 
 
 # The latest replies of the workers: the samples of one problem repeat each other.

@@ -97,12 +97,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once and collect it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # a request that was never read
-                    pipe.close()
+        with contextlib.suppress(OSError), self.process:  # whose pipe may hold a request that was never read
+            self.process.kill()
 
     @property
     def alive(self) -> bool:
@@ -114,7 +110,7 @@ class Worker:
         try:
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
-        except (BrokenPipeError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise _Died from error
 
     def _line(self, deadline: float) -> str:

@@ -68,11 +68,20 @@ def same(gold: str, answer: str, leaf: Leaf) -> bool | None:
         return False
     if squeezed(gold) == squeezed(answer):
         return True
-    for decide in (_numbers, _clocks, _bases, _texts, _named, _collections, _inequalities):
+    for decide in (_numbers, _unlike, _bases, _texts, _named, _collections):
         verdict = decide(gold, answer, leaf)
         if verdict is not None:
             return verdict.equal
     return leaf(gold, answer)
+
+
+def plainly_readable(gold: str) -> bool:
+    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
+    gold = split_unit(gold)[0].removesuffix("%").strip()
+    if read_number(gold) or base_numeral(gold) or words(gold):
+        return True
+    group = collection(gold)
+    return len(group.items) > 1 and all(read_number(item) or words(item) for item in group.items)
 
 
 class _Decision(NamedTuple):
@@ -119,11 +128,13 @@ def base_numeral(text: str) -> tuple[str, str] | None:
     return (match[1].lower(), match[2]) if match else None
 
 
-def _clocks(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """12:30 is a time of day, not twice 6:15."""
+def _unlike(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
+    """12:30 is a time of day, not twice 6:15; and a number is never equal to an inequality, though the algebra may drop
+    the relation."""
     if _CLOCK.fullmatch(squeezed(gold)) and _CLOCK.fullmatch(squeezed(answer)):
         return _WRONG
-    return None
+    pairs = ((gold, answer), (answer, gold))
+    return _WRONG if any(_whole(one) and read_number(other) is not None for one, other in pairs) else None
 
 
 def _bases(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
@@ -358,11 +369,3 @@ def _decided(verdicts: Iterable[bool | None], by: bool) -> bool | None:
             return by
         unknown = unknown or verdict is None
     return None if unknown else not by
-
-
-def _inequalities(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """A number is never equal to an inequality, though the algebra may drop the relation."""
-    for one, other in ((gold, answer), (answer, gold)):
-        if _INEQUALITY.search(one) and read_number(other) is not None:
-            return _WRONG
-    return None
