@@ -214,9 +214,9 @@ class TestPrompts:
             trainer={"processing_class": tokenizer}, eval_benchmark_template="{problem} Think.",
         )  # fmt: skip
         (runs,) = [call for call in trainer.callback_handler.callbacks if isinstance(call, BenchmarkRuns)]
-        (asked,) = runs.asked
-        assert asked.prompts[0] == "[What is 3 + 3? Think.]!"
-        assert asked.prompt_ids[0] == tokenizer(asked.prompts[0])["input_ids"]
+        (prepared,) = runs.prepared
+        assert prepared.prompts[0] == "[What is 3 + 3? Think.]!"
+        assert prepared.prompt_ids[0] == tokenizer(prepared.prompts[0])["input_ids"]
 
     def test_questions_among_the_training_prompts_are_told(
         self, make_trainer: Callable[..., Any], sums: str, caplog: pytest.LogCaptureFixture

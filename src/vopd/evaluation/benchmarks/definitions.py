@@ -23,10 +23,11 @@ from .fields import Question, find, is_choice, read_question
 
 logger = logging.getLogger(__name__)
 
-MATH_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
-CHOICE_TEMPLATE = "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}."
-TASK_TEMPLATE = "{question}"
-_TEMPLATES = {"math": MATH_TEMPLATE, "choice": CHOICE_TEMPLATE, "task": TASK_TEMPLATE}
+_TEMPLATES = {
+    "math": "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "choice": "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}.",
+    "task": "{question}",
+}
 _DEFAULT_TASK_COUNT = 100
 Rows = tuple[list[dict[str, Any]], str, str | None]
 """Rows as they are in a source, what the source is called, and its commit."""

@@ -94,8 +94,9 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
         text, gold = _choice(row, text, identity, where)
     else:
         gold = _answer(find(row, ANSWER), where)
+    extra = {name: value for name, places in EXTRA.items() if (value := find(row, places)) is not None}
     columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
-    return Question(identity, text, gold, kind, _extra(row), columns)
+    return Question(identity, text, gold, kind, extra, columns)
 
 
 def _question_text(value: Any) -> str | None:
@@ -185,8 +186,3 @@ def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] =
     if text in options:
         return ascii_uppercase[options.index(text)]
     raise DataError(f"{where} has the answer '{text[:40]}', which is none of its options")
-
-
-def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: find(row, places) for name, places in EXTRA.items()}
-    return {name: value for name, value in found.items() if value is not None}

@@ -140,14 +140,10 @@ def _quick(gold: str, answer: str) -> Reply | None:
     if len(gold) > _LONGEST or len(answer) > _LONGEST:
         return Reply("ungradable" if len(gold) > _LONGEST else "wrong", "too long")
     try:
-        return _by_structure(gold, answer) or _replies.get((gold, answer))
+        verdict = same(gold, answer, lambda one, other: None) if plainly_readable(gold) else None
     except RecursionError:  # brackets in brackets by the thousand: the worker tells that it cannot read them
         return None
-
-
-def _by_structure(gold: str, answer: str) -> Reply | None:
-    verdict = same(gold, answer, lambda one, other: None) if plainly_readable(gold) else None
-    return None if verdict is None else Reply("right" if verdict else "wrong")
+    return _replies.get((gold, answer)) if verdict is None else Reply("right" if verdict else "wrong")
 
 
 # The latest replies of the workers: the samples of one problem repeat each other.

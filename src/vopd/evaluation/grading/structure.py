@@ -93,8 +93,8 @@ _WRONG, _RIGHT = _Decision(False), _Decision(True)
 
 def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     """Plain numbers, percentages, and numbers whose comma could also be a list's."""
-    gold_number, gold_percent = _percent(gold)
-    answer_number, answer_percent = _percent(answer)
+    gold_number, answer_number = (read_number(text.removesuffix("%")) for text in (gold, answer))
+    gold_percent, answer_percent = gold.endswith("%"), answer.endswith("%")
     if gold_number and gold_number.decimal and _DECIMAL_COMMA.fullmatch(answer):
         answer_number = read_number(answer.replace(",", "."))
     if answer_number and answer_number.decimal and _GOLD_COMMA.fullmatch(gold):
@@ -110,12 +110,6 @@ def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
         return _RIGHT
     ambiguous = _COMMA_NUMBER.fullmatch(gold) or _COMMA_NUMBER.fullmatch(answer)
     return None if ambiguous else _WRONG
-
-
-def _percent(text: str) -> tuple[Number | None, bool]:
-    if text.endswith("%"):
-        return read_number(text[:-1]), True
-    return read_number(text), False
 
 
 def _hundredth(number: Number) -> Number:

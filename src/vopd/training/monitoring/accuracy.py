@@ -98,8 +98,8 @@ def _settings(args: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One benchmark as it is asked: the prompt of each question, as text and as ids, and its batches."""
+class _Prepared:
+    """One benchmark ready to be drawn: the prompt of each question, as text and as ids, and its batches."""
 
     benchmark: Benchmark
     prompts: list[str]
@@ -133,8 +133,8 @@ class BenchmarkRuns(TrainerCallback):
         if args.eval_benchmark_chat_template is None:
             args.eval_benchmark_chat_template = not isinstance(trainer.train_dataset[0]["prompt"], str)
         self.settings = _settings(args)
-        self._formless: set[str] = set()
-        self.asked = [self._asked(self.settings.applied_to(benchmark)) for benchmark in benchmarks]
+        self._warned: set[str] = set()
+        self.prepared = [self._prepare(self.settings.applied_to(benchmark)) for benchmark in benchmarks]
         if trainer.accelerator.is_main_process:
             _warn_of_training_prompts(benchmarks, trainer.train_dataset["prompt"])
 
@@ -153,16 +153,16 @@ class BenchmarkRuns(TrainerCallback):
     def measure(self, step: int) -> None:
         """Draw, score and log every benchmark. Every process calls this; it waits for all of them once a benchmark."""
         started = time.perf_counter()
-        drawn = [self._drawn(asked) for asked in self.asked]
+        drawn = [self._drawn(prepared) for prepared in self.prepared]
         if not self.trainer.accelerator.is_main_process:
             return
         logs: dict[str, float] = {}
         lines: list[Record] = []
-        for asked, records in zip(self.asked, drawn, strict=True):
-            entry, graded = score(f"step {step}", asked.benchmark, records)
-            logs |= _metrics(asked.key, entry)
+        for prepared, records in zip(self.prepared, drawn, strict=True):
+            entry, graded = score(f"step {step}", prepared.benchmark, records)
+            logs |= _metrics(prepared.key, entry)
             lines += graded
-            self._warn_of_form(asked.benchmark, entry["format_rate"])
+            self._warn_of_form(prepared.benchmark, entry["format_rate"])
         folder = Path(self.trainer.args.output_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         write_lines(folder / f"step-{step:06d}.jsonl", lines)
@@ -173,10 +173,10 @@ class BenchmarkRuns(TrainerCallback):
         found = [False]
         if self.trainer.accelerator.is_main_process:
             records = read_metrics(self.trainer.args.output_dir)
-            found = [any(record.get("step") == step and self.asked[0].key in record for record in records)]
+            found = [any(record.get("step") == step and self.prepared[0].key in record for record in records)]
         return bool(broadcast_object_list(found)[0])
 
-    def _asked(self, benchmark: Benchmark) -> _Asked:
+    def _prepare(self, benchmark: Benchmark) -> _Prepared:
         prompts = benchmark_prompts(benchmark, self.settings, self.trainer.tokenizer)
         prompt_ids = self.trainer.tokenize(prompts)
         positions, new_tokens = context_length(self.trainer.model), benchmark.protocol.max_new_tokens
@@ -186,33 +186,33 @@ class BenchmarkRuns(TrainerCallback):
                 f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={new_tokens} takes "
                 f"{longest} tokens, and the student has {positions} positions; lower it"
             )
-        return _Asked(benchmark, prompts, prompt_ids, benchmark_batches(benchmark, self.settings))
+        return _Prepared(benchmark, prompts, prompt_ids, benchmark_batches(benchmark, self.settings))
 
-    def _drawn(self, asked: _Asked) -> list[Record]:
+    def _drawn(self, prepared: _Prepared) -> list[Record]:
         """The records of one benchmark, on every process."""
-        accelerator, batches = self.trainer.accelerator, asked.batches
+        accelerator, batches = self.trainer.accelerator, prepared.batches
         records: list[Record] = []
         for first in range(0, len(batches), accelerator.num_processes):
             index = first + accelerator.process_index
             # A process that has no batch of its own draws the last one once more: an engine may wait for all of them.
-            found = self._batch(asked, batches[min(index, len(batches) - 1)], index)
+            found = self._batch(prepared, batches[min(index, len(batches) - 1)], index)
             records += found if index < len(batches) else []
         return list(gather_object(records))
 
-    def _batch(self, asked: _Asked, batch: Batch, index: int) -> list[Record]:
+    def _batch(self, prepared: _Prepared, batch: Batch, index: int) -> list[Record]:
         """The records of one batch. A short one is filled up with its first prompt, whose completions are dropped."""
         trainer, stops = self.trainer, set(self.trainer.eos_token_ids)
         wanted = [problem for problem, _ in batch]
-        filled = wanted + wanted[:1] * (len(asked.batches[0]) - len(wanted))
-        prompt_ids = [asked.prompt_ids[problem] for problem in filled]
-        rows = trainer.draw(prompt_ids, asked.benchmark.protocol, batch_seed(self.settings.seed, index))
+        filled = wanted + wanted[:1] * (len(prepared.batches[0]) - len(wanted))
+        prompt_ids = [prepared.prompt_ids[problem] for problem in filled]
+        rows = trainer.draw(prompt_ids, prepared.benchmark.protocol, batch_seed(self.settings.seed, index))
         completions = [read_completion(trainer.tokenizer, row, stops) for row in rows[: len(batch)]]
-        return records_of(batch, asked.prompts, completions)
+        return records_of(batch, prepared.prompts, completions)
 
     def _warn_of_form(self, benchmark: Benchmark, format_rate: float) -> None:
-        if format_rate >= 0.5 or benchmark.name in self._formless:
+        if format_rate >= 0.5 or benchmark.name in self._warned:
             return
-        self._formless.add(benchmark.name)
+        self._warned.add(benchmark.name)
         template = f", such as '{FORM_TEMPLATES[benchmark.kind]}'" if benchmark.kind in FORM_TEMPLATES else ""
         logger.warning(
             f"most completions on {short_name(benchmark)} give no answer that can be read: ask for one with "
