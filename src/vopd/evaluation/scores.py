@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vopd.data.reasoning import extract_answer, is_right
 from vopd.errors import DataError
 from vopd.statistics import Score, avg_at_k, mean_score, pass_at_k
 
@@ -25,7 +26,7 @@ FORM_TEMPLATES = {
 
 
 def grade_completions(questions: Sequence[Question], completions: Sequence[str]) -> list[Grade]:
-    """Grade one completion of each question, in order: the one way in which vopd tells right from wrong.
+    """Grade one completion of each question, in order, for evaluations, runs and comparisons alike.
 
     The kind of a question says how: "math" and "choice" as `vopd.evaluation.grade` does, in the pool of killable
     workers; "task" by its own verifier, where right means full marks; "tags" by the very text in answer tags.
@@ -46,8 +47,6 @@ def grade_completions(questions: Sequence[Question], completions: Sequence[str])
 
 
 def _grade_tags(question: Question, completion: str) -> Grade:
-    from vopd.data.reasoning import extract_answer, is_right
-
     answer = extract_answer(completion)
     if answer is None:
         return Grade("no_answer")
