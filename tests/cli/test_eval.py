@@ -10,7 +10,7 @@ import pytest
 from vopd import cli
 from vopd.cli.eval import EvalOptions
 from vopd.errors import ConfigurationError
-from vopd.evaluation.benchmarks.definitions import Protocol
+from vopd.evaluation.benchmarks import Protocol
 from vopd.evaluation.engines import Sampler
 from vopd.models import Completion
 
@@ -56,7 +56,7 @@ def evaluate(tiny_student_dir: Path, tmp_path: Path) -> Evaluate:
 
 
 def answers_with(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_sampler(source: str, **_: Any) -> Sampler:
+    def open_sampler(source: str, *_: Any) -> Sampler:
         def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
             return [Completion(text, (5, 6), False) for _ in prompts]
 
@@ -117,7 +117,7 @@ def test_completions_survive_a_failure_of_grading(
         raise ConfigurationError("grading failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vopd.evaluation.scoring.grade_many", fail)
+        patch.setattr("vopd.evaluation.scores.grade_many", fail)
         assert evaluate("--data", str(problems)) == 2
     (journal,) = (tmp_path / "runs" / "scored" / "completions").iterdir()
     assert journal.read_text()

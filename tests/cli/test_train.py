@@ -207,13 +207,13 @@ class TestAccuracy:
 
     @pytest.fixture
     def graded_by_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from vopd.evaluation import Grade, scoring
+        from vopd.evaluation import Grade, scores
 
         def grade_many(pairs: Any, kind: str) -> Any:
             return [Grade("right" if a.strip() == b else "wrong", a) for a, b in pairs]
 
-        monkeypatch.setattr(scoring, "grade_many", grade_many)
-        monkeypatch.setattr(scoring, "ungradable", lambda golds, kind: [False] * len(golds))
+        monkeypatch.setattr(scores, "grade_many", grade_many)
+        monkeypatch.setattr(scores, "ungradable", lambda golds, kind: [False] * len(golds))
 
     @pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]])
     def test_the_printed_command_gives_the_accuracy_that_training_reported(

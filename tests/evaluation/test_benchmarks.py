@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks.definitions import DEFINITIONS, load_benchmark
-from vopd.evaluation.benchmarks.fields import Question, find, read_question, shuffled
-from vopd.evaluation.benchmarks.overlap import contamination, training_texts
+from vopd.evaluation.benchmarks import DEFINITIONS, Question, contamination, load_benchmark, training_texts
+from vopd.evaluation.benchmarks.fields import find, read_question, shuffled
 
 FILES = Path(__file__).with_name("benchmark_rows")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def load(name: str, file: str) -> Any:
-    return load_benchmark(name, source=str(FILES / file))
+    return load_benchmark(f"{name}={FILES / file}")
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,12 @@ import pytest
 
 from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.evaluation import compare_results, evaluate, load_results
-from vopd.evaluation.benchmarks.definitions import Protocol, load_benchmark
-from vopd.evaluation.completions import Settings, plan
+from vopd.evaluation.benchmarks import Protocol, load_benchmark
 from vopd.evaluation.engines import Sampler
 from vopd.evaluation.journal import Journal, only_one
 from vopd.evaluation.results import print_table, remarks, table_rows
 from vopd.evaluation.runner import short_names
-from vopd.models import Completion, load_model, load_tokenizer
+from vopd.models import Completion, load_model, load_tokenizer, plan_batches
 from vopd.reporting.tables import format_table
 
 PROBLEMS = [
@@ -44,7 +43,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Sequence[str]])
     """Every model answers problem n with the n-th text of its name's list, by turns; returns the calls."""
     calls: list[tuple[list[str], int]] = []
 
-    def open_sampler(source: str, **_: Any) -> Sampler:
+    def open_sampler(source: str, *_: Any) -> Sampler:
         def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
             calls.append((list(prompts), seed))
             texts = answers[Path(source).name]
@@ -95,7 +94,7 @@ def test_batches_are_planned_and_seeded_by_number(
 
 
 def test_every_sample_is_planned_once() -> None:
-    batches = plan(["aa", "a", "aaaa"], 3, Settings(batch_size=2))
+    batches = plan_batches(["aa", "a", "aaaa"], 3, 2)
     assert sorted(pair for batch in batches for pair in batch) == [(p, s) for p in range(3) for s in range(3)]
     assert [pair[0] for batch in batches for pair in batch] == [2, 2, 2, 0, 0, 0, 1, 1, 1]
 
@@ -279,7 +278,7 @@ def test_tasks_are_graded_by_their_own_verifier(monkeypatch: pytest.MonkeyPatch,
     benchmark = load_benchmark("reasoning_gym:chain_sum", count=4)
     golds = {question.text: question.gold for question in benchmark.questions}
 
-    def open_sampler(source: str, **_: Any) -> Sampler:
+    def open_sampler(source: str, *_: Any) -> Sampler:
         def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
             return [Completion(f"<answer>{golds[prompt]}</answer>", (1,), False) for prompt in prompts]
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vopd.data.reasoning import Problem
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation import Grade, maj_at_k
-from vopd.evaluation.scores import answer_classes, majority_credit, summarise, ungradable
+from vopd.evaluation.benchmarks import Benchmark, Protocol, Question
+from vopd.evaluation.grading import ungradable
+from vopd.evaluation.scores import answer_classes, grade_completions, majority_credit, score
 
 
 def box(*answers: str) -> list[str]:
@@ -87,18 +90,57 @@ def test_ungradable_is_a_property_of_the_gold() -> None:
     assert ungradable(["A", "the first"], "choice") == [False, True]
 
 
-def test_summary() -> None:
+class TestGradesByKind:
+    """One function grades every set of questions, whatever its kinds."""
+
+    def test_each_question_by_its_own_kind_and_in_order(self) -> None:
+        task = Problem("chain_sum", "3 + 4 =", "7")
+        questions = [
+            Question("a", "", "0.5", "math"),
+            Question("b", "3 + 4 =", "7", "task", {"problem": task}),
+            Question("c", "", "B", "choice"),
+            Question("d", "", "7", "tags"),
+            Question("e", "", "0.5", "math"),
+        ]
+        texts = [r"\boxed{\frac12}", "<answer>7.0</answer>", "The answer is B.", "<answer>7.0</answer>", "none"]
+        outcomes = [grade.outcome for grade in grade_completions(questions, texts)]
+        assert outcomes == ["right", "right", "right", "wrong", "no_answer"]
+
+    @pytest.mark.parametrize("kind", ["task", "tags"])
+    def test_without_answer_tags_there_is_no_answer(self, kind: str) -> None:
+        question = Question("a", "", "7", kind, {"problem": Problem("chain_sum", "3 + 4 =", "7")})
+        assert grade_completions([question], ["7"]) == [Grade("no_answer")]
+
+    def test_refusals(self) -> None:
+        with pytest.raises(ConfigurationError, match="unknown kind 'essay'"):
+            grade_completions([Question("a", "", "7", "essay")], ["7"])
+        with pytest.raises(ValueError, match="longer"):
+            grade_completions([Question("a", "", "7", "tags")], ["7", "8"])
+
+
+def test_score(monkeypatch: pytest.MonkeyPatch) -> None:
     grades = [
         [Grade("right", "1", True), Grade("wrong", "2", True, "timed out")],
         [Grade("no_answer"), Grade("right", "3", False)],
         [Grade("ungradable", "3", True), Grade("no_answer")],
     ]
-    truncated = [[False, False], [True, False], [False, False]]
-    found = summarise(grades, [False, False, True], "math", truncated, [[10, 20], [30, 40], [50, 60]])
-    assert (found.problems, found.ungradable, found.samples) == (2, 1, 2)
-    assert found.avg_at_k.value == 0.5
-    assert {k: score.value for k, score in found.pass_at_k.items()} == {1: 0.5, 2: 1.0}
-    assert found.maj_at_k.value == 0.5
-    assert found.format_rate == 0.5
-    assert found.truncation_rate == pytest.approx(1 / 6)
-    assert (found.timed_out, found.mean_length) == (1, 35)
+    flat = [grade for row in grades for grade in row]
+    monkeypatch.setattr("vopd.evaluation.scores.grade_completions", lambda questions, completions: flat)
+    questions = tuple(Question(name, name, gold, "math") for name, gold in zip("abc", ("1", "3", r"\frac{1}{")))
+    benchmark = Benchmark("b", "math", questions, "", None, "", "", Protocol())
+    drawn = [
+        {"problem": problem, "sample": sample, "prompt": "", "completion": f"{problem}{sample}",
+         "tokens": 10 * (2 * problem + sample + 1), "truncated": (problem, sample) == (1, 0)}
+        for sample in (1, 0) for problem in (2, 0, 1)
+    ]  # fmt: skip
+    entry, lines = score("m", benchmark, drawn)
+    assert (entry["problems"], entry["ungradable"], entry["samples"]) == (2, 1, 2)
+    assert entry["avg_at_k"]["value"] == 0.5
+    assert {k: found["value"] for k, found in entry["pass_at_k"].items()} == {"1": 0.5, "2": 1.0}
+    assert entry["maj_at_k"]["value"] == 0.5
+    assert entry["format_rate"] == 0.5
+    assert entry["truncation_rate"] == pytest.approx(1 / 6)
+    assert (entry["timed_out"], entry["mean_length"]) == (1, 35)
+    assert entry["per_problem"] == {"a": 0.5, "b": 0.5}
+    assert [line["completion"] for line in lines] == ["00", "01", "10", "11", "20", "21"]
+    assert [(line["id"], line["outcome"]) for line in lines[:3]] == [("a", "right"), ("a", "wrong"), ("b", "no_answer")]

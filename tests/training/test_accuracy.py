@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks.definitions import Protocol
-from vopd.training.monitoring import accuracy as benchmarks
+from vopd.evaluation.benchmarks import Protocol
+from vopd.training.monitoring.accuracy import BenchmarkRuns
 
 QUESTIONS = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3, 8)]
 SMALL = {
@@ -87,13 +87,13 @@ def test_answers_are_graded_logged_and_kept(
 
     def scripted(trainer: Any, prompt_ids: Any, protocol: Protocol, seed: int) -> list[list[int]]:
         asked.append((len(prompt_ids), seed))
-        texts = [trainer._tokenizer.decode(ids) for ids in prompt_ids]
+        texts = [trainer.tokenizer.decode(ids) for ids in prompt_ids]
         answers = [2 * int(text.split("What is ")[1].split()[0]) for text in texts]
         # Right for 3 and 5, wrong for the others; what follows the end token is no part of it.
         boxes = [f"\\boxed{{{answer if answer in (6, 10) else 1}}}" for answer in answers]
-        return [[*trainer._tokenizer(box)["input_ids"], 1, 7] for box in boxes]
+        return [[*trainer.tokenizer(box)["input_ids"], 1, 7] for box in boxes]
 
-    monkeypatch.setattr("vopd.training.trl.TRLAdapter.draw", scripted)
+    monkeypatch.setattr("vopd.VOPDTrainer.draw", scripted)
     make_trainer(eval_benchmarks=sums, **(SMALL | {"max_steps": 1})).train()
     first, last = [record for record in records(tmp_path / "run") if KEY in record]
     assert first["step"] == 0 and last["step"] == 1
@@ -212,10 +212,10 @@ class TestPrompts:
             prompts=chats, eval_benchmarks=[sums], chat_template_kwargs={"mood": "!"},
             trainer={"processing_class": tokenizer}, eval_benchmark_template="{problem} Think.",
         )  # fmt: skip
-        (runs,) = [call for call in trainer.callback_handler.callbacks if isinstance(call, benchmarks.BenchmarkRuns)]
-        (work,) = runs.works
-        assert work.prompts[0] == "[What is 3 + 3? Think.]!"
-        assert work.prompt_ids[0] == tokenizer(work.prompts[0])["input_ids"]
+        (runs,) = [call for call in trainer.callback_handler.callbacks if isinstance(call, BenchmarkRuns)]
+        (prepared,) = runs.prepared
+        assert prepared.prompts[0] == "[What is 3 + 3? Think.]!"
+        assert prepared.prompt_ids[0] == tokenizer(prepared.prompts[0])["input_ids"]
 
     def test_questions_among_the_training_prompts_are_told(
         self, make_trainer: Callable[..., Any], sums: str, caplog: pytest.LogCaptureFixture

@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vopd.data.chat import chat_renderer, render_prompts, thinking_options
 from vopd.errors import ConfigurationError
-from vopd.models import Completion
+from vopd.models import Completion, batch_seed, plan_batches
 
-from .benchmarks.definitions import Benchmark, Protocol
+from .benchmarks import Benchmark
 from .engines import Sampler, open_sampler, transformers_sampler
 from .journal import Journal, weights_digest
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+"""One completion as it is kept: problem, sample, prompt, completion, tokens, truncated."""
+Batch = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,7 @@ class Checkpoint:
         """The sampler of this checkpoint."""
         if self.source is None:
             return transformers_sampler(self.model, self.tokenizer)
-        return open_sampler(
-            self.source,
-            backend=settings.backend,
-            dtype=settings.dtype,
-            device=settings.device,
-            revision=settings.revision,
-        )
+        return open_sampler(self.source, settings.backend, settings.dtype, settings.device, settings.revision)
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint's weights from others."""
@@ -78,14 +73,13 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
 
-    def protocol(self, benchmark: Benchmark) -> Protocol:
-        """The benchmark's protocol with what is given here.
+    def applied_to(self, benchmark: Benchmark) -> Benchmark:
+        """The benchmark with the protocol and the template that are given here, and its own where none is.
 
         Raises:
             ConfigurationError: several samples at temperature 0, or no sample or batch at all.
         """
-        names = ("samples", "temperature", "top_p", "top_k", "max_new_tokens")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in vars(benchmark.protocol) if getattr(self, name) is not None}
         if given.get("temperature") == 0:
             given.setdefault("samples", 1)
         protocol = replace(benchmark.protocol, **given)
@@ -93,51 +87,32 @@ class Settings:
             raise ConfigurationError("samples and batch_size must be at least 1")
         if protocol.temperature == 0 and protocol.samples > 1:
             raise ConfigurationError("at temperature 0 all samples are equal; take 1 sample or raise the temperature")
-        return protocol
+        return replace(benchmark, protocol=protocol, template=self.template or benchmark.template)
 
 
-class Opened:
-    """A checkpoint whose model is loaded only when the first batch needs it: a finished evaluation loads none."""
+def draw_all(
+    checkpoint: str, benchmark: Benchmark, settings: Settings, sampler: Callable[[], Sampler], folder: Path
+) -> list[Record]:
+    """The records of one checkpoint on one benchmark: those kept in `folder` from before, and the others drawn now.
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
-        self.checkpoint = checkpoint
-        self.settings = settings
+    `sampler` loads the model, and is called only where something has to be drawn.
+    """
+    journal = Journal(folder / _file_name(checkpoint, benchmark.name))
+    batches = benchmark_batches(benchmark, settings)
+    missing = [index for index in range(len(batches)) if index not in journal.batches]
+    prompts = benchmark_prompts(benchmark, settings, sampler().tokenizer) if missing else []
+    for count, index in enumerate(missing, 1):
+        logger.info("%s, %s: batch %d of %d", checkpoint, benchmark.name, count, len(missing))
+        asked = [prompts[problem] for problem, _ in batches[index]]
+        found = sampler().draw(asked, benchmark.protocol, batch_seed(settings.seed, index))
+        journal.add(index, records_of(batches[index], prompts, found))
+    return [record for index in range(len(batches)) for record in journal.batches[index]]
 
-    @cached_property
-    def sampler(self) -> Sampler:
-        return self.checkpoint.open(self.settings)
 
-
-@dataclass(frozen=True)
-class Work:
-    """One checkpoint on one benchmark."""
-
-    checkpoint: str
-    benchmark: Benchmark
-    protocol: Protocol
-    settings: Settings
-    folder: Path
-
-    def completions(self, opened: Opened) -> list[list[Record]]:
-        """Records of (problems, samples), drawn now or before."""
-        journal = Journal(self.folder / "completions" / _file_name(self.checkpoint, self.benchmark.name))
-        batches = plan([question.text for question in self.benchmark.questions], self.protocol.samples, self.settings)
-        missing = [index for index in range(len(batches)) if index not in journal.batches]
-        if missing:
-            prompts = benchmark_prompts(self.benchmark, self.settings, opened.sampler.tokenizer)
-        for count, index in enumerate(missing, 1):
-            logger.info("%s, %s: batch %d of %d", self.checkpoint, self.benchmark.name, count, len(missing))
-            journal.add(index, self._draw(opened.sampler, prompts, batches[index], index))
-        records = (record for index in range(len(batches)) for record in journal.batches[index])
-        return in_rows(records, len(self.benchmark.questions))
-
-    def _draw(self, sampler: Sampler, prompts: list[str], batch: list[tuple[int, int]], index: int) -> list[Record]:
-        chosen = [prompts[problem] for problem, _ in batch]
-        drawn = sampler.draw(chosen, self.protocol, batch_seed(self.settings, index))
-        return [
-            record_of(problem, number, prompts[problem], completion)
-            for (problem, number), completion in zip(batch, drawn, strict=True)
-        ]
+def benchmark_batches(benchmark: Benchmark, settings: Settings) -> list[Batch]:
+    """(problem, sample) numbers of every batch; its own number seeds it."""
+    texts = [question.text for question in benchmark.questions]
+    return plan_batches(texts, benchmark.protocol.samples, settings.batch_size)
 
 
 def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) -> list[str]:
@@ -146,41 +121,24 @@ def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) 
     return render_prompts(
         [{**question.columns, "question": question.text, "problem": question.text} for question in benchmark.questions],
         benchmark.name,
-        settings.template or benchmark.template,
+        benchmark.template,
         chat_renderer(tokenizer, settings.chat_template, {**(settings.chat_options or {}), **thinking}),
     )
 
 
-def in_rows(records: Iterable[Record], problems: int) -> list[list[Record]]:
-    """Records by problem, the samples of each in order."""
-    rows: list[list[Record]] = [[] for _ in range(problems)]
-    for record in records:
-        rows[record["problem"]].append(record)
-    return [sorted(row, key=lambda record: record["sample"]) for row in rows]
-
-
-def plan(texts: Sequence[str], samples: int, settings: Settings) -> list[list[tuple[int, int]]]:
-    """(problem, sample) pairs of every batch: all samples, longest questions first, so that there is little padding."""
-    order = sorted(range(len(texts)), key=lambda problem: (-len(texts[problem]), problem))
-    requests = [(problem, number) for problem in order for number in range(samples)]
-    return [requests[start : start + settings.batch_size] for start in range(0, len(requests), settings.batch_size)]
-
-
-def batch_seed(settings: Settings, index: int) -> int:
-    """Seed of the batch of that number."""
-    return zlib.crc32(f"{settings.seed} {index}".encode())
-
-
-def record_of(problem: int, number: int, prompt: str, completion: Completion) -> Record:
-    """What is kept of one completion."""
-    return {
-        "problem": problem,
-        "sample": number,
-        "prompt": prompt,
-        "completion": completion.text,
-        "tokens": len(completion.ids),
-        "truncated": completion.truncated,
-    }
+def records_of(batch: Batch, prompts: Sequence[str], completions: Sequence[Completion]) -> list[Record]:
+    """What is kept of the completions of one batch; `prompts` are those of all problems."""
+    return [
+        {
+            "problem": problem,
+            "sample": number,
+            "prompt": prompts[problem],
+            "completion": completion.text,
+            "tokens": len(completion.ids),
+            "truncated": completion.truncated,
+        }
+        for (problem, number), completion in zip(batch, completions, strict=True)
+    ]
 
 
 def _file_name(checkpoint: str, benchmark: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError
 from vopd.models import Completion, load_model, load_tokenizer, sample
 
-from .benchmarks.definitions import Protocol
+from .benchmarks import Protocol
 
 BACKENDS = ("transformers", "vllm")
 Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
@@ -26,14 +25,7 @@ class Sampler:
     draw: Draw
 
 
-def open_sampler(
-    model: str | Path,
-    *,
-    backend: str = "transformers",
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-) -> Sampler:
+def open_sampler(source: str, backend: str, dtype: str, device: str, revision: str | None) -> Sampler:
     """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
 
     Raises:
@@ -45,9 +37,9 @@ def open_sampler(
     if backend == "vllm":
         from .vllm_engine import open_vllm
 
-        return open_vllm(model, dtype, revision)
-    loaded = load_model(model, dtype=dtype, device=_device(device), revision=revision)
-    return transformers_sampler(loaded, load_tokenizer(model, revision=revision))
+        return open_vllm(source, dtype, revision)
+    model = load_model(source, dtype=dtype, device=_device(device), revision=revision)
+    return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
 
 def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
@@ -56,16 +48,9 @@ def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
         rows = sample(
-            model,
-            tokenizer,
-            prompts,
-            temperature=protocol.temperature,
-            top_p=protocol.top_p,
-            top_k=protocol.top_k,
-            max_new_tokens=protocol.max_new_tokens,
-            batch_size=len(prompts),
-            seed=seed,
-        )
+            model, tokenizer, prompts, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
+            max_new_tokens=protocol.max_new_tokens, batch_size=len(prompts), seed=seed,
+        )  # fmt: skip
         return [row[0] for row in rows]
 
     return Sampler(tokenizer, draw)

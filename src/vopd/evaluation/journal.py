@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
             f"'{folder}' holds an evaluation with other {' and '.join(changed)}; go on with the same ones, "
             "or give another folder"
         )
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as JSON lines, all of them or none."""
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def weights_digest(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,7 @@ from vopd.errors import DataError
 from vopd.reporting.tables import format_table
 from vopd.statistics import Difference, paired_difference
 
-from .scores import Summary
-
-
-def entry(checkpoint: str, benchmark: str, summary: Summary, per_problem: dict[str, float]) -> dict[str, Any]:
-    """One line of results.json: scores as {value, low, high, count}, and the share of right samples of each problem."""
-    scores = {
-        "avg_at_k": asdict(summary.avg_at_k),
-        "pass_at_k": {str(k): asdict(score) for k, score in summary.pass_at_k.items()},
-        "maj_at_k": asdict(summary.maj_at_k),
-    }
-    return {"checkpoint": checkpoint, "benchmark": benchmark, **summary._asdict(), **scores, "per_problem": per_problem}
+from .scores import FORM_TEMPLATES
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
@@ -52,8 +41,9 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
     Raises:
         DataError: no benchmark in common, or other questions under the same name.
     """
-    prints = [{row["name"]: row["fingerprint"] for row in results["benchmarks"]} for results in (first, second)]
-    shares = [_per_problem(results) for results in (first, second)]
+    both = (first, second)
+    prints = [{row["name"]: row["fingerprint"] for row in results["benchmarks"]} for results in both]
+    shares = [{row["benchmark"]: row["per_problem"] for row in results["results"]} for results in both]
     common = [name for name in prints[0] if name in prints[1]]
     if not common:
         raise DataError(
@@ -71,10 +61,6 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
         pair = [[share[name][identity] for identity in ids] for share in shares]
         differences[name] = paired_difference(pair[1], pair[0])
     return differences
-
-
-def _per_problem(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    return {row["benchmark"]: row["per_problem"] for row in results["results"]}
 
 
 def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -100,15 +86,12 @@ def remarks(results: dict[str, Any]) -> list[str]:
     kinds = {benchmark["name"]: benchmark["kind"] for benchmark in results["benchmarks"]}
     silent = dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5)
     return lines + [
-        f"hint: most completions of {name} give no answer that can be read{_ASK[kinds[name]]}" for name in silent
+        f"hint: most completions of {name} give no answer that can be read{_request(kinds[name])}" for name in silent
     ]
 
 
-_ASK = {
-    "math": r"; ask for one, for example with the template '{problem} Put your final answer within \boxed{}.'",
-    "task": "; ask for one, for example with the template '{problem} Answer in <answer></answer> tags.'",
-    "choice": "",
-}
+def _request(kind: str) -> str:
+    return f"; ask for one, for example with the template '{FORM_TEMPLATES[kind]}'" if kind in FORM_TEMPLATES else ""
 
 
 def _rates(row: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,10 @@ from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, MissingExtraError
 from vopd.reporting.benchmark_curves import draw_accuracy
 
-from .benchmarks.definitions import Benchmark, Protocol, load_benchmark
-from .benchmarks.overlap import contamination
-from .completions import Checkpoint, Opened, Settings, Work
-from .journal import only_one, same_plan
-from .scoring import graded, sample_lines, score
+from .benchmarks import Benchmark, contamination, load_benchmark
+from .completions import Checkpoint, Settings, draw_all
+from .journal import only_one, same_plan, write_lines
+from .scores import score
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def evaluate(
         models: folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with `tokenizer`).
             A
             folder with a LoRA adapter is put on its base model.
-        benchmarks: names as in `vopd.evaluation.benchmarks.definitions.load_benchmark`, or loaded benchmarks.
+        benchmarks: names as in `vopd.evaluation.benchmarks.load_benchmark`, or loaded benchmarks.
         output_dir: folder of this evaluation.
         tokenizer: of a loaded model.
         training_prompts: reported are the questions that occur among them.
@@ -56,32 +57,28 @@ def evaluate(
         DataError: a benchmark cannot be read, or a prompt does not fit the model.
         MismatchError: a model cannot be loaded.
     """
-    chosen = _settings(settings)
+    try:
+        chosen = Settings(**settings)
+    except TypeError as error:
+        raise ConfigurationError(f"{error}; settings are {', '.join(Settings.__dataclass_fields__)}") from error
     checkpoints = _checkpoints(models, tokenizer)
     loaded = [item if isinstance(item, Benchmark) else load_benchmark(item) for item in benchmarks]
     names = [benchmark.name for benchmark in loaded]
     if not loaded or len(set(names)) != len(names):
         raise ConfigurationError("give at least one benchmark, and none twice")
-    protocols = [chosen.protocol(benchmark) for benchmark in loaded]
+    loaded = [chosen.applied_to(benchmark) for benchmark in loaded]
     folder = Path(output_dir)
     (folder / "completions").mkdir(parents=True, exist_ok=True)
     with only_one(folder):
-        head = _head(checkpoints, loaded, protocols, chosen)
+        head = _head(checkpoints, loaded, chosen)
         same_plan(folder, head)
-        records = _run(checkpoints, loaded, protocols, chosen, folder)
-        results = {**head, "versions": _versions(), "results": records}
+        entries = _run(checkpoints, loaded, chosen, folder)
+        results = {**head, "versions": _versions(), "results": entries}
         if training_prompts is not None:
             results["contamination"] = _contamination(loaded, training_prompts)
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         _plot(results, folder)
     return results
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**given)
-    except TypeError as error:
-        raise ConfigurationError(f"{error}; settings are {', '.join(Settings.__dataclass_fields__)}") from error
 
 
 def _checkpoints(models: Any, tokenizer: Any) -> list[Checkpoint]:
@@ -109,22 +106,14 @@ def short_names(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-def _head(
-    checkpoints: list[Checkpoint], benchmarks: list[Benchmark], protocols: list[Protocol], settings: Settings
-) -> dict[str, Any]:
+def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings) -> dict[str, Any]:
     """What must be the same for an evaluation to go on, and what results.json says about how it was done."""
+    facts = ("name", "kind", "source", "revision", "fingerprint")
     described = [
-        {
-            "name": benchmark.name,
-            "kind": benchmark.kind,
-            "source": benchmark.source,
-            "revision": benchmark.revision,
-            "fingerprint": benchmark.fingerprint,
-            "questions": len(benchmark.questions),
-            "template": settings.template or benchmark.template,
-            "protocol": asdict(protocol),
-        }
-        for benchmark, protocol in zip(benchmarks, protocols)
+        {name: getattr(benchmark, name) for name in facts}
+        | {"questions": len(benchmark.questions), "template": benchmark.template}
+        | {"protocol": asdict(benchmark.protocol)}
+        for benchmark in benchmarks
     ]
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
     return {
@@ -135,23 +124,18 @@ def _head(
 
 
 def _run(
-    checkpoints: list[Checkpoint],
-    benchmarks: list[Benchmark],
-    protocols: list[Protocol],
-    settings: Settings,
-    folder: Path,
+    checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings, folder: Path
 ) -> list[dict[str, Any]]:
-    """Draw and grade everything, write samples.jsonl, and return the entries of results.json."""
+    """Draw and score everything, write samples.jsonl, and return the entries of results.json."""
     entries, lines = [], []
     for checkpoint in checkpoints:
-        opened = Opened(checkpoint, settings)
-        for benchmark, protocol in zip(benchmarks, protocols):
-            work = Work(checkpoint.name, benchmark, protocol, settings, folder)
-            drawn = work.completions(opened)
-            grades = graded(benchmark, drawn)
-            entries.append(score(checkpoint.name, benchmark, drawn, grades))
-            lines += sample_lines(checkpoint.name, benchmark, drawn, grades)
-    write_whole(folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        sampler = cache(partial(checkpoint.open, settings))
+        for benchmark in benchmarks:
+            drawn = draw_all(checkpoint.name, benchmark, settings, sampler, folder / "completions")
+            entry, graded = score(checkpoint.name, benchmark, drawn)
+            entries.append(entry)
+            lines += graded
+    write_lines(folder / "samples.jsonl", lines)
     return entries
 
 
@@ -170,8 +154,6 @@ def _plot(results: dict[str, Any], folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for package in ("vopd", "torch", "transformers", "math-verify", "sympy"):
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Metrics over graded completions: majority vote, rates, paired comparison.
+"""From completions to scores: each graded by the kind of its question, then avg@k, pass@k, maj@k and rates.
 
 avg@k and pass@k are in `vopd.statistics`; every interval there and here is a bootstrap over problems.
 """
@@ -7,14 +7,111 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.data.reasoning import extract_answer, is_right
+from vopd.errors import DataError
 from vopd.statistics import Score, avg_at_k, mean_score, pass_at_k
 
-from .grading.grade import KINDS, Grade, compare_many, grade_many
+from .benchmarks import Benchmark, Question
+from .completions import Record
+from .grading import KINDS, Grade, compare_many, grade_many, ungradable
 
-Classes = list[int | None]
+# What the prompt may ask for, so that there is an answer of the kind to read.
+FORM_TEMPLATES = {
+    "math": r"{problem} Put your final answer within \boxed{}.",
+    "task": "{problem} Answer in <answer></answer> tags.",
+}
+
+
+def grade_completions(questions: Sequence[Question], completions: Sequence[str]) -> list[Grade]:
+    """Grade one completion of each question, in order, for evaluations, runs and comparisons alike.
+
+    The kind of a question says how: "math" and "choice" as `vopd.evaluation.grade` does, in the pool of killable
+    workers; "task" by its own verifier, where right means full marks; "tags" by the very text in answer tags.
+
+    Raises:
+        ConfigurationError: unknown kind.
+    """
+    pairs = list(zip(questions, completions, strict=True))
+    grades: dict[int, Grade] = {}
+    for kind in dict.fromkeys(question.kind for question in questions):
+        places = [place for place, (question, _) in enumerate(pairs) if question.kind == kind]
+        if kind in ("task", "tags"):
+            found = [_grade_tags(*pairs[place]) for place in places]
+        else:
+            found = grade_many([(completions[place], questions[place].gold) for place in places], kind)
+        grades.update(zip(places, found, strict=True))
+    return [grades[place] for place in range(len(pairs))]
+
+
+def _grade_tags(question: Question, completion: str) -> Grade:
+    answer = extract_answer(completion)
+    if answer is None:
+        return Grade("no_answer")
+    right = answer == question.gold if question.kind == "tags" else is_right(question.extra["problem"], completion)
+    return Grade("right" if right else "wrong", answer)
+
+
+def score(checkpoint: str, benchmark: Benchmark, drawn: Sequence[Record]) -> tuple[dict[str, Any], list[Record]]:
+    """Grade and score the completions of one checkpoint on one benchmark, equally many of each question.
+
+    Returns:
+        The entry of results.json and the lines of samples.jsonl: each record with the gold and its grade, in order.
+
+    Raises:
+        DataError: every problem is left out, since no gold answer can be read.
+    """
+    records = sorted(drawn, key=lambda record: (record["problem"], record["sample"]))
+    asked = [benchmark.questions[record["problem"]] for record in records]
+    grades = grade_completions(asked, [_with_open_thinking(record) for record in records])
+    lines = [
+        {"checkpoint": checkpoint, "benchmark": benchmark.name, "id": question.id}
+        | {**record, "gold": question.gold, **grade._asdict()}
+        for question, record, grade in zip(asked, records, grades, strict=True)
+    ]
+    scores, per_problem = _scores(benchmark, grades)
+    entry = {
+        "checkpoint": checkpoint,
+        "benchmark": benchmark.name,
+        **scores,
+        "format_rate": _mean([g.answer is not None and (g.boxed or benchmark.kind != "math") for g in grades]),
+        "truncation_rate": _mean([record["truncated"] for record in records]),
+        "timed_out": sum(grade.note == "timed out" for grade in grades),
+        "mean_length": _mean([record["tokens"] for record in records]),
+        "per_problem": per_problem,
+    }
+    return entry, lines
+
+
+def _with_open_thinking(record: Record) -> str:
+    """The completion, after the thinking tag that the chat template may have opened at the end of the prompt."""
+    opened = record["prompt"].rstrip().endswith("<think>")
+    return "<think>" + record["completion"] if opened else record["completion"]
+
+
+def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, Any], dict[str, float]]:
+    """avg@k, maj@k and pass@k by k = 1, 2, 4, ... and the number of samples, over the problems that count; and the
+    share of right samples of each of these."""
+    questions, kind = benchmark.questions, benchmark.kind
+    left_out = (
+        ungradable([question.gold for question in questions], kind) if kind in KINDS else [False] * len(questions)
+    )
+    rows = _rows(grades, len(questions))
+    majority = _majority_score(rows, left_out, kind)
+    counted = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]
+    samples, kept = len(rows[0]), [right for _, right in counted]
+    ks = sorted({samples, *(2**power for power in range(samples.bit_length()))})
+    scores = {
+        "problems": len(kept),
+        "ungradable": sum(left_out),
+        "samples": samples,
+        "avg_at_k": asdict(avg_at_k(kept)),
+        "pass_at_k": {str(k): asdict(pass_at_k(kept, k)) for k in ks},
+        "maj_at_k": asdict(majority),
+    }
+    return scores, {identity: _mean(row) for identity, row in counted}
 
 
 def maj_at_k(answers: Sequence[Sequence[str]], golds: Sequence[str], kind: str = "math") -> Score:
@@ -38,19 +135,16 @@ def maj_at_k(answers: Sequence[Sequence[str]], golds: Sequence[str], kind: str =
     sizes = {len(row) for row in answers}
     if len(sizes) != 1 or 0 in sizes:
         raise DataError("maj@k needs problems with equally many completions, at least one")
-    pairs = [(text, gold) for row, gold in zip(answers, golds) for text in row]
-    flat = iter(grade_many(pairs, kind))
-    grades = [[next(flat) for _ in row] for row in answers]
-    return majority_score(grades, ungradable(golds, kind), kind)
+    grades = grade_many([(text, gold) for row, gold in zip(answers, golds) for text in row], kind)
+    return _majority_score(_rows(grades, len(golds)), ungradable(golds, kind), kind)
 
 
-def majority_score(grades: Sequence[Sequence[Grade]], left_out: Sequence[bool], kind: str) -> Score:
-    """maj@k from the grades of (problems, samples); problems with a true `left_out` do not count."""
+def _majority_score(grades: Sequence[Sequence[Grade]], left_out: Sequence[bool], kind: str) -> Score:
     kept = [row for row, skip in zip(grades, left_out) if not skip]
     if not kept:
         raise DataError("no gold answer can be read, so there is nothing to score; see the answers of the problems")
-    classes = answer_classes([[found.answer for found in row] for row in kept], kind)
-    return mean_score([majority_credit(row, _right(found)) for row, found in zip(classes, kept)])
+    classes = answer_classes([[grade.answer for grade in row] for row in kept], kind)
+    return mean_score([majority_credit(row, _right(grades)) for row, grades in zip(classes, kept)])
 
 
 def majority_credit(classes: Sequence[int | None], right: Sequence[bool]) -> float:
@@ -66,124 +160,37 @@ def majority_credit(classes: Sequence[int | None], right: Sequence[bool]) -> flo
     return sum(name is not None and right[classes.index(name)] for name in winners) / len(winners)
 
 
-def answer_classes(answers: Sequence[Sequence[str | None]], kind: str) -> list[Classes]:
+def answer_classes(answers: Sequence[Sequence[str | None]], kind: str) -> list[list[int | None]]:
     """Classes of equal answers in each problem, numbered by first appearance; None where there is no answer.
 
     Mathematics is compared with the first answer of a class; other kinds ("choice", "task") as text.
     """
-    problems = [_Problem(row) for row in answers]
-    while kind == "math" and any(problem.open for problem in problems):
-        # Each round takes the first answer without a class in every problem, and compares the others with it,
-        # all problems at once.
-        rounds = [problem.next_class() for problem in problems]
-        pairs = [(first, other) for first, others in rounds for other in others]
-        replies = iter(compare_many(pairs))
-        for problem, (_, others) in zip(problems, rounds):
-            problem.join([other for other in others if next(replies).verdict == "right"])
-    return [problem.classes() for problem in problems]
+    waiting = [list(dict.fromkeys(answer for answer in row if answer is not None)) for row in answers]
+    classes: list[dict[str | None, int]] = [{} for _ in answers]
+    number = 0
+    while any(waiting):
+        # Each round takes the first answer without a class in every problem, and compares the others with it, all
+        # problems at once.
+        pairs = [(row[0], other) for row in waiting for other in row[1:]]
+        verdicts = [reply.verdict for reply in compare_many(pairs)] if kind == "math" else ["wrong"] * len(pairs)
+        same = iter(verdicts)
+        for row, found in zip(waiting, classes):
+            equal = row[:1] + [other for other in row[1:] if next(same) == "right"]
+            found |= dict.fromkeys(equal, number)
+            row[:] = [answer for answer in row if answer not in equal]
+        number += 1
+    return [[found.get(answer) for answer in row] for found, row in zip(classes, answers)]
 
 
-class _Problem:
-    """The answers of one problem while they are sorted into classes."""
-
-    def __init__(self, row: Sequence[str | None]) -> None:
-        self.row = row
-        self.open = list(dict.fromkeys(answer for answer in row if answer is not None))
-        self.found: dict[str, int] = {}
-        self.count = 0
-
-    def next_class(self) -> tuple[str, list[str]]:
-        """Open a class with the first answer that has none; return it and the answers still without."""
-        if not self.open:
-            return "", []
-        first = self.open.pop(0)
-        self.found[first] = self.count
-        self.count += 1
-        return first, list(self.open)
-
-    def join(self, equal: list[str]) -> None:
-        """Put answers into the class opened last."""
-        for answer in equal:
-            self.found[answer] = self.count - 1
-            self.open.remove(answer)
-
-    def classes(self) -> Classes:
-        """Class of every sample; answers never compared are classes by their text."""
-        for answer in self.open:
-            self.found[answer] = self.count
-            self.count += 1
-        return [None if answer is None else self.found[answer] for answer in self.row]
-
-
-def ungradable(golds: Sequence[str], kind: str) -> list[bool]:
-    """Whether each gold answer cannot be read; a property of the gold, whatever a completion says."""
-    if kind not in KINDS:
-        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
-    if kind == "choice":
-        return [found.outcome == "ungradable" for found in grade_many([("A", gold) for gold in golds], kind)]
-    # Anything but the gold's own text, which would be equal without being read.
-    return [reply.verdict == "ungradable" for reply in compare_many([(gold, "0") for gold in golds])]
-
-
-class Summary(NamedTuple):
-    """Scores and rates of one benchmark.
-
-    Attributes:
-        problems: problems that count; ungradable: problems left out because their gold cannot be read.
-        samples: completions a problem.
-        avg_at_k, maj_at_k: scores with intervals; pass_at_k: by k = 1, 2, 4, ... and the number of samples.
-        format_rate: share of completions that give an answer in the form that was asked for.
-        truncation_rate: share that the length limit cut.
-        timed_out: comparisons that ran past their limit. mean_length: tokens of a completion.
-    """
-
-    problems: int
-    ungradable: int
-    samples: int
-    avg_at_k: Score
-    pass_at_k: dict[int, Score]
-    maj_at_k: Score
-    format_rate: float
-    truncation_rate: float
-    timed_out: int
-    mean_length: float
-
-
-def summarise(
-    grades: Sequence[Sequence[Grade]],
-    left_out: Sequence[bool],
-    kind: str,
-    truncated: Sequence[Sequence[bool]],
-    lengths: Sequence[Sequence[int]],
-) -> Summary:
-    """Summary of the completions of one benchmark, each argument (problems, samples) but the kind and
-    `left_out`.
-
-    Raises:
-        DataError: every problem is left out.
-    """
-    majority = majority_score(grades, left_out, kind)
-    kept = [[found.outcome == "right" for found in row] for row, skip in zip(grades, left_out) if not skip]
-    samples = len(kept[0])
-    ks = sorted({samples, *(2**power for power in range(samples.bit_length()))})
-    flat = [found for row in grades for found in row]
-    return Summary(
-        problems=len(kept),
-        ungradable=sum(left_out),
-        samples=samples,
-        avg_at_k=avg_at_k(kept),
-        pass_at_k={k: pass_at_k(kept, k) for k in ks if k <= samples},
-        maj_at_k=majority,
-        format_rate=_share([found.answer is not None and (found.boxed or kind != "math") for found in flat]),
-        truncation_rate=_share([flag for row in truncated for flag in row]),
-        timed_out=sum(found.note == "timed out" for found in flat),
-        mean_length=_share([length for row in lengths for length in row]),
-    )
+def _rows(grades: Sequence[Grade], problems: int) -> list[Sequence[Grade]]:
+    """Grades of (problems x samples) by problem."""
+    samples = len(grades) // problems
+    return [grades[start : start + samples] for start in range(0, len(grades), samples)]
 
 
 def _right(row: Sequence[Grade]) -> list[bool]:
-    return [found.outcome == "right" for found in row]
+    return [grade.outcome == "right" for grade in row]
 
 
-def _share(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

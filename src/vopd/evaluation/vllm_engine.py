@@ -12,7 +12,7 @@ from typing import Any
 from vopd.errors import MismatchError, MissingExtraError
 from vopd.models import Completion, load_tokenizer
 
-from .benchmarks.definitions import Protocol
+from .benchmarks import Protocol
 from .engines import Sampler
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -34,12 +34,8 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
         rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
         if rank is None:
             raise MismatchError(f"'{model}' has rank {config['r']}; vLLM serves up to {_LORA_RANKS[-1]}")
-        options |= {
-            "model": config["base_model_name_or_path"],
-            "revision": None,
-            "enable_lora": True,
-            "max_lora_rank": rank,
-        }
+        options |= {"model": config["base_model_name_or_path"], "revision": None}
+        options |= {"enable_lora": True, "max_lora_rank": rank}
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
     engine = vllm.LLM(**options)
 

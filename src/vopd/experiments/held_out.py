@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.files import read_rows
-from vopd.data.reasoning import Problem, extract_answer, is_right
+from vopd.data.reasoning import Problem
 from vopd.errors import ConfigurationError, DataError
+from vopd.evaluation.benchmarks import Question
+from vopd.evaluation.scores import grade_completions
 
 KINDS = ("math", "choice", "tags")
 
@@ -32,11 +34,17 @@ class HeldOut:
     def of(problem: Problem, prompt: str) -> HeldOut:
         return HeldOut(prompt, problem.answer, problem.task, dict(problem.metadata))
 
+    def question(self, kind: str) -> Question:
+        """The problem as it is graded: by its task's verifier where it has a task, else as `kind` says."""
+        if self.task is None:
+            return Question("", self.prompt, self.answer, kind)
+        problem = Problem(self.task, self.prompt, self.answer, self.metadata)
+        return Question("", self.prompt, self.answer, "task", {"problem": problem})
+
 
 def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:
     """Write problems as JSON lines."""
-    rows = ({"prompt": p.prompt, "answer": p.answer, "task": p.task, "metadata": p.metadata} for p in problems)
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path(path).write_text("".join(json.dumps(vars(problem)) + "\n" for problem in problems), encoding="utf-8")
 
 
 def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:
@@ -71,14 +79,5 @@ def outcomes(problems: Sequence[HeldOut], texts: Sequence[str], kind: str) -> li
     """
     if kind not in KINDS:
         raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
-    return [_is_right(problem, text, kind) for problem, text in zip(problems, texts, strict=True)]
-
-
-def _is_right(problem: HeldOut, text: str, kind: str) -> bool:
-    if problem.task is not None:
-        return is_right(Problem(problem.task, problem.prompt, problem.answer, problem.metadata), text)
-    if kind == "tags":
-        return extract_answer(text) == problem.answer
-    from vopd.evaluation import grade
-
-    return bool(grade(text, problem.answer, kind=kind).outcome == "right")
+    questions = [problem.question(kind) for problem in problems]
+    return [grade.outcome == "right" for grade in grade_completions(questions, texts)]

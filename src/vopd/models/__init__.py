@@ -1,6 +1,6 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
-from .generation import Completion, context_length, read_completion, sample
+from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
 from .loading import load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
 from .states import States, last_hidden_states
@@ -9,6 +9,7 @@ from .vocabulary import common_vocabulary, end_ids, end_token_difference, set_en
 __all__ = [
     "Completion",
     "States",
+    "batch_seed",
     "common_vocabulary",
     "context_length",
     "end_ids",
@@ -17,6 +18,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "plan_batches",
     "read_completion",
     "read_head",
     "sample",

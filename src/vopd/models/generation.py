@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +93,10 @@ def sample(
     found: list[list[Completion]] = [[] for _ in prompts]
     config = _generation_config(model, tokenizer, settings)
     with random_state(model.device), evaluating(model), own_generation_config(model, config):
-        for index, batch in enumerate(_plan(prompt_ids, copies, batch_size)):
-            torch.manual_seed(_batch_seed(seed, index))
-            for prompt, completion in zip(batch, _generate(model, tokenizer, [prompt_ids[i] for i in batch])):
+        for index, batch in enumerate(plan_batches(prompt_ids, copies, batch_size)):
+            torch.manual_seed(batch_seed(seed, index))
+            drawn = _generate(model, tokenizer, [prompt_ids[prompt] for prompt, _ in batch])
+            for (prompt, _), completion in zip(batch, drawn):
                 found[prompt].append(completion)
     return [row * (samples // copies) for row in found]
 
@@ -117,14 +118,15 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max
     return encoded
 
 
-def _plan(prompt_ids: list[list[int]], copies: int, batch_size: int) -> list[list[int]]:
-    """Prompt indices of every batch: all copies, longest prompts first, so that there is little padding."""
-    order = sorted(range(len(prompt_ids)), key=lambda index: (-len(prompt_ids[index]), index))
-    requests = [index for index in order for _ in range(copies)]
+def plan_batches(prompts: Sequence[Sized], samples: int, batch_size: int) -> list[list[tuple[int, int]]]:
+    """(prompt, sample) numbers of every batch: all samples, longest prompts first, so that there is little padding."""
+    order = sorted(range(len(prompts)), key=lambda prompt: (-len(prompts[prompt]), prompt))
+    requests = [(prompt, number) for prompt in order for number in range(samples)]
     return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
 
 
-def _batch_seed(seed: int, index: int) -> int:
+def batch_seed(seed: int, index: int) -> int:
+    """Seed of the batch of that number."""
     return zlib.crc32(f"{seed} {index}".encode())
 
 

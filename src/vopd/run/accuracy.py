@@ -30,56 +30,56 @@ class Accuracy:
         (self._benchmark,) = find_problems(before)
         self.problems = len(self._benchmark.questions)
         self.name = self._benchmark.name.rpartition(":")[2]
-        self._evaluations: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, dict[str, Any]] = {}
 
     def measure(self, which: str, prompts: Iterable[str] = ()) -> None:
         """Sample and grade the "start" or the "trained" model, print its accuracy, and write what is known so far.
 
         `prompts` are the training prompts: problems that are among them are counted in a warning.
         """
-        if which in self._evaluations:
+        if which in self._found:
             return
         folder = self._folder / "evaluation" / which
         shutil.rmtree(folder, ignore_errors=True)  # of a run that went on: the weights are others now
-        self._evaluations[which] = evaluate(self._options[which], [self._benchmark], folder)
+        self._found[which] = evaluate(self._options[which], [self._benchmark], folder)
         asked = {json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()}
         shared = len(asked & set(prompts))
         if shared:
             logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
-        _write(self._folder / "results.json", self.results())
-        print(f"accuracy of the {which} model on {self.name}: {_percent(_entry(self._evaluations[which]))}")
+        text = json.dumps(self.results(), indent=2) + "\n"
+        (self._folder / "results.json").write_text(text, encoding="ascii")
+        print(f"accuracy of the {which} model on {self.name}: {self._score(which)}")
 
     def results(self) -> dict[str, Any]:
         """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
-        entries = {which: _entry(found) for which, found in self._evaluations.items()}
-        found: dict[str, Any] = {"problems": self.name, **entries}
-        if len(entries) == len(self._options):
+        found: dict[str, Any] = {"problems": self.name}
+        for which, evaluation in self._found.items():
+            found[which] = {**evaluation["results"][0], "settings": evaluation["benchmarks"][0]["protocol"]}
+        if len(self._found) == len(self._options):
             found["difference"] = dataclasses.asdict(self._difference())
-        found["repeat"] = {name: command(self._options[name]) for name in entries}
+        found["repeat"] = {which: command(self._options[which]) for which in self._found}
         return found
 
     def table(self) -> list[str]:
-        """Return the lines of the model card: both accuracies and the command that repeats the trained model's."""
-        scores = {which: _percent(_entry(found)) for which, found in self._evaluations.items()}
-        return [
-            *(f"- {self.name}, {which} model: {score}" for which, score in scores.items()),
-            f"- trained - start: {self._difference()}",
-        ]
+        """Return the lines of the model card: both accuracies and their difference."""
+        scores = [f"- {self.name}, {which} model: {self._score(which)}" for which in self._found]
+        return [*scores, f"- trained - start: {self._difference()}"]
 
     def summary(self) -> str:
         """Return the lines that end a run: the difference, and how to get the trained model's number again."""
         return f"trained - start: {self._difference()}\nto repeat: {command(self._options['trained'])}"
 
     def _difference(self) -> Any:
-        from vopd.evaluation.results import compare_results
+        from vopd.evaluation import compare_results
 
-        (difference,) = compare_results(self._evaluations["start"], self._evaluations["trained"]).values()
-        return difference
+        return compare_results(self._found["start"], self._found["trained"])[self._benchmark.name]
 
+    def _score(self, which: str) -> str:
+        from vopd.statistics import Score
 
-def _entry(evaluation: dict[str, Any]) -> dict[str, Any]:
-    (entry,), (benchmark,) = evaluation["results"], evaluation["benchmarks"]
-    return {**entry, "settings": benchmark["protocol"]}
+        (entry,) = self._found[which]["results"]
+        cut = f", {entry['truncation_rate']:.0%} cut at the length limit" if entry["truncation_rate"] else ""
+        return f"{Score(**entry['avg_at_k'])} ({entry['problems']} problems, greedy{cut})"
 
 
 def command(options: EvalOptions) -> str:
@@ -92,14 +92,3 @@ def command(options: EvalOptions) -> str:
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         words += [f"--{entry.name}", shlex.quote(text)]
     return " ".join(words)
-
-
-def _percent(results: dict[str, Any]) -> str:
-    from vopd.statistics import Score
-
-    cut = f", {results['truncation_rate']:.0%} cut at the length limit" if results["truncation_rate"] else ""
-    return f"{Score(**results['avg_at_k'])} ({results['problems']} problems, greedy{cut})"
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError
-from vopd.evaluation.grading.grade import KINDS
+from vopd.evaluation.benchmarks import Benchmark, load_benchmark, training_texts
+from vopd.evaluation.grading import KINDS
 
 from .options import needed, setting
-
-if TYPE_CHECKING:
-    from vopd.evaluation.benchmarks.definitions import Benchmark
-
-TASK_PREFIX = "reasoning_gym:"
 
 
 @dataclass
@@ -66,11 +63,17 @@ class EvalOptions:
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:
     """Return the benchmarks that `options` name, loaded."""
-    from vopd.evaluation.benchmarks.definitions import load_benchmark
-
     sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
-    given = {"kind": options.kind, "count": options.count, "seed": options.seed, "task_options": options.task_options}
-    return [load_benchmark(source.strip(), **given) for source in sources]  # type: ignore[arg-type]
+    return [
+        load_benchmark(
+            source.strip(),
+            kind=options.kind,
+            count=options.count,
+            seed=options.seed,
+            task_options=options.task_options,
+        )
+        for source in sources
+    ]
 
 
 def evaluate(options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path) -> dict[str, Any]:
@@ -81,17 +84,9 @@ def evaluate(options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path
     renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
     names = {field.name for field in fields(Settings)} - renamed.keys()
     settings = {name: getattr(options, name) for name in names} | renamed
-    prompts = _training_prompts(options)
+    prompts = None if options.training_prompts is None else training_texts(options.training_prompts)
     return runner.evaluate(models_of(options), list(benchmarks), folder, training_prompts=prompts, **settings)
 
 
 def models_of(options: EvalOptions) -> list[str]:
     return [name.strip() for name in options.model.split(",") if name.strip()]
-
-
-def _training_prompts(options: EvalOptions) -> list[str] | None:
-    if options.training_prompts is None:
-        return None
-    from vopd.evaluation.benchmarks.overlap import training_texts
-
-    return training_texts(options.training_prompts)

@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
-from vopd.evaluation.benchmarks.definitions import Protocol
+from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement

@@ -10,11 +10,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.data.files import read_rows
+from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, DataError, require
 
@@ -22,12 +23,14 @@ from .fields import Question, find, is_choice, read_question
 
 logger = logging.getLogger(__name__)
 
-MATH_TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
-CHOICE_TEMPLATE = "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}."
-TASK_TEMPLATE = "{question}"
-_TEMPLATES = {"math": MATH_TEMPLATE, "choice": CHOICE_TEMPLATE, "task": TASK_TEMPLATE}
-_FILES = (".json", ".jsonl", ".parquet")
+_TEMPLATES = {
+    "math": "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "choice": "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}.",
+    "task": "{question}",
+}
 _DEFAULT_TASK_COUNT = 100
+Rows = tuple[list[dict[str, Any]], str, str | None]
+"""Rows as they are in a source, what the source is called, and its commit."""
 
 
 @dataclass(frozen=True)
@@ -90,54 +93,41 @@ class Benchmark:
 
 
 _AIME = Protocol(samples=32)
-DEFINITIONS: dict[str, Definition] = {
-    definition.name: definition
-    for definition in (
-        Definition("math500", (Source("HuggingFaceH4/MATH-500"),), count=500),
-        Definition("minerva", (Source("math-ai/minervamath"),), count=272),
-        Definition("amc23", (Source("math-ai/amc23"),), count=40),
-        Definition(
-            "aime24",
-            (
-                Source("HuggingFaceH4/aime_2024", "train"),
-                Source("Maxwell-Jia/AIME_2024", "train"),
-                Source("math-ai/aime24"),
-            ),
-            count=30,
-            protocol=_AIME,
-        ),
-        Definition(
-            "aime25",
-            (Source("math-ai/aime25"), Source("yentinglin/aime_2025", "train"), Source("MathArena/aime_2025", "train")),
-            count=30,
-            protocol=_AIME,
-        ),
-        Definition(
-            "gpqa_diamond",
-            (Source("Idavidrein/gpqa", "train", "gpqa_diamond"), Source("fingertap/GPQA-Diamond")),
-            kind="choice",
-            count=198,
-            protocol=CHOICE_PROTOCOL,
-        ),
-        Definition(
-            "sciknoweval",
-            (Source("hicai-zju/SciKnowEval", "test", "v2"),),
-            kind="choice",
-            protocol=CHOICE_PROTOCOL,
-            where={"domain": "chemistry"},
-        ),
-        Definition(
-            "dapo_math",
-            (Source("guanning-ai/dapo14k", "train"), Source("open-r1/DAPO-Math-17k-Processed", "train", "en")),
-        ),
-    )
-}
+_NAMED = (
+    Definition("math500", (Source("HuggingFaceH4/MATH-500"),), count=500),
+    Definition("minerva", (Source("math-ai/minervamath"),), count=272),
+    Definition("amc23", (Source("math-ai/amc23"),), count=40),
+    Definition(
+        "aime24",
+        (Source("HuggingFaceH4/aime_2024", "train"), Source("Maxwell-Jia/AIME_2024", "train"),
+         Source("math-ai/aime24")),
+        count=30, protocol=_AIME,
+    ),
+    Definition(
+        "aime25",
+        (Source("math-ai/aime25"), Source("yentinglin/aime_2025", "train"), Source("MathArena/aime_2025", "train")),
+        count=30, protocol=_AIME,
+    ),
+    Definition(
+        "gpqa_diamond",
+        (Source("Idavidrein/gpqa", "train", "gpqa_diamond"), Source("fingertap/GPQA-Diamond")),
+        kind="choice", count=198, protocol=CHOICE_PROTOCOL,
+    ),
+    Definition(
+        "sciknoweval", (Source("hicai-zju/SciKnowEval", "test", "v2"),),
+        kind="choice", protocol=CHOICE_PROTOCOL, where={"domain": "chemistry"},
+    ),
+    Definition(
+        "dapo_math",
+        (Source("guanning-ai/dapo14k", "train"), Source("open-r1/DAPO-Math-17k-Processed", "train", "en")),
+    ),
+)  # fmt: skip
+DEFINITIONS = {definition.name: definition for definition in _NAMED}
 
 
 def load_benchmark(
     name: str,
     *,
-    source: str | None = None,
     kind: str | None = None,
     count: int | None = None,
     seed: int = 0,
@@ -147,10 +137,8 @@ def load_benchmark(
     """Load a benchmark.
 
     Args:
-        name: one of `DEFINITIONS`; a .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
-        source: read a named benchmark from this file or Hub id instead of its first source. "NAME=SOURCE" as
-            the name says the
-            same.
+        name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file or Hub id instead of its first source; a
+            .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
         kind: "math" or "choice" for a file; by default what its columns say.
         count: only the first `count` questions; for a task how many to make (100).
         seed: of a task's problems.
@@ -163,15 +151,15 @@ def load_benchmark(
     """
     if count is not None and count < 1:
         raise ConfigurationError(f"count must be at least 1, got {count}")
-    name, _, given = name.partition("=")
-    source = source or given or None
+    name, _, source = name.partition("=")
     if name.startswith(TASK_PREFIX):
         return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
     definition = DEFINITIONS.get(name) or _file_definition(name, kind)
-    rows, where, commit = _read(definition, source or (name if name not in DEFINITIONS else None), revision)
+    rows, where, commit = _read(definition, source or (None if name in DEFINITIONS else name), revision)
     rows = [row for row in rows if _wanted(row, definition)]
     if not rows:
-        raise DataError(f"'{where}' has no rows{_of(definition)}")
+        wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())
+        raise DataError(f"'{where}' has no rows{wanted}")
     kind = kind or (definition.kind if name in DEFINITIONS else _kind_of(rows))
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
@@ -203,7 +191,7 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
 def _file_definition(name: str, kind: str | None) -> Definition:
     if kind not in (None, "math", "choice"):
         raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
-    if Path(name).suffix not in _FILES:
+    if Path(name).suffix not in SUFFIXES:
         near = difflib.get_close_matches(name, DEFINITIONS, n=1)
         hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
         raise ConfigurationError(
@@ -218,10 +206,6 @@ def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
         return False
     # A set of several kinds of tasks: only its multiple-choice rows are scored by letters.
     return not definition.where or definition.kind != "choice" or is_choice(row)
-
-
-def _of(definition: Definition) -> str:
-    return "".join(f" with {name} {value}" for name, value in definition.where.items())
 
 
 def _kind_of(rows: list[dict[str, Any]]) -> str:
@@ -240,22 +224,14 @@ def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Questi
     ]
 
 
-def _read(
-    definition: Definition, given: str | None, revision: str | None
-) -> tuple[list[dict[str, Any]], str, str | None]:
-    """Rows, what the source is called, and its commit."""
-    if given is not None and (Path(given).suffix in _FILES or Path(given).exists()):
+def _read(definition: Definition, given: str | None, revision: str | None) -> Rows:
+    if given is not None and (Path(given).suffix in SUFFIXES or Path(given).exists()):
         return read_rows(given), given, None
-    sources = definition.sources
-    if given is not None:
-        known = [source for source in sources if source.repository == given]
-        sources = tuple(known) or (Source(given),)
-    return _from_hub(sources[0], definition, revision)
+    known = [source for source in definition.sources if given in (None, source.repository)]
+    return _from_hub(known[0] if known else Source(str(given)), definition, revision)
 
 
-def _from_hub(
-    source: Source, definition: Definition, revision: str | None
-) -> tuple[list[dict[str, Any]], str, str | None]:
+def _from_hub(source: Source, definition: Definition, revision: str | None) -> Rows:
     datasets = require("datasets", "eval")
     commit = _commit(source.repository, revision)
     try:
@@ -267,11 +243,9 @@ def _from_hub(
 
 def _commit(repository: str, revision: str | None) -> str | None:
     """The commit that a revision stands for now, None where the Hub cannot be asked."""
-    hub = require("huggingface_hub", "eval")
-    try:
-        commit: str | None = hub.HfApi().dataset_info(repository, revision=revision).sha
-    except (OSError, ValueError, RuntimeError):
-        return None
+    hub, commit = require("huggingface_hub", "eval"), None
+    with suppress(OSError, ValueError, RuntimeError):
+        commit = hub.HfApi().dataset_info(repository, revision=revision).sha
     return commit
 
 

@@ -17,29 +17,18 @@ from vopd.errors import DataError
 
 QUESTION = ("problem", "question", "prompt", "query")
 ANSWER = (
-    "answer",
-    "final_answer",
-    "answer_key",
-    "gold",
-    "ground_truth",
-    "reward_model.ground_truth",
-    "target",
-    "solution",
-)
+    "answer", "final_answer", "answer_key", "gold", "ground_truth", "reward_model.ground_truth", "target", "solution",
+)  # fmt: skip
 OPTIONS = ("options", "choices")
 LETTER = ("answer_key", "letter", "answer_letter", "answer", "answer_index", "label", "target", "gold")
 CORRECT, INCORRECT = ("correct_answer",), ("incorrect_answer_1", "incorrect_answer_2", "incorrect_answer_3")
 IDENTITY = (
-    "unique_id",
-    "record_id",
-    "problem_id",
-    "question_id",
-    "id",
-    "problem_idx",
-    "uid",
-    "idx",
-    "extra_info.index",
-)
+    "unique_id", "record_id", "problem_id", "question_id", "id", "problem_idx", "uid", "idx", "extra_info.index",
+)  # fmt: skip
+EXTRA = {
+    "level": ("level", "details.level"), "subject": ("subject", "domain", "high_level_domain"),
+    "task": ("details.task",),
+}  # fmt: skip
 _LONGEST_ANSWER = 400
 
 
@@ -105,8 +94,9 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
         text, gold = _choice(row, text, identity, where)
     else:
         gold = _answer(find(row, ANSWER), where)
+    extra = {name: value for name, places in EXTRA.items() if (value := find(row, places)) is not None}
     columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
-    return Question(identity, text, gold, kind, _extra(row), columns)
+    return Question(identity, text, gold, kind, extra, columns)
 
 
 def _question_text(value: Any) -> str | None:
@@ -128,11 +118,7 @@ def _answer(value: Any, where: str) -> str:
     # A worked solution is a gold answer where its result is boxed: the grader takes the last box.
     if len(text) > _LONGEST_ANSWER and "\\boxed" not in text:
         raise DataError(f"{where} has an answer of {len(text)} characters without a box; give the answer alone")
-    return _whole_number(text)
-
-
-def _whole_number(text: str) -> str:
-    """27.0, as a column of floats prints a whole number, as 27."""
+    # 27.0 is how a column of floats prints a whole number.
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
@@ -191,23 +177,12 @@ def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] =
     text = str(answer).strip()
     if isinstance(answer, int) and not isinstance(answer, bool) and answer < len(options):
         return ascii_uppercase[answer]
-    if text.upper() in labels:
-        return ascii_uppercase[list(labels).index(text.upper())]
-    match = re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]?", text)
-    if match and not labels:
-        return match[1].upper()
-    if match and match[1].upper() in labels:
-        return ascii_uppercase[list(labels).index(match[1].upper())]
+    bare = re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]?", text)
+    for candidate in (text.upper(), bare[1].upper() if bare else text.upper()):
+        if candidate in labels:
+            return ascii_uppercase[labels.index(candidate)]
+    if bare and not labels:
+        return bare[1].upper()
     if text in options:
         return ascii_uppercase[options.index(text)]
     raise DataError(f"{where} has the answer '{text[:40]}', which is none of its options")
-
-
-def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "level": ("level", "details.level"),
-        "subject": ("subject", "domain", "high_level_domain"),
-        "task": ("details.task",),
-    }
-    found = {name: find(row, places) for name, places in names.items()}
-    return {name: value for name, value in found.items() if value is not None}

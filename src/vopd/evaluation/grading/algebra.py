@@ -18,8 +18,7 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 
-from .exact import read_number
-from .structure import base_numeral, collection, same, split_name, words
+from .structure import collection, plainly_readable, same, split_name
 from .units import split_unit
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -54,11 +53,11 @@ def parsed(text: str) -> Any:
 @lru_cache(maxsize=2048)
 def readable(gold: str) -> bool:
     """Whether a normalised gold answer means anything to the grader."""
+    if plainly_readable(gold):
+        return True
     gold = split_unit(gold)[0].removesuffix("%").strip()
     if not gold:
         return False
-    if read_number(gold) or base_numeral(gold) or words(gold):
-        return True
     name = split_name(gold)
     if name and name[1] != gold:
         return readable(name[1])

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 from .extract import last_box
 
-LETTERS = "ABCDEFGHIJ"
+Form = Callable[[str], str | None]
+"""``form(text)``: the letter that the text gives in this form, None where it gives none."""
+
 _L = r"(?P<letter>[A-Ja-j])"
 # Decoration around a letter: markdown, brackets, quotes, LaTeX.
 # Bounded, because several stand side by side: a long run of one character must not be tried in every split.
@@ -55,8 +57,6 @@ _BOLD = re.compile(
 )
 _PARENTHESISED = re.compile(r"\((?P<letter>[A-J])\)|\[(?P<square>[A-J])\]")
 _PLAIN = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[B-HJ]|[AI](?=\s*(?:[.,;:!)]|$|or\b|and\b)))(?![A-Za-z0-9'=+^_-])")
-_LAST_LETTER = re.compile(r"(?<![A-Za-z0-9'\\-])(?P<letter>[A-J])[\s.!*)\]$]*$")
-_SHORT_LINE = 80
 _RUNS = re.compile(r"([\s*_(\[{$])\1{2,}")
 _FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-Z(]")
 
@@ -65,28 +65,18 @@ def read_choice(text: str) -> str | None:
     """The letter, in upper case, that a text without thinking gives as its answer; None where it gives
     none."""
     text = _RUNS.sub(r"\1\1", text.strip())
-    whole = _WHOLE.fullmatch(text)
-    if whole:
+    if whole := _WHOLE.fullmatch(text):
         return whole["letter"].upper()
+    forms = (
+        _boxed, _last(_JSON), _last(_TAGS), _stated, _named, _only(_BOLD), _labelled, _only(_PARENTHESISED),
+        _only(_PLAIN),
+    )  # fmt: skip
+    return next((letter for form in forms if (letter := form(text))), None)
+
+
+def _boxed(text: str) -> str | None:
     box = last_box(text)
-    if box is not None:
-        boxed = _label(box)
-        if boxed:
-            return boxed
-    for form in (
-        _json,
-        _tags,
-        _stated,
-        _named,
-        _marked(_BOLD),
-        _labelled,
-        _marked(_PARENTHESISED),
-        _marked(_PLAIN),
-    ):
-        letter = form(text)
-        if letter:
-            return letter
-    return None
+    return None if box is None else _label(box)
 
 
 def _label(text: str) -> str | None:
@@ -96,17 +86,14 @@ def _label(text: str) -> str | None:
     return match["letter"].upper() if match else None
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = [match["letter"].upper() for match in pattern.finditer(text)]
-    return found[-1] if found else None
+def _last(pattern: re.Pattern[str]) -> Form:
+    """The letter of a form's last occurrence."""
 
+    def last(text: str) -> str | None:
+        found = [match["letter"].upper() for match in pattern.finditer(text)]
+        return found[-1] if found else None
 
-def _json(text: str) -> str | None:
-    return _last(_JSON, text)
-
-
-def _tags(text: str) -> str | None:
-    return _last(_TAGS, text)
+    return last
 
 
 def _stated(text: str) -> str | None:
@@ -145,17 +132,7 @@ def _labelled(text: str) -> str | None:
     return opens["letter"] if opens and len(set(labels)) == 1 else None
 
 
-def _ending(text: str) -> str | None:
-    """The letter that a short last line ends with ("So D."), where it is the only one there."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or len(lines[-1]) > _SHORT_LINE:
-        return None
-    ending = _LAST_LETTER.search(lines[-1])
-    letters = {match["letter"] for match in _PLAIN.finditer(lines[-1])}
-    return ending["letter"] if ending and letters <= {ending["letter"]} else None
-
-
-def _marked(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+def _only(pattern: re.Pattern[str]) -> Form:
     """The only letter that a weak form names in the last line, else in the whole text."""
 
     def only(text: str) -> str | None:

@@ -12,7 +12,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\frac|\\cdot|\\times|\\div|[-+*/^!(){}])")
+# The group stays empty for a character that belongs to no number.
+_TOKEN = re.compile(r"(\d+(?:\.\d*)?|\.\d+|\\frac|\\cdot|\\times|\\div|[-+*/^!(){}])|\S")
 _THOUSANDS = re.compile(r"[+-]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?|[+-]?\s*\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)")
 _SPLIT_DIGITS = re.compile(r"[\d.]\s+[\d.]")
@@ -63,15 +64,9 @@ def close_enough(value: Number, gold: Number) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    tokens, position = [], 0
-    while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
-            if text[position:].isspace():
-                break
-            raise _Unreadable
-        tokens.append(token[1])
-        position = token.end()
+    tokens = _TOKEN.findall(text)
+    if "" in tokens:
+        raise _Unreadable
     return tokens
 
 

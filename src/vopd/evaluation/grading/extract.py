@@ -37,17 +37,16 @@ def strip_thinking(text: str) -> str | None:
     kept: list[str] = []
     start, depth = 0, 0
     for tag in _THINK.finditer(text):
-        closes = bool(tag.group(1) or tag.group(3))
-        if closes:
-            if depth <= 1:
-                if depth == 0:
-                    kept.clear()
-                start = tag.end()
-            depth = max(depth - 1, 0)
-        else:
+        if not (tag[1] or tag[3]):
             if depth == 0:
                 kept.append(text[start : tag.start()])
             depth += 1
+            continue
+        if depth == 0:
+            kept.clear()
+        if depth <= 1:
+            start = tag.end()
+        depth = max(depth - 1, 0)
     if depth:
         return None
     kept.append(text[start:])

@@ -37,7 +37,7 @@ def _bracketed(match: re.Match[str]) -> str:
         return " "
     if content in ("and", "or", ", and", ", or", "and/or"):
         return " , "
-    if content in _FUNCTIONS:
+    if _FUNCTION.fullmatch(content):
         return "\\" + content + " "
     if re.fullmatch(r"[A-Za-z]", content) and (match[0].startswith(_LETTER_FONTS) or content in "eid"):
         return content
@@ -51,10 +51,6 @@ def _bracketed(match: re.Match[str]) -> str:
     return r"\text{" + content + "}"
 
 
-def _argument(match: re.Match[str]) -> str:
-    return match[1] + "{" + match[2] + "}"
-
-
 def _base(match: re.Match[str]) -> str:
     return "_{" + _WORDS_FOR_BASES.get(match[1].lower(), match[1]) + "}"
 
@@ -64,30 +60,7 @@ _DEGREES_IN_FUNCTION = (
     r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*[)}]?"
 )
 _LETTER_FONTS = (r"\mathbf", r"\mathit", r"\boldsymbol", r"\bm", r"\mathsf")
-_FUNCTIONS = set(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "sec",
-        "csc",
-        "cot",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "exp",
-        "lim",
-        "max",
-        "min",
-        "gcd",
-        "det",
-    ]
-)
+_FUNCTION = re.compile("(?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|sec|csc|cot|log|ln|exp|lim|max|min|gcd|det")
 Replacement = str | Callable[[re.Match[str]], str]
 _RULES: list[tuple[re.Pattern[str], Replacement]] = [
     (re.compile(pattern), replacement)
@@ -128,10 +101,10 @@ _RULES: list[tuple[re.Pattern[str], Replacement]] = [
         (r"(?<![\\A-Za-z])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![\\A-Za-z])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![A-Za-z\d._])", r"\1 \\times 10^{\2}"),
         (r"(\\times\s*10\s*)\^\s*\(([^()]*)\)", r"\1^{\2}"),
-        (r"(\^|_)\s*([+-]?\d+)(?!\s*[{\d])", _argument),
-        (r"(\\frac)\s*(\d)(?=[\s\d{])", _argument),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\w)", _argument),
-        (r"(\\sqrt)\s*([\dA-Za-z])", _argument),
+        (r"(\^|_)\s*([+-]?\d+)(?!\s*[{\d])", r"\1{\2}"),
+        (r"(\\frac)\s*(\d)(?=[\s\d{])", r"\1{\2}"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
+        (r"(\\sqrt)\s*([\dA-Za-z])", r"\1{\2}"),
         (r"(?<![A-Za-z\\])(?:,\s*)?\b(?:and|or)\b(?![A-Za-z])", " , "),
         (r"^\s*(?:\\approx|\\text\{[^{}]*(?:\bis|:|=)\s*\})", ""),
         (r"\s+", " "),
@@ -175,32 +148,20 @@ def _unwrap(text: str) -> str:
             text = text[:-1].strip()
         for opening, closing in _DELIMITERS:
             inner = text[len(opening) : -len(closing)]
-            if (
-                text.startswith(opening)
-                and text.endswith(closing)
-                and len(text) > 2 * len(opening)
-                and opening not in inner
-            ):
+            wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > 2 * len(opening)
+            if wrapped and opening not in inner:
                 text = inner
-        if text.startswith("{") and text.endswith("}") and _matching(text, 0) == len(text) - 1:
+        if text.startswith("{") and text.endswith("}") and _is_one_group(text):
             text = text[1:-1]
         if text == before:
             return text
 
 
-def _matching(text: str, start: int) -> int:
-    """Position of the brace that closes the one at ``start``, -1 where none does. Escaped braces do not
-    count."""
-    depth, position = 0, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return -1
+def _is_one_group(text: str) -> bool:
+    """Whether the brace at the start closes at the end. Escaped braces do not count."""
+    depth = 0
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0 and brace[0] == "}":
+            return brace.end() == len(text)
+    return False

@@ -27,9 +27,9 @@ from vopd.errors import ConfigurationError, MissingExtraError
 
 _START_S = 120.0
 _ATTEMPTS = 3
-_TRY = "python -c 'import vopd.evaluation.grading.algebra'"
+_TRY = f"python -c 'import {__package__}.algebra'"
 _WARM, _STARTING, _EMPTY = range(3)
-_COMMAND = "from vopd.evaluation.grading.worker import main; main()"
+_COMMAND = f"from {__package__}.worker import main; main()"
 
 
 class Reply(NamedTuple):
@@ -97,12 +97,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once and collect it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # a request that was never read
-                    pipe.close()
+        with contextlib.suppress(OSError), self.process:  # whose pipe may hold a request that was never read
+            self.process.kill()
 
     @property
     def alive(self) -> bool:
@@ -114,7 +110,7 @@ class Worker:
         try:
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
-        except (BrokenPipeError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise _Died from error
 
     def _line(self, deadline: float) -> str:
@@ -226,10 +222,3 @@ def shared_pool() -> Pool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_limit(limit_s: int) -> int:
-    """A time limit is a whole number of seconds, at least one."""
-    if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
-        raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
-    return limit_s

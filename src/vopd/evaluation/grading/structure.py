@@ -9,7 +9,7 @@ expressions, to a function that the caller gives: exact arithmetic in the fast p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from .exact import Number, close_enough, read_number
@@ -68,11 +68,20 @@ def same(gold: str, answer: str, leaf: Leaf) -> bool | None:
         return False
     if squeezed(gold) == squeezed(answer):
         return True
-    for decide in (_numbers, _clocks, _bases, _texts, _named, _collections, _inequalities):
+    for decide in (_numbers, _unlike, _bases, _texts, _named, _collections):
         verdict = decide(gold, answer, leaf)
         if verdict is not None:
             return verdict.equal
     return leaf(gold, answer)
+
+
+def plainly_readable(gold: str) -> bool:
+    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
+    gold = split_unit(gold)[0].removesuffix("%").strip()
+    if read_number(gold) or base_numeral(gold) or words(gold):
+        return True
+    group = collection(gold)
+    return len(group.items) > 1 and all(read_number(item) or words(item) for item in group.items)
 
 
 class _Decision(NamedTuple):
@@ -84,36 +93,27 @@ _WRONG, _RIGHT = _Decision(False), _Decision(True)
 
 def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     """Plain numbers, percentages, and numbers whose comma could also be a list's."""
-    gold_number, gold_percent = _percent(gold)
-    answer_number, answer_percent = _percent(answer)
+    gold_number, answer_number = (read_number(text.removesuffix("%")) for text in (gold, answer))
+    gold_percent, answer_percent = gold.endswith("%"), answer.endswith("%")
     if gold_number and gold_number.decimal and _DECIMAL_COMMA.fullmatch(answer):
         answer_number = read_number(answer.replace(",", "."))
     if answer_number and answer_number.decimal and _GOLD_COMMA.fullmatch(gold):
         gold_number = read_number(gold.replace(",", "."))
     if gold_number is None or answer_number is None:
         return None
-    if close_enough(answer_number, gold_number):
-        return _RIGHT
-    if (
-        gold_percent
-        and not answer_percent
-        and close_enough(answer_number, gold_number._replace(value=gold_number.value / 100))
-    ):
-        return _RIGHT
-    if (
-        answer_percent
-        and not gold_percent
-        and close_enough(answer_number._replace(value=answer_number.value / 100), gold_number)
-    ):
+    candidates = [(answer_number, gold_number)]
+    if gold_percent and not answer_percent:
+        candidates.append((answer_number, _hundredth(gold_number)))
+    if answer_percent and not gold_percent:
+        candidates.append((_hundredth(answer_number), gold_number))
+    if any(close_enough(*pair) for pair in candidates):
         return _RIGHT
     ambiguous = _COMMA_NUMBER.fullmatch(gold) or _COMMA_NUMBER.fullmatch(answer)
     return None if ambiguous else _WRONG
 
 
-def _percent(text: str) -> tuple[Number | None, bool]:
-    if text.endswith("%"):
-        return read_number(text[:-1]), True
-    return read_number(text), False
+def _hundredth(number: Number) -> Number:
+    return number._replace(value=number.value / 100)
 
 
 def base_numeral(text: str) -> tuple[str, str] | None:
@@ -122,11 +122,13 @@ def base_numeral(text: str) -> tuple[str, str] | None:
     return (match[1].lower(), match[2]) if match else None
 
 
-def _clocks(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """12:30 is a time of day, not twice 6:15."""
+def _unlike(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
+    """12:30 is a time of day, not twice 6:15; and a number is never equal to an inequality, though the algebra may drop
+    the relation."""
     if _CLOCK.fullmatch(squeezed(gold)) and _CLOCK.fullmatch(squeezed(answer)):
         return _WRONG
-    return None
+    pairs = ((gold, answer), (answer, gold))
+    return _WRONG if any(_whole(one) and read_number(other) is not None for one, other in pairs) else None
 
 
 def _bases(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
@@ -207,23 +209,24 @@ def _several_names(text: str) -> bool:
     return any("=" in part for part in split_top(text, ",;")[1:])
 
 
-def split_top(text: str, separators: str) -> list[str]:
-    """Split at separators outside all brackets (any kind closes any kind, as half-open intervals do)."""
-    parts, depth, start, position = [], 0, 0, 0
+def _depths(text: str) -> Iterator[tuple[int, str, int]]:
+    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); commands are
+    passed over."""
+    depth = position = 0
     while position < len(text):
         character = text[position]
-        if character == "\\" and text[position + 1 : position + 2] not in "{}":
+        if character == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
             position += 2
             continue
-        if character in _OPEN:
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-        elif character in separators and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
+        depth += (character in _OPEN) - (character in _CLOSE)
+        yield position, character, depth
         position += 1
-    return [*parts, text[start:]]
+
+
+def split_top(text: str, separators: str) -> list[str]:
+    """Split at separators outside all brackets."""
+    cuts = [position for position, character, depth in _depths(text) if depth == 0 and character in separators]
+    return [text[start + 1 : end] for start, end in zip([-1, *cuts], [*cuts, len(text)])]
 
 
 def collection(text: str) -> Collection:
@@ -243,16 +246,9 @@ def collection(text: str) -> Collection:
 
 def _one_group(text: str) -> bool:
     """Whether the first bracket closes only at the end."""
-    depth, position = 0, 0
-    while position < len(text):
-        if text[position] == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
-            position += 2
-            continue
-        depth += (text[position] in _OPEN) - (text[position] in _CLOSE)
-        position += 1
-        if depth == 0 and text[position - 1] in _CLOSE and position < len(text):
-            return False
-    return depth == 0
+    places = list(_depths(text))
+    closed = [position for position, character, depth in places if depth == 0 and character in _CLOSE]
+    return places[-1][2] == 0 and all(position == len(text) - 1 for position in closed)
 
 
 def _items(text: str) -> list[str]:
@@ -352,26 +348,18 @@ def _in_any_order(gold: list[str], answer: list[str], leaf: Leaf) -> bool | None
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    unknown = False
-    for verdict in verdicts:
-        if verdict is False:
-            return False
-        unknown = unknown or verdict is None
-    return None if unknown else True
+    return _decided(verdicts, False)
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    return _decided(verdicts, True)
+
+
+def _decided(verdicts: Iterable[bool | None], by: bool) -> bool | None:
+    """`by` where one verdict is that, else None where one is unknown, else the opposite."""
     unknown = False
     for verdict in verdicts:
-        if verdict:
-            return True
+        if verdict is by:
+            return by
         unknown = unknown or verdict is None
-    return None if unknown else False
-
-
-def _inequalities(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """A number is never equal to an inequality, though the algebra may drop the relation."""
-    for one, other in ((gold, answer), (answer, gold)):
-        if _INEQUALITY.search(one) and read_number(other) is not None:
-            return _WRONG
-    return None
+    return None if unknown else not by

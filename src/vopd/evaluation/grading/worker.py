@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 _MEMORY = 4 << 30
 # Beyond the parent's limit: a worker whose parent was killed must not run for ever.
@@ -24,7 +26,8 @@ def main() -> None:
     # The protocol keeps the real standard output; whatever a library prints goes nowhere.
     replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
-    _limit_memory()
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     # The interrupt of a terminal reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from .algebra import judge, readable
@@ -32,12 +35,13 @@ def main() -> None:
     print(json.dumps("ready"), file=replies)
     for line in sys.stdin:
         gold, answer, limit_s = json.loads(line)
-        _alarm(limit_s + _GRACE_S)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(limit_s + _GRACE_S)
         reply = "ungradable"
         if _guarded(readable, gold):
             print(json.dumps("gold"), file=replies)
             reply = "right" if _guarded(judge, gold, answer) else "wrong"
-        _alarm(0)
+        signal.alarm(0)
         print(json.dumps(reply), file=replies)
 
 
@@ -47,22 +51,3 @@ def _guarded(function: Callable[..., bool], *arguments: str) -> bool:
         return bool(function(*arguments))
     except Exception:
         return False
-
-
-def _alarm(seconds: int) -> None:
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except (ImportError, ValueError, OSError):
-        pass
-
-
-if __name__ == "__main__":
-    main()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
-from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks.definitions import Benchmark, Protocol, load_benchmark
-from vopd.evaluation.benchmarks.overlap import contamination
-from vopd.evaluation.completions import Record, Settings, batch_seed, benchmark_prompts, in_rows, plan, record_of
-from vopd.evaluation.scoring import graded, sample_lines, score
-from vopd.models import context_length, read_completion
+from vopd.evaluation.benchmarks import Benchmark, Protocol, contamination, load_benchmark
+from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
+from vopd.evaluation.journal import write_lines
+from vopd.evaluation.scores import FORM_TEMPLATES, score
+from vopd.models import batch_seed, context_length, read_completion
 from vopd.reporting.run_files import read_metrics
 
 logger = logging.getLogger("vopd")
@@ -27,11 +27,23 @@ FOLDER = "evaluation"
 """In the run's directory: the completions of every evaluation, step-000100.jsonl."""
 
 
-_ASK = {
-    "math": r", such as '{problem} Put your final answer within \boxed{}.'",
-    "task": ", such as '{problem} Answer in <answer></answer> tags.'",
-    "choice": "",
-}
+class Trainer(typing.Protocol):
+    """What of a trainer is needed to measure its student."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+    train_dataset: Any
+    eos_token_ids: Any
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def tokenize(self, prompts: list[Any]) -> list[list[int]]: ...
+
+    def draw(self, prompt_ids: Sequence[Sequence[int]], protocol: Protocol, seed: int) -> list[list[int]]: ...
+
+    def log_alone(self, logs: dict[str, float]) -> None: ...
 
 
 def load_benchmarks(args: Any) -> list[Benchmark]:
@@ -68,8 +80,8 @@ def plan_lines(args: Any, benchmarks: Sequence[Benchmark]) -> list[str]:
     every = f"every {args.eval_benchmark_steps} steps, at the start and at the end"
     return [
         f"accuracy on {short_name(benchmark)} {every}: {len(benchmark.questions)} problems x "
-        f"{args.eval_benchmark_samples} samples of up to {_settings(args).protocol(benchmark).max_new_tokens} tokens"
-        for benchmark in benchmarks
+        f"{benchmark.protocol.samples} samples of up to {benchmark.protocol.max_new_tokens} tokens"
+        for benchmark in map(_settings(args).applied_to, benchmarks)
     ]
 
 
@@ -86,17 +98,17 @@ def _settings(args: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One benchmark ready to be drawn: the prompt of each question, as text and as ids."""
+class _Prepared:
+    """One benchmark ready to be drawn: the prompt of each question, as text and as ids, and its batches."""
 
     benchmark: Benchmark
-    protocol: Protocol
     prompts: list[str]
     prompt_ids: list[list[int]]
+    batches: list[Batch]
 
     @property
     def key(self) -> str:
-        return f"eval_{short_name(self.benchmark)}_avg@{self.protocol.samples}"
+        return f"eval_{short_name(self.benchmark)}_avg@{self.benchmark.protocol.samples}"
 
 
 class BenchmarkRuns(TrainerCallback):
@@ -115,15 +127,16 @@ class BenchmarkRuns(TrainerCallback):
         DataError: a question does not fit the student's positions.
     """
 
-    def __init__(self, trainer: Any, benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(self, trainer: Trainer, benchmarks: Sequence[Benchmark]) -> None:
         self.trainer = trainer
         args = trainer.args
         if args.eval_benchmark_chat_template is None:
             args.eval_benchmark_chat_template = not isinstance(trainer.train_dataset[0]["prompt"], str)
         self.settings = _settings(args)
-        self._formless: set[str] = set()
-        self.works = [self._work(benchmark) for benchmark in benchmarks]
-        self._warn_of_training_prompts()
+        self._warned: set[str] = set()
+        self.prepared = [self._prepare(self.settings.applied_to(benchmark)) for benchmark in benchmarks]
+        if trainer.accelerator.is_main_process:
+            _warn_of_training_prompts(benchmarks, trainer.train_dataset["prompt"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
@@ -138,96 +151,81 @@ class BenchmarkRuns(TrainerCallback):
             self.measure(state.global_step)
 
     def measure(self, step: int) -> None:
-        """Draw, grade and log every benchmark. Every process calls this; it waits for all of them once a benchmark."""
+        """Draw, score and log every benchmark. Every process calls this; it waits for all of them once a benchmark."""
         started = time.perf_counter()
-        drawn = [self._drawn(work) for work in self.works]
-        if not self.trainer.is_world_process_zero():
+        drawn = [self._drawn(prepared) for prepared in self.prepared]
+        if not self.trainer.accelerator.is_main_process:
             return
         logs: dict[str, float] = {}
         lines: list[Record] = []
-        for work, rows in zip(self.works, drawn, strict=True):
-            grades = graded(work.benchmark, rows)
-            found = score(f"step {step}", work.benchmark, rows, grades)
-            logs |= _metrics(work.key, found)
-            self._warn_of_form(work.benchmark, found["format_rate"])
-            lines += sample_lines(f"step {step}", work.benchmark, rows, grades)
-        self._write(step, lines)
+        for prepared, records in zip(self.prepared, drawn, strict=True):
+            entry, graded = score(f"step {step}", prepared.benchmark, records)
+            logs |= _metrics(prepared.key, entry)
+            lines += graded
+            self._warn_of_form(prepared.benchmark, entry["format_rate"])
+        folder = Path(self.trainer.args.output_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        write_lines(folder / f"step-{step:06d}.jsonl", lines)
         self.trainer.log_alone({**logs, "seconds/benchmarks": time.perf_counter() - started})
 
     def _is_measured(self, step: int) -> bool:
         """Whether the log has the accuracies of the step that a run begins at; the same on every process."""
-        from accelerate.utils import broadcast_object_list
-
         found = [False]
-        if self.trainer.is_world_process_zero():
+        if self.trainer.accelerator.is_main_process:
             records = read_metrics(self.trainer.args.output_dir)
-            found = [any(record.get("step") == step and self.works[0].key in record for record in records)]
+            found = [any(record.get("step") == step and self.prepared[0].key in record for record in records)]
         return bool(broadcast_object_list(found)[0])
 
-    def _work(self, benchmark: Benchmark) -> _Work:
-        trainer, protocol = self.trainer, self.settings.protocol(benchmark)
-        prompts = benchmark_prompts(benchmark, self.settings, trainer.tokenizer)
-        prompt_ids = trainer.tokenize(prompts)
-        positions = context_length(trainer.model)
-        longest = max(map(len, prompt_ids)) + protocol.max_new_tokens
+    def _prepare(self, benchmark: Benchmark) -> _Prepared:
+        prompts = benchmark_prompts(benchmark, self.settings, self.trainer.tokenizer)
+        prompt_ids = self.trainer.tokenize(prompts)
+        positions, new_tokens = context_length(self.trainer.model), benchmark.protocol.max_new_tokens
+        longest = max(map(len, prompt_ids)) + new_tokens
         if positions is not None and longest > positions:
             raise DataError(
-                f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={protocol.max_new_tokens} takes "
+                f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={new_tokens} takes "
                 f"{longest} tokens, and the student has {positions} positions; lower it"
             )
-        return _Work(benchmark, protocol, prompts, prompt_ids)
+        return _Prepared(benchmark, prompts, prompt_ids, benchmark_batches(benchmark, self.settings))
 
-    def _drawn(self, work: _Work) -> list[list[Record]]:
-        """The records of (problems, samples), on every process."""
-        from accelerate.utils import gather_object
-
-        accelerator = self.trainer.accelerator
-        texts = [question.text for question in work.benchmark.questions]
-        batches = plan(texts, work.protocol.samples, self.settings)
+    def _drawn(self, prepared: _Prepared) -> list[Record]:
+        """The records of one benchmark, on every process."""
+        accelerator, batches = self.trainer.accelerator, prepared.batches
         records: list[Record] = []
         for first in range(0, len(batches), accelerator.num_processes):
             index = first + accelerator.process_index
             # A process that has no batch of its own draws the last one once more: an engine may wait for all of them.
-            found = self._batch(work, batches[min(index, len(batches) - 1)], index, len(batches[0]))
+            found = self._batch(prepared, batches[min(index, len(batches) - 1)], index)
             records += found if index < len(batches) else []
-        return in_rows(gather_object(records), len(texts))
+        return list(gather_object(records))
 
-    def _batch(self, work: _Work, batch: list[tuple[int, int]], index: int, size: int) -> list[Record]:
-        """The records of one batch. It is filled up to `size` with its first prompt, whose completions are dropped."""
-        trainer = self.trainer
+    def _batch(self, prepared: _Prepared, batch: Batch, index: int) -> list[Record]:
+        """The records of one batch. A short one is filled up with its first prompt, whose completions are dropped."""
+        trainer, stops = self.trainer, set(self.trainer.eos_token_ids)
         wanted = [problem for problem, _ in batch]
-        filled = wanted + wanted[:1] * (size - len(wanted))
-        ids = trainer.draw(
-            [work.prompt_ids[problem] for problem in filled], work.protocol, batch_seed(self.settings, index)
-        )
-        stops = set(trainer.eos_token_ids)
-        return [
-            record_of(problem, number, work.prompts[problem], read_completion(trainer.tokenizer, row, stops))
-            for (problem, number), row in zip(batch, ids)
-        ]
-
-    def _write(self, step: int, lines: list[Record]) -> None:
-        folder = Path(self.trainer.args.output_dir) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"step-{step:06d}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        filled = wanted + wanted[:1] * (len(prepared.batches[0]) - len(wanted))
+        prompt_ids = [prepared.prompt_ids[problem] for problem in filled]
+        rows = trainer.draw(prompt_ids, prepared.benchmark.protocol, batch_seed(self.settings.seed, index))
+        completions = [read_completion(trainer.tokenizer, row, stops) for row in rows[: len(batch)]]
+        return records_of(batch, prepared.prompts, completions)
 
     def _warn_of_form(self, benchmark: Benchmark, format_rate: float) -> None:
-        if format_rate < 0.5 and benchmark.name not in self._formless:
-            self._formless.add(benchmark.name)
-            logger.warning(
-                f"most completions on {short_name(benchmark)} give no answer that can be read: ask for one with "
-                f"eval_benchmark_template{_ASK[benchmark.kind]}, or raise eval_benchmark_max_new_tokens if they are "
-                "cut off"
-            )
-
-    def _warn_of_training_prompts(self) -> None:
-        if not self.trainer.is_world_process_zero():
+        if format_rate >= 0.5 or benchmark.name in self._warned:
             return
-        prompts = [_text(prompt) for prompt in self.trainer.train_dataset["prompt"]]
-        for work in self.works:
-            shared = len(contamination(work.benchmark.questions, prompts))
-            if shared:
-                logger.warning(f"{shared} questions of {work.benchmark.name} occur among the training prompts")
+        self._warned.add(benchmark.name)
+        template = f", such as '{FORM_TEMPLATES[benchmark.kind]}'" if benchmark.kind in FORM_TEMPLATES else ""
+        logger.warning(
+            f"most completions on {short_name(benchmark)} give no answer that can be read: ask for one with "
+            f"eval_benchmark_template{template}, or raise eval_benchmark_max_new_tokens if they are cut off"
+        )
+
+
+def _warn_of_training_prompts(benchmarks: Sequence[Benchmark], prompts: Sequence[Any]) -> None:
+    texts = [_text(prompt) for prompt in prompts]
+    for benchmark in benchmarks:
+        shared = len(contamination(benchmark.questions, texts))
+        if shared:
+            logger.warning(f"{shared} questions of {benchmark.name} occur among the training prompts")
 
 
 def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:
@@ -247,5 +245,4 @@ def _text(prompt: Any) -> str:
     """A training prompt as text, whether it is one or a conversation."""
     if isinstance(prompt, str):
         return prompt
-    turns: Iterable[Any] = (turn.get("content") for turn in prompt)
-    return "\n".join(turn for turn in turns if isinstance(turn, str))
+    return "\n".join(turn["content"] for turn in prompt if isinstance(turn.get("content"), str))

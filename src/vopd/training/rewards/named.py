@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vopd.data.reasoning import Problem, score
 from vopd.errors import ConfigurationError, DataError, MissingExtraError, VOPDError
+from vopd.evaluation.grading import KINDS, grade_many
 
 logger = logging.getLogger("vopd")
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
-GRADED = ("math", "choice")
+GRADED = KINDS
 REASONING_GYM = "reasoning_gym"
 # Columns that a task's problems are read with (`vopd.data.sources`).
 _PROBLEM_COLUMNS = ("task", "answer", "metadata")
@@ -50,45 +52,36 @@ def text_of(completion: Any) -> str:
 
 def _graded(kind: str, column: str) -> RewardFunction:
     def graded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        from vopd.evaluation import grade_many
-
         golds = columns[column]
         places = [place for place, gold in enumerate(golds) if gold is not None and gold != ""]
-        pairs = [(text_of(completions[place]), str(golds[place])) for place in places]
-        found: list[float | None] = [None] * len(completions)
-        for place, grade in zip(places, grade_many(pairs, kind), strict=True):
-            # A reference answer that cannot be read is never held against the student.
-            found[place] = None if grade.outcome == "ungradable" else float(grade.outcome == "right")
-        return found
+        grades = grade_many([(text_of(completions[place]), str(golds[place])) for place in places], kind)
+        rewards = {
+            place: float(grade.outcome == "right")
+            for place, grade in zip(places, grades, strict=True)
+            if grade.outcome != "ungradable"  # which is never held against the student
+        }
+        return [rewards.get(place) for place in range(len(completions))]
 
     return graded
 
 
 def verified(completions: Sequence[Any], **columns: Any) -> list[float | None]:
     """The score of each completion by the verifier of its row's reasoning_gym task; None for rows of no task."""
-    from vopd.data.reasoning import Problem
-
     questions = next((columns[name] for name in ("problem", "question") if name in columns), [""] * len(completions))
-    found: list[float | None] = []
     rows = zip(completions, questions, *(columns[name] for name in _PROBLEM_COLUMNS), strict=True)
-    for completion, question, task, answer, metadata in rows:
-        if task is None:
-            found.append(None)
-            continue
-        facts = json.loads(metadata) if isinstance(metadata, str) else (metadata or {})
-        found.append(_score(Problem(task, question, str(answer), facts), text_of(completion)))
-    return found
+    return [_verified(*row) for row in rows]
 
 
-def _score(problem: Any, completion: str) -> float:
-    from vopd.data.reasoning import score
-
+def _verified(completion: Any, question: str, task: str | None, answer: Any, metadata: Any) -> float | None:
+    if task is None:
+        return None
+    facts = json.loads(metadata) if isinstance(metadata, str) else (metadata or {})
     try:
-        return score(problem, completion)
+        return score(Problem(task, question, str(answer), facts), text_of(completion))
     except VOPDError:
         raise
     except Exception as error:  # the library's verifiers stumble over some answers, which are then not right
-        logger.warning("the verifier of reasoning_gym's '%s' failed, counted as 0: %s", problem.task, error)
+        logger.warning("the verifier of reasoning_gym's '%s' failed, counted as 0: %s", task, error)
         return 0.0
 
 

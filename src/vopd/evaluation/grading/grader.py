@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from vopd.errors import ConfigurationError, DataError
 
 from .choices import gold_letter, read_choice
-from .exact import read_number
 from .extract import last_box, math_answer, strip_thinking
 from .latex import normalise
-from .pool import Reply, check_limit, shared_pool
-from .structure import base_numeral, collection, same, words
-from .units import split_unit
+from .pool import Reply, shared_pool
+from .structure import plainly_readable, same
 
 Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
 KINDS = ("math", "choice")
@@ -68,9 +65,9 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
 def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
     """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
     `grade`."""
-    if kind not in KINDS:
-        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
-    check_limit(limit_s)
+    _check_kind(kind)
+    if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
+        raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
     pairs = list(pairs)
     for index, pair in enumerate(pairs):
         if not all(isinstance(text, str) for text in pair):
@@ -92,39 +89,42 @@ def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) ->
     if open_keys:
         for key, reply in zip(open_keys, shared_pool().ask_many(open_keys, limit_s), strict=True):
             known[key] = reply
-            _memory.put(key, reply)
+            _remember(key, reply)
     return [known[key] for key in keys]
 
 
+def ungradable(golds: Sequence[str], kind: str) -> list[bool]:
+    """Whether each gold answer cannot be read; a property of the gold, whatever a completion says."""
+    _check_kind(kind)
+    if kind == "choice":
+        return [gold_letter(gold) is None for gold in golds]
+    # Anything but the gold's own text, which would be equal without being read.
+    return [reply.verdict == "ungradable" for reply in compare_many([(gold, "0") for gold in golds])]
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+
+
 def _grade_math(pairs: list[tuple[str, str]], limit_s: int) -> list[Grade]:
-    read = [_read_math(text) for text, _ in pairs]
-    asked = [index for index, (answer, _) in enumerate(read) if answer is not None]
-    golds = [_bare_gold(gold) for _, gold in pairs]
-    replies = compare_many([(golds[index], read[index][0] or "") for index in asked], limit_s=limit_s)
-    grades = [Grade("no_answer", None, boxed) for _, boxed in read]
-    for index, reply in zip(asked, replies, strict=True):
-        answer, boxed = read[index]
-        grades[index] = Grade(reply.verdict, answer, boxed, reply.note)  # type: ignore[arg-type]
+    kept = [strip_thinking(text) for text, _ in pairs]
+    read = [(None, False) if text is None else math_answer(text) for text in kept]
+    asked = [(last_box(gold) or gold, answer) for (_, gold), (answer, _) in zip(pairs, read) if answer is not None]
+    replies = iter(compare_many(asked, limit_s=limit_s))
+    grades = []
+    for answer, boxed in read:
+        verdict, note = ("no_answer", "") if answer is None else next(replies)
+        grades.append(Grade(verdict, answer, boxed, note))  # type: ignore[arg-type]
     return grades
-
-
-def _read_math(text: str) -> tuple[str | None, bool]:
-    kept = strip_thinking(text)
-    return (None, False) if kept is None else math_answer(kept)
-
-
-def _bare_gold(gold: str) -> str:
-    """A gold answer as a bare expression: out of its box, where it has one."""
-    return last_box(gold) or gold
 
 
 def _grade_choice(text: str, gold: str) -> Grade:
     kept = strip_thinking(text)
-    letter = read_choice(kept) if kept is not None else None
-    expected = gold_letter(gold)
-    if letter is None:
+    letter = None if kept is None else read_choice(kept)
+    if kept is None or letter is None:
         return Grade("no_answer")
-    boxed = kept is not None and last_box(kept) is not None
+    expected, boxed = gold_letter(gold), last_box(kept) is not None
     if expected is None:
         return Grade("ungradable", letter, boxed)
     return Grade("right" if letter == expected else "wrong", letter, boxed)
@@ -140,42 +140,21 @@ def _quick(gold: str, answer: str) -> Reply | None:
     if len(gold) > _LONGEST or len(answer) > _LONGEST:
         return Reply("ungradable" if len(gold) > _LONGEST else "wrong", "too long")
     try:
-        return _by_structure(gold, answer) or _memory.get((gold, answer))
+        verdict = same(gold, answer, lambda one, other: None) if plainly_readable(gold) else None
     except RecursionError:  # brackets in brackets by the thousand: the worker tells that it cannot read them
         return None
+    return _replies.get((gold, answer)) if verdict is None else Reply("right" if verdict else "wrong")
 
 
-def _by_structure(gold: str, answer: str) -> Reply | None:
-    verdict = same(gold, answer, lambda one, other: None) if _surely_readable(gold) else None
-    return None if verdict is None else Reply("right" if verdict else "wrong")
+# The latest replies of the workers: the samples of one problem repeat each other.
+_replies: dict[tuple[str, str], Reply] = {}
+_lock = threading.Lock()
 
 
-def _surely_readable(gold: str) -> bool:
-    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
-    gold = split_unit(gold)[0].removesuffix("%").strip()
-    if read_number(gold) or base_numeral(gold) or words(gold):
-        return True
-    group = collection(gold)
-    return len(group.items) > 1 and all(read_number(item) or words(item) for item in group.items)
-
-
-class _Memory:
-    """The latest replies of the workers: the samples of one problem repeat each other."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._replies: OrderedDict[tuple[str, str], Reply] = OrderedDict()
-
-    def get(self, key: tuple[str, str]) -> Reply | None:
-        return self._replies.get(key)
-
-    def put(self, key: tuple[str, str], reply: Reply) -> None:
-        if reply.note:
-            return  # a machine under load must not decide for ever
-        with self._lock:
-            self._replies[key] = reply
-            while len(self._replies) > _REMEMBERED:
-                self._replies.popitem(last=False)
-
-
-_memory = _Memory()
+def _remember(key: tuple[str, str], reply: Reply) -> None:
+    if reply.note:
+        return  # a machine under load must not decide for ever
+    with _lock:
+        _replies[key] = reply
+        if len(_replies) > _REMEMBERED:
+            del _replies[next(iter(_replies))]
