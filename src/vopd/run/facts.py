@@ -26,7 +26,7 @@ from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
 from vopd.training import VOPDConfig
-from vopd.training.monitoring.accuracy import check_names, load_one, plan_lines
+from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
 

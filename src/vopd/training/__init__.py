@@ -1,10 +1,11 @@
 """Training: the configuration, the trainer on TRL, and what a run leaves behind. No formula lives here."""
 
-# First, for it names the extra that is missing where TRL is.
-from . import trl as trl
+from vopd.errors import require
+
+require("trl", "train")  # first of all: where it is missing, its extra is named
 
 # isort: split
-from .config import VOPDConfig
-from .trainer import VOPDTrainer
+from .config import VOPDConfig  # noqa: E402
+from .trainer import VOPDTrainer  # noqa: E402
 
 __all__ = ["VOPDConfig", "VOPDTrainer"]

@@ -26,7 +26,7 @@ from vopd.teachers.itself import check_worth
 
 from .batch import Batch
 from .config import VOPDConfig
-from .monitoring.accuracy import BenchmarkRuns, load_benchmarks
+from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard

@@ -138,7 +138,7 @@ def _is_expression(value: Any) -> bool:
 
 def _equal_numbers(gold: Any, answer: Any) -> bool | None:
     """Numbers without symbols: exact to 15 digits relatively; decimals as in
-    `vopd.evaluation.grading.exact.close_enough`."""
+    `vopd.evaluation.grading.numbers.close_enough`."""
     if not (_is_expression(gold) and _is_expression(answer)) or gold.free_symbols or answer.free_symbols:
         return None
     try:

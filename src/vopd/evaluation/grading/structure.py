@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from .exact import Number, close_enough, read_number
 from .latex import squeezed
+from .numbers import Number, close_enough, read_number
 from .units import conflicting, split_unit
 
 Leaf = Callable[[str, str], bool | None]

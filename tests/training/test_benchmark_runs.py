@@ -15,7 +15,7 @@ import torch
 
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks import Protocol
-from vopd.training.monitoring.accuracy import BenchmarkRuns
+from vopd.training.monitoring.benchmark_runs import BenchmarkRuns
 
 QUESTIONS = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3, 8)]
 SMALL = {
