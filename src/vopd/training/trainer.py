@@ -156,15 +156,7 @@ class VOPDTrainer(TRLAdapter):
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
         self._positions = self._teachers.positions
-        self._objective = Objective(
-            estimator=self.args.estimator,
-            top_k=self.args.loss_top_k,
-            temperature=self.args.temperature,
-            vocab_size=self.vocab_size,
-            weighted=self.args.importance_sampling is not False,
-            importance_cap=self.args.importance_cap,
-            backend=self.loss_backend,
-        )
+        self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
 
     def _tokenize_datasets(self) -> None:
         with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
