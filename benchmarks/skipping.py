@@ -45,11 +45,15 @@ def masked_seconds() -> dict[float, float]:
 
 def pair_logits() -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the embedded student and teacher at the student's own samples, (N, V), and the tokens drawn."""
-    from vopd.experiments.measure import sample_contexts
-    from vopd.experiments.pair import load_embedded_pair, pair_problems
+    from vopd.experiments.pair import MAX_COMPLETION_TOKENS, load_embedded_pair, pair_problems, prompt_text
+    from vopd.experiments.rollouts import pad, sample_rollouts
 
     pair = load_embedded_pair()
-    contexts = sample_contexts(pair.student, pair.tokenizer, pair_problems("held_out", 256, 0))
+    prompts = [prompt_text(problem) for problem in pair_problems("held_out", 256, 0)]
+    rollouts = sample_rollouts(
+        pair.student, pair.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=128
+    )
+    contexts = pad(rollouts, pair.student.device, pair.tokenizer.pad_token_id)
     counted = contexts.completion_mask[:, 1:].bool()
     found = []
     with torch.no_grad():
