@@ -53,14 +53,14 @@ def pair_logits() -> tuple[Tensor, Tensor, Tensor]:
     rollouts = sample_rollouts(
         pair.student, pair.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=128
     )
-    contexts = pad(rollouts, pair.student.device, pair.tokenizer.pad_token_id)
-    counted = contexts.completion_mask[:, 1:].bool()
+    inputs, completion_mask = pad(rollouts, pair.student.device)
+    counted = completion_mask[:, 1:].bool()
     found = []
     with torch.no_grad():
         for model in (pair.student, pair.teacher):
-            logits = model(contexts.input_ids, attention_mask=contexts.attention_mask).logits
+            logits = model(**inputs).logits
             found.append(logits[:, :-1, : len(pair.tokenizer)][counted])
-    return found[0], found[1], contexts.input_ids[:, 1:][counted]
+    return found[0], found[1], inputs["input_ids"][:, 1:][counted]
 
 
 def logit_gradient(student: Tensor, teacher: Tensor, ids: Tensor, estimator: str) -> Tensor:

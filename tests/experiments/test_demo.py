@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,12 @@ def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_LEARNING_RATE", -1.0)
-    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error:.*learning") as caught:
+    def broken(*arguments: Any, plan: Any = demo.demo_runs) -> Any:
+        runs, measurement = plan(*arguments)
+        return [replace(run, options={**run.options, "lora_rank": -1}) for run in runs], measurement
+
+    monkeypatch.setattr(demo, "demo_runs", broken)
+    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error: lora_rank") as caught:
         run_demo(tmp_path / "demo", **SMALL, say=lambda line: None)
     assert caught.value.exit_code == 2
 

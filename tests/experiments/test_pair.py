@@ -109,10 +109,10 @@ def test_rows_above_the_tokenizer_are_as_good_as_impossible(loaded: LoadedPair) 
         rollouts = sample_rollouts(
             model, loaded.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=64
         )
-        batch = pad(rollouts, model.device, loaded.tokenizer.pad_token_id)
+        inputs, completion_mask = pad(rollouts, model.device)
         with torch.no_grad():
-            logits = model(**batch.inputs).logits
-        mass = logits[:, :-1].softmax(-1)[batch.completion_mask[:, 1:].bool()][:, entries:].sum(-1)
+            logits = model(**inputs).logits
+        mass = logits[:, :-1].softmax(-1)[completion_mask[:, 1:].bool()][:, entries:].sum(-1)
         assert mass.median() < 1e-9
         assert mass.mean() < 1e-4
 

@@ -101,7 +101,7 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
     found = decompose_variance(
         student, teacher, rollouts, estimators=list(dict.fromkeys(options.estimators)), top_k=options.loss_top_k,
         resamples=options.resamples, temperature=options.temperature, vocab_size=models.vocabulary, seed=options.seed,
-        tick=_progress(len(rollouts)),
+        tick=lambda name: print(f"measured {name}", file=sys.stderr, flush=True),
     )  # fmt: skip
     profile = variance_profile(
         student, teacher, rollouts, temperature=options.temperature, vocab_size=models.vocabulary
@@ -114,11 +114,3 @@ def _train_what_a_run_would(student: Any) -> None:
     adapter = any("lora_" in name for name, _ in student.named_parameters())
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(not adapter or "lora_" in name)
-
-
-def _progress(contexts: int) -> Any:
-    def tick(name: str, context: int) -> None:
-        if context == contexts:
-            print(f"measured {name}", file=sys.stderr, flush=True)
-
-    return tick

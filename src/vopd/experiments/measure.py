@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vopd.estimators import distillation_loss
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
@@ -21,7 +20,7 @@ from vopd.reporting.comparison import Interval
 from vopd.statistics import bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
-from .rollouts import RolloutBatch, pad, sample_rollouts
+from .rollouts import pad, sample_rollouts
 from .variance import gradient_noise
 
 SHOWN_SAMPLES = 4
@@ -57,29 +56,20 @@ def held_out_reverse_kl(
             student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
             seed=seed + start,
         )  # fmt: skip
-        batch = pad(rollouts, student.device, tokenizer.pad_token_id)
-        divergence, mask = _token_divergence(student, teacher, batch, vocabulary or len(tokenizer))
-        sums.append((divergence * mask).sum(1).cpu())
+        inputs, completion_mask = pad(rollouts, student.device)
+        mask = completion_mask[:, 1:]
+        output = distillation_loss(
+            student(**inputs).logits[:, :-1], teacher(**inputs).logits[:, :-1],
+            torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
+            mask, estimator="full_rkl", vocab_size=vocabulary or len(tokenizer),
+        )  # fmt: skip
+        assert output.reverse_kl is not None  # full_rkl always computes it
+        sums.append((output.reverse_kl * mask).sum(1).cpu())
         counts.append(mask.sum(1).cpu())
     total, count = torch.cat(sums).double(), torch.cat(counts).double()
     value = total.sum() / count.sum()
     low, high = bootstrap_interval(value + (total - value * count) / count.mean())
     return Interval(value.item(), low, high)
-
-
-def _token_divergence(student: Any, teacher: Any, batch: RolloutBatch, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Exact reverse KL where a completion token is predicted, 0 elsewhere, and the mask of those places."""
-    mask = batch.completion_mask[:, 1:]
-    output = distillation_loss(
-        student(**batch.inputs).logits[:, :-1],
-        teacher(**batch.inputs).logits[:, :-1],
-        torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
-        mask,
-        estimator="full_rkl",
-        vocab_size=vocabulary,
-    )
-    assert output.reverse_kl is not None  # full_rkl always computes it
-    return output.reverse_kl, mask
 
 
 @dataclass(frozen=True)

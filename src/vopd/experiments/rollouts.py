@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vopd.models import sample
 
@@ -18,24 +19,6 @@ class Rollout:
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
-
-
-@dataclass(frozen=True)
-class RolloutBatch:
-    """Rollouts padded on the left: ids and masks are (rollouts, tokens).
-
-    `completion_mask` is 1 at the completions' tokens, their end token included.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What a model is called with."""
-        positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "position_ids": positions}
 
 
 def sample_rollouts(
@@ -57,14 +40,19 @@ def sample_rollouts(
     return [Rollout(ids, row[0].ids) for ids, row in zip(prompt_ids, rows, strict=True)]
 
 
-def pad(rollouts: Sequence[Rollout], device: torch.device, pad_token_id: int = 0) -> RolloutBatch:
-    """Lay rollouts out for scoring; what the padding holds has no effect."""
-    width = max(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts)
-    input_ids = torch.full((len(rollouts), width), pad_token_id)
-    attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    for row, rollout in enumerate(rollouts):
-        ids = torch.tensor([*rollout.prompt_ids, *rollout.completion_ids])
-        input_ids[row, width - len(ids) :] = ids
-        attention_mask[row, width - len(ids) :] = 1
-        completion_mask[row, width - len(rollout.completion_ids) :] = 1
-    return RolloutBatch(*(part.to(device) for part in (input_ids, attention_mask, completion_mask)))
+def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Lay rollouts out for scoring, padded on the left with zeros, which have no effect.
+
+    Returns:
+        What a model is called with, and a mask that is 1 at the completions' tokens, their end token included; all
+        (rollouts, tokens).
+    """
+    ids = [torch.tensor([*rollout.prompt_ids, *rollout.completion_ids]) for rollout in rollouts]
+    masks = [torch.ones_like(row) for row in ids]
+    places = [torch.arange(len(row)) >= len(rollout.prompt_ids) for row, rollout in zip(ids, rollouts, strict=True)]
+    input_ids, attention_mask, completion_mask = (
+        pad_sequence(rows, batch_first=True, padding_side="left").to(device) for rows in (ids, masks, places)
+    )
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    return inputs, completion_mask.long()

@@ -13,13 +13,16 @@ The total is not exactly the sum of the two parts: in a rollout a token also dec
 correlates with their gradients. A variance is the trace of a covariance in all trained parameters. A batch of B
 rollouts has 1/B of each.
 
+Every value comes with its 95 % interval over contexts: Student's t, on the log scale for variances. A bootstrap over 16
+contexts would hold the true value less often than it says.
+
 `gradient_noise` measures the token part of one batch alone: all its contexts at once, g the gradient of their mean
 token loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +33,7 @@ from vopd.errors import ConfigurationError
 from vopd.estimators import DistillationOutput, linear_distillation_loss
 from vopd.estimators.checks import find_estimator
 from vopd.models import read_head
+from vopd.reporting.comparison import Interval
 from vopd.statistics import positive_t_interval, t_interval
 
 from .rollouts import Rollout, pad
@@ -57,18 +61,6 @@ class GradientNoise(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval over contexts: Student's t, on the log scale for variances.
-
-    A bootstrap over 16 contexts would hold the true value less often than it says.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class EstimatorNoise:
     """One estimator at fixed parameters.
 
@@ -82,14 +74,14 @@ class EstimatorNoise:
         token_by_context: Var[g_m | m] of every context: all estimators see the same, so that ratios can be paired.
     """
 
-    token: Estimate
-    total: Estimate
-    relative_bias: Estimate
-    signal_to_noise: Estimate | None
-    cosine: Estimate
+    token: Interval
+    total: Interval
+    relative_bias: Interval
+    signal_to_noise: Interval | None
+    cosine: Interval
     token_by_context: list[float]
 
-    def relative_to(self, other: EstimatorNoise) -> Estimate:
+    def relative_to(self, other: EstimatorNoise) -> Interval:
         """Token part as a multiple of another estimator's at the same contexts; the interval is paired by context."""
         return ratio_of_means(torch.tensor(self.token_by_context), torch.tensor(other.token_by_context), positive=True)
 
@@ -98,7 +90,7 @@ class EstimatorNoise:
 class Decomposition:
     """What `decompose_variance` returns. `context` is Var_m e_m: the same for every unbiased estimator."""
 
-    context: Estimate
+    context: Interval
     estimators: dict[str, EstimatorNoise]
 
 
@@ -127,8 +119,8 @@ def gradient_noise(
     """
     _check(rollouts, resamples)
     contexts = _Contexts(_Models(student, teacher, top_k, temperature, vocab_size), rollouts)
-    draws, exact = contexts.redraws(resamples, seed), contexts.gradient("full_rkl", contexts.tokens)
-    return {name: _noise((contexts.gradient(name, tokens) for tokens in draws), exact) for name in estimators}
+    redraws, exact = contexts.redraws(resamples, seed), contexts.exact_gradient()
+    return {name: contexts.noise(name, redraws, exact) for name in estimators}
 
 
 def decompose_variance(
@@ -142,7 +134,7 @@ def decompose_variance(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     seed: int = 0,
-    tick: Callable[[str, int], None] = lambda name, context: None,
+    tick: Callable[[str], None] = lambda name: None,
 ) -> Decomposition:
     """Measures the token part, the context part and the total of each estimator's gradient variance.
 
@@ -157,7 +149,7 @@ def decompose_variance(
         resamples: R redraws of every token, at least 2.
         vocab_size: the common real vocabulary.
         seed: of the redraws.
-        tick: told the estimator and the context that was just measured.
+        tick: told the estimator that was just measured.
 
     Raises:
         ConfigurationError: fewer than 2 rollouts or resamples, or a rollout without tokens.
@@ -170,13 +162,12 @@ def decompose_variance(
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}
     for name in estimators:
-        noise = []
-        for index, context in enumerate(_each(models, rollouts)):
-            redraws = context.redraws(resamples, seed + index)
-            exact = context.gradient("full_rkl", context.tokens)
-            noise.append(_noise((context.gradient(name, tokens) for tokens in redraws), exact))
-            tick(name, len(noise))
+        noise = [
+            context.noise(name, context.redraws(resamples, seed + index), context.exact_gradient())
+            for index, context in enumerate(_each(models, rollouts))
+        ]
         found[name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, name))
+        tick(name)
     return Decomposition(_variance(_spread(models, rollouts, "full_rkl")), found)
 
 
@@ -213,12 +204,12 @@ class _Contexts:
         self.student_head = read_head(models.student, "student")
         self.teacher_head = read_head(models.teacher, "teacher").detach()
         self.vocab_size = models.vocab_size or min(len(self.student_head.weight), len(self.teacher_head.weight))
-        batch = pad(rollouts, self.student_head.device)
-        predicts = batch.completion_mask[:, 1:].bool()
-        self.tokens = batch.input_ids[:, 1:][predicts]
+        inputs, completion_mask = pad(rollouts, self.student_head.device)
+        predicts = completion_mask[:, 1:].bool()
+        self.tokens = inputs["input_ids"][:, 1:][predicts]
 
         def hidden(model: PreTrainedModel) -> Tensor:
-            states: Tensor = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+            states: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
             return states[:, :-1][predicts]
 
         with torch.no_grad():
@@ -237,10 +228,10 @@ class _Contexts:
             draws.append(torch.multinomial(probs, resamples, True, generator=generator))
         return torch.cat(draws).T
 
-    def loss(self, name: str, hidden: Tensor, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
-        """The loss of an estimator at the student's `hidden` states, had these tokens been drawn."""
+    def loss(self, name: str, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
+        """The loss of an estimator, had these tokens been drawn."""
         return linear_distillation_loss(
-            hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
+            self.student_hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
             **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=name,
             top_k=self.models.top_k if find_estimator(name).needs_top_k else None, vocab_size=self.vocab_size,
             temperature=self.models.temperature, normalizer=self.normalizer, diagnostics=diagnostics,
@@ -248,36 +239,28 @@ class _Contexts:
 
     def gradient(self, name: str, tokens: Tensor) -> Tensor:
         """Gradient of that loss in all trained parameters, one flat vector."""
-        hidden = self.student_hidden.detach().requires_grad_()
-        head = [part for part in (self.student_head.weight, self.student_head.bias) if part is not None]
-        trained = [part for part in head if part.requires_grad]
-        loss = self.loss(name, hidden, tokens).loss
-        hidden_gradient, *head_gradients = torch.autograd.grad(loss, [hidden, *trained])
         parameters = [parameter for parameter in self.models.student.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(
-            self.student_hidden, parameters, hidden_gradient, retain_graph=True, allow_unused=True
-        )
-        through_head = dict(zip(map(id, trained), head_gradients, strict=True))
-        flat = []
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            total = torch.zeros_like(parameter) if gradient is None else gradient
-            flat.append((total + through_head.get(id(parameter), 0)).flatten().float())
-        return torch.cat(flat)
+        loss = self.loss(name, tokens).loss
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten().float() for gradient in gradients])
 
+    def exact_gradient(self) -> Tensor:
+        """The gradient that every unbiased estimator's has as its mean."""
+        return self.gradient("full_rkl", self.tokens)
 
-def _noise(gradients: Iterable[Tensor], exact: Tensor) -> GradientNoise:
-    """Streams over the redraws: sums of the deviations from the exact gradient, of their squares, of the cosines."""
-    norm = float(exact.norm())
-    count, deviations, squares, cosine = 0, torch.zeros_like(exact), 0.0, 0.0
-    for gradient in gradients:
-        cosine += float(gradient @ exact) / max(float(gradient.norm()) * norm, 1e-30)
-        deviation = gradient - exact
-        deviations += deviation
-        squares += float(deviation.square().sum())
-        count += 1
-    mean_square = float((deviations / count).square().sum())
-    variance = max(0.0, (squares - count * mean_square) / (count - 1))
-    return GradientNoise(variance, mean_square - variance / count, norm**2, cosine / count)
+    def noise(self, name: str, redraws: Tensor, exact: Tensor) -> GradientNoise:
+        """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines."""
+        norm, count = float(exact.norm()), len(redraws)
+        deviations, squares, cosine = torch.zeros_like(exact), 0.0, 0.0
+        for tokens in redraws:
+            gradient = self.gradient(name, tokens)
+            cosine += float(gradient @ exact) / max(float(gradient.norm()) * norm, 1e-30)
+            gradient -= exact
+            deviations += gradient
+            squares += float(gradient.square().sum())
+        mean_square = float((deviations / count).square().sum())
+        variance = max(0.0, (squares - count * mean_square) / (count - 1))
+        return GradientNoise(variance, mean_square - variance / count, norm**2, cosine / count)
 
 
 def _each(models: _Models, rollouts: Sequence[Rollout]) -> Iterator[_Contexts]:
@@ -305,16 +288,16 @@ def _summary(rows: Tensor, spread: Tensor) -> EstimatorNoise:
         _variance(spread),
         ratio_of_means(bias, signal),
         ratio_of_means(signal, variance, positive=True) if noisy else None,
-        Estimate(float(cosine.mean()), *t_interval(cosine)),
+        Interval(float(cosine.mean()), *t_interval(cosine)),
         variance.tolist(),
     )
 
 
-def _variance(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), *positive_t_interval(values))
+def _variance(values: Tensor) -> Interval:
+    return Interval(float(values.mean()), *positive_t_interval(values))
 
 
-def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> Estimate:
+def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> Interval:
     """sum(above) / sum(below) with the t interval of its linear form; both are (contexts,), drawn together.
 
     `positive` takes the interval on the log scale.
@@ -323,7 +306,7 @@ def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> E
     mean = below.mean().clamp_min(1e-300)
     value = above.mean() / mean
     linear = value + (above - value * below) / mean
-    return Estimate(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
+    return Interval(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
 
 
 @dataclass(frozen=True)
@@ -345,7 +328,7 @@ class Profile:
     `value_hurts_share` is the share of tokens where b = V has more of it than b = 0.
     """
 
-    value_hurts_share: Estimate
+    value_hurts_share: Interval
     by_position: list[Bin]
     by_entropy: list[Bin]
 
@@ -364,7 +347,7 @@ def variance_profile(
     models = _Models(student, teacher, None, temperature, vocab_size)
     columns, hurts, counts = [], [], []
     for context in _each(models, rollouts):
-        output = context.loss("vopd", context.student_hidden, context.tokens, diagnostics=True)
+        output = context.loss("vopd", context.tokens, diagnostics=True)
         assert output.variance is not None and output.entropy is not None
         positions = torch.arange(1, len(context.tokens) + 1, device=context.tokens.device)
         columns.append(torch.stack([positions, output.entropy, *output.variance]).double().cpu())
