@@ -12,7 +12,7 @@ from typing import Any
 
 from studies.claims import controls
 from vopd.experiments import one_run
-from vopd.experiments.held_out import read_held_out
+from vopd.experiments.held_out import outcomes, read_held_out
 from vopd.experiments.measure import Evaluator, measure_run
 from vopd.models import sample
 from vopd.run.exit_codes import report_error
@@ -36,7 +36,7 @@ def sampled_outcomes(evaluator: Evaluator, model: Any) -> list[bool]:
     prompts = [problem.prompt for problem in evaluator.problems]
     limit = evaluator.plan.max_new_tokens
     rows = sample(model, evaluator.models.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
-    return evaluator.outcomes(evaluator.problems, [row[0].text for row in rows])
+    return outcomes(evaluator.problems, [row[0].text for row in rows], evaluator.plan.kind)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,6 @@ class Grid:
             if len(set(values)) < len(values):
                 raise ConfigurationError(f"a comparison needs each {label} once, got {list(values)}")
 
-    def cells(self) -> list[tuple[str, float, int]]:
-        """(estimator, rate, seed), whole seeds first: a comparison that is cut short still compares."""
-        return [(name, rate, seed) for seed in self.seeds for rate in self.learning_rates for name in self.estimators]
-
 
 def embedded_runs(
     grid: Grid, folder: Path, options: Mapping[str, Any], *, problems: int, curve_problems: int
@@ -73,35 +70,41 @@ def embedded_runs(
         "save_only_model": True,
         "metrics_every": 10,
         "use_cpu": True,
+        "loss_top_k": EMBEDDED_TOP_K,
         **options,
     }
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", problems, 0)]
     write_held_out(held_out, folder / HELD_OUT_FILE)
-    prompts = {seed: folder / f"train-seed{seed}.jsonl" for seed in grid.seeds}
-    for seed, path in prompts.items():
+    for seed in grid.seeds:
         rows = (
             {"prompt": prompt_text(problem), "answer": problem.answer, "task": problem.task}
             for problem in pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
         )
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = [_run(cell, {**usual, "dataset": str(prompts[cell[2]])}, EMBEDDED_TOP_K) for cell in grid.cells()]
-    return runs, measurement
+        _prompts(folder, seed).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = recipe_runs(grid, usual)
+    own = [replace(run, options={**run.options, "dataset": str(_prompts(folder, run.seed))}) for run in runs]
+    return own, measurement
+
+
+def _prompts(folder: Path, seed: int) -> Path:
+    return folder / f"train-seed{seed}.jsonl"
 
 
 def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
-    """Runs of one recipe: `options` are those of `vopd train`, the same for all but what the grid varies."""
-    return [_run(cell, options, None) for cell in grid.cells()]
+    """Runs of one recipe: `options` are those of `vopd train`, the same for all but what the grid varies.
 
-
-def _run(cell: tuple[str, float, int], options: Mapping[str, Any], usual_top_k: int | None) -> GridRun:
-    name, rate, seed = cell
-    own = {key: value for key, value in options.items() if key != "loss_top_k"}
-    if find_estimator(name).needs_top_k:
-        own["loss_top_k"] = options.get("loss_top_k", usual_top_k)
-        if own["loss_top_k"] is None:
+    Whole seeds come first: a comparison that is cut short still compares.
+    """
+    runs = []
+    for seed, rate, name in product(grid.seeds, grid.learning_rates, grid.estimators):
+        own = dict(options)
+        if not find_estimator(name).needs_top_k:
+            own.pop("loss_top_k", None)
+        elif own.get("loss_top_k") is None:
             raise ConfigurationError(f"estimator '{name}' needs loss_top_k, for example loss_top_k=20")
-    return GridRun(name, seed, rate, run_name(name, rate, seed), own)
+        runs.append(GridRun(name, seed, rate, run_name(name, rate, seed), own))
+    return runs
 
 
 def compare(
@@ -123,7 +126,8 @@ def compare(
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target))
     text = f"{comparison_text(comparison)}\n\n{stability_text(comparison)}"
-    say(f"\n{text}\n\nwritten to {write_results(comparison, folder, text)}")
+    say("\n" + text)
+    say(f"\nwritten to {write_results(comparison, folder, text)}")
     return comparison
 
 

@@ -77,16 +77,11 @@ def run_demo(
 
 def demo_runs(grid: Grid, folder: Path, steps: int, problems: int) -> tuple[list[GridRun], Measurement]:
     """The runs, each named by its estimator, with the seed where there are several, and what is measured of them."""
-    options = {
-        "max_steps": steps,
-        "warmup_steps": min(_WARMUP_STEPS, steps // 5),
-        "save_steps": steps // _CHECKPOINTS,
-    }
+    warmup, save = min(_WARMUP_STEPS, steps // 5), steps // _CHECKPOINTS
+    options = {"max_steps": steps, "warmup_steps": warmup, "save_steps": save}
     runs, measurement = embedded_runs(grid, folder, options, problems=problems, curve_problems=_CURVE_PROBLEMS)
-    if len(grid.seeds) > 1:
-        named = [replace(run, directory=f"{run.estimator}-seed{run.seed}") for run in runs]
-    else:
-        named = [replace(run, directory=run.estimator) for run in runs]
+    several = len(grid.seeds) > 1
+    named = [replace(run, directory=f"{run.estimator}-seed{run.seed}" if several else run.estimator) for run in runs]
     return named, replace(
         measurement, accuracy_curve=False, ends_on_all=True, noise_estimators=list(grid.estimators),
         noise_top_k=EMBEDDED_TOP_K,

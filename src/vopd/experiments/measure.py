@@ -143,9 +143,6 @@ class Evaluator:
         """Greedy completions."""
         return greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
 
-    def outcomes(self, problems: Sequence[HeldOut], texts: Sequence[str]) -> list[bool]:
-        return outcomes(problems, texts, self.plan.kind)
-
     def reverse_kl(self, model: Any, problems: Sequence[HeldOut], seed: int = 0) -> Interval:
         return held_out_reverse_kl(
             model, self.models.teacher, self.models.tokenizer, _prompts(problems), seed=seed,
@@ -153,7 +150,7 @@ class Evaluator:
         )  # fmt: skip
 
     def accuracy(self, model: Any, problems: Sequence[HeldOut]) -> float:
-        right = self.outcomes(problems, self.texts(model, problems))
+        right = outcomes(problems, self.texts(model, problems), self.plan.kind)
         return sum(right) / len(right)
 
     def gradient_noise(self, student: Any) -> dict[str, float]:
@@ -174,11 +171,12 @@ class Evaluator:
 
 def measure_start(evaluator: Evaluator) -> dict[str, Any]:
     """Outcomes of the student before and of the teacher, the student's divergence and the noise of its gradient."""
-    student, problems = evaluator.models.student(evaluator.plan.student), evaluator.problems
+    plan, problems = evaluator.plan, evaluator.problems
+    student = evaluator.models.student(plan.student)
     student_texts, teacher_texts = (evaluator.texts(model, problems) for model in (student, evaluator.models.teacher))
     return {
-        "student_outcomes": evaluator.outcomes(problems, student_texts),
-        "teacher_outcomes": evaluator.outcomes(problems, teacher_texts),
+        "student_outcomes": outcomes(problems, student_texts, plan.kind),
+        "teacher_outcomes": outcomes(problems, teacher_texts, plan.kind),
         "reverse_kl": asdict(evaluator.reverse_kl(student, problems)),
         "gradient_noise": evaluator.gradient_noise(student),
         "samples": {"student before": student_texts[:SHOWN_SAMPLES], "teacher": teacher_texts[:SHOWN_SAMPLES]},
@@ -190,7 +188,7 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     plan, problems = evaluator.plan, evaluator.problems
     model, few = evaluator.models.student(folder / "model"), problems[: plan.curve_problems]
     texts, final = evaluator.texts(model, problems), evaluator.reverse_kl(model, problems)
-    right = evaluator.outcomes(problems, texts)
+    right = outcomes(problems, texts, plan.kind)
     last = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     divergence, accuracy = [], []
     for step, path in [*((step, path) for step, path in _checkpoints(folder) if step < last), (last, None)]:
