@@ -6,11 +6,15 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vopd.errors import ConfigurationError, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
+
+if TYPE_CHECKING:
+    from vopd.experiments.compare import Grid
 
 SUMMARY = """\
 Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
@@ -21,11 +25,9 @@ in OUTPUT_DIR/RUN_NAME. Called again with the same options it does only what is 
 one goes on from its last checkpoint or is done anew.
 """
 
-EMBEDDED_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
-EMBEDDED_SEEDS = (0, 1, 2)
-EMBEDDED_RATE = 3e-4
 _MODELS = ("model", "teacher_model", "dataset")
-_VARIED = ("estimator", "seed", "learning_rate")
+# What a grid varies: an option of `vopd train` that may be a list here.
+_VARIED: dict[str, type] = {"estimator": str, "seed": int, "learning_rate": float}
 
 
 @dataclass
@@ -43,8 +45,13 @@ class CompareOptions:
     device: str = setting("auto", "where models are measured: auto, cpu, cuda")
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ConfigurationError(f"jobs must be at least 1, got {self.jobs}")
+        from vopd.experiments.held_out import KINDS
+
+        for name in ("jobs", "problems", "curve_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.held_out_kind not in KINDS:
+            raise ConfigurationError(f"unknown kind '{self.held_out_kind}'; choose one of {', '.join(KINDS)}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
             raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
 
@@ -56,66 +63,65 @@ def run(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
-    from vopd.experiments.compare import Grid, Measuring, compare, embedded_runs, recipe_runs
+    from vopd.experiments.compare import compare, embedded_runs, recipe_runs
+    from vopd.experiments.measure import Measurement, device_of
     from vopd.run.plan import train_options
 
-    known = _options(train_options())
-    settings = parse("compare", SUMMARY, known, arguments)
+    settings = parse("compare", SUMMARY, _options(train_options()), arguments)
     options = settings.build(CompareOptions)
+    own = {entry.name for entry in dataclasses.fields(CompareOptions)}
     recipe = {
         name: value
         for name, value in settings.values.items()
-        if settings.origins[name] != "default" and name not in {*_own(), *_VARIED, "output_dir", "run_name"}
+        if settings.origins[name] != "default" and name not in {*own, *_VARIED, "output_dir", "run_name"}
     }
     embedded = not any(name in recipe for name in _MODELS)
-    grid = _grid(settings, embedded, Grid)
-    measuring = Measuring(options.problems, options.curve_problems, options.held_out_kind)
+    grid = _grid(settings, embedded)
     name = str(settings.values["run_name"] or "compare")
     folder = directory.run_directory(str(settings.values["output_dir"]), name).resolve()
     if embedded:
-        runs, measurement = embedded_runs(grid, folder, recipe, measuring)
+        runs, measurement = embedded_runs(
+            grid, folder, recipe, problems=options.problems, curve_problems=options.curve_problems
+        )
     else:
-        _check_recipe(recipe, options)
-        runs, measurement = recipe_runs(grid, recipe, str(options.held_out), measuring, _device(options.device))
-    compare(
-        folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded
-    )  # fmt: skip
+        held_out = _check_recipe(recipe, options)
+        runs = recipe_runs(grid, recipe)
+        measurement = Measurement(
+            recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
+            int(recipe.get("max_completion_length", 512)), options.held_out_kind, device_of(options.device),
+        )  # fmt: skip
+    compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
     return 0
-
-
-def _own() -> set[str]:
-    return {entry.name for entry in dataclasses.fields(CompareOptions)}
 
 
 def _options(of_train: Mapping[str, Option]) -> dict[str, Option]:
     """Those of `vopd train`, nothing of them required and some of them lists, and the command's own first."""
-    kinds = {"estimator": str | list, "seed": int | list, "learning_rate": float | list}
-    left_out = {"resume", "dry_run"}
     changed = {
-        name: dataclasses.replace(option, required=False, kind=kinds.get(name, option.kind))
+        name: dataclasses.replace(option, required=False, kind=_VARIED[name] | list if name in _VARIED else option.kind)
         for name, option in of_train.items()
-        if name not in left_out
+        if name not in {"resume", "dry_run"}
     }
     return {**options_of(CompareOptions, group="comparison"), **changed}
 
 
-def _grid(settings: Settings, embedded: bool, make: Any) -> Any:
-    usual: dict[str, Sequence[Any]] = {"estimator": EMBEDDED_ESTIMATORS, "seed": EMBEDDED_SEEDS}
-    usual["learning_rate"] = (EMBEDDED_RATE,)
+def _grid(settings: Settings, embedded: bool) -> Grid:
+    from vopd.experiments.compare import EMBEDDED_RATE, EMBEDDED_SEEDS, Grid
+    from vopd.experiments.demo import DEMO_ESTIMATORS
+
+    usual = {"estimator": DEMO_ESTIMATORS, "seed": EMBEDDED_SEEDS, "learning_rate": (EMBEDDED_RATE,)}
     found: dict[str, list[Any]] = {}
-    for name, kind in (("estimator", str), ("seed", int), ("learning_rate", float)):
-        value = settings.values[name]
-        if embedded and settings.origins[name] == "default":
-            value = list(usual[name])
+    for name, kind in _VARIED.items():
+        value = usual[name] if embedded and settings.origins[name] == "default" else settings.values[name]
         values = value if isinstance(value, list | tuple) else [value]
         try:
             found[name] = [kind(entry) for entry in values]
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"{name} must be one or several of {kind.__name__}, got {value!r}") from error
-    return make(found["estimator"], found["seed"], found["learning_rate"])
+    return Grid(found["estimator"], found["seed"], found["learning_rate"])
 
 
-def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> None:
+def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
+    """The file of held-out problems, once there is all that a recipe needs."""
     missing = [f"--{name}" for name in _MODELS if name not in recipe]
     if missing:
         raise ConfigurationError(
@@ -126,11 +132,4 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> None:
             "a comparison is measured on problems that no run is trained on: give --held_out FILE.jsonl with prompt "
             "and answer"
         )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return Path(options.held_out).resolve()
