@@ -1,9 +1,14 @@
-"""`vopd compare`: several estimators, seeds and learning rates on one recipe, and what comes of it."""
+"""Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
+
+The recipe is that of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate may be
+lists. Without model, teacher_model and dataset it is the embedded pair of small models. Every run is a run directory
+in OUTPUT_DIR/RUN_NAME. Called again with the same options it does only what is missing: finished runs stay, a killed
+one goes on from its last checkpoint or is done anew.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +20,6 @@ from vopd.run.options import Option, Settings, options_of, parse, setting
 
 if TYPE_CHECKING:
     from vopd.experiments.compare import Grid
-
-SUMMARY = """\
-Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
-
-The recipe is that of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate may be
-lists. Without model, teacher_model and dataset it is the embedded pair of small models. Every run is a run directory
-in OUTPUT_DIR/RUN_NAME. Called again with the same options it does only what is missing: finished runs stay, a killed
-one goes on from its last checkpoint or is done anew.
-"""
 
 _MODELS = ("model", "teacher_model", "dataset")
 # What a grid varies: an option of `vopd train` that may be a list here.
@@ -58,16 +54,13 @@ class CompareOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd compare` with these arguments and return its exit code."""
-    require("trl", "train")
-    require("transformers", "train").utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
     from vopd.experiments.compare import compare, embedded_runs, recipe_runs
     from vopd.experiments.measure import Measurement, device_of
     from vopd.run.plan import train_options
 
-    settings = parse("compare", SUMMARY, _options(train_options()), arguments)
+    settings = parse("compare", __doc__, _options(train_options()), arguments)
     options = settings.build(CompareOptions)
     own = {entry.name for entry in dataclasses.fields(CompareOptions)}
     recipe = {

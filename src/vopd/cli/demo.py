@@ -1,4 +1,4 @@
-"""`vopd demo`: the embedded pair of small models, distilled and reported."""
+"""Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-from vopd.errors import require
 from vopd.run import directory
-from vopd.run.options import options_of, parse, setting
-
-SUMMARY = """\
-Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU.
-"""
+from vopd.run.options import read_options, setting
 
 
 @dataclass
@@ -31,9 +26,7 @@ class DemoOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd demo` with these arguments and return its exit code."""
-    chosen = asdict(parse("demo", SUMMARY, options_of(DemoOptions), arguments).build(DemoOptions))
-    require("trl", "train")
-    require("transformers", "train").utils.logging.disable_progress_bar()
+    chosen = asdict(read_options(DemoOptions, "demo", __doc__, arguments))
     from vopd.experiments.demo import run_demo
 
     output_dir, name = chosen.pop("output_dir"), chosen.pop("run_name")

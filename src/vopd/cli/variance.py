@@ -1,4 +1,9 @@
-"""`vopd variance`: how noisy each estimator's gradient is for your student, teacher and prompts."""
+"""Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
+
+Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
+in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
+the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, require
 from vopd.run import directory
-from vopd.run.options import needed, options_of, parse, setting
-
-SUMMARY = """\
-Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
-
-Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
-in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
-the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
-"""
+from vopd.run.options import needed, read_options, setting
 
 _ESTIMATORS = ["opd", "vopd", "vopd_top_k", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"]
 
@@ -60,14 +57,12 @@ class VarianceOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd variance` with these arguments and return its exit code."""
-    options = parse("variance", SUMMARY, options_of(VarianceOptions), arguments).build(VarianceOptions)
-    require("transformers", "train").utils.logging.disable_progress_bar()
+    options = read_options(VarianceOptions, "variance", __doc__, arguments)
     # Drawn at the end: asked for now, not after minutes of measuring.
     require("matplotlib", "report")
     from vopd.reporting.variance_report import draw_variance, variance_text
 
-    name = options.run_name or directory.suggest_name("variance", options.model)
-    folder = directory.run_directory(options.output_dir, name)
+    folder = directory.run_directory(options.output_dir, options.run_name, "variance", options.model)
     directory.create(folder, resume=False)
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")

@@ -326,12 +326,13 @@ class VOPDTrainer(TRLAdapter):
 
     def _write_card(self, folder: str, name: str | None = None) -> None:
         if self.is_world_process_zero():
-            write_card(folder, self.card_facts(name or Path(folder).name), self._tag_names)
+            write_card(folder, self.card_facts(name or Path(folder).name))
 
     def card_facts(self, name: str) -> dict[str, Any]:
         """What the card of a model called `name` says; `self.card_notes` adds to it."""
         return {
             "name": name,
+            "tags": self._tag_names,
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             **self._teachers.card_facts(),
