@@ -75,14 +75,9 @@ def read_choice(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    box = last_box(text)
-    return None if box is None else _label(box)
-
-
-def _label(text: str) -> str | None:
-    """The letter of ``B``, ``(B)``, ``\\text{B}``, ``B. 42 metres``, ``Option B``."""
-    text = text.strip()
-    match = _WHOLE.fullmatch(text) or _LABELLED.fullmatch(text)
+    """The letter of a box with ``B``, ``(B)``, ``\\text{B}``, ``B. 42 metres``, ``Option B``."""
+    box = (last_box(text) or "").strip()
+    match = _WHOLE.fullmatch(box) or _LABELLED.fullmatch(box)
     return match["letter"].upper() if match else None
 
 

@@ -127,5 +127,5 @@ def _out_of_sentence(content: str) -> str:
 def _is_expression(text: str) -> bool:
     if not _LONE.fullmatch(text) or not re.search(r"[0-9A-Za-z\\]", text) or "boxed" in text or "fbox" in text:
         return False
-    words = [word for word in _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))]
+    words = _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))
     return all(word.lower() in _KNOWN_WORDS for word in words)

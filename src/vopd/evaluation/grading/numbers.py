@@ -40,14 +40,15 @@ def read_number(text: str) -> Number | None:
         return None
     mixed = _MIXED.fullmatch(text)
     if mixed and int(mixed[4]):
-        size = Fraction(int(mixed[2])) + Fraction(int(mixed[3]), int(mixed[4]))
+        size = int(mixed[2]) + Fraction(int(mixed[3]), int(mixed[4]))
         return Number(-size if mixed[1] == "-" else size, False)
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "").replace(" ", "")
-    if _SPLIT_DIGITS.search(text):
+    tokens = _TOKEN.findall(text)
+    if "" in tokens or _SPLIT_DIGITS.search(text):
         return None
     try:
-        return _Reader(_tokens(text)).read()
+        return _Reader(tokens).read()
     except (_Unreadable, ZeroDivisionError, RecursionError):
         return None
 
@@ -61,13 +62,6 @@ def close_enough(value: Number, gold: Number) -> bool:
     if not (value.decimal or gold.decimal):
         return value.value == gold.value
     return abs(value.value - gold.value) <= min(_DECIMALS, _RELATIVE * abs(gold.value))
-
-
-def _tokens(text: str) -> list[str]:
-    tokens = _TOKEN.findall(text)
-    if "" in tokens:
-        raise _Unreadable
-    return tokens
 
 
 class _Reader:
@@ -138,9 +132,7 @@ class _Reader:
         if token == "\\frac":
             return self.group() / self.group()
         if token in ("(", "{"):
-            value = self.sum()
-            self.take(")" if token == "(" else "}")
-            return value
+            return self.rest(")" if token == "(" else "}")
         if not (token[0].isdigit() or token[0] == "."):
             raise _Unreadable
         self.decimal = self.decimal or "." in token
@@ -159,8 +151,12 @@ class _Reader:
 
     def group(self) -> Fraction:
         self.take("{")
+        return self.rest("}")
+
+    def rest(self, closing: str) -> Fraction:
+        """What stands in a bracket that is open."""
         value = self.sum()
-        self.take("}")
+        self.take(closing)
         return value
 
 
