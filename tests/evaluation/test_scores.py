@@ -127,7 +127,7 @@ def test_score(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = [grade for row in grades for grade in row]
     monkeypatch.setattr("vopd.evaluation.scores.grade_completions", lambda questions, completions: flat)
     questions = tuple(Question(name, name, gold, "math") for name, gold in zip("abc", ("1", "3", r"\frac{1}{")))
-    benchmark = Benchmark("b", "math", questions, "", None, "", "", Protocol())
+    benchmark = Benchmark("b", "math", questions, "", None, "", Protocol())
     drawn = [
         {"problem": problem, "sample": sample, "prompt": "", "completion": f"{problem}{sample}",
          "tokens": 10 * (2 * problem + sample + 1), "truncated": (problem, sample) == (1, 0)}

@@ -52,10 +52,7 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
             for index in range(len(prompts))
         ]
         replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
-        return [_completion(reply.outputs[0]) for reply in replies]
+        outputs = [reply.outputs[0] for reply in replies]
+        return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 
     return Sampler(load_tokenizer(model, revision=revision), draw)
-
-
-def _completion(output: Any) -> Completion:
-    return Completion(output.text, tuple(output.token_ids), truncated=output.finish_reason == "length")

@@ -154,22 +154,18 @@ def with_options(text: str, options: Sequence[str]) -> str:
 def _labelled(found: Any, where: str) -> tuple[list[str], list[str]]:
     """Labels and texts of options: a list, ``{"text": [...], "label": [...]}``, or ``{"A": ..., "B": ...}``."""
     if isinstance(found, Mapping) and isinstance(_dotted(found, "text"), list):
-        texts = [str(option) for option in _dotted(found, "text")]
-        labels = [str(label) for label in _dotted(found, "label") or ascii_uppercase[: len(texts)]]
+        texts, labels = _dotted(found, "text"), _dotted(found, "label")
     elif isinstance(found, Mapping):
-        labels, texts = list(found), [str(option) for option in found.values()]
+        texts, labels = list(found.values()), list(found)
     elif isinstance(found, list):
-        texts = [str(option.get("text", option) if isinstance(option, Mapping) else option) for option in found]
-        labels = list(ascii_uppercase[: len(texts)])
+        texts, labels = [option.get("text", option) if isinstance(option, Mapping) else option for option in found], []
     else:
         raise DataError(f"{where} has options that are no list but {type(found).__name__}")
+    labels = labels or ascii_uppercase[: len(texts)]
     if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
         raise DataError(f"{where} has {len(texts)} options and {len(labels)} labels")
-    return [label.strip().upper() for label in labels], [_unlabelled(text) for text in texts]
-
-
-def _unlabelled(option: str) -> str:
-    return re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", option).strip()
+    unlabelled = [re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", str(option)).strip() for option in texts]
+    return [str(label).strip().upper() for label in labels], unlabelled
 
 
 def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] = ()) -> str:
