@@ -43,12 +43,9 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
         # A seed for each request: vLLM's own order of work must not decide what is drawn.
         settings = [
             vllm.SamplingParams(
-                temperature=protocol.temperature,
-                top_p=protocol.top_p,
-                top_k=protocol.top_k,
-                max_tokens=protocol.max_new_tokens,
-                seed=(seed + index) % 2**31,
-            )
+                temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
+                max_tokens=protocol.max_new_tokens, seed=(seed + index) % 2**31,
+            )  # fmt: skip
             for index in range(len(prompts))
         ]
         replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)

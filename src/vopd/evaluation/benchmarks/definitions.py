@@ -244,11 +244,9 @@ def _commit(repository: str, revision: str | None) -> str | None:
 
 def _recorded_commit(dataset: Any) -> str | None:
     """The commit in the addresses that a cached data set was made from."""
-    for address in getattr(dataset.info, "download_checksums", None) or {}:
-        match = re.search(r"@([0-9a-f]{40})/", str(address))
-        if match:
-            return match[1]
-    return None
+    addresses = "\n".join(map(str, getattr(dataset.info, "download_checksums", None) or ()))
+    match = re.search(r"@([0-9a-f]{40})/", addresses)
+    return match[1] if match else None
 
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:
