@@ -274,10 +274,7 @@ def _vector(values: Any) -> Tensor:
 
 def _tensor(values: Any) -> Tensor:
     if isinstance(values, Sequence):
-        values = [
-            list(row) if isinstance(row, Sequence) else row.tolist() if hasattr(row, "tolist") else row
-            for row in values
-        ]
+        values = [row.tolist() if hasattr(row, "tolist") else row for row in values]
     try:
         return torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (ValueError, TypeError) as error:

@@ -210,17 +210,12 @@ def _several_names(text: str) -> bool:
 
 
 def _depths(text: str) -> Iterator[tuple[int, str, int]]:
-    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); commands are
-    passed over."""
-    depth = position = 0
-    while position < len(text):
-        character = text[position]
-        if character == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
-            position += 2
-            continue
-        depth += (character in _OPEN) - (character in _CLOSE)
-        yield position, character, depth
-        position += 1
+    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); a backslash and
+    the sign that it commands are one character."""
+    depth = 0
+    for match in re.finditer(r"\\(?![{}]).?|.", text, re.DOTALL):
+        depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
+        yield match.start(), match[0], depth
 
 
 def split_top(text: str, separators: str) -> list[str]:
