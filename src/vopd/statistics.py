@@ -25,12 +25,21 @@ _BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
-class Score:
-    """A mean over problems with its 95 % interval; fractions between 0 and 1, printed in per cent."""
+class Interval:
+    """A measured value with its 95 % interval over problems."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Score(Interval):
+    """A mean over problems with its 95 % interval; fractions between 0 and 1, printed in per cent."""
+
     count: int
 
     def __str__(self) -> str:
@@ -38,12 +47,9 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Interval):
     """Mean of a - b over the same problems, its 95 % interval, and the p-value of "no difference"."""
 
-    value: float
-    low: float
-    high: float
     p_value: float
 
     def __str__(self) -> str:

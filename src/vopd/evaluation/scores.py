@@ -95,9 +95,8 @@ def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, An
     """avg@k, maj@k and pass@k by k = 1, 2, 4, ... and the number of samples, over the problems that count; and the
     share of right samples of each of these."""
     questions, kind = benchmark.questions, benchmark.kind
-    left_out = (
-        ungradable([question.gold for question in questions], kind) if kind in KINDS else [False] * len(questions)
-    )
+    golds = [question.gold for question in questions]
+    left_out = ungradable(golds, kind) if kind in KINDS else [False] * len(golds)
     rows = _rows(grades, len(questions))
     majority = _majority_score(rows, left_out, kind)
     counted = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]

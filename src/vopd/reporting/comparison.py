@@ -10,22 +10,11 @@ from typing import Any
 
 from vopd.errors import DataError
 from vopd.statistics import Difference, Score, mean_score, paired_difference
+from vopd.statistics import Interval as Interval
 
 from .run_files import read_json
 
 COMPARISON_FILE = "comparison.json"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured value with its 95 % interval over problems."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)

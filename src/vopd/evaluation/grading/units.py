@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import re
 
-# Each line: units with one name, or the names of one unit.
-_UNITS = {name: name for name in "mol day week month am pm mph north south east west ev kj kw hz cent".split()}
+# The names of each unit, the one that answers are compared by first.
 _NAMES = (
     "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "in inch inche",
     "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "lb pound", "oz ounce",
     "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "year yr", "km/h kmh kph",
     "degree deg", "radian rad", "k kelvin", "j joule", "n newton", "w watt", "v volt", "pa pascal", "dollar usd",
+    "mol", "day", "week", "month", "am", "pm", "mph", "north", "south", "east", "west", "ev", "kj", "kw", "hz", "cent",
 )  # fmt: skip
-_UNITS |= {name: names.split()[0] for names in _NAMES for name in names.split()}
+_UNITS = {name: names.split()[0] for names in _NAMES for name in names.split()}
 # Not units but factors: 3 million is not 3.
 _SCALES = {"thousand", "million", "billion", "trillion", "dozen"}
 _POWER = r"(?:\s*\^\s*\{?\s*(-?\d+)\s*\}?)?"
