@@ -1,6 +1,6 @@
 """Grading, benchmarks and the evaluation runner.
 
-Names are imported on first use: the worker processes of the grader must start without torch.
+All but grading is imported on first use: the worker processes of the grader must start without torch.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .grading import Grade, grade, grade_many
+
 if TYPE_CHECKING:
     from vopd.statistics import avg_at_k, pass_at_k
 
-    from .grading import Grade, grade, grade_many
     from .results import compare_results, load_results
     from .runner import evaluate
     from .scores import maj_at_k
 
 _HOMES = {
-    "vopd.evaluation.grading": ("Grade", "grade", "grade_many"),
     "vopd.evaluation.results": ("compare_results", "load_results"),
     "vopd.evaluation.runner": ("evaluate",),
     "vopd.evaluation.scores": ("maj_at_k",),
