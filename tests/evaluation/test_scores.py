@@ -97,7 +97,7 @@ class TestGradesByKind:
         task = Problem("chain_sum", "3 + 4 =", "7")
         questions = [
             Question("a", "", "0.5", "math"),
-            Question("b", "3 + 4 =", "7", "task", {"problem": task}),
+            Question("b", "3 + 4 =", "7", "task", task),
             Question("c", "", "B", "choice"),
             Question("d", "", "7", "tags"),
             Question("e", "", "0.5", "math"),
@@ -108,7 +108,7 @@ class TestGradesByKind:
 
     @pytest.mark.parametrize("kind", ["task", "tags"])
     def test_without_answer_tags_there_is_no_answer(self, kind: str) -> None:
-        question = Question("a", "", "7", kind, {"problem": Problem("chain_sum", "3 + 4 =", "7")})
+        question = Question("a", "", "7", kind, Problem("chain_sum", "3 + 4 =", "7"))
         assert grade_completions([question], ["7"]) == [Grade("no_answer")]
 
     def test_refusals(self) -> None:

@@ -50,7 +50,7 @@ def _grade_tags(question: Question, completion: str) -> Grade:
     answer = extract_answer(completion)
     if answer is None:
         return Grade("no_answer")
-    right = answer == question.gold if question.kind == "tags" else is_right(question.extra["problem"], completion)
+    right = answer == question.gold if question.kind == "tags" else is_right(question.problem, completion)
     return Grade("right" if right else "wrong", answer)
 
 

@@ -177,7 +177,7 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
 
     problems = reasoning_problems(name.removeprefix(TASK_PREFIX), count, seed, **options)
     questions = [
-        Question(str(index), problem.question, problem.answer, "task", {"problem": problem})
+        Question(str(index), problem.question, problem.answer, "task", problem)
         for index, problem in enumerate(problems)
     ]
     source = f"{name} seed {seed}" + (f" {json.dumps(options, sort_keys=True)}" if options else "")
