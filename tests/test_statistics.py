@@ -14,10 +14,8 @@ from vopd.statistics import (
     Score,
     avg_at_k,
     bootstrap_interval,
-    holm,
     mean_score,
     paired_difference,
-    paired_t_difference,
     pass_at_k,
     positive_t_interval,
     t_interval,
@@ -99,19 +97,6 @@ class TestFewValues:
         assert 0 < low < 5.03 / 3 < high
         assert math.sqrt(low * high) == pytest.approx(5.03 / 3)
         assert positive_t_interval([2.0, 2.0]) == (2.0, 2.0)
-
-    def test_paired_runs(self) -> None:
-        found = paired_t_difference([3.0, 4.0, 6.0, 5.0, 7.0], [2.0, 2.0, 3.0, 3.0, 3.0])
-        # Differences 1, 2, 3, 2, 4: mean 2.4, standard deviation 1.1402, t = 4.7068 of 4 degrees of freedom.
-        assert found.value == pytest.approx(2.4)
-        assert found.p_value == pytest.approx(0.00926, abs=1e-4)
-        assert (found.low, found.high) == pytest.approx((2.4 - 1.4157, 2.4 + 1.4157), abs=1e-3)
-        assert paired_t_difference([1.0, 1.0], [1.0, 1.0]).p_value == 1
-        assert paired_t_difference([math.inf, 1.0], [1.0, 1.0]).p_value == 1
-
-    def test_holm_is_the_textbook_step_down(self) -> None:
-        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-        assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
 
     def test_one_value_has_no_interval(self) -> None:
         with pytest.raises(ConfigurationError, match="at least two"):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from studies.claims import design
+from studies.claims.paired import holm, paired_t_difference
 from studies.claims.run import Study
 from vopd.experiments.grid import START, is_finished, measured_of, training_seconds
-from vopd.statistics import Difference, holm, paired_difference, paired_t_difference
+from vopd.statistics import Difference, paired_difference
 
 Record = dict[str, Any]
 # What a comparison is about, and whether less of it is better.
