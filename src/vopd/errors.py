@@ -5,7 +5,9 @@ Every message is one clear line that names what is wrong and what to do about it
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -76,3 +78,9 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint at the one of `known` that an unknown `name` is nearly the same as; `otherwise` where none is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise

@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
     from vopd.experiments.compare import Grid, Measuring, compare, embedded_runs, recipe_runs
+    from vopd.models import best_device
     from vopd.run.plan import train_options
 
     known = _options(train_options())
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         runs, measurement = embedded_runs(grid, folder, recipe, measuring)
     else:
         _check_recipe(recipe, options)
-        runs, measurement = recipe_runs(grid, recipe, str(options.held_out), measuring, _device(options.device))
+        runs, measurement = recipe_runs(grid, recipe, str(options.held_out), measuring, best_device(options.device))
     compare(
         folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded
     )  # fmt: skip
@@ -126,11 +127,3 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> None:
             "a comparison is measured on problems that no run is trained on: give --held_out FILE.jsonl with prompt "
             "and answer"
         )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -80,13 +80,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def measure(options: VarianceOptions) -> dict[str, Any]:
     """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
-    import torch
-
     from vopd.data.prompts import read_prompts
     from vopd.experiments.variance import decompose_variance, variance_profile
-    from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
+    from vopd.models import best_device, common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
 
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device(options.device)
     tokenizer, teacher_tokenizer = load_tokenizer(options.model), load_tokenizer(options.teacher_model)
     student = load_model(options.model, dtype=options.dtype, device=device)
     teacher = load_model(options.teacher_model, device=device).requires_grad_(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, did_you_mean, require
 
 from .chat import columns_of
 from .files import SUFFIXES, read_rows
@@ -87,8 +86,7 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     known = [entry.name for entry in dataclasses.fields(Source)]
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known, f"there are {', '.join(known)}")
             raise ConfigurationError(f"unknown key '{name}' in the source '{given['source']}'; {hint}")
     return Source(**{**defaults, **given})
 

@@ -5,8 +5,9 @@ Names are imported on first use: the worker processes of the grader must start w
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vopd.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vopd.statistics import avg_at_k as avg_at_k
@@ -20,21 +21,16 @@ if TYPE_CHECKING:
     from .runner import evaluate as evaluate
     from .scores import maj_at_k as maj_at_k
 
-_HOMES = {
-    "vopd.evaluation.grading": ("Grade", "grade", "grade_many"),
-    "vopd.evaluation.results": ("compare_results", "load_results"),
-    "vopd.evaluation.runner": ("evaluate",),
-    "vopd.evaluation.scores": ("maj_at_k",),
-    "vopd.statistics": ("avg_at_k", "pass_at_k"),
-}
-__all__ = sorted(name for names in _HOMES.values() for name in names)
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(home), name)
-    raise AttributeError(f"module 'vopd.evaluation' has no attribute {name!r}")
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "vopd.evaluation.grading": ("Grade", "grade", "grade_many"),
+        "vopd.evaluation.results": ("compare_results", "load_results"),
+        "vopd.evaluation.runner": ("evaluate",),
+        "vopd.evaluation.scores": ("maj_at_k",),
+        "vopd.statistics": ("avg_at_k", "pass_at_k"),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vopd.errors import ConfigurationError
-from vopd.models import Completion, load_model, load_tokenizer, sample
+from vopd.models import Completion, best_device, load_model, load_tokenizer, sample
 
 from .benchmarks import Protocol
 
@@ -38,7 +38,7 @@ def open_sampler(source: str, backend: str, dtype: str, device: str, revision: s
         from .vllm_engine import open_vllm
 
         return open_vllm(source, dtype, revision)
-    model = load_model(source, dtype=dtype, device=_device(device), revision=revision)
+    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision)
     return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
 
@@ -54,11 +54,3 @@ def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
         return [row[0] for row in rows]
 
     return Sampler(tokenizer, draw)
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"

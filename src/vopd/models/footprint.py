@@ -97,27 +97,29 @@ def footprint(
     frozen = weight_bytes(still, student, own, quantization)
     # Adapters are kept in float32 whatever the base model's dtype.
     trained_bytes = trained * (4 if frozen else own)
-    kept = [_teacher_bytes(teacher, teacher_dtype, teacher_quantization) for teacher in teachers]
-    vocabulary, width = student.get_output_embeddings().weight.shape
+    each = [bytes_per_weight(teacher, teacher_dtype) for teacher in teachers]
+    kept = sum(
+        weight_bytes(list(teacher.parameters()), teacher, size, teacher_quantization)
+        for teacher, size in zip(teachers, each)
+    )
+    head = student.get_output_embeddings().weight
+    vocabulary, width = head.shape
     activation = 2 if step.half else max(own, 2)
-    head_gradient = vocabulary * width * 4 if student.get_output_embeddings().weight.requires_grad else 0
-    hidden = step.sequences * step.completion_tokens * width * 4
-    places = step.sequences * step.tokens
-    scoring = [_layer(teacher) * places * bytes_per_weight(teacher, teacher_dtype) for teacher in teachers]
+    head_gradient = 4 * head.numel() if head.requires_grad else 0
+    tokens, completion_tokens = step.sequences * step.tokens, step.sequences * step.completion_tokens
+    scoring = [_layer(teacher) * tokens * size for teacher, size in zip(teachers, each)]
     return Footprint(
         student=frozen + trained_bytes,
-        teacher=sum(kept) + (4 * trained if copied else 0),
+        teacher=kept + (4 * trained if copied else 0),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
-        activations=_activations(student, step) * activation + max(scoring, default=0),
-        loss=_LOSS_BUFFERS * _chunk(step) * vocabulary * 4 + head_gradient + hidden,
-        rollout=_cache(student, step) * activation if step.own_rollout else 0,
-        offloaded=sum(kept) if teacher_offload else 0,
+        activations=_activations(student, tokens, step.checkpointing) * activation + max(scoring, default=0),
+        loss=_LOSS_BUFFERS * min(_CHUNK_TOKENS, completion_tokens) * vocabulary * 4
+        + head_gradient
+        + completion_tokens * width * 4,
+        rollout=_cache(student) * step.generated * step.tokens * activation if step.own_rollout else 0,
+        offloaded=kept if teacher_offload else 0,
     )
-
-
-def _teacher_bytes(teacher: Any, dtype: str, quantization: str | None) -> int:
-    return weight_bytes(list(teacher.parameters()), teacher, bytes_per_weight(teacher, dtype), quantization)
 
 
 def weight_bytes(weights: Sequence[Any], model: Any, each: int, quantization: str | None) -> int:
@@ -142,28 +144,27 @@ def bytes_per_weight(model: Any, dtype: str) -> int:
 def _layer(model: Any) -> int:
     """Elements a token that one layer keeps for its backward pass: norms, attention and a gated feed-forward block."""
     config = model.config.get_text_config()
-    width = config.hidden_size
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or width // heads
-    key_value = getattr(config, "num_key_value_heads", None) or heads
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    return int(4 * width + (3 * heads + 4 * key_value) * head_width + 4 * inner)
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    attention = 3 * config.num_attention_heads * _head_width(config) + 4 * _key_value_width(config)
+    return int(4 * width + attention + 4 * inner)
 
 
-def _activations(model: Any, step: Step) -> int:
+def _activations(model: Any, tokens: int, checkpointing: bool) -> int:
     config = model.config.get_text_config()
-    layers, tokens = config.num_hidden_layers, step.sequences * step.tokens
-    if step.checkpointing:
-        return int(tokens * (layers * config.hidden_size + _layer(model)))
-    return int(tokens * layers * _layer(model))
+    if checkpointing:
+        return int(tokens * (config.num_hidden_layers * config.hidden_size + _layer(model)))
+    return int(tokens * config.num_hidden_layers * _layer(model))
 
 
-def _cache(model: Any, step: Step) -> int:
+def _cache(model: Any) -> int:
+    """Elements a token of the key-value cache."""
     config = model.config.get_text_config()
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    key_value = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(2 * config.num_hidden_layers * key_value * head_width * step.generated * step.tokens)
+    return int(2 * config.num_hidden_layers * _key_value_width(config))
 
 
-def _chunk(step: Step) -> int:
-    return min(_CHUNK_TOKENS, step.sequences * step.completion_tokens)
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _key_value_width(config: Any) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_width(config)

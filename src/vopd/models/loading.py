@@ -15,12 +15,7 @@ import torch
 
 from vopd.errors import ConfigurationError, MismatchError, require
 
-DTYPES = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Ways to hold linear layers in few bits, with the bits.
 BITS = {"8bit": 8, "4bit": 4}
 # Names that tokenizers give to a token that is there for padding and that no text contains.
@@ -81,8 +76,7 @@ def load_model(
         MissingExtraError: bitsandbytes is needed and not installed.
         MismatchError: there is no such model, weights are missing, or it needs code of its own.
     """
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     _check_source(source, revision)
     transformers = require("transformers", "train")
     quantized = {} if quantization is None else _quantized(quantization, device)
@@ -90,7 +84,7 @@ def load_model(
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
-            dtype=DTYPES[dtype],
+            dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
             **quantized,
@@ -106,6 +100,19 @@ def load_model(
     return (model if quantized else model.to(device)).eval()
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises ConfigurationError for a dtype that weights are not held in."""
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+
+
+def best_device(device: str = "auto") -> str:
+    """Return `device`, or for auto the GPU where there is one, and the CPU otherwise."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_quantization(quantization: str | None) -> None:
     """Raises ConfigurationError for a quantization that there is not."""
     if quantization not in (None, *BITS):
@@ -116,17 +123,13 @@ def _quantized(quantization: str, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
     check_quantization(quantization)
     require("bitsandbytes", "quantization")
-    config = require("transformers", "train").BitsAndBytesConfig
-    if quantization == "8bit":
-        return {"quantization_config": config(load_in_8bit=True), "device_map": {"": device}}
-    half = torch.bfloat16 if torch.device(device).type != "cpu" else torch.float32
-    four = config(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=half,
-    )
-    return {"quantization_config": four, "device_map": {"": device}}
+    chosen: dict[str, Any] = {"load_in_8bit": True}
+    if quantization == "4bit":
+        half = torch.bfloat16 if torch.device(device).type != "cpu" else torch.float32
+        chosen = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        chosen["bnb_4bit_compute_dtype"] = half
+    config = require("transformers", "train").BitsAndBytesConfig(**chosen)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
@@ -164,13 +167,14 @@ def _check_source(source: str | Path, revision: str | None) -> None:
             raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
         _check_hub(text, revision)
         return
-    if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
+    config = path / "config.json"
+    if not config.exists() and not (path / "adapter_config.json").exists():
         raise MismatchError(
             f"'{source}' has no config.json; give the folder that save_pretrained wrote "
             "(for a training run, one of its checkpoints or its model folder)"
         )
     try:
-        json.loads((path / "config.json").read_text() if (path / "config.json").exists() else "{}")
+        json.loads(config.read_text() if config.exists() else "{}")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MismatchError(f"'{source}/config.json' is not valid JSON: {error}") from error
 
@@ -235,13 +239,10 @@ def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:
     if tokenizer.pad_token is not None:
         return
     vocabulary = tokenizer.get_vocab()
-    for candidate in _PAD_CANDIDATES:
-        if candidate in vocabulary and candidate != tokenizer.eos_token:
-            tokenizer.pad_token = candidate
-            return
-    if tokenizer.eos_token is None:
+    fitting = (name for name in _PAD_CANDIDATES if name in vocabulary and name != tokenizer.eos_token)
+    tokenizer.pad_token = next(fitting, tokenizer.eos_token)
+    if tokenizer.pad_token is None:
         raise MismatchError(
             f"the tokenizer of '{source}' has neither a padding nor an end token; set eos_token in its "
             "tokenizer_config.json"
         )
-    tokenizer.pad_token = tokenizer.eos_token

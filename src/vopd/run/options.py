@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union
 
-from vopd.errors import ConfigurationError, VOPDError, require
+from vopd.errors import ConfigurationError, VOPDError, did_you_mean, require
 
 T = TypeVar("T")
 
@@ -249,8 +248,7 @@ def _underscored(argument: str) -> str:
 
 
 def _unknown(name: str, options: Mapping[str, Option], where: str) -> ConfigurationError:
-    close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'?" if close else "--help lists the options"
+    hint = did_you_mean(name.replace("-", "_"), options, "--help lists the options")
     return ConfigurationError(f"{where}unknown option '{name}'; {hint}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError
 from vopd.kernels import backend_name
-from vopd.models.loading import DTYPES, check_quantization
+from vopd.models.loading import check_dtype, check_quantization
 from vopd.teachers.build import sources
 from vopd.teachers.itself import check_worth
 from vopd.training import VOPDConfig
@@ -94,8 +94,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, self.teacher_dtype):
-            if dtype not in DTYPES:
-                raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+            check_dtype(dtype)
         for quantization in (self.quantization, self.teacher_quantization):
             check_quantization(quantization)
         if self.quantization is not None and self.lora_rank == 0:
