@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +209,10 @@ def build_pair(recipe: PairRecipe, output: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the embedded pair of models.")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
-    parser.add_argument("--vocabulary", type=int, default=DEFAULT_RECIPE.vocabulary)
-    parser.add_argument("--seed", type=int, default=DEFAULT_RECIPE.seed)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    recipe = replace(DEFAULT_RECIPE, vocabulary=arguments.vocabulary, seed=arguments.seed)
-    print(json.dumps(build_pair(recipe, arguments.output), indent=2))
+    print(json.dumps(build_pair(DEFAULT_RECIPE, arguments.output), indent=2))
 
 
 if __name__ == "__main__":

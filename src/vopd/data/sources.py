@@ -63,6 +63,12 @@ class Source:
         path = Path(self.source)
         return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
 
+    @property
+    def on_hub(self) -> bool:
+        """True for a hub id: no task, no file, and not written as a path."""
+        is_path = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
+        return self.task is None and self.file is None and not is_path
+
 
 def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
     """Return the source, or the list of sources, that is `given`; what one leaves out has `defaults`.
@@ -166,7 +172,7 @@ def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> lis
 
 def _from_hub(source: Source) -> tuple[Any, str]:
     datasets = require("datasets", "train")
-    if Path(source.source).is_absolute() or source.source.startswith((".", "~")) or source.source.count("/") > 1:
+    if not source.on_hub:
         raise DataError(f"there is no file '{source.source}'")
     try:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)

@@ -28,24 +28,6 @@ class Completion:
     truncated: bool
 
 
-@dataclass(frozen=True)
-class _Settings:
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigurationError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigurationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ConfigurationError(f"top_k must be 0 (off) or above, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise ConfigurationError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-
-
 def sample(
     model: Any,
     tokenizer: Any,
@@ -85,13 +67,30 @@ def sample(
         ConfigurationError: a setting out of range.
         DataError: a prompt is not text, has no tokens, or leaves no room for max_new_tokens.
     """
-    settings = _Settings(temperature, top_p, top_k, max_new_tokens)
+    for name, good, value, wanted in (
+        ("temperature", temperature >= 0, temperature, "0 (greedy) or above"),
+        ("top_p", 0 < top_p <= 1, top_p, "above 0 and at most 1"),
+        ("top_k", top_k >= 0, top_k, "0 (off) or above"),
+        ("max_new_tokens", max_new_tokens >= 1, max_new_tokens, "at least 1"),
+    ):
+        if not good:
+            raise ConfigurationError(f"{name} must be {wanted}, got {value}")
     if samples < 1 or batch_size < 1:
         raise ConfigurationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
     copies = samples if temperature > 0 else 1
     found: list[list[Completion]] = [[] for _ in prompts]
-    config = _generation_config(model, tokenizer, settings)
+    # top_k is given even when off: an absent one means 50.
+    shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    config = require("transformers", "train").GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(end_ids(model, tokenizer)) or None,
+        pad_token_id=_pad_id(tokenizer),
+        suppress_tokens=_textless(model, tokenizer),
+        use_cache=True,
+        **shaping,
+    )
     with random_state(model.device), evaluating(model), own_generation_config(model, config):
         for index, batch in enumerate(plan_batches(prompt_ids, copies, batch_size)):
             torch.manual_seed(batch_seed(seed, index))
@@ -132,7 +131,7 @@ def batch_seed(seed: int, index: int) -> int:
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
     width = max(len(ids) for ids in batch)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = _pad_id(tokenizer)
     # The mask comes from the lengths: where the end token doubles as padding, ids cannot tell the two apart.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
@@ -150,20 +149,8 @@ def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completi
     return Completion(text, tuple(ids), truncated=end is None)
 
 
-def _generation_config(model: Any, tokenizer: Any, settings: _Settings) -> Any:
-    shaping: dict[str, float] = {}
-    if settings.temperature > 0:
-        # top_k is given even when off: an absent one means 50.
-        shaping = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    return require("transformers", "train").GenerationConfig(
-        do_sample=settings.temperature > 0,
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=list(end_ids(model, tokenizer)) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        suppress_tokens=_textless(model, tokenizer),
-        use_cache=True,
-        **shaping,
-    )
+def _pad_id(tokenizer: Any) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def _textless(model: Any, tokenizer: Any) -> list[int] | None:
