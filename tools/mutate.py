@@ -94,9 +94,13 @@ Results = dict[tuple[str, str], tuple[str, str]]
 CAUGHT, MISSED = "yes", "**no**"
 
 
+def content() -> dict[str, Any]:
+    return tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+
+
 def catalogue() -> tuple[list[Bug], list[Input]]:
     """The bugs and the bad inputs of tools/mutations.toml."""
-    found: dict[str, Any] = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+    found = content()
     for entry in found["bug"]:
         entry["mutations"] = [Mutation(**one) for one in entry.get("mutations", [])]
     return [Bug(**entry) for entry in found["bug"]], [Input(**entry) for entry in found["input"]]
@@ -234,23 +238,6 @@ def version() -> str:
     return git("rev-parse", "--short=10", "HEAD").strip() + (" with uncommitted changes" if changed else "")
 
 
-HEAD = """\
-# Bug catalogue
-
-<!-- Written by tools/mutate.py from tools/mutations.toml; changes belong there. -->
-
-Distillation bugs are silent: a shifted label or a wrong mask trains on garbage for days. These are bugs that public
-distillation and post-training code shipped, each with where it was found. For each one, the bug is put into this
-package's own source, and the test named beside it has to fail. `make mutants` does that again, once it has
-held every replacement and every test name to the sources as they are.
-
-## Bugs that are caught
-
-| bug | found in | put in as | test | caught | measured |
-|---|---|---|---|---|---|
-"""
-
-
 def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
     """docs/bug-catalogue.md; `results` by ``key``."""
     lines = []
@@ -267,7 +254,7 @@ def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
     lines += ["", "## Bad input", "", "Each is a clear error, or a correct result with nothing lost.", ""]
     lines += ["| input | what comes of it | tests |", "|---|---|---|"]
     lines += [f"| {one.title} | {one.outcome} | {'<br>'.join(map(shown, one.tests))} |" for one in inputs]
-    return HEAD + "\n".join(lines) + "\n"
+    return str(content()["head"]) + "\n".join(lines) + "\n"
 
 
 def results_of(text: str) -> Results:

@@ -84,3 +84,8 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     """Return a hint at the one of `known` that an unknown `name` is nearly the same as; `otherwise` where none is."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else otherwise
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of another library says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

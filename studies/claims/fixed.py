@@ -48,9 +48,10 @@ class Place:
         problems: list[HeldOut] = setting.held_out(contexts, 3)
         prompts = [problem.prompt for problem in problems]
         limit = design.MAX_COMPLETION_TOKENS
-        rows = sample(self.student, self.tokenizer, prompts, max_new_tokens=limit, batch_size=64, seed=3)
+        found = sample(self.student, self.tokenizer, prompts, max_new_tokens=limit, batch_size=64, seed=3)
         self.rollouts = [
-            Rollout(self.tokenizer(prompt)["input_ids"], row[0].ids) for prompt, row in zip(prompts, rows, strict=True)
+            Rollout(self.tokenizer(prompt)["input_ids"], drawn.ids)
+            for prompt, drawn in zip(prompts, found, strict=True)
         ]
 
 

@@ -35,8 +35,8 @@ def sampled_outcomes(examiner: Examiner, model: Any) -> list[bool]:
     """Right or wrong for one completion a problem, sampled at temperature 1 as in training."""
     prompts = [problem.prompt for problem in examiner.problems]
     limit = examiner.plan.max_new_tokens
-    rows = sample(model, examiner.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
-    return examiner.right(examiner.problems, [row[0].text for row in rows])
+    found = sample(model, examiner.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
+    return examiner.right(examiner.problems, [completion.text for completion in found])
 
 
 if __name__ == "__main__":

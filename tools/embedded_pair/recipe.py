@@ -161,14 +161,9 @@ def train_model(
     model = build_model(recipe, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, recipe.schedule_steps // 20)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.schedule_steps - warmup),
-        ],
-        milestones=[warmup],
-    )
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.schedule_steps - warmup)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], milestones=[warmup])
     batches = stream_batches(problems, tokenizer, recipe.batch, recipe.seed, write)
     start = time.monotonic()
     for step in range(recipe.steps):

@@ -113,11 +113,11 @@ def _rollouts(options: VarianceOptions, student: Any, tokenizer: Any, prompts: l
 
     if len(prompts) < 2:
         raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs at least 2")
-    rows = sample(
+    found = sample(
         student, tokenizer, prompts, temperature=options.temperature, seed=options.seed,
         max_new_tokens=options.max_completion_length,
     )  # fmt: skip
-    return [Rollout(tokenizer(prompt)["input_ids"], row[0].ids) for prompt, row in zip(prompts, rows, strict=True)]
+    return [Rollout(tokenizer(prompt)["input_ids"], drawn.ids) for prompt, drawn in zip(prompts, found, strict=True)]
 
 
 def _train_what_a_run_would(student: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, did_you_mean, require
+from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
 
 from .chat import columns_of
 from .files import SUFFIXES, read_rows
@@ -134,8 +134,7 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
     except (ValueError, TypeError) as error:  # pyarrow's errors are both
-        first = str(error).splitlines()[0]
-        raise DataError(f"'{source}' has a column that mixes kinds of values: {first}") from error
+        raise DataError(f"'{source}' has a column that mixes kinds of values: {first_line(error)}") from error
 
 
 def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
@@ -177,10 +176,9 @@ def _from_hub(source: Source) -> tuple[Any, str]:
     try:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"cannot load '{source.source}', split '{source.split}': {first}; give a .jsonl, .json or .parquet file, "
-            "a hub id that this machine can reach, or reasoning_gym:NAME"
+            f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; give a .jsonl, "
+            ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
     version = _commit(dataset) or source.revision or "revision not known"
     if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:

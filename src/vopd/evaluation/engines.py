@@ -47,10 +47,9 @@ def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
     are."""
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-        rows = sample(
+        return sample(
             model, tokenizer, prompts, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
             max_new_tokens=protocol.max_new_tokens, batch_size=len(prompts), seed=seed,
         )  # fmt: skip
-        return [row[0] for row in rows]
 
     return Sampler(tokenizer, draw)

@@ -37,8 +37,8 @@ def greedy_texts(
 ) -> list[str]:
     """Return the greedy completion of every problem of the pair, or of every prompt."""
     prompts = _prompts(problems)
-    rows = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
-    return [row[0].text for row in rows]
+    found = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
+    return [completion.text for completion in found]
 
 
 def greedy_outcomes(model: Any, tokenizer: Any, problems: list[Problem]) -> list[bool]:
@@ -59,9 +59,9 @@ def sample_contexts(
     The tensors are where the model is.
     """
     prompts = _prompts(problems)
-    rows = sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH, seed=seed)
+    found = sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH, seed=seed)
     prompt_ids = tokenizer(prompts)["input_ids"]
-    pairs = [(ids, list(row[0].ids)) for ids, row in zip(prompt_ids, rows, strict=True)]
+    pairs = [(ids, list(completion.ids)) for ids, completion in zip(prompt_ids, found, strict=True)]
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     input_ids = torch.full((len(pairs), width), tokenizer.pad_token_id)
     attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)

@@ -33,15 +33,14 @@ def sample(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
-    samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
     max_new_tokens: int = 512,
     batch_size: int = 16,
     seed: int = 0,
-) -> list[list[Completion]]:
-    """Return `samples` completions of each prompt, in the order of the prompts.
+) -> list[Completion]:
+    """Return a completion of each prompt, in their order; a prompt that is given several times gets several.
 
     Only the settings given here shape the distribution: sampling defaults that come with a model (a
     temperature, a top-k of 20 or 50, penalties) are put aside and put back. With temperature 1, top_p 1 and
@@ -49,14 +48,13 @@ def sample(
     and are never drawn. The model's training mode and torch's random state are as
     before afterwards.
 
-    Batches follow from prompts, samples and batch_size alone, and each has its own seed made from `seed` and
+    Batches follow from prompts and batch_size alone, and each has its own seed made from `seed` and
     its index: the same call always draws the same completions.
 
     Args:
         model: a causal language model, with or without LoRA adapter.
         tokenizer: its tokenizer; prompts are padded on the left whatever its own setting.
         prompts: texts, tokenized with the tokenizer's own special tokens (a BOS where it has one).
-        samples: completions a prompt. At temperature 0 they are all equal and computed once.
         temperature: divides the logits; 0 takes the most likely token.
         top_p, top_k: keep the smallest set of mass top_p, and the k most likely tokens; 1 and 0 are off.
         max_new_tokens: length limit of a completion in tokens.
@@ -72,14 +70,12 @@ def sample(
         ("top_p", 0 < top_p <= 1, top_p, "above 0 and at most 1"),
         ("top_k", top_k >= 0, top_k, "0 (off) or above"),
         ("max_new_tokens", max_new_tokens >= 1, max_new_tokens, "at least 1"),
+        ("batch_size", batch_size >= 1, batch_size, "at least 1"),
     ):
         if not good:
             raise ConfigurationError(f"{name} must be {wanted}, got {value}")
-    if samples < 1 or batch_size < 1:
-        raise ConfigurationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
-    copies = samples if temperature > 0 else 1
-    found: list[list[Completion]] = [[] for _ in prompts]
+    found: dict[int, Completion] = {}
     # top_k is given even when off: an absent one means 50.
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
     config = require("transformers", "train").GenerationConfig(
@@ -92,12 +88,11 @@ def sample(
         **shaping,
     )
     with random_state(model.device), evaluating(model), own_generation_config(model, config):
-        for index, batch in enumerate(plan_batches(prompt_ids, copies, batch_size)):
+        for index, batch in enumerate(plan_batches(prompt_ids, 1, batch_size)):
             torch.manual_seed(batch_seed(seed, index))
-            drawn = _generate(model, tokenizer, [prompt_ids[prompt] for prompt, _ in batch])
-            for (prompt, _), completion in zip(batch, drawn):
-                found[prompt].append(completion)
-    return [row * (samples // copies) for row in found]
+            numbers = [prompt for prompt, _ in batch]
+            found |= zip(numbers, _generate(model, tokenizer, [prompt_ids[number] for number in numbers]))
+    return [found[number] for number in range(len(prompts))]
 
 
 def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:

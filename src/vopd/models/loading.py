@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, MismatchError, require
+from vopd.errors import ConfigurationError, MismatchError, first_line, require
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Ways to hold linear layers in few bits, with the bits.
@@ -152,10 +153,8 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
             model = transformers.AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MismatchError(_why("model", source, error)) from error
-    try:
+    with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
-    except OSError:
-        return model  # a model need not have one; the end tokens are then those of its configuration
     return model
 
 
@@ -229,10 +228,9 @@ def _why(what: str, source: str | Path, error: Exception) -> str:
             f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
             "use a model whose architecture transformers itself supports"
         )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     path = Path(source)
     where = "" if path.is_dir() else _nearest(path) or "; give a local folder, or a hub id that this machine can reach"
-    return f"cannot load the {what} of '{source}' ({first}){where}"
+    return f"cannot load the {what} of '{source}' ({first_line(error)}){where}"
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

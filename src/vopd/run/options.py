@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union
 
-from vopd.errors import ConfigurationError, VOPDError, did_you_mean, require
+from vopd.errors import ConfigurationError, VOPDError, did_you_mean, first_line, require
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Settings:
         except VOPDError:
             raise
         except (ValueError, TypeError, ImportError) as error:
-            raise ConfigurationError(str(error).strip().splitlines()[0]) from error
+            raise ConfigurationError(first_line(error)) from error
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -153,9 +153,10 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return number
     for container, bracket in ((dict, "{"), (list, "[")):
         if container in kinds and lowered.startswith(bracket):
-            value = _yaml_value(text)
-            if isinstance(value, container):
-                return value
+            yaml = require("yaml", "train")
+            with suppress(yaml.YAMLError):
+                if isinstance(value := yaml.safe_load(text), container):
+                    return value
             raise _wrong(name, [container], f"'{text}'")
     if list in kinds and (str not in kinds or "," in text):
         return [part.strip() for part in text.split(",")]
@@ -241,10 +242,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _underscored(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    key, sign, value = argument.partition("=")
-    return "--" + key[2:].replace("-", "_") + sign + value
+    return re.sub("(?<=^--)[^=]*", lambda key: key[0].replace("-", "_"), argument)
 
 
 def _unknown(name: str, options: Mapping[str, Option], where: str) -> ConfigurationError:
@@ -290,13 +288,6 @@ def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
         if float in kinds or number in kinds:
             with suppress(ValueError):
                 return number(text)
-    return None
-
-
-def _yaml_value(text: str) -> Any:
-    yaml = require("yaml", "train")
-    with suppress(yaml.YAMLError):
-        return yaml.safe_load(text)
     return None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils import release_memory
 
 from vopd.data.chat import thinking_options
 from vopd.errors import VOPDError
@@ -118,17 +117,14 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
         return None
     of = partial(
         EvalOptions,
-        task=options.eval_task,
-        data=options.eval_data,
-        kind=options.eval_kind,
-        count=options.eval_count,
-        task_options=options.eval_task_options,
+        **{
+            name: getattr(options, f"eval_{name}") for name in ("task", "data", "kind", "count", "task_options", "seed")
+        },
         template=options.eval_template or options.prompt_template or "{problem}",
         chat_template=options.chat_template,
         thinking=options.thinking,
         chat_template_kwargs=config.chat_template_kwargs,
         max_new_tokens=options.eval_max_new_tokens or config.max_completion_length,
-        seed=options.eval_seed,
         device="cpu" if config.use_cpu else "auto",
         temperature=0.0,
     )
@@ -159,9 +155,7 @@ def _free(trainer: VOPDTrainer) -> None:
     """Let go of both models and the optimizer: the evaluation loads the saved model anew, and needs the room."""
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.teacher_model = trainer.optimizer = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()  # once more, now that nothing refers to them
 
 
 def _report(folder: Path) -> None:
