@@ -34,12 +34,9 @@ TESTS = [
 def ranges() -> dict[str, str]:
     """Package: its supported range in pyproject.toml, such as ">=5.20,<6"."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found = {}
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
-        name, bounds = re.fullmatch(r"([A-Za-z0-9_-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
-        if name in RANGED:
-            found[name] = bounds
-    return found
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    pairs = re.findall(r"^([A-Za-z0-9_-]+)(.*)$", "\n".join(wanted), re.MULTILINE)
+    return {name: bounds for name, bounds in pairs if name in RANGED}
 
 
 def requirements(end: str) -> dict[str, str]:

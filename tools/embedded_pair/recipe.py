@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tools.embedded_pair.tokenizer import build_tokenizer
 from tools.embedded_pair.worked_steps import worked_completion
@@ -124,13 +125,10 @@ def stream_batches(
 
 def supervised_loss(model: Any, examples: list[Example], pad: int, vocabulary: int) -> torch.Tensor:
     """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; the prompts count for nothing."""
-    width = max(len(prompt) + len(completion) for prompt, completion in examples)
-    ids = torch.full((len(examples), width), pad)
-    labels = torch.full((len(examples), width), -100)
-    for row, (prompt, completion) in enumerate(examples):
-        end = len(prompt) + len(completion)
-        ids[row, :end] = torch.tensor(prompt + completion)
-        labels[row, len(prompt) : end] = torch.tensor(completion)
+    rows = [torch.tensor(prompt + completion) for prompt, completion in examples]
+    wanted_rows = [torch.tensor([-100] * len(prompt) + completion) for prompt, completion in examples]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    labels = pad_sequence(wanted_rows, batch_first=True, padding_value=-100)
     # Padding stands on the right, where causal attention never looks back at it: no mask is needed.
     targets = labels[:, 1:].flatten()
     wanted = targets != -100

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,10 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, it has no tokenizer, or it needs code of its own.
     """
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
-    try:
+    with _loading("tokenizer", source, revision) as transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=revision, padding_side="left", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MismatchError(_why("tokenizer", source, error)) from error
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
         # From a folder without tokenizer files transformers makes a tokenizer with nothing in it.
         raise MismatchError(f"'{source}' has no tokenizer; save the model's tokenizer into the same folder")
@@ -78,10 +75,8 @@ def load_model(
         MismatchError: there is no such model, weights are missing, or it needs code of its own.
     """
     check_dtype(dtype)
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
     quantized = {} if quantization is None else _quantized(quantization, device)
-    try:
+    with _loading("model", source, revision) as transformers:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
@@ -90,8 +85,6 @@ def load_model(
             output_loading_info=True,
             **quantized,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MismatchError(_why("model", source, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers fills these with random numbers and only warns.
@@ -142,20 +135,34 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, or it needs code of its own.
     """
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
         return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
-    try:
+    with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MismatchError(_why("model", source, error)) from error
     with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
     return model
+
+
+@contextmanager
+def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[Any]:
+    """Give the library that loads; raises MismatchError where there is nothing to load, or that fails."""
+    _check_source(source, revision)
+    transformers = require("transformers", "train")
+    try:
+        yield transformers
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise MismatchError(
+                f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
+                "use a model whose architecture transformers itself supports"
+            ) from error
+        reach = "; give a local folder, or a hub id that this machine can reach"
+        where = "" if Path(source).is_dir() else _nearest(Path(source)) or reach
+        raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
 
 
 def _check_source(source: str | Path, revision: str | None) -> None:
@@ -219,18 +226,6 @@ def _nearest(path: Path) -> str:
     names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""
-
-
-def _why(what: str, source: str | Path, error: Exception) -> str:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return (
-            f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
-            "use a model whose architecture transformers itself supports"
-        )
-    path = Path(source)
-    where = "" if path.is_dir() else _nearest(path) or "; give a local folder, or a hub id that this machine can reach"
-    return f"cannot load the {what} of '{source}' ({first_line(error)}){where}"
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

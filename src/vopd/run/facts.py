@@ -149,7 +149,6 @@ def _check_models(
     if student is None:
         return None
     check_lora(plan.options, student.skeleton)
-    vocabulary = len(student.tokenizer)
     for other in [student, *teachers.values()]:
         vocabulary = common_vocabulary(
             student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows

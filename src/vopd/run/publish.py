@@ -33,7 +33,7 @@ def push(model: Path, config: VOPDConfig) -> str:
     """
     hub = huggingface_hub.HfApi(token=config.hub_token)
     try:
-        private = True if config.hub_private_repo is None else config.hub_private_repo
+        private = config.hub_private_repo is not False
         name = hub.create_repo(config.hub_model_id, private=private, exist_ok=True).repo_id
         hub.upload_folder(repo_id=name, folder_path=str(model), commit_message="Model trained by vopd")
     except (OSError, ValueError) as error:  # the hub's errors are either
