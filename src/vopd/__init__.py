@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, _names = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "vopd.estimators": ("ESTIMATORS", "TopKScores", "distillation_loss", "linear_distillation_loss"),
         "vopd.training": ("VOPDConfig", "VOPDTrainer"),
     },
+    "__version__",
 )
-__all__ = sorted(["__version__", *_names])
-
-
-def __dir__() -> list[str]:
-    return __all__

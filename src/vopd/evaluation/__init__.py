@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .runner import evaluate as evaluate
     from .scores import maj_at_k as maj_at_k
 
-__getattr__, __all__ = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "vopd.evaluation.grading": ("Grade", "grade", "grade_many"),
@@ -31,7 +31,3 @@ __getattr__, __all__ = lazy_names(
         "vopd.statistics": ("avg_at_k", "pass_at_k"),
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__
