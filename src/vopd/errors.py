@@ -80,6 +80,18 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error
 
 
+def check_known(what: str, value: object, known: Iterable[str]) -> None:
+    """Raises ConfigurationError, naming what is `known`, where `value` is none of it."""
+    if value not in (choices := list(known)):
+        raise ConfigurationError(f"unknown {what} '{value}'; choose one of {', '.join(choices)}")
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raises ConfigurationError where the setting `name` is below `least`; None is no value."""
+    if value is not None and value < least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {value}")
+
+
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
     """Return a hint at the one of `known` that an unknown `name` is nearly the same as; `otherwise` where none is."""
     close = difflib.get_close_matches(str(name), list(known), n=1)

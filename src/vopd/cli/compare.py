@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
 
@@ -43,8 +43,7 @@ class CompareOptions:
     device: str = setting("auto", "where models are measured: auto, cpu, cuda")
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ConfigurationError(f"jobs must be at least 1, got {self.jobs}")
+        check_at_least("jobs", self.jobs, 1)
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
             raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import needed, options_of, parse, setting
 
@@ -53,8 +53,7 @@ class VarianceOptions:
         if unknown:
             raise ConfigurationError(f"unknown estimator '{unknown[0]}'; choose among {', '.join(ESTIMATORS)}")
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), least)
         if self.temperature <= 0:
             raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import DataError, check_at_least
 
 from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
@@ -92,8 +92,7 @@ def read_prompts(
         DataError: missing or unreadable file, no rows, missing column, a prompt that is not text.
         ConfigurationError: a template without columns, or a tokenizer needed and not given.
     """
-    if count is not None and count < 1:
-        raise ConfigurationError(f"count must be at least 1, got {count}")
+    check_at_least("count", count, 1)
     defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
     sources = parse_sources(source, defaults)
     render = chat_renderer(tokenizer, chat_template, chat_options)

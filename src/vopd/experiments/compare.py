@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_known
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.stability import stability_text
@@ -59,8 +59,7 @@ class Measuring:
     kind: str = "math"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigurationError(f"unknown kind '{self.kind}'; choose one of {', '.join(KINDS)}")
+        check_known("kind", self.kind, KINDS)
         if min(self.problems, self.curve_problems) < 1:
             raise ConfigurationError("problems and curve_problems must be at least 1")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError, check_at_least, require
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, Interval, Run, Start, write_comparison
 from vopd.reporting.comparison_report import draw_comparison
 from vopd.reporting.report import write_report
@@ -121,8 +121,7 @@ def _check(plan: _Plan, processes: int) -> None:
         ("steps", plan.steps, _CHECKPOINTS),
         ("problems", plan.problems, SHOWN_SAMPLES),
     ):
-        if value < least:
-            raise ConfigurationError(f"{label} must be at least {least}, got {value}")
+        check_at_least(label, value, least)
 
 
 def _announcement(plan: _Plan) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, require
 
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
@@ -69,11 +69,11 @@ def sample(
         ("temperature", temperature >= 0, temperature, "0 (greedy) or above"),
         ("top_p", 0 < top_p <= 1, top_p, "above 0 and at most 1"),
         ("top_k", top_k >= 0, top_k, "0 (off) or above"),
-        ("max_new_tokens", max_new_tokens >= 1, max_new_tokens, "at least 1"),
-        ("batch_size", batch_size >= 1, batch_size, "at least 1"),
     ):
         if not good:
             raise ConfigurationError(f"{name} must be {wanted}, got {value}")
+    check_at_least("max_new_tokens", max_new_tokens, 1)
+    check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
     found: dict[int, Completion] = {}
     # top_k is given even when off: an absent one means 50.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, MismatchError, first_line, require
+from vopd.errors import MismatchError, check_known, first_line, require
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Ways to hold linear layers in few bits, with the bits.
@@ -74,7 +74,7 @@ def load_model(
         MissingExtraError: bitsandbytes is needed and not installed.
         MismatchError: there is no such model, weights are missing, or it needs code of its own.
     """
-    check_dtype(dtype)
+    check_known("dtype", dtype, DTYPES)
     quantized = {} if quantization is None else _quantized(quantization, device)
     with _loading("model", source, revision) as transformers:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -94,12 +94,6 @@ def load_model(
     return (model if quantized else model.to(device)).eval()
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises ConfigurationError for a dtype that weights are not held in."""
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
-
-
 def best_device(device: str = "auto") -> str:
     """Return `device`, or for auto the GPU where there is one, and the CPU otherwise."""
     if device != "auto":
@@ -109,8 +103,8 @@ def best_device(device: str = "auto") -> str:
 
 def check_quantization(quantization: str | None) -> None:
     """Raises ConfigurationError for a quantization that there is not."""
-    if quantization not in (None, *BITS):
-        raise ConfigurationError(f"unknown quantization '{quantization}'; choose one of {', '.join(BITS)}")
+    if quantization is not None:
+        check_known("quantization", quantization, BITS)
 
 
 def _quantized(quantization: str, device: str) -> dict[str, Any]:

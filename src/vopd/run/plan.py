@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.prompts import TEACHER_PROMPT
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_known
 from vopd.kernels import backend_name
-from vopd.models.loading import check_dtype, check_quantization
+from vopd.models.loading import DTYPES, check_quantization
 from vopd.teachers.build import sources
 from vopd.teachers.itself import check_worth
 from vopd.training import VOPDConfig
@@ -94,7 +94,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, self.teacher_dtype):
-            check_dtype(dtype)
+            check_known("dtype", dtype, DTYPES)
         for quantization in (self.quantization, self.teacher_quantization):
             check_quantization(quantization)
         if self.quantization is not None and self.lora_rank == 0:

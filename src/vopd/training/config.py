@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import ESTIMATORS
 from vopd.estimators.checks import find_estimator
 from vopd.kernels import BACKENDS
@@ -212,22 +212,21 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             )
 
     def _check_ranges(self) -> None:
-        _at_least("loss_top_k", self.loss_top_k, 1)
-        if self.loss_backend not in BACKENDS:
-            raise ConfigurationError(f"unknown loss_backend {self.loss_backend!r}; choose one of {', '.join(BACKENDS)}")
-        _at_least("max_prompt_length", self.max_prompt_length, 1)
-        _at_least("metrics_every", self.metrics_every, 0)
-        _at_least("num_generations", self.num_generations, 1)
-        _at_least("samples_per_step", self.samples_per_step, 0)
+        check_at_least("loss_top_k", self.loss_top_k, 1)
+        check_known("loss_backend", self.loss_backend, BACKENDS)
+        check_at_least("max_prompt_length", self.max_prompt_length, 1)
+        check_at_least("metrics_every", self.metrics_every, 0)
+        check_at_least("num_generations", self.num_generations, 1)
+        check_at_least("samples_per_step", self.samples_per_step, 0)
         for name in ("steps", "samples", "limit", "max_new_tokens"):
-            _at_least(f"eval_benchmark_{name}", getattr(self, f"eval_benchmark_{name}"), 1)
+            check_at_least(f"eval_benchmark_{name}", getattr(self, f"eval_benchmark_{name}"), 1)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"
             )
         if self.max_completion_length is None:
             raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
-        _at_least("max_completion_length", self.max_completion_length, 1)
+        check_at_least("max_completion_length", self.max_completion_length, 1)
         if self.log_completions:
             raise ConfigurationError(
                 "log_completions prints what the model wrote to the terminal unescaped; remove it: show_samples shows "
@@ -249,11 +248,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
 
 def _supports_bf16() -> bool:
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else not torch.backends.mps.is_available()
-
-
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise ConfigurationError(f"{name} must be at least {low}, got {value}")
 
 
 def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least
 from vopd.estimators.checks import check_gives, find_estimator
 
 from .client import Patience, Servers, checked_urls
@@ -77,8 +77,7 @@ def check_server(settings: ServerSettings, estimator: str, temperature: float, m
     for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
         if not getattr(settings, name) > 0:
             raise ConfigurationError(f"{name} must be above 0, got {getattr(settings, name)}")
-    if settings.teacher_server_retries < 0:
-        raise ConfigurationError(f"teacher_server_retries must be at least 0, got {settings.teacher_server_retries}")
+    check_at_least("teacher_server_retries", settings.teacher_server_retries, 0)
     if not 0 <= settings.teacher_drop_limit <= 1:
         raise ConfigurationError(
             f"teacher_drop_limit is a share from 0 to 1, got {settings.teacher_drop_limit}; for example 0.1"
