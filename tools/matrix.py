@@ -48,10 +48,6 @@ def requirements(end: str) -> dict[str, str]:
     return {name: f"{name}=={low}.0" for name, low in lows.items()}
 
 
-def tested_torch() -> str:
-    return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-
-
 def brings_cuda(pip: list[str], requirement: str) -> bool:
     """Whether pip would install packages of CUDA along with it, or cannot install it at all."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,13 +65,14 @@ def install(end: str) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(HOME / end)], check=True)
     pip = [str(python), "-m", "pip"]
-    wanted = requirements(end)
+    wanted, tested = requirements(end), (ROOT / "constraints.txt").read_text().splitlines()
     if brings_cuda(pip, wanted["torch"]):
-        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {tested_torch()} takes its place", flush=True)
-        wanted["torch"] = tested_torch()
+        torch = next(line for line in tested if line.startswith("torch=="))
+        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {torch} takes its place", flush=True)
+        wanted["torch"] = torch
     subprocess.run([*pip, "install", "--quiet", wanted["torch"]], check=True)
     left_open = {*RANGED, *FOLLOWING}
-    lines = (ROOT / "constraints.txt").read_text().splitlines() if end == "oldest" else []
+    lines = tested if end == "oldest" else []
     constraints = HOME / f"{end}.txt"
     constraints.write_text("\n".join(line for line in lines if line.partition("==")[0] not in left_open) + "\n")
     subprocess.run(

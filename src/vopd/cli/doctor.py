@@ -89,11 +89,8 @@ def _extras() -> list[str]:
         extras = missing_of_extras()
     except importlib.metadata.PackageNotFoundError:
         return ["not known: vopd runs from its sources without being installed"]
-    return [
-        f"{name:<14}{'lacks ' + ', '.join(missing) if missing else 'complete'}"
-        for name, missing in extras.items()
-        if name != "all"
-    ]
+    extras.pop("all", None)  # the others together
+    return [f"{name:<14}{'lacks ' + ', '.join(lacking) if lacking else 'complete'}" for name, lacking in extras.items()]
 
 
 def _devices() -> list[str]:

@@ -24,6 +24,8 @@ BITS = {"8bit": 8, "4bit": 4}
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 _PATIENCE_S = 10
+# One of them is in every model's folder.
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
@@ -168,7 +170,7 @@ def _check_source(source: str | Path, revision: str | None) -> None:
         _check_hub(text, revision)
         return
     config = path / "config.json"
-    if not config.exists() and not (path / "adapter_config.json").exists():
+    if not any((path / name).exists() for name in _CONFIGURATIONS):
         raise MismatchError(
             f"'{source}' has no config.json; give the folder that save_pretrained wrote "
             "(for a training run, one of its checkpoints or its model folder)"
@@ -186,9 +188,12 @@ def _check_hub(source: str, revision: str | None) -> None:
     a letter wrong is found out here by one question.
     """
     hub = require("huggingface_hub", "train")
-    if hub.constants.HF_HUB_OFFLINE or _is_cached(hub, source, revision):
+    if hub.constants.HF_HUB_OFFLINE:
         return
     try:
+        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
+        if any(isinstance(path, str) for path in cached):
+            return
         hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
     except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
         return  # what a download says of them is clear
@@ -204,14 +209,6 @@ def _check_hub(source: str, revision: str | None) -> None:
             f"there is no folder '{source}' here{_nearest(Path(source))}; and the hub cannot be asked for a model of "
             f"that name: {str(error).strip() or type(error).__name__}"
         ) from error
-
-
-def _is_cached(hub: Any, source: str, revision: str | None) -> bool:
-    names = ("config.json", "adapter_config.json")
-    try:
-        return any(isinstance(hub.try_to_load_from_cache(source, name, revision=revision), str) for name in names)
-    except hub.errors.HFValidationError:
-        return False
 
 
 def _nearest(path: Path) -> str:

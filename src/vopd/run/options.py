@@ -148,9 +148,10 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return None
     if bool in kinds and lowered in _TRUE | _FALSE:
         return lowered in _TRUE
-    number = _number(text, kinds)
-    if number is not None:
-        return number
+    for number in (int, float):  # whole where it is written as one: 500 steps are not 500.0 steps
+        if float in kinds or number in kinds:
+            with suppress(ValueError):
+                return number(text)
     for container, bracket in ((dict, "{"), (list, "[")):
         if container in kinds and lowered.startswith(bracket):
             yaml = require("yaml", "train")
@@ -280,15 +281,6 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     if type(value) in kinds or (type(value) is int and float in kinds):
         return value
     raise _wrong(name, kinds, repr(value))
-
-
-def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
-    """The number in `text`, whole where it is written as one (500 steps are not 500.0 steps), or None."""
-    for number in (int, float):
-        if float in kinds or number in kinds:
-            with suppress(ValueError):
-                return number(text)
-    return None
 
 
 def _plain(value: Any) -> Any:
