@@ -166,7 +166,9 @@ def _check_models(
 def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     """The prompts, read and checked; with their ids where there is a tokenizer."""
     options, config = plan.options, plan.config
-    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
+    if switch := thinking_options(options.thinking, options.chat_template, tokenizer):
+        # Kept in the configuration: the questions of eval_benchmarks are asked in the same way.
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
     prompts = read_prompts(
         options.dataset,
         split=options.dataset_split,
@@ -177,7 +179,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
         template=options.prompt_template,
         tokenizer=tokenizer,
         chat_template=options.chat_template,
-        chat_options={**(config.chat_template_kwargs or {}), **switch},
+        chat_options=config.chat_template_kwargs,
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )

@@ -139,6 +139,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
             raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
+    if settings.values["eval_benchmark_chat_template"] is None:
+        fixed["eval_benchmark_chat_template"] = options.chat_template
     config = settings.build(VOPDConfig, **fixed)
     if options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
