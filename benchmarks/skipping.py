@@ -45,18 +45,22 @@ def masked_seconds() -> dict[float, float]:
 
 def pair_logits() -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the embedded student and teacher at the student's own samples, (N, V), and the tokens drawn."""
-    from vopd.experiments.measure import sample_contexts
-    from vopd.experiments.pair import load_embedded_pair, pair_problems
+    from vopd.experiments.pair import MAX_COMPLETION_TOKENS, load_embedded_pair, pair_problems, prompt_text
+    from vopd.experiments.rollouts import pad, sample_rollouts
 
     pair = load_embedded_pair()
-    contexts = sample_contexts(pair.student, pair.tokenizer, pair_problems("held_out", 256, 0))
-    counted = contexts.completion_mask[:, 1:].bool()
+    prompts = [prompt_text(problem) for problem in pair_problems("held_out", 256, 0)]
+    rollouts = sample_rollouts(
+        pair.student, pair.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=128
+    )
+    inputs, completion_mask = pad(rollouts, pair.student.device)
+    counted = completion_mask[:, 1:].bool()
     found = []
     with torch.no_grad():
         for model in (pair.student, pair.teacher):
-            logits = model(contexts.input_ids, attention_mask=contexts.attention_mask).logits
+            logits = model(**inputs).logits
             found.append(logits[:, :-1, : len(pair.tokenizer)][counted])
-    return found[0], found[1], contexts.input_ids[:, 1:][counted]
+    return found[0], found[1], inputs["input_ids"][:, 1:][counted]
 
 
 def logit_gradient(student: Tensor, teacher: Tensor, ids: Tensor, estimator: str) -> Tensor:

@@ -11,8 +11,6 @@ from torch import Tensor
 from vopd import training
 from vopd.estimators import Estimator, catalogue, checks
 from vopd.estimators.policy_gradient import policy_gradient
-from vopd.experiments import gradient_noise
-from vopd.experiments import variance as decomposition
 from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, Needs, Rows
 
@@ -51,5 +49,5 @@ CONTROLS = {
 def install() -> None:
     """Make the controls known by name in this process alone."""
     merged = MappingProxyType({**catalogue.ESTIMATORS, **CONTROLS})
-    for module in (checks, decomposition, gradient_noise, training.config):
+    for module in (checks, training.config):
         module.ESTIMATORS = merged  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from vopd.data.reasoning import Problem
 from vopd.estimators import ESTIMATORS
 from vopd.experiments.grid import GridRun, run_name
 from vopd.experiments.held_out import HeldOut, write_held_out
-from vopd.experiments.measure_models import Measurement
+from vopd.experiments.measure import Measurement
 from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
 MAIN = ("opd", "vopd", "vopd_top_k", "vopd_sparse", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl",

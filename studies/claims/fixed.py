@@ -19,8 +19,9 @@ from studies.claims.design import Setting, Size
 from studies.claims.samplers import sampler_table
 from vopd.experiments.grid import run_name
 from vopd.experiments.held_out import HeldOut
-from vopd.experiments.variance import Rollout, decompose_variance, variance_profile
-from vopd.models import load_model, load_tokenizer, sample
+from vopd.experiments.rollouts import sample_rollouts
+from vopd.experiments.variance import decompose_variance, variance_profile
+from vopd.models import load_model, load_tokenizer
 
 FIXED_FILE = "fixed.json"
 PLAIN = ("opd", "vopd", "vopd_optimal")
@@ -47,12 +48,9 @@ class Place:
         self.vocabulary = len(self.tokenizer)
         problems: list[HeldOut] = setting.held_out(contexts, 3)
         prompts = [problem.prompt for problem in problems]
-        limit = design.MAX_COMPLETION_TOKENS
-        found = sample(self.student, self.tokenizer, prompts, max_new_tokens=limit, batch_size=64, seed=3)
-        self.rollouts = [
-            Rollout(self.tokenizer(prompt)["input_ids"], drawn.ids)
-            for prompt, drawn in zip(prompts, found, strict=True)
-        ]
+        self.rollouts = sample_rollouts(
+            self.student, self.tokenizer, prompts, max_new_tokens=design.MAX_COMPLETION_TOKENS, batch_size=64, seed=3
+        )
 
 
 def variance_table(place: Place, size: Size, top_ks: dict[int, Sequence[str]], others: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from studies.claims import design
 from studies.claims.design import Setting, Size
 from vopd.experiments.grid import GridRun, is_finished, measured_of, run_grid
-from vopd.experiments.measure_models import Measurement
+from vopd.experiments.measure import Measurement
 
 ENTRY = "studies.claims.one_run"
 SMALL = Size(steps=10, seeds=2, problems=24, curve_problems=8, choice_problems=8, contexts=4, resamples=4)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vopd.estimators import distillation_loss
-from vopd.experiments.variance import Rollout
+from vopd.experiments.rollouts import Rollout
 
 _CHUNK = 16
 ESTIMATORS: Mapping[str, int | None] = {

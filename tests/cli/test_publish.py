@@ -102,7 +102,8 @@ class TestCard:
         from vopd.training.saving.card import model_card
 
         facts = dict.fromkeys(("name", "estimator", "temperature", "steps", "prompts", "learning_rate", "seed"), 1)
-        card = model_card({**facts, "student": "a", "teacher": "b", "adapter": False, "data": ["x | y\nz"]}, ["t"])
+        rest = {"student": "a", "teacher": "b", "adapter": False, "data": ["x | y\nz"], "tags": ["t"]}
+        card = model_card({**facts, **rest})
         assert "| data | x \\| y z |" in card
 
 

@@ -9,7 +9,8 @@ import pytest
 from vopd import cli
 from vopd.cli.variance import VarianceOptions, _train_what_a_run_would
 from vopd.errors import ConfigurationError
-from vopd.experiments.variance import Rollout, decompose_variance
+from vopd.experiments.rollouts import Rollout
+from vopd.experiments.variance import decompose_variance
 
 
 def options(**more: Any) -> VarianceOptions:

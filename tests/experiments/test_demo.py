@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from vopd.errors import ConfigurationError, MissingExtraError, VOPDError
 from vopd.experiments import demo
+from vopd.experiments.compare import Grid
 from vopd.experiments.demo import DEMO_ESTIMATORS, run_demo
 from vopd.reporting.comparison import Comparison, read_comparison
 from vopd.reporting.run_files import read_metrics
@@ -106,19 +108,38 @@ def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_train_command", lambda *_: ["vopd", "train", "--estimator", "vopdd"])
-    monkeypatch.setattr(demo, "_jobs", lambda plan, jobs=demo._jobs: jobs(plan)[1:])
-    # Every job fails, two at a time: which one ends first is chance.
-    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error:") as caught:
+    def broken(*arguments: Any, plan: Any = demo.demo_runs) -> Any:
+        runs, measurement = plan(*arguments)
+        return [replace(run, options={**run.options, "lora_rank": -1}) for run in runs], measurement
+
+    monkeypatch.setattr(demo, "demo_runs", broken)
+    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error: lora_rank") as caught:
         run_demo(tmp_path / "demo", **SMALL, say=lambda line: None)
     assert caught.value.exit_code == 2
 
 
-def test_seeds_have_directories_of_their_own(tmp_path: Path) -> None:
-    plan = demo._Plan(tmp_path, ("opd", "vopd"), seeds=2, steps=10, problems=10)
-    assert [directory for *_, directory in plan.runs()] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
-    commands = [job.commands[0] for job in demo._jobs(plan)[1:]]
-    for command, seed in zip(commands, (0, 0, 1, 1), strict=True):
-        assert command[command.index("--seed") + 1] == str(seed)
-        assert command[command.index("--dataset") + 1] == str(tmp_path / f"train-seed{seed}.jsonl")
+def test_seeds_have_directories_and_prompts_of_their_own(tmp_path: Path) -> None:
+    grid = Grid(("opd", "vopd"), range(2), (1e-3,))
+    runs, _ = demo.demo_runs(grid, tmp_path, steps=10, problems=10)
+    assert [run.directory for run in runs] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
+    for run in runs:
+        assert run.options["dataset"] == str(tmp_path / f"train-seed{run.seed}.jsonl")
+    single = Grid(("opd", "vopd"), [0], (1e-3,))
+    assert [run.directory for run in demo.demo_runs(single, tmp_path, 10, 10)[0]] == ["opd", "vopd"]
+
+
+def test_the_numbers_of_the_demo_are_these(tmp_path: Path) -> None:
+    """They are recorded in the README and in benchmarks/results."""
+    grid = Grid(("opd", "vopd_optimal", "rao_blackwell_teacher_top_k"), [0], (3e-4,))
+    runs, measurement = demo.demo_runs(grid, tmp_path, steps=300, problems=600)
+    expected = {
+        "max_steps": 300, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "warmup_steps": 20,
+        "lr_scheduler_type": "linear", "save_steps": 60, "metrics_every": 10, "use_cpu": True,
+    }  # fmt: skip
+    assert runs[0].options.items() >= expected.items()
+    assert "loss_top_k" not in runs[0].options and runs[2].options["loss_top_k"] == 20
+    assert (measurement.problems, measurement.curve_problems, measurement.ends_on_all) == (600, 200, True)
+    assert (measurement.noise_contexts, measurement.noise_resamples, measurement.accuracy_curve) == (64, 32, False)
+    assert measurement.noise_estimators == list(grid.estimators)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from vopd.errors import DataError, VOPDError
 from vopd.experiments import grid
 from vopd.experiments.grid import GridRun, collect, run_grid, run_name
-from vopd.experiments.measure_models import Measurement
+from vopd.experiments.measure import Measurement
 from vopd.training.saving.checkpoints import write_manifest
 
 MEASUREMENT = Measurement("student", "teacher", "held_out.jsonl", 2, 2, 8)
@@ -102,6 +103,24 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, entry: st
     changed = [GridRun("opd", 0, 1e-3, run_name("opd", 1e-3, 0), {"max_steps": 3})]
     with pytest.raises(DataError, match="other settings"):
         go(folder, entry, changed)
+
+
+def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    go(folder, entry, runs("opd"))
+    path = folder / "measurement.json"
+    old = {name: value for name, value in json.loads(path.read_text()).items() if "noise" not in name}
+    path.write_text(json.dumps(old))
+    assert go(folder, entry, runs("opd")) == []
+    with pytest.raises(DataError, match="other settings"):
+        go(folder, entry, runs("opd"), replace(MEASUREMENT, noise_estimators=["opd"]))
+
+
+def test_without_excuses_a_run_that_breaks_off_ends_the_grid(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(VOPDError, match="not finite") as caught:
+        run_grid(runs("broken"), tmp_path, MEASUREMENT, processes=1, entry=entry, excused=(), say=lambda line: None)
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / run_name("broken", 1e-3, 0) / "measured.json").exists()
 
 
 def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> None:

@@ -35,31 +35,30 @@ def run(jobs: Sequence[Job], processes: int) -> tuple[list[str], int]:
     return names, most
 
 
-def test_commands_of_a_job_run_one_after_the_other(tmp_path: Path) -> None:
-    commands = [python("print('first')"), python("print('second')")]
-    assert run([Job("both", commands, tmp_path / "log")], 1) == (["both"], 1)
-    text = (tmp_path / "log").read_text()
-    assert 0 <= text.index("first") < text.index("second")
+def test_jobs_run_in_their_order_and_leave_what_they_said(tmp_path: Path) -> None:
+    jobs = [Job(name, python(f"print('I am {name}')"), tmp_path / f"{name}.log") for name in ("first", "second")]
+    assert run(jobs, 1)[0] == ["first", "second"]
+    assert "I am second" in (tmp_path / "second.log").read_text()
 
 
 def test_no_more_jobs_at_a_time_than_asked_for(tmp_path: Path) -> None:
-    jobs = [Job(str(index), [python("import time; time.sleep(0.5)")], tmp_path / f"{index}.log") for index in range(3)]
+    jobs = [Job(str(index), python("import time; time.sleep(0.5)"), tmp_path / f"{index}.log") for index in range(3)]
     names, most = run(jobs, 2)
     assert sorted(names) == ["0", "1", "2"]
     assert most == 2
 
 
 def test_a_failure_tells_the_last_line_and_the_exit_code(tmp_path: Path) -> None:
-    job = Job("broken", [python("import os; print('what is wrong', flush=True); os._exit(6)")], tmp_path / "log")
+    job = Job("broken", python("import os; print('what is wrong', flush=True); os._exit(6)"), tmp_path / "log")
     with pytest.raises(VOPDError, match=r"broken failed: what is wrong; see .*log") as caught:
         run([job], 1)
     assert caught.value.exit_code == 6
 
 
 def test_a_failure_stops_the_other_jobs(tmp_path: Path) -> None:
-    long = Job("long", [python(write_pid(tmp_path / "pid"))], tmp_path / "long.log")
+    long = Job("long", python(write_pid(tmp_path / "pid")), tmp_path / "long.log")
     wait = f"import time, pathlib\nwhile not pathlib.Path({str(tmp_path / 'pid')!r}).exists(): time.sleep(0.05)"
-    broken = Job("broken", [python(f"{wait}\nraise SystemExit(3)")], tmp_path / "broken.log")
+    broken = Job("broken", python(f"{wait}\nraise SystemExit(3)"), tmp_path / "broken.log")
     started = time.monotonic()
     with pytest.raises(VOPDError, match="broken failed"):
         run([long, broken], 2)
@@ -76,7 +75,7 @@ def test_an_interrupt_stops_the_jobs(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        job = Job("long", [python(write_pid(pid))], tmp_path / "log")
+        job = Job("long", python(write_pid(pid)), tmp_path / "log")
         run_jobs([job], 1, finished=lambda job, seconds: None, tick=interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

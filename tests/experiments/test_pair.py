@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tools.embedded_pair.worked_steps import worked_completion
+from vopd.data.reasoning import is_right
 from vopd.errors import ConfigurationError, DataError
 from vopd.experiments import pair
-from vopd.experiments.measure import greedy_outcomes, held_out_reverse_kl, sample_contexts
+from vopd.experiments.measure import greedy_texts, held_out_reverse_kl
 from vopd.experiments.pair import (
     EMBEDDED,
     MAX_COMPLETION_TOKENS,
@@ -23,6 +24,7 @@ from vopd.experiments.pair import (
     prompt_text,
     split_of,
 )
+from vopd.experiments.rollouts import pad, sample_rollouts
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +101,18 @@ def test_completions_fit_the_limit(loaded: LoadedPair) -> None:
 
 def test_rows_above_the_tokenizer_are_as_good_as_impossible(loaded: LoadedPair) -> None:
     """Generation excludes them, and their probability is nothing but in states that training never showed."""
-    problems = pair_problems("held_out", 64, seed=1)
+    prompts = [prompt_text(problem) for problem in pair_problems("held_out", 64, seed=1)]
     entries = len(loaded.tokenizer)
     for model in (loaded.teacher, loaded.student):
         rows = model.lm_head.weight.shape[0]
         assert model.generation_config.suppress_tokens == list(range(entries, rows))
-        contexts = sample_contexts(model, loaded.tokenizer, problems)
+        rollouts = sample_rollouts(
+            model, loaded.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS, batch_size=64
+        )
+        inputs, completion_mask = pad(rollouts, model.device)
         with torch.no_grad():
-            logits = model(input_ids=contexts.input_ids, attention_mask=contexts.attention_mask).logits
-        mass = logits[:, :-1].softmax(-1)[contexts.completion_mask[:, 1:].bool()][:, entries:].sum(-1)
+            logits = model(**inputs).logits
+        mass = logits[:, :-1].softmax(-1)[completion_mask[:, 1:].bool()][:, entries:].sum(-1)
         assert mass.median() < 1e-9
         assert mass.mean() < 1e-4
 
@@ -139,9 +144,16 @@ def test_unknown_split_is_refused() -> None:
 
 def test_teacher_is_strong_and_student_has_room(loaded: LoadedPair) -> None:
     problems = pair_problems("held_out", 200, seed=11)
-    assert sum(greedy_outcomes(loaded.teacher, loaded.tokenizer, problems)) / 200 >= 0.9
-    assert 0.45 <= sum(greedy_outcomes(loaded.student, loaded.tokenizer, problems)) / 200 <= 0.78
-    divergence = held_out_reverse_kl(loaded.student, loaded.teacher, loaded.tokenizer, problems)
+    prompts = [prompt_text(problem) for problem in problems]
+
+    def accuracy(model: object) -> float:
+        return sum(map(is_right, problems, greedy_texts(model, loaded.tokenizer, prompts, MAX_COMPLETION_TOKENS))) / 200
+
+    assert accuracy(loaded.teacher) >= 0.9
+    assert 0.45 <= accuracy(loaded.student) <= 0.78
+    divergence = held_out_reverse_kl(
+        loaded.student, loaded.teacher, loaded.tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS
+    )
     assert 0.15 <= divergence.low <= divergence.value <= divergence.high <= 0.5
 
 

@@ -10,7 +10,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from vopd.errors import ConfigurationError
 from vopd.estimators import distillation_loss
-from vopd.experiments.variance import Rollout, decompose_variance, ratio_of_means, variance_profile
+from vopd.experiments.rollouts import Rollout
+from vopd.experiments.variance import decompose_variance, gradient_noise, ratio_of_means, variance_profile
 
 VOCAB = 4
 ROLLOUTS = [Rollout([0, 1], [2, 3]), Rollout([0], [3]), Rollout([2, 1], [1, 1, 0])]
@@ -62,7 +63,7 @@ def own_gradient(models, rollout, baseline):
     return flat(list(models[0].parameters()), loss)
 
 
-def token_variance(models, rollout, baseline):
+def token_variance(models, rollout, baseline, length=LENGTH):
     """Tokens are redrawn independently, so that the trace of the covariance is a sum over positions."""
     own, other = (values.log_softmax(-1) for values in logits(models, rollout))
     total = 0.0
@@ -70,7 +71,7 @@ def token_variance(models, rollout, baseline):
         probs, rewards = row.detach().exp(), (target - row).detach()
         value = (probs * rewards).sum() if baseline else 0.0
         gradients = torch.stack(
-            [flat(list(models[0].parameters()), -(rewards[v] - value) * row[v] / LENGTH) for v in range(VOCAB)]
+            [flat(list(models[0].parameters()), -(rewards[v] - value) * row[v] / length) for v in range(VOCAB)]
         )
         total += float(probs @ (gradients - probs @ gradients).square().sum(-1))
     return total
@@ -153,6 +154,34 @@ def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says(kind,
         for found in [ratio_of_means(above, below, positive=kind == "gamma")]
     ]
     assert least <= sum(held) / repeats <= 0.97
+
+
+@pytest.mark.parametrize(("name", "baseline"), [("opd", False), ("vopd", True)])
+def test_the_noise_of_a_batch_is_the_enumerated_one_and_its_mean_the_exact_gradient(models, name, baseline):
+    """One gradient over contexts of different lengths, padded together: the mean is over their seven tokens."""
+    noise = gradient_noise(*models, ROLLOUTS, estimators=[name], resamples=1500, seed=3)[name]
+    tokens = sum(len(rollout.completion_ids) for rollout in ROLLOUTS)
+    expected = sum(token_variance(models, rollout, baseline, tokens) for rollout in ROLLOUTS)
+    assert noise.variance == pytest.approx(expected, rel=0.1)
+    exact = sum(exact_gradient(models, rollout) for rollout in ROLLOUTS) * LENGTH / tokens
+    assert noise.squared_norm == pytest.approx(float(exact.square().sum()), rel=1e-4)
+    assert abs(noise.squared_bias) < 0.01 * noise.squared_norm
+
+
+def test_the_exact_objective_has_no_noise_and_the_optimal_baseline_less_than_none(models):
+    names = ["opd", "vopd_optimal", "full_rkl", "top_k_rkl"]
+    noise = gradient_noise(*models, ROLLOUTS, estimators=names, top_k=2, resamples=64)
+    assert noise["full_rkl"].variance == 0
+    assert noise["full_rkl"].squared_bias == 0
+    assert 0 < noise["vopd_optimal"].variance < noise["opd"].variance
+    # The same gradient at every redraw, far from the exact one: what is left is float32 rounding of equal squares.
+    assert noise["top_k_rkl"].variance < 1e-6 * noise["top_k_rkl"].squared_bias
+    assert noise["top_k_rkl"].squared_bias > 1e-3 * noise["top_k_rkl"].squared_norm
+
+
+def test_the_noise_of_a_batch_needs_two_resamples(models):
+    with pytest.raises(ConfigurationError, match="at least 2"):
+        gradient_noise(*models, ROLLOUTS, estimators=["opd"], resamples=1)
 
 
 @pytest.mark.parametrize(("rollouts", "resamples"), [(ROLLOUTS[:1], 4), (ROLLOUTS, 1), ([Rollout([1], [])] * 2, 4)])

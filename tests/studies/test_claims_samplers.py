@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from studies.claims.samplers import ESTIMATORS, _moments, sampler_table, samplers
-from vopd.experiments.variance import Rollout
+from vopd.experiments.rollouts import Rollout
 from vopd.models import load_model
 
 VOCABULARY = 300

@@ -46,8 +46,8 @@ def guards(tmp_path: Path, **settings: Any) -> dict[str, Any]:
 def test_says_what_it_saw(name: str, tmp_path: Path) -> None:
     trouble, message = TROUBLE[name]
     guard = guards(tmp_path)[name]
-    assert [guard.look(HEALTHY) for _ in range(20)] == [None] * 20
-    said = [guard.look(HEALTHY | trouble) for _ in range(WINDOW)]
+    assert [guard.check(HEALTHY) for _ in range(20)] == [None] * 20
+    said = [guard.check(HEALTHY | trouble) for _ in range(WINDOW)]
     assert said[-1] is not None
     assert re.search(message, said[-1]), said[-1]
 
@@ -55,34 +55,34 @@ def test_says_what_it_saw(name: str, tmp_path: Path) -> None:
 def test_a_teacher_that_never_differed(tmp_path: Path) -> None:
     twin = HEALTHY | {"reverse_kl": 1e-8, "sampled_reverse_kl": -1e-7, "reward/std": 1e-7}
     guard = guards(tmp_path)["same_teacher"]
-    said = [guard.look(twin) for _ in range(WINDOW)]
+    said = [guard.check(twin) for _ in range(WINDOW)]
     assert said[:-1] == [None] * (WINDOW - 1) and "check that teacher_model is another model" in said[-1]
     # A student that has caught up is no such case.
     caught_up = guards(tmp_path)["same_teacher"]
-    assert not any([caught_up.look(HEALTHY), *(caught_up.look(twin) for _ in range(20))])
+    assert not any([caught_up.check(HEALTHY), *(caught_up.check(twin) for _ in range(20))])
 
 
 def test_no_single_step_is_an_explosion(tmp_path: Path) -> None:
     for guard in guards(tmp_path).values():
         if guard.name not in ("logprobs", "logprobs_stop"):
             steps = [*[HEALTHY] * 8, HEALTHY | {"reverse_kl": 2.0, "grad_norm": 0.0, "truncated_share": 1.0}]
-            assert not any(guard.look(step) for step in [*steps, *[HEALTHY] * 8]), guard.name
+            assert not any(guard.check(step) for step in [*steps, *[HEALTHY] * 8]), guard.name
 
 
 def test_small_numbers_may_rise_and_long_answers_may_be_learnt(tmp_path: Path) -> None:
     watch = guards(tmp_path)
-    assert not any(watch["reverse_kl"].look({"reverse_kl": value}) for value in [0.01] * 8 + [0.15] * 8)
+    assert not any(watch["reverse_kl"].check({"reverse_kl": value}) for value in [0.01] * 8 + [0.15] * 8)
     lengths = [{"completion_length": n, "truncated_share": 0.05} for n in [30.0] * 8 + [300.0] * 8]
-    assert not any(watch["length"].look(step) for step in lengths)
+    assert not any(watch["length"].check(step) for step in lengths)
 
 
 def test_the_exact_reverse_kl_is_not_mixed_with_the_sampled_one(tmp_path: Path) -> None:
     """metrics_every=2 measures it at every other step alone."""
     guard = guards(tmp_path)["reverse_kl"]
     steps = [{"reverse_kl": 0.4, "sampled_reverse_kl": 0.4}, {"sampled_reverse_kl": 9.0}] * 10
-    assert not any(guard.look(step) for step in steps)
+    assert not any(guard.check(step) for step in steps)
     sampled = guards(tmp_path)["reverse_kl"]
-    said = [sampled.look({"sampled_reverse_kl": value}) for value in [0.4] * WINDOW + [9.0] * WINDOW]
+    said = [sampled.check({"sampled_reverse_kl": value}) for value in [0.4] * WINDOW + [9.0] * WINDOW]
     assert said[-1] is not None
 
 
@@ -171,4 +171,4 @@ def test_defaults_are_silent_on_the_demos_runs(tmp_path: Path) -> None:
         steps = [dict(zip(columns, values)) for values in zip(*columns.values())]
         assert len(steps) > 200
         for guard in make_guards(args):
-            assert not any(guard.look(step) for step in steps), (run, guard.name)
+            assert not any(guard.check(step) for step in steps), (run, guard.name)

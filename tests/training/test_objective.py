@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vopd import ESTIMATORS, TopKScores
+from vopd import ESTIMATORS, TopKScores, VOPDConfig
 from vopd.errors import ConfigurationError
 from vopd.estimators.checks import check_gives
 from vopd.kernels import Head
@@ -24,7 +24,9 @@ def states(width: int, seed: int) -> States:
 def loss(student: States, scored: list[Scored], mask: torch.Tensor, estimator: str, normalizer: Any = None) -> Any:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     batch = Batch(ids[:, :0], ids[:, :0], ids, mask)
-    parts = Objective(estimator, None, 1.0, 11).parts(batch, student, scored, normalizer=normalizer, diagnostics=True)
+    config = VOPDConfig("unused", estimator=estimator, use_cpu=True)
+    objective = Objective(config, 11, "torch")
+    parts = objective.parts(batch, student, scored, normalizer=normalizer, diagnostics=True)
     return combined(parts)
 
 

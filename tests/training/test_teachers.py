@@ -373,7 +373,7 @@ def test_the_average_follows_the_student_and_goes_on_after_a_resume(
     for name, weight in resumed.teacher_model.named_parameters():
         assert torch.equal(weight, average[name]), name
     with pytest.raises(DataError, match="teacher_average.safetensors is missing"):
-        resumed.checkpoint_loaded(str(tmp_path / "nowhere"))
+        resumed._load_optimizer_and_scheduler(str(tmp_path / "nowhere"))
 
 
 def test_an_average_of_a_half_precision_student_is_in_float32(

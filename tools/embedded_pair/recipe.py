@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tools.embedded_pair.tokenizer import build_tokenizer
 from tools.embedded_pair.worked_steps import worked_completion
-from vopd.data.reasoning import Problem
+from vopd.data.reasoning import Problem, is_right
 from vopd.errors import require
-from vopd.experiments.measure import greedy_outcomes, held_out_reverse_kl
-from vopd.experiments.pair import EMBEDDED, pair_problems, prompt_text
+from vopd.experiments.measure import greedy_texts, held_out_reverse_kl
+from vopd.experiments.pair import EMBEDDED, MAX_COMPLETION_TOKENS, pair_problems, prompt_text
 
 logger = logging.getLogger(__name__)
 
@@ -183,15 +183,18 @@ def build_pair(recipe: PairRecipe, output: Path) -> dict[str, Any]:
     problems = pair_problems("train", recipe.problems, recipe.seed)
     tokenizer = build_tokenizer(problems, recipe.vocabulary, recipe.seed)
     held_out = pair_problems("held_out", 500, recipe.seed)
+    prompts = [prompt_text(problem) for problem in held_out]
     models, measured = {}, {}
     for name, model_recipe in (("teacher", recipe.teacher), ("student", recipe.student)):
         model = models[name] = train_model(model_recipe, problems, tokenizer, name)
-        outcomes = greedy_outcomes(model, tokenizer, held_out)
-        measured[f"{name}_greedy_accuracy"] = sum(outcomes) / len(outcomes)
+        texts = greedy_texts(model, tokenizer, prompts, MAX_COMPLETION_TOKENS)
+        measured[f"{name}_greedy_accuracy"] = sum(map(is_right, held_out, texts)) / len(held_out)
         logger.info("%s greedy accuracy %.3f", name, measured[f"{name}_greedy_accuracy"])
         model.save_pretrained(output / name)
         tokenizer.save_pretrained(output / name)
-    divergence = held_out_reverse_kl(models["student"], models["teacher"], tokenizer, held_out)
+    divergence = held_out_reverse_kl(
+        models["student"], models["teacher"], tokenizer, prompts, max_new_tokens=MAX_COMPLETION_TOKENS
+    )
     measured["held_out_reverse_kl"] = divergence.value
     measured["seconds"] = round(time.monotonic() - start)
     record = {"measured": measured, "recipe": asdict(recipe), "torch": torch.__version__}

@@ -40,7 +40,7 @@ from vopd.run.exit_codes import report_error
 # Each is loaded only when it is called: the module of the same name in this package has run(arguments).
 COMMANDS = ("demo", "train", "eval", "validate", "doctor", "variance", "compare", "report")
 # The options of a run are fields of TRL's configuration: without it these commands cannot even be read.
-_OF_A_RUN = {"train", "validate", "compare"}
+_OF_A_RUN = {"demo", "train", "validate", "compare"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,19 +1,4 @@
-"""`vopd compare`: several estimators, seeds and learning rates on one recipe, and what comes of it."""
-
-from __future__ import annotations
-
-import dataclasses
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from vopd.errors import ConfigurationError, check_at_least, require
-from vopd.run import directory
-from vopd.run.options import Option, Settings, options_of, parse, setting
-
-SUMMARY = """\
-Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
+"""Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
 
 The recipe is that of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate may be
 lists. Without model, teacher_model and dataset it is the embedded pair of small models. Every run is a run directory
@@ -21,11 +6,24 @@ in OUTPUT_DIR/RUN_NAME. Called again with the same options it does only what is 
 one goes on from its last checkpoint or is done anew.
 """
 
-EMBEDDED_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
-EMBEDDED_SEEDS = (0, 1, 2)
-EMBEDDED_RATE = 3e-4
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vopd.errors import ConfigurationError, check_at_least, check_known, require
+from vopd.run import directory
+from vopd.run.options import Option, Settings, options_of, parse, setting
+
+if TYPE_CHECKING:
+    from vopd.experiments.compare import Grid
+
 _MODELS = ("model", "teacher_model", "dataset")
-_VARIED = ("estimator", "seed", "learning_rate")
+# What a grid varies: an option of `vopd train` that may be a list here.
+_VARIED: dict[str, type] = {"estimator": str, "seed": int, "learning_rate": float}
 
 
 @dataclass
@@ -43,79 +41,79 @@ class CompareOptions:
     device: str = setting("auto", "where models are measured: auto, cpu, cuda")
 
     def __post_init__(self) -> None:
-        check_at_least("jobs", self.jobs, 1)
+        from vopd.experiments.held_out import KINDS
+
+        for name in ("jobs", "problems", "curve_problems"):
+            check_at_least(name, getattr(self, name), 1)
+        check_known("kind", self.held_out_kind, KINDS)
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
             raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd compare` with these arguments and return its exit code."""
-    require("trl", "train")
-    require("transformers", "train").utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
-    from vopd.experiments.compare import Grid, Measuring, compare, embedded_runs, recipe_runs
+    from vopd.experiments.compare import compare, embedded_runs, recipe_runs
+    from vopd.experiments.measure import Measurement
     from vopd.models import best_device
     from vopd.run.plan import train_options
 
-    known = _options(train_options())
-    settings = parse("compare", SUMMARY, known, arguments)
+    settings = parse("compare", __doc__, _options(train_options()), arguments)
     options = settings.build(CompareOptions)
+    own = {entry.name for entry in dataclasses.fields(CompareOptions)}
     recipe = {
         name: value
         for name, value in settings.values.items()
-        if settings.origins[name] != "default" and name not in {*_own(), *_VARIED, "output_dir", "run_name"}
+        if settings.origins[name] != "default" and name not in {*own, *_VARIED, "output_dir", "run_name"}
     }
     embedded = not any(name in recipe for name in _MODELS)
-    grid = _grid(settings, embedded, Grid)
-    measuring = Measuring(options.problems, options.curve_problems, options.held_out_kind)
+    grid = _grid(settings, embedded)
     name = str(settings.values["run_name"] or "compare")
     folder = directory.run_directory(str(settings.values["output_dir"]), name).resolve()
     if embedded:
-        runs, measurement = embedded_runs(grid, folder, recipe, measuring)
+        runs, measurement = embedded_runs(
+            grid, folder, recipe, problems=options.problems, curve_problems=options.curve_problems
+        )
     else:
-        _check_recipe(recipe, options)
-        runs, measurement = recipe_runs(grid, recipe, str(options.held_out), measuring, best_device(options.device))
-    compare(
-        folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded
-    )  # fmt: skip
+        held_out = _check_recipe(recipe, options)
+        runs = recipe_runs(grid, recipe)
+        measurement = Measurement(
+            recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
+            int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
+        )  # fmt: skip
+    compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
     return 0
-
-
-def _own() -> set[str]:
-    return {entry.name for entry in dataclasses.fields(CompareOptions)}
 
 
 def _options(of_train: Mapping[str, Option]) -> dict[str, Option]:
     """Those of `vopd train`, nothing of them required and some of them lists, and the command's own first."""
-    kinds = {"estimator": str | list, "seed": int | list, "learning_rate": float | list}
-    left_out = {"resume", "dry_run"}
     changed = {
-        name: dataclasses.replace(option, required=False, kind=kinds.get(name, option.kind))
+        name: dataclasses.replace(option, required=False, kind=_VARIED[name] | list if name in _VARIED else option.kind)
         for name, option in of_train.items()
-        if name not in left_out
+        if name not in {"resume", "dry_run"}
     }
     return {**options_of(CompareOptions, group="comparison"), **changed}
 
 
-def _grid(settings: Settings, embedded: bool, make: Any) -> Any:
-    usual: dict[str, Sequence[Any]] = {"estimator": EMBEDDED_ESTIMATORS, "seed": EMBEDDED_SEEDS}
-    usual["learning_rate"] = (EMBEDDED_RATE,)
+def _grid(settings: Settings, embedded: bool) -> Grid:
+    from vopd.experiments.compare import EMBEDDED_RATE, EMBEDDED_SEEDS, Grid
+    from vopd.experiments.demo import DEMO_ESTIMATORS
+
+    usual = {"estimator": DEMO_ESTIMATORS, "seed": EMBEDDED_SEEDS, "learning_rate": (EMBEDDED_RATE,)}
     found: dict[str, list[Any]] = {}
-    for name, kind in (("estimator", str), ("seed", int), ("learning_rate", float)):
-        value = settings.values[name]
-        if embedded and settings.origins[name] == "default":
-            value = list(usual[name])
+    for name, kind in _VARIED.items():
+        value = usual[name] if embedded and settings.origins[name] == "default" else settings.values[name]
         values = value if isinstance(value, list | tuple) else [value]
         try:
             found[name] = [kind(entry) for entry in values]
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"{name} must be one or several of {kind.__name__}, got {value!r}") from error
-    return make(found["estimator"], found["seed"], found["learning_rate"])
+    return Grid(found["estimator"], found["seed"], found["learning_rate"])
 
 
-def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> None:
+def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
+    """The file of held-out problems, once there is all that a recipe needs."""
     missing = [f"--{name}" for name in _MODELS if name not in recipe]
     if missing:
         raise ConfigurationError(
@@ -126,3 +124,4 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> None:
             "a comparison is measured on problems that no run is trained on: give --held_out FILE.jsonl with prompt "
             "and answer"
         )
+    return Path(options.held_out).resolve()

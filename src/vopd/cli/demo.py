@@ -1,4 +1,4 @@
-"""`vopd demo`: the embedded pair of small models, distilled and reported."""
+"""Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-from vopd.errors import require
 from vopd.run import directory
-from vopd.run.options import options_of, parse, setting
-
-SUMMARY = """\
-Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU.
-"""
+from vopd.run.options import read_options, setting
 
 
 @dataclass
@@ -31,16 +26,13 @@ class DemoOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd demo` with these arguments and return its exit code."""
-    options = parse("demo", SUMMARY, options_of(DemoOptions), arguments).build(DemoOptions)
-    require("trl", "train")
-    require("transformers", "train").utils.logging.disable_progress_bar()
+    chosen = asdict(read_options(DemoOptions, "demo", __doc__, arguments))
     from vopd.experiments.demo import run_demo
 
-    folder = directory.run_directory(options.output_dir, options.run_name or _free_name(options.output_dir))
+    output_dir, name = chosen.pop("output_dir"), chosen.pop("run_name")
+    folder = directory.run_directory(output_dir, name or _free_name(output_dir))
     directory.create(folder, resume=False)
-    chosen = asdict(options)
-    passed = ("estimators", "seeds", "steps", "problems", "processes")
-    run_demo(folder, **{name: chosen[name] for name in passed if chosen[name] is not None})
+    run_demo(folder, **{name: value for name, value in chosen.items() if value is not None})
     return 0
 
 

@@ -1,4 +1,9 @@
-"""`vopd variance`: how noisy each estimator's gradient is for your student, teacher and prompts."""
+"""Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
+
+Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
+in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
+the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, check_at_least, require
 from vopd.run import directory
-from vopd.run.options import needed, options_of, parse, setting
-
-SUMMARY = """\
-Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
-
-Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
-in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
-the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
-"""
+from vopd.run.options import needed, read_options, setting
 
 _ESTIMATORS = ["opd", "vopd", "vopd_top_k", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"]
 
@@ -47,11 +44,10 @@ class VarianceOptions:
     run_name: str | None = setting(None, "folder of this measurement in output_dir; default: variance-MODEL")
 
     def __post_init__(self) -> None:
-        from vopd.estimators import ESTIMATORS
+        from vopd.estimators.checks import find_estimator
 
-        unknown = [name for name in self.estimators if name not in ESTIMATORS]
-        if unknown:
-            raise ConfigurationError(f"unknown estimator '{unknown[0]}'; choose among {', '.join(ESTIMATORS)}")
+        for name in self.estimators:
+            find_estimator(name)
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
             check_at_least(name, getattr(self, name), least)
         if self.temperature <= 0:
@@ -60,14 +56,12 @@ class VarianceOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd variance` with these arguments and return its exit code."""
-    options = parse("variance", SUMMARY, options_of(VarianceOptions), arguments).build(VarianceOptions)
-    require("transformers", "train").utils.logging.disable_progress_bar()
+    options = read_options(VarianceOptions, "variance", __doc__, arguments)
     # Drawn at the end: asked for now, not after minutes of measuring.
     require("matplotlib", "report")
     from vopd.reporting.variance_report import draw_variance, variance_text
 
-    name = options.run_name or directory.suggest_name("variance", options.model)
-    folder = directory.run_directory(options.output_dir, name)
+    folder = directory.run_directory(options.output_dir, options.run_name, "variance", options.model)
     directory.create(folder, resume=False)
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
@@ -80,43 +74,34 @@ def run(arguments: Sequence[str]) -> int:
 def measure(options: VarianceOptions) -> dict[str, Any]:
     """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
     from vopd.data.prompts import read_prompts
+    from vopd.experiments.measure import ModelPair
+    from vopd.experiments.rollouts import sample_rollouts
     from vopd.experiments.variance import decompose_variance, variance_profile
-    from vopd.models import best_device, common_vocabulary, end_ids, load_model, load_tokenizer, set_end_ids
+    from vopd.models import best_device
 
-    device = best_device(options.device)
-    tokenizer, teacher_tokenizer = load_tokenizer(options.model), load_tokenizer(options.teacher_model)
-    student = load_model(options.model, dtype=options.dtype, device=device)
-    teacher = load_model(options.teacher_model, device=device).requires_grad_(False)
-    vocabulary = common_vocabulary(tokenizer, teacher_tokenizer)
-    # As vopd train does: a student that learns the teacher's end token must also stop there.
-    set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher, teacher_tokenizer)})
+    models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=best_device(options.device))
+    student, teacher = models.student(options.model, options.dtype), models.teacher
     _train_what_a_run_would(student)
     prompts = read_prompts(
         options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
-        options=options.dataset_options, template=options.prompt_template, tokenizer=tokenizer,
+        options=options.dataset_options, template=options.prompt_template, tokenizer=models.tokenizer,
         chat_template=options.chat_template,
     ).dataset["prompt"]  # fmt: skip
-    rollouts = _rollouts(options, student, tokenizer, list(prompts))
-    common: dict[str, Any] = {"temperature": options.temperature, "vocab_size": vocabulary}
-    found = decompose_variance(
-        student, teacher, rollouts, estimators=list(dict.fromkeys(options.estimators)), top_k=options.loss_top_k,
-        resamples=options.resamples, seed=options.seed, tick=_progress(len(rollouts)), **common,
-    )  # fmt: skip
-    profile = variance_profile(student, teacher, rollouts, **common)
-    return {"settings": {**asdict(options), "contexts": len(rollouts)}, **asdict(found), "profile": asdict(profile)}
-
-
-def _rollouts(options: VarianceOptions, student: Any, tokenizer: Any, prompts: list[str]) -> list[Any]:
-    from vopd.experiments.variance import Rollout
-    from vopd.models import sample
-
     if len(prompts) < 2:
         raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs at least 2")
-    found = sample(
-        student, tokenizer, prompts, temperature=options.temperature, seed=options.seed,
-        max_new_tokens=options.max_completion_length,
+    rollouts = sample_rollouts(
+        student, models.tokenizer, list(prompts), temperature=options.temperature, seed=options.seed,
+        max_new_tokens=options.max_completion_length, batch_size=16,
     )  # fmt: skip
-    return [Rollout(tokenizer(prompt)["input_ids"], drawn.ids) for prompt, drawn in zip(prompts, found, strict=True)]
+    found = decompose_variance(
+        student, teacher, rollouts, estimators=list(dict.fromkeys(options.estimators)), top_k=options.loss_top_k,
+        resamples=options.resamples, temperature=options.temperature, vocab_size=models.vocabulary, seed=options.seed,
+        tick=lambda name: print(f"measured {name}", file=sys.stderr, flush=True),
+    )  # fmt: skip
+    profile = variance_profile(
+        student, teacher, rollouts, temperature=options.temperature, vocab_size=models.vocabulary
+    )
+    return {"settings": {**asdict(options), "contexts": len(rollouts)}, **asdict(found), "profile": asdict(profile)}
 
 
 def _train_what_a_run_would(student: Any) -> None:
@@ -124,11 +109,3 @@ def _train_what_a_run_would(student: Any) -> None:
     adapter = any("lora_" in name for name, _ in student.named_parameters())
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(not adapter or "lora_" in name)
-
-
-def _progress(contexts: int) -> Any:
-    def tick(name: str, context: int) -> None:
-        if context == contexts:
-            print(f"measured {name}", file=sys.stderr, flush=True)
-
-    return tick

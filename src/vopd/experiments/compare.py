@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, check_known
+from vopd.errors import ConfigurationError
+from vopd.estimators.checks import find_estimator
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.stability import stability_text
 from vopd.reporting.tables import comparison_text
 
 from .grid import GridRun, Say, collect, run_grid, run_name
-from .held_out import KINDS, HeldOut, write_held_out
-from .measure_models import Measurement
+from .held_out import HeldOut, write_held_out
+from .measure import Measurement
 from .pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
-EMBEDDED_STEPS = 160
-_EMBEDDED_BATCH = 16
-_EMBEDDED_TOP_K = 20
-_CHECKPOINTS = 4
+EMBEDDED_SEEDS = (0, 1, 2)
+EMBEDDED_RATE = 3e-4
+EMBEDDED_BATCH = 16
+EMBEDDED_TOP_K = 20
 HELD_OUT_FILE = "held_out.jsonl"
+_EMBEDDED_STEPS = 160
+_CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,6 @@ class Grid:
     learning_rates: Sequence[float]
 
     def __post_init__(self) -> None:
-        from vopd.estimators.checks import find_estimator
-
         for name in self.estimators:
             find_estimator(name)
         for label, values in (("estimator", self.estimators), ("seed", self.seeds), ("rate", self.learning_rates)):
@@ -45,43 +47,20 @@ class Grid:
             if len(set(values)) < len(values):
                 raise ConfigurationError(f"a comparison needs each {label} once, got {list(values)}")
 
-    def cells(self) -> list[tuple[str, float, int]]:
-        """(estimator, rate, seed), whole seeds first: a comparison that is cut short still compares."""
-        return [(name, rate, seed) for seed in self.seeds for rate in self.learning_rates for name in self.estimators]
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """Held-out problems and how many: of the start and the end, and of the checkpoints on the way."""
-
-    problems: int = 300
-    curve_problems: int = 100
-    kind: str = "math"
-
-    def __post_init__(self) -> None:
-        check_known("kind", self.kind, KINDS)
-        if min(self.problems, self.curve_problems) < 1:
-            raise ConfigurationError("problems and curve_problems must be at least 1")
-
 
 def embedded_runs(
-    grid: Grid, folder: Path, options: Mapping[str, Any], measuring: Measuring
+    grid: Grid, folder: Path, options: Mapping[str, Any], *, problems: int, curve_problems: int
 ) -> tuple[list[GridRun], Measurement]:
     """Runs on the embedded pair, each seed with prompts of its own; `options` of `vopd train` win over the usual."""
-    paths, steps = embedded_pair(), int(options.get("max_steps", EMBEDDED_STEPS))
-    batch = int(options.get("per_device_train_batch_size", _EMBEDDED_BATCH))
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in grid.seeds:
-        rows = [{"prompt": prompt_text(problem)} for problem in pair_problems("train", steps * batch, seed)]
-        (folder / f"train-seed{seed}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held_out = [
-        HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", measuring.problems, 0)
-    ]
-    write_held_out(held_out, folder / HELD_OUT_FILE)
+    paths, steps = embedded_pair(), int(options.get("max_steps", _EMBEDDED_STEPS))
+    measurement = Measurement(
+        str(paths.student), str(paths.teacher), str(folder / HELD_OUT_FILE), problems, curve_problems,
+        MAX_COMPLETION_TOKENS,
+    )  # fmt: skip
     usual: dict[str, Any] = {
         "model": str(paths.student),
         "teacher_model": str(paths.teacher),
-        "per_device_train_batch_size": _EMBEDDED_BATCH,
+        "per_device_train_batch_size": EMBEDDED_BATCH,
         "gradient_accumulation_steps": 1,
         "max_completion_length": MAX_COMPLETION_TOKENS,
         "max_steps": steps,
@@ -91,39 +70,41 @@ def embedded_runs(
         "save_only_model": True,
         "metrics_every": 10,
         "use_cpu": True,
+        "loss_top_k": EMBEDDED_TOP_K,
+        **options,
     }
-    measurement = Measurement(
-        str(paths.student), str(paths.teacher), str(folder / HELD_OUT_FILE), measuring.problems,
-        measuring.curve_problems, MAX_COMPLETION_TOKENS,
-    )  # fmt: skip
-    runs = [
-        _run(cell, {**usual, **options, "dataset": str(folder / f"train-seed{cell[2]}.jsonl")}, _EMBEDDED_TOP_K)
-        for cell in grid.cells()
-    ]
-    return runs, measurement
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = [HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", problems, 0)]
+    write_held_out(held_out, folder / HELD_OUT_FILE)
+    for seed in grid.seeds:
+        rows = (
+            {"prompt": prompt_text(problem), "answer": problem.answer, "task": problem.task}
+            for problem in pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
+        )
+        _prompts(folder, seed).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = recipe_runs(grid, usual)
+    own = [replace(run, options={**run.options, "dataset": str(_prompts(folder, run.seed))}) for run in runs]
+    return own, measurement
 
 
-def recipe_runs(
-    grid: Grid, options: Mapping[str, Any], held_out: str, measuring: Measuring, device: str
-) -> tuple[list[GridRun], Measurement]:
-    """Runs of one recipe: `options` are those of `vopd train`, the same for all but what the grid varies."""
-    measurement = Measurement(
-        str(options["model"]), str(options["teacher_model"]), str(Path(held_out).resolve()), measuring.problems,
-        measuring.curve_problems, int(options.get("max_completion_length", 512)), measuring.kind, device,
-    )  # fmt: skip
-    return [_run(cell, options, None) for cell in grid.cells()], measurement
+def _prompts(folder: Path, seed: int) -> Path:
+    return folder / f"train-seed{seed}.jsonl"
 
 
-def _run(cell: tuple[str, float, int], options: Mapping[str, Any], usual_top_k: int | None) -> GridRun:
-    from vopd.estimators import ESTIMATORS
+def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
+    """Runs of one recipe: `options` are those of `vopd train`, the same for all but what the grid varies.
 
-    name, rate, seed = cell
-    own = {key: value for key, value in options.items() if key != "loss_top_k"}
-    if ESTIMATORS[name].needs_top_k:
-        own["loss_top_k"] = options.get("loss_top_k", usual_top_k)
-        if own["loss_top_k"] is None:
+    Whole seeds come first: a comparison that is cut short still compares.
+    """
+    runs = []
+    for seed, rate, name in product(grid.seeds, grid.learning_rates, grid.estimators):
+        own = dict(options)
+        if not find_estimator(name).needs_top_k:
+            own.pop("loss_top_k", None)
+        elif own.get("loss_top_k") is None:
             raise ConfigurationError(f"estimator '{name}' needs loss_top_k, for example loss_top_k=20")
-    return GridRun(name, seed, rate, run_name(name, rate, seed), own)
+        runs.append(GridRun(name, seed, rate, run_name(name, rate, seed), own))
+    return runs
 
 
 def compare(
@@ -144,12 +125,17 @@ def compare(
     """
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target))
-    write_comparison(comparison, folder / COMPARISON_FILE)
     text = f"{comparison_text(comparison)}\n\n{stability_text(comparison)}"
-    (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     say("\n" + text)
-    say(f"\nwritten to {write_report(folder)}")
+    say(f"\nwritten to {write_results(comparison, folder, text)}")
     return comparison
+
+
+def write_results(comparison: Comparison, folder: Path, text: str) -> Path:
+    """Write comparison.json, `text` as comparison.txt, and the report, whose path is returned."""
+    write_comparison(comparison, folder / COMPARISON_FILE)
+    (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
+    return write_report(folder)
 
 
 def _settings(runs: Sequence[GridRun], measurement: Measurement, target: float | None) -> dict[str, Any]:

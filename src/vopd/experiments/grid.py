@@ -15,19 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vopd.atomic import write_whole
 from vopd.errors import DataError, GuardError, NonFiniteError, require
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
 from vopd.reporting.run_files import METRICS_FILE, read_metrics
 
-from .jobs import Job, run_jobs
-from .measure_models import MEASURED_FILE, Measurement, write_measured
+from .jobs import Job, last_line, run_jobs
+from .measure import Measurement
 
-MEASUREMENT_FILE = "measurement.json"
 START = "start"
-# The module that trains and measures one run; it lies above this room, so that it is known here by name only.
-ENTRY = "vopd.experiments.compare_run"
-_PROGRESS_SECONDS = 30.0
-_BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
+ENTRY = "vopd.experiments.one_run"
+_MEASUREMENT_FILE = "measurement.json"
+_MEASURED_FILE = "measured.json"
+_PROGRESS_SECONDS = 10.0
+# Exit codes of a training that broke off: over a non-finite loss or gradient, or by a guard that stops it.
+BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
 
 Say = Callable[[str], None]
 
@@ -48,11 +50,6 @@ def run_name(estimator: str, learning_rate: float, seed: int) -> str:
     return f"{estimator}-lr{learning_rate:g}-seed{seed}"
 
 
-def variant_name(run: GridRun, several_rates: bool) -> str:
-    """What a comparison calls the run's group: the estimator, with its learning rate where there are several."""
-    return f"{run.estimator} {run.learning_rate:g}" if several_rates else run.estimator
-
-
 def run_grid(
     runs: Sequence[GridRun],
     folder: Path,
@@ -61,32 +58,34 @@ def run_grid(
     processes: int,
     entry: str = ENTRY,
     offline: bool = True,
+    excused: Sequence[int] = BROKE_OFF,
     say: Say = print,
 ) -> None:
     """Do every run that is not finished, `processes` at a time, each in a process of one thread.
-
-    A run whose training breaks off over a non-finite loss or gradient, or by a guard that stops it, is kept as failed;
-    the others go on.
 
     Args:
         runs: all of the grid; each knows its folder.
         folder: of the grid; the file of held-out problems already lies where `measurement` says.
         offline: keep the Hugging Face Hub out; the models are local then.
-        entry: module that is run as `python -m ENTRY --folder FOLDER --run NAME`, or without --run for the start.
+        excused: exit codes with which a run is kept as failed while the others go on.
+        entry: module that is run as `python -m ENTRY --folder FOLDER --run NAME`; the start is a run of that name.
 
     Raises:
         DataError: the folder holds runs that were measured otherwise.
         VOPDError: a run failed for any other reason; with the last line of its log.
     """
     prepare(runs, folder, measurement)
-    jobs = [] if is_finished(folder / START) else [_job(entry, folder, START, offline)]
     waiting = [run for run in runs if not is_finished(folder / run.directory)]
     for run in waiting:
         _clear(folder / run.directory)
-        jobs.append(_job(entry, folder, run.directory, offline))
+    names = [*([] if is_finished(folder / START) else [START]), *(run.directory for run in waiting)]
+    jobs = [
+        Job(name, [entry, "--folder", str(folder), "--run", name], folder / "logs" / f"{name}.log", offline)
+        for name in names
+    ]
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
-    progress = _Progress(len(runs), len(runs) - len(waiting), say)
-    run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=_Excuse(folder, say))
+    progress = _Progress(folder, runs, len(runs) - len(waiting), excused, say)
+    run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=progress.excused)
 
 
 def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> None:
@@ -96,15 +95,28 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
         DataError: the folder holds runs that were measured otherwise, or trained with other options.
     """
     yaml = require("yaml", "train")
-    (folder / "configs").mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    _keep(folder / MEASUREMENT_FILE, json.dumps(asdict(measurement), indent=1) + "\n")
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    config_of(folder, START).parent.mkdir(exist_ok=True)
+    path = folder / _MEASUREMENT_FILE
+    # Not as text: a folder of before a field was added holds its default.
+    known = path.is_file() and read_measurement(folder) == measurement
+    _keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
     for run in runs:
         options = {
             **run.options, "estimator": run.estimator, "seed": run.seed, "learning_rate": run.learning_rate,
             "output_dir": str(folder), "run_name": run.directory,
         }  # fmt: skip
-        _keep(folder / "configs" / f"{run.directory}.yaml", yaml.safe_dump(options))
+        _keep(config_of(folder, run.directory), yaml.safe_dump(options))
+
+
+def read_measurement(folder: Path) -> Measurement:
+    """What is measured in the folder of a grid."""
+    return Measurement(**json.loads((folder / _MEASUREMENT_FILE).read_text(encoding="utf-8")))
+
+
+def config_of(folder: Path, name: str) -> Path:
+    """The file with the options of a run."""
+    return folder / "configs" / f"{name}.yaml"
 
 
 def _keep(path: Path, text: str) -> None:
@@ -116,7 +128,7 @@ def _keep(path: Path, text: str) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run (or the start) was measured to its end."""
-    return (folder / MEASURED_FILE).is_file()
+    return (folder / _MEASURED_FILE).is_file()
 
 
 def may_resume(folder: Path) -> bool:
@@ -133,58 +145,59 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _job(entry: str, folder: Path, name: str, offline: bool) -> Job:
-    command = [entry, "--folder", str(folder), "--run", name]
-    return Job(name, [command], folder / "logs" / f"{name}.log", offline)
-
-
-class _Excuse:
-    """Keeps a run that became non-finite as a failed one."""
-
-    def __init__(self, folder: Path, say: Say) -> None:
-        self.folder, self.say = folder, say
-
-    def __call__(self, job: Job, code: int) -> bool:
-        if code not in _BROKE_OFF:
-            return False
-        lines = job.log.read_text(errors="replace").strip().splitlines()
-        write_measured(self.folder / job.name, {"failed": lines[-1] if lines else "broke off"})
-        self.say(f"  {job.name}: broke off")
-        return True
-
-
 class _Progress:
-    """Says how many runs are done, how long the last took and how long the rest may take."""
+    """Says how far the runs are and how long the rest may take, and keeps a run that broke off as a failed one."""
 
-    def __init__(self, total: int, before: int, say: Say) -> None:
-        self.total, self.done, self.before, self.say = total, before, before, say
+    def __init__(self, folder: Path, runs: Sequence[GridRun], before: int, codes: Sequence[int], say: Say) -> None:
+        self.folder, self.codes, self.say = folder, codes, say
+        self.steps = {run.directory: run.options.get("max_steps") for run in runs}
+        self.done = self.before = before
         self.started = self.last = time.monotonic()
 
     def finished(self, job: Job, seconds: float) -> None:
         self.done += job.name != START
-        self.say(f"  {job.name}: {seconds:.0f} s; {self.done} of {self.total}{self._left()}")
+        left = ""
+        if new := self.done - self.before:
+            minutes = (time.monotonic() - self.started) / new * (len(self.steps) - self.done) / 60
+            left = f", about {minutes:.0f} min left"
+        self.say(f"  {job.name}: done in {seconds:.0f} s; {self.done} of {len(self.steps)}{left}")
 
     def tick(self, jobs: Sequence[Job]) -> None:
         if jobs and time.monotonic() - self.last > _PROGRESS_SECONDS:
             self.last = time.monotonic()
-            self.say(f"  running: {', '.join(job.name for job in jobs)}")
+            self.say("  " + "   ".join(f"{job.name}: {self._state(job.name)}" for job in jobs))
 
-    def _left(self) -> str:
-        new = self.done - self.before
-        if new == 0:
-            return ""
-        minutes = (time.monotonic() - self.started) / new * (self.total - self.done) / 60
-        return f", about {minutes:.0f} min left"
+    def excused(self, job: Job, code: int) -> bool:
+        if code not in self.codes:
+            return False
+        write_measured(self.folder / job.name, {"failed": last_line(job.log) or "broke off"})
+        self.say(f"  {job.name}: broke off")
+        return True
+
+    def _state(self, name: str) -> str:
+        folder = self.folder / name
+        if name == START or (folder / "model").is_dir():
+            return "measuring"
+        records = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+        if not records:
+            return "loading"
+        return f"step {records[-1]['step']}" + (f" of {self.steps[name]}" if self.steps[name] else "")
+
+
+def write_measured(folder: Path, measured: dict[str, Any]) -> None:
+    """Write measured.json in one move: a run with that file is a finished one."""
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / _MEASURED_FILE, json.dumps(measured) + "\n")
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
     """What was measured of a run or of the start."""
-    measured: dict[str, Any] = json.loads((folder / MEASURED_FILE).read_text(encoding="ascii"))
+    measured: dict[str, Any] = json.loads((folder / _MEASURED_FILE).read_text(encoding="ascii"))
     return measured
 
 
 def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> Comparison:
-    """The comparison of all finished runs.
+    """The comparison of all finished runs, each called by its estimator, and its learning rate where there are several.
 
     A failed run counts as right nowhere and as diverged: its reverse KL is infinite and it has no curve.
 
@@ -205,16 +218,18 @@ def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> 
 
 
 def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
-    measured, name = measured_of(folder / run.directory), variant_name(run, several)
-    seconds = training_seconds(folder / run.directory)
+    measured, seconds = measured_of(folder / run.directory), training_seconds(folder / run.directory)
+    name = f"{run.estimator} {run.learning_rate:g}" if several else run.estimator
     if "failed" in measured:
         nothing = Interval(float("inf"), float("inf"), float("inf"))
         return Run(name, run.seed, run.directory, [False] * len(start.student_outcomes), nothing, [], seconds)
-    before = sum(start.student_outcomes) / len(start.student_outcomes)
+    accuracy = [tuple(point) for point in measured["accuracy_curve"]]
+    if accuracy:
+        accuracy = [(0, sum(start.student_outcomes) / len(start.student_outcomes)), *accuracy]
+    curve = [(0, start.reverse_kl.value), *map(tuple, measured["curve"])]
     return Run(
-        name, run.seed, run.directory, measured["outcomes"], Interval(**measured["reverse_kl"]),
-        [(0, start.reverse_kl.value), *((step, value) for step, value in measured["curve"])], seconds,
-        [(0, before), *((step, value) for step, value in measured["accuracy_curve"])],
+        name, run.seed, run.directory, measured["outcomes"], Interval(**measured["reverse_kl"]), curve, seconds,
+        accuracy or (),
     )  # fmt: skip
 
 

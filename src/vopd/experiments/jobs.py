@@ -1,4 +1,4 @@
-"""Several commands at a time, each in a process of its own with one thread."""
+"""Several jobs at a time, each in a process of its own with one thread."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """Python command lines to run one after the other, as `python -m ...`; their output goes to `log`.
-
-    `offline` keeps the Hugging Face Hub out.
-    """
+    """What is run as `python -m COMMAND ...`; its output goes to `log`. `offline` keeps the Hugging Face Hub out."""
 
     name: str
-    commands: Sequence[Sequence[str]]
+    command: Sequence[str]
     log: Path
     offline: bool = True
 
@@ -32,7 +29,6 @@ class Job:
 @dataclass
 class _Running:
     job: Job
-    waiting: list[Sequence[str]]
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
 
@@ -50,11 +46,11 @@ def run_jobs(
     Args:
         finished: called with a job that ended well, and its seconds.
         tick: called a few times a second with the jobs that are running.
-        excused: called with a job whose command failed, and its exit code; True lets the others go on without it.
+        excused: called with a job that failed, and its exit code; True lets the others go on without it.
 
     Raises:
-        VOPDError: a command failed; with its exit code and the last line that it wrote. The other jobs are stopped,
-            as they are on any other exception.
+        VOPDError: a job failed; with its exit code and the last line that it wrote. The others are stopped, as they
+            are on any other exception.
     """
     waiting = list(jobs)
     running: list[_Running] = []
@@ -83,41 +79,33 @@ def child_environment(offline: bool = True) -> dict[str, str]:
     return environment
 
 
+def last_line(log: Path) -> str:
+    """The last line that a job wrote, empty where it wrote nothing."""
+    return (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+
+
 def _start(job: Job) -> _Running:
-    first, *others = job.commands
-    job.log.write_bytes(b"")
-    return _Running(job, others, _spawn(job, first))
-
-
-def _spawn(job: Job, command: Sequence[str]) -> subprocess.Popen[bytes]:
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
+    with job.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *job.command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=child_environment(job.offline),
         )
+    return _Running(job, process)
 
 
 def _ended(entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]) -> bool:
-    """True once the last command of a job has ended well, or one that is excused has failed; starts the next one."""
+    """True once a job has ended well, or one that is excused has failed."""
     code = entry.process.poll()
     if code is None:
         return False
-    if code != 0:
-        if excused(entry.job, code):
-            return True
-        error = VOPDError(f"{entry.job.name} failed: {_last_line(entry.job.log)}; see {entry.job.log}")
+    if code == 0:
+        finished(entry.job, time.monotonic() - entry.started)
+    elif not excused(entry.job, code):
+        line = last_line(entry.job.log) or "it wrote nothing"
+        error = VOPDError(f"{entry.job.name} failed: {line}; see {entry.job.log}")
         error.exit_code = code if code > 0 else 1
         raise error
-    if entry.waiting:
-        entry.process = _spawn(entry.job, entry.waiting.pop(0))
-        return False
-    finished(entry.job, time.monotonic() - entry.started)
     return True
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"

@@ -1,76 +1,36 @@
-"""What a model of the embedded pair can do on held-out problems: greedy accuracy and exact reverse KL."""
+"""What a model can do on held-out problems, greedy accuracy and exact reverse KL, and what a comparison measures of it.
+
+Of the start it measures the student, the teacher and the noise of the student's gradient; of a run the final model and
+its checkpoints.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vopd.data.reasoning import Problem, is_right
 from vopd.estimators import distillation_loss
-from vopd.models import sample
+from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
 from vopd.reporting.comparison import Interval
 from vopd.statistics import bootstrap_interval
 
-from .pair import MAX_COMPLETION_TOKENS, prompt_text
+from .held_out import HeldOut, outcomes, read_held_out
+from .rollouts import pad, sample_rollouts
+from .variance import gradient_noise
 
+SHOWN_SAMPLES = 4
 _BATCH = 128
 
 
-@dataclass(frozen=True)
-class SampledContexts:
-    """Prompts with sampled completions, left-padded: ids and masks are (problems, tokens).
-
-    `completion_mask` is 1 at the completions' tokens, their end token included.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-
-
-def greedy_texts(
-    model: Any, tokenizer: Any, problems: Sequence[Problem | str], max_new_tokens: int = MAX_COMPLETION_TOKENS
-) -> list[str]:
-    """Return the greedy completion of every problem of the pair, or of every prompt."""
-    prompts = _prompts(problems)
+def greedy_texts(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Return the greedy completion of every prompt."""
     found = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
     return [completion.text for completion in found]
-
-
-def greedy_outcomes(model: Any, tokenizer: Any, problems: list[Problem]) -> list[bool]:
-    """Return for every problem whether the library's verifier accepts the greedy completion."""
-    texts = greedy_texts(model, tokenizer, problems)
-    return [is_right(problem, text) for problem, text in zip(problems, texts, strict=True)]
-
-
-def sample_contexts(
-    model: Any,
-    tokenizer: Any,
-    problems: Sequence[Problem | str],
-    seed: int = 0,
-    max_new_tokens: int = MAX_COMPLETION_TOKENS,
-) -> SampledContexts:
-    """Sample one completion a problem from the model's own distribution, and lay the sequences out for scoring.
-
-    The tensors are where the model is.
-    """
-    prompts = _prompts(problems)
-    found = sample(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH, seed=seed)
-    prompt_ids = tokenizer(prompts)["input_ids"]
-    pairs = [(ids, list(completion.ids)) for ids, completion in zip(prompt_ids, found, strict=True)]
-    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-    input_ids = torch.full((len(pairs), width), tokenizer.pad_token_id)
-    attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    for row_index, (prompt, completion) in enumerate(pairs):
-        start = width - len(prompt) - len(completion)
-        input_ids[row_index, start:] = torch.tensor(prompt + completion)
-        attention_mask[row_index, start:] = 1
-        completion_mask[row_index, width - len(completion) :] = 1
-    return SampledContexts(*(part.to(model.device) for part in (input_ids, attention_mask, completion_mask)))
 
 
 @torch.no_grad()
@@ -78,24 +38,33 @@ def held_out_reverse_kl(
     student: Any,
     teacher: Any,
     tokenizer: Any,
-    problems: Sequence[Problem | str],
-    seed: int = 0,
+    prompts: Sequence[str],
     *,
-    max_new_tokens: int = MAX_COMPLETION_TOKENS,
+    max_new_tokens: int,
+    seed: int = 0,
     vocabulary: int | None = None,
 ) -> Interval:
-    """Exact KL(student || teacher) a token, on one sampled student completion a problem.
+    """Exact KL(student || teacher) a token, on one sampled student completion a prompt.
 
     Long completions weigh more: the mean is over tokens, as in the loss. The interval is that of this ratio of
     means, by its linear form: problems are drawn anew, tokens of one completion stay together. `vocabulary` is the
     common one of both models, that of the tokenizer unless given.
     """
     sums, counts = [], []
-    for start in range(0, len(problems), _BATCH):
-        part = problems[start : start + _BATCH]
-        contexts = sample_contexts(student, tokenizer, part, seed + start, max_new_tokens)
-        divergence, mask = _token_divergence(student, teacher, contexts, vocabulary or len(tokenizer))
-        sums.append((divergence * mask).sum(1).cpu())
+    for start in range(0, len(prompts), _BATCH):
+        rollouts = sample_rollouts(
+            student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
+            seed=seed + start,
+        )  # fmt: skip
+        inputs, completion_mask = pad(rollouts, student.device)
+        mask = completion_mask[:, 1:]
+        output = distillation_loss(
+            student(**inputs).logits[:, :-1], teacher(**inputs).logits[:, :-1],
+            torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
+            mask, estimator="full_rkl", vocab_size=vocabulary or len(tokenizer),
+        )  # fmt: skip
+        assert output.reverse_kl is not None  # full_rkl always computes it
+        sums.append((output.reverse_kl * mask).sum(1).cpu())
         counts.append(mask.sum(1).cpu())
     total, count = torch.cat(sums).double(), torch.cat(counts).double()
     value = total.sum() / count.sum()
@@ -103,25 +72,137 @@ def held_out_reverse_kl(
     return Interval(value.item(), low, high)
 
 
-def _prompts(problems: Sequence[Problem | str]) -> list[str]:
-    return [problem if isinstance(problem, str) else prompt_text(problem) for problem in problems]
+@dataclass(frozen=True)
+class Measurement:
+    """What a comparison measures its students against, and how.
+
+    Attributes:
+        student: the model that all runs start from.
+        held_out: file of problems, see `vopd.experiments.held_out`.
+        problems: how many of them the start and the final models answer.
+        curve_problems: how many of them checkpoints are measured on.
+        kind: how answers are graded where no library's verifier does it.
+        device: of both models.
+        accuracy_curve: whether checkpoints answer their problems, or have their reverse KL measured alone.
+        ends_on_all: whether the last point of the curves, the final model, is on all problems, or on those of the
+            checkpoints.
+        noise_estimators: whose gradient noise is measured at the start, on `noise_contexts` rollouts with
+            `noise_resamples` redraws of every token; `noise_top_k` is the k of those that have one.
+    """
+
+    student: str
+    teacher: str
+    held_out: str
+    problems: int
+    curve_problems: int
+    max_new_tokens: int
+    kind: str = "math"
+    device: str = "cpu"
+    accuracy_curve: bool = True
+    ends_on_all: bool = False
+    noise_estimators: list[str] = field(default_factory=list)
+    noise_top_k: int | None = None
+    noise_contexts: int = 64
+    noise_resamples: int = 32
 
 
-def _token_divergence(student: Any, teacher: Any, contexts: SampledContexts, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Exact reverse KL where a completion token is predicted, 0 elsewhere, and the mask of those places."""
-    positions = (contexts.attention_mask.cumsum(1) - 1).clamp(min=0)
-    student_logits, teacher_logits = (
-        model(input_ids=contexts.input_ids, attention_mask=contexts.attention_mask, position_ids=positions).logits
-        for model in (student, teacher)
-    )
-    mask = contexts.completion_mask[:, 1:]
-    output = distillation_loss(
-        student_logits[:, :-1],
-        teacher_logits[:, :-1],
-        torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
-        mask,
-        estimator="full_rkl",
-        vocab_size=vocabulary,
-    )
-    assert output.reverse_kl is not None  # full_rkl always computes it
-    return output.reverse_kl, mask
+class ModelPair:
+    """A teacher and a tokenizer, loaded once, and students made to stop where the teacher does, as in training."""
+
+    def __init__(self, student: str, teacher: str, *, teacher_dtype: str, device: str) -> None:
+        self.device = device
+        self.tokenizer = load_tokenizer(student)
+        teacher_tokenizer = load_tokenizer(teacher)
+        self.teacher = load_model(teacher, dtype=teacher_dtype, device=device).requires_grad_(False)
+        self.vocabulary = common_vocabulary(self.tokenizer, teacher_tokenizer)
+        self._teacher_end_ids = end_ids(self.teacher, teacher_tokenizer)
+
+    def student(self, source: str | Path, dtype: str = "float32") -> Any:
+        """Load a student, or a checkpoint of one."""
+        model = load_model(source, dtype=dtype, device=self.device)
+        set_end_ids(model, {*end_ids(model, self.tokenizer), *self._teacher_end_ids})
+        return model
+
+
+class Evaluator:
+    """Measures models as a Measurement says; teacher, tokenizer and problems are loaded once."""
+
+    def __init__(self, plan: Measurement) -> None:
+        self.plan = plan
+        self.models = ModelPair(plan.student, plan.teacher, teacher_dtype="float32", device=plan.device)
+        self.problems = read_held_out(plan.held_out, plan.problems)
+
+    def texts(self, model: Any, problems: Sequence[HeldOut]) -> list[str]:
+        """Greedy completions."""
+        return greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
+
+    def reverse_kl(self, model: Any, problems: Sequence[HeldOut], seed: int = 0) -> Interval:
+        return held_out_reverse_kl(
+            model, self.models.teacher, self.models.tokenizer, _prompts(problems), seed=seed,
+            max_new_tokens=self.plan.max_new_tokens, vocabulary=self.models.vocabulary,
+        )  # fmt: skip
+
+    def accuracy(self, model: Any, problems: Sequence[HeldOut]) -> float:
+        right = outcomes(problems, self.texts(model, problems), self.plan.kind)
+        return sum(right) / len(right)
+
+    def gradient_noise(self, student: Any) -> dict[str, float]:
+        """Variance that drawing the tokens puts into the gradient of one batch, by estimator."""
+        plan, models = self.plan, self.models
+        if not plan.noise_estimators:
+            return {}
+        rollouts = sample_rollouts(
+            student, models.tokenizer, _prompts(self.problems[: plan.noise_contexts]),
+            max_new_tokens=plan.max_new_tokens, batch_size=_BATCH,
+        )  # fmt: skip
+        found = gradient_noise(
+            student, models.teacher, rollouts, estimators=plan.noise_estimators, top_k=plan.noise_top_k,
+            resamples=plan.noise_resamples, vocab_size=models.vocabulary,
+        )  # fmt: skip
+        return {name: noise.variance for name, noise in found.items()}
+
+
+def measure_start(evaluator: Evaluator) -> dict[str, Any]:
+    """Outcomes of the student before and of the teacher, the student's divergence and the noise of its gradient."""
+    plan, problems = evaluator.plan, evaluator.problems
+    student = evaluator.models.student(plan.student)
+    student_texts, teacher_texts = (evaluator.texts(model, problems) for model in (student, evaluator.models.teacher))
+    return {
+        "student_outcomes": outcomes(problems, student_texts, plan.kind),
+        "teacher_outcomes": outcomes(problems, teacher_texts, plan.kind),
+        "reverse_kl": asdict(evaluator.reverse_kl(student, problems)),
+        "gradient_noise": evaluator.gradient_noise(student),
+        "samples": {"student before": student_texts[:SHOWN_SAMPLES], "teacher": teacher_texts[:SHOWN_SAMPLES]},
+    }
+
+
+def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
+    """The final model of a run, and its checkpoints by step on fewer problems."""
+    plan, problems = evaluator.plan, evaluator.problems
+    model, few = evaluator.models.student(folder / "model"), problems[: plan.curve_problems]
+    texts, final = evaluator.texts(model, problems), evaluator.reverse_kl(model, problems)
+    right = outcomes(problems, texts, plan.kind)
+    last = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    divergence, accuracy = [], []
+    for step, path in [*((step, path) for step, path in _checkpoints(folder) if step < last), (last, None)]:
+        whole = path is None and plan.ends_on_all
+        student = model if path is None else evaluator.models.student(path)
+        divergence.append((step, (final if whole else evaluator.reverse_kl(student, few)).value))
+        if plan.accuracy_curve:
+            accuracy.append((step, sum(right) / len(right) if whole else evaluator.accuracy(student, few)))
+    return {
+        "outcomes": right,
+        "reverse_kl": asdict(final),
+        "curve": divergence,
+        "accuracy_curve": accuracy,
+        "samples": texts[:SHOWN_SAMPLES],
+    }
+
+
+def _prompts(problems: Sequence[HeldOut]) -> list[str]:
+    return [problem.prompt for problem in problems]
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of a run's checkpoints, in order."""
+    return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,20 +77,15 @@ def split_of(question: str) -> Split:
     return "held_out" if bucket == 0 else "train"
 
 
-def stream_pair_problems(split: Split, seed: int) -> Iterator[Problem]:
-    """Yield distinct problems of one split, two of the first task for one of the second."""
+def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
+    """Return `count` distinct problems of one split, two of the first task for one of the second.
+
+    The same seed gives the same list.
+    """
     if split not in ("train", "held_out"):
         raise ConfigurationError(f"unknown split '{split}'; choose 'train' or 'held_out'")
     streams = [_of_split(stream_problems(name, seed, **options), split) for name, options in TASKS]
-    while True:
-        for index in _SCHEDULE:
-            yield next(streams[index])
-
-
-def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """Return `count` distinct problems of the pair's tasks from one split; the same seed gives the same list."""
-    stream = stream_pair_problems(split, seed)
-    return [next(stream) for _ in range(count)]
+    return [next(streams[index]) for index in islice(cycle(_SCHEDULE), count)]
 
 
 def prompt_text(problem: Problem) -> str:

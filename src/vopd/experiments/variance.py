@@ -12,46 +12,52 @@ unbiased estimator. Then:
 The total is not exactly the sum of the two parts: in a rollout a token also decides the prefixes after it, and so
 correlates with their gradients. A variance is the trace of a covariance in all trained parameters. A batch of B
 rollouts has 1/B of each.
+
+Every value comes with its 95 % interval over contexts: Student's t, on the log scale for variances. A bootstrap over 16
+contexts would hold the true value less often than it says.
+
+`gradient_noise` measures the token part of one batch alone: all its contexts at once, g the gradient of their mean
+token loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vopd.errors import ConfigurationError
-from vopd.estimators import ESTIMATORS, linear_distillation_loss
+from vopd.estimators import DistillationOutput, linear_distillation_loss
+from vopd.estimators.checks import find_estimator
 from vopd.models import read_head
+from vopd.reporting.comparison import Interval
 from vopd.statistics import positive_t_interval, t_interval
 
-from .gradient_noise import _contexts, _gradient, _redraw, shared_rows
+from .rollouts import Rollout, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Rollout:
-    """A prompt and the completion that the student sampled after it, both at least one token."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
+_SAMPLING_ROWS = 512
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval over contexts: Student's t, on the log scale for variances.
+class GradientNoise(NamedTuple):
+    """Noise that sampling the tokens puts into a gradient g, for one estimator; contexts are held fixed.
 
-    A bootstrap over 16 contexts would hold the true value less often than it says.
+    Attributes:
+        variance: trace of Cov[g | contexts] in all trained parameters.
+        squared_bias: |mean over the redraws of g - exact g|^2 less what noise alone would give; about 0 if unbiased.
+        squared_norm: |E g|^2 of the exact gradient (that of ``full_rkl``) on the same contexts.
+        cosine: mean over the redraws of the cosine of g and the exact gradient.
     """
 
-    value: float
-    low: float
-    high: float
+    variance: float
+    squared_bias: float
+    squared_norm: float
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,14 @@ class EstimatorNoise:
         token_by_context: Var[g_m | m] of every context: all estimators see the same, so that ratios can be paired.
     """
 
-    token: Estimate
-    total: Estimate
-    relative_bias: Estimate
-    signal_to_noise: Estimate | None
-    cosine: Estimate
+    token: Interval
+    total: Interval
+    relative_bias: Interval
+    signal_to_noise: Interval | None
+    cosine: Interval
     token_by_context: list[float]
 
-    def relative_to(self, other: EstimatorNoise) -> Estimate:
+    def relative_to(self, other: EstimatorNoise) -> Interval:
         """Token part as a multiple of another estimator's at the same contexts; the interval is paired by context."""
         return ratio_of_means(torch.tensor(self.token_by_context), torch.tensor(other.token_by_context), positive=True)
 
@@ -84,8 +90,37 @@ class EstimatorNoise:
 class Decomposition:
     """What `decompose_variance` returns. `context` is Var_m e_m: the same for every unbiased estimator."""
 
-    context: Estimate
+    context: Interval
     estimators: dict[str, EstimatorNoise]
+
+
+def gradient_noise(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    *,
+    estimators: Sequence[str],
+    top_k: int | None = None,
+    resamples: int = 32,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    seed: int = 0,
+) -> dict[str, GradientNoise]:
+    """Measures the noise of one batch: every prefix fixed, each token redrawn from the student ``resamples`` times.
+
+    g is the gradient of the mean token loss over all rollouts. All estimators see the same draws. The variance is the
+    unbiased sample variance, summed over parameters as the redraws go by, in the memory of two gradients. ``full_rkl``
+    does not look at the token, so its noise is 0. The arguments are those of ``decompose_variance``.
+
+    Raises:
+        ConfigurationError: fewer than 2 resamples, or a rollout without tokens.
+
+    Source: the law of total variance; E over contexts of this is the token part of the gradient's variance.
+    """
+    _check(rollouts, resamples)
+    contexts = _Contexts(_Models(student, teacher, top_k, temperature, vocab_size), rollouts)
+    redraws, exact = contexts.redraws(resamples, seed), contexts.exact_gradient()
+    return {name: contexts.noise(name, redraws, exact) for name in estimators}
 
 
 def decompose_variance(
@@ -99,7 +134,7 @@ def decompose_variance(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     seed: int = 0,
-    tick: Callable[[str, int], None] = lambda name, context: None,
+    tick: Callable[[str], None] = lambda name: None,
 ) -> Decomposition:
     """Measures the token part, the context part and the total of each estimator's gradient variance.
 
@@ -114,103 +149,134 @@ def decompose_variance(
         resamples: R redraws of every token, at least 2.
         vocab_size: the common real vocabulary.
         seed: of the redraws.
-        tick: told the estimator and the context that was just measured.
+        tick: told the estimator that was just measured.
 
     Raises:
         ConfigurationError: fewer than 2 rollouts or resamples, or a rollout without tokens.
 
     Source: the law of total variance, for e_m and the redraws.
     """
-    if len(rollouts) < 2 or resamples < 2:
-        raise ConfigurationError("a variance needs at least 2 contexts and 2 resamples")
-    if not all(len(rollout.prompt_ids) and len(rollout.completion_ids) for rollout in rollouts):
-        raise ConfigurationError("every context needs a prompt and a completion of at least one token")
-    setting = _Setting(student, teacher, rollouts, top_k, resamples, temperature, vocab_size, seed)
-    exact = _spread(setting, lambda place: place.gradient("full_rkl", place.own))
+    if len(rollouts) < 2:
+        raise ConfigurationError("a variance over contexts needs at least 2 of them")
+    _check(rollouts, resamples)
+    models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}
     for name in estimators:
-        rows = []
-        for place in setting.places():
-            rows.append(_within(place, name))
-            tick(name, len(rows))
-        found[name] = _summary(torch.tensor(rows, dtype=torch.float64), _spread(setting, _own_gradient(name)))
-    return Decomposition(_variance(exact), found)
+        noise = [
+            context.noise(name, context.redraws(resamples, seed + index), context.exact_gradient())
+            for index, context in enumerate(_each(models, rollouts))
+        ]
+        found[name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, name))
+        tick(name)
+    return Decomposition(_variance(_spread(models, rollouts, "full_rkl")), found)
 
 
-def _own_gradient(name: str) -> Callable[[_Place], Tensor]:
-    return lambda place: place.gradient(name, place.own)
+def _check(rollouts: Sequence[Rollout], resamples: int) -> None:
+    if resamples < 2:
+        raise ConfigurationError(f"a variance needs at least 2 resamples, not {resamples}")
+    if not all(len(rollout.prompt_ids) and len(rollout.completion_ids) for rollout in rollouts):
+        raise ConfigurationError("every context needs a prompt and a completion of at least one token")
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _Models:
+    """Student and teacher as the loss sees them."""
+
     student: PreTrainedModel
     teacher: PreTrainedModel
-    rollouts: Sequence[Rollout]
     top_k: int | None
-    resamples: int
     temperature: float
     vocab_size: int | None
-    seed: int
-
-    def places(self) -> Iterator[_Place]:
-        """One context at a time: its hidden states with their graph, and what was and would be drawn there."""
-        mean_length = sum(len(rollout.completion_ids) for rollout in self.rollouts) / len(self.rollouts)
-        return (_Place(self, rollout, index, mean_length) for index, rollout in enumerate(self.rollouts))
 
 
-class _Place:
-    """A context that gradients are taken in."""
+class _Contexts:
+    """Rollouts whose prefixes are held fixed: both models' hidden states where their completion tokens are predicted.
 
-    def __init__(self, setting: _Setting, rollout: Rollout, index: int, mean_length: float) -> None:
-        self.setting = setting
-        self.mean_length = mean_length
-        device = read_head(setting.student, "student").weight.device
-        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]], device=device)
-        mask = torch.zeros_like(ids)
-        mask[:, len(rollout.prompt_ids) :] = 1
-        self.contexts = _contexts(setting.student, setting.teacher, ids, torch.ones_like(ids), mask)
-        self.own = torch.tensor(rollout.completion_ids, device=device)
-        self.vocab = setting.vocab_size or shared_rows(setting.student, setting.teacher)
-        self.index = index
+    Attributes:
+        tokens: the rollouts' own tokens there, (N,).
+        student_hidden: (N, D_s), with the graph to the student's parameters.
+        teacher_hidden: (N, D_t).
+        normalizer: divisor of the summed token losses; default: N.
+    """
 
-    def redraws(self) -> Tensor:
-        setting = self.setting
-        hidden, head = self.contexts.student_hidden.detach(), read_head(setting.student, "student")
-        return _redraw(hidden, head, self.vocab, setting.resamples, setting.temperature, setting.seed + self.index)
+    def __init__(self, models: _Models, rollouts: Sequence[Rollout], normalizer: float | None = None) -> None:
+        self.models, self.normalizer = models, normalizer
+        self.student_head = read_head(models.student, "student")
+        self.teacher_head = read_head(models.teacher, "teacher").detach()
+        self.vocab_size = models.vocab_size or min(len(self.student_head.weight), len(self.teacher_head.weight))
+        inputs, completion_mask = pad(rollouts, self.student_head.device)
+        predicts = completion_mask[:, 1:].bool()
+        self.tokens = inputs["input_ids"][:, 1:][predicts]
 
-    def gradient(self, name: str, ids: Tensor) -> Tensor:
-        setting = self.setting
-        parameters = [parameter for parameter in setting.student.parameters() if parameter.requires_grad]
-        return _gradient(
-            setting.student, setting.teacher, parameters, self.contexts, ids,
-            estimator=name, top_k=setting.top_k if ESTIMATORS[name].needs_top_k else None, vocab_size=self.vocab,
-            temperature=setting.temperature, normalizer=self.mean_length,
+        def hidden(model: PreTrainedModel) -> Tensor:
+            states: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+            return states[:, :-1][predicts]
+
+        with torch.no_grad():
+            self.teacher_hidden = hidden(models.teacher)
+        self.student_hidden = hidden(models.student)
+
+    @torch.no_grad()
+    def redraws(self, resamples: int, seed: int) -> Tensor:
+        """Tokens of the vocabulary drawn independently at every position, (R, N)."""
+        hidden = self.student_hidden.detach()
+        generator = torch.Generator(hidden.device).manual_seed(seed)
+        head = self.student_head.map(lambda part: part[: self.vocab_size].float())
+        draws = []
+        for rows in hidden.split(_SAMPLING_ROWS):
+            probs = (head.logits(rows) / self.models.temperature).softmax(-1)
+            draws.append(torch.multinomial(probs, resamples, True, generator=generator))
+        return torch.cat(draws).T
+
+    def loss(self, name: str, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
+        """The loss of an estimator, had these tokens been drawn."""
+        return linear_distillation_loss(
+            self.student_hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
+            **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=name,
+            top_k=self.models.top_k if find_estimator(name).needs_top_k else None, vocab_size=self.vocab_size,
+            temperature=self.models.temperature, normalizer=self.normalizer, diagnostics=diagnostics,
         )  # fmt: skip
 
+    def gradient(self, name: str, tokens: Tensor) -> Tensor:
+        """Gradient of that loss in all trained parameters, one flat vector."""
+        parameters = [parameter for parameter in self.models.student.parameters() if parameter.requires_grad]
+        loss = self.loss(name, tokens).loss
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten().float() for gradient in gradients])
 
-def _within(place: _Place, name: str) -> tuple[float, float, float, float]:
-    """Of one context: variance over the redraws, |bias|^2, |e|^2 and the mean cosine to e."""
-    exact = place.gradient("full_rkl", place.own)
-    norm = float(exact.norm())
-    count, deviations, squares, cosine = 0, torch.zeros_like(exact), 0.0, 0.0
-    for ids in place.redraws():
-        gradient = place.gradient(name, ids)
-        cosine += float(gradient @ exact) / max(float(gradient.norm()) * norm, 1e-30)
-        gradient -= exact
-        deviations += gradient
-        squares += float(gradient.square().sum())
-        count += 1
-    mean_square = float((deviations / count).square().sum())
-    variance = max(0.0, (squares - count * mean_square) / (count - 1))
-    return variance, mean_square - variance / count, norm**2, cosine / count
+    def exact_gradient(self) -> Tensor:
+        """The gradient that every unbiased estimator's has as its mean."""
+        return self.gradient("full_rkl", self.tokens)
+
+    def noise(self, name: str, redraws: Tensor, exact: Tensor) -> GradientNoise:
+        """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines."""
+        norm, count = float(exact.norm()), len(redraws)
+        deviations, squares, cosine = torch.zeros_like(exact), 0.0, 0.0
+        for tokens in redraws:
+            gradient = self.gradient(name, tokens)
+            cosine += float(gradient @ exact) / max(float(gradient.norm()) * norm, 1e-30)
+            gradient -= exact
+            deviations += gradient
+            squares += float(gradient.square().sum())
+        mean_square = float((deviations / count).square().sum())
+        variance = max(0.0, (squares - count * mean_square) / (count - 1))
+        return GradientNoise(variance, mean_square - variance / count, norm**2, cosine / count)
 
 
-def _spread(setting: _Setting, gradient: Callable[[_Place], Tensor]) -> Tensor:
-    """|gradient - mean gradient|^2 of every context, scaled so that the mean is the sample variance; two passes."""
+def _each(models: _Models, rollouts: Sequence[Rollout]) -> Iterator[_Contexts]:
+    """One context at a time: hidden states of all would not fit. Their mean length is the divisor of each."""
+    mean_length = sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts)
+    return (_Contexts(models, [rollout], mean_length) for rollout in rollouts)
+
+
+def _spread(models: _Models, rollouts: Sequence[Rollout], name: str) -> Tensor:
+    """|g - mean g|^2 of every context's own gradient, scaled so that the mean is the sample variance; two passes."""
     mean: Tensor | float = 0.0
-    for place in setting.places():
-        mean = mean + gradient(place) / len(setting.rollouts)
-    squares = [float((gradient(place) - mean).square().sum()) for place in setting.places()]
+    for context in _each(models, rollouts):
+        mean = mean + context.gradient(name, context.tokens) / len(rollouts)
+    squares = [
+        float((context.gradient(name, context.tokens) - mean).square().sum()) for context in _each(models, rollouts)
+    ]
     return torch.tensor(squares, dtype=torch.float64) * len(squares) / (len(squares) - 1)
 
 
@@ -222,16 +288,16 @@ def _summary(rows: Tensor, spread: Tensor) -> EstimatorNoise:
         _variance(spread),
         ratio_of_means(bias, signal),
         ratio_of_means(signal, variance, positive=True) if noisy else None,
-        Estimate(float(cosine.mean()), *t_interval(cosine)),
+        Interval(float(cosine.mean()), *t_interval(cosine)),
         variance.tolist(),
     )
 
 
-def _variance(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), *positive_t_interval(values))
+def _variance(values: Tensor) -> Interval:
+    return Interval(float(values.mean()), *positive_t_interval(values))
 
 
-def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> Estimate:
+def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> Interval:
     """sum(above) / sum(below) with the t interval of its linear form; both are (contexts,), drawn together.
 
     `positive` takes the interval on the log scale.
@@ -240,7 +306,7 @@ def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> E
     mean = below.mean().clamp_min(1e-300)
     value = above.mean() / mean
     linear = value + (above - value * below) / mean
-    return Estimate(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
+    return Interval(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
 
 
 @dataclass(frozen=True)
@@ -262,7 +328,7 @@ class Profile:
     `value_hurts_share` is the share of tokens where b = V has more of it than b = 0.
     """
 
-    value_hurts_share: Estimate
+    value_hurts_share: Interval
     by_position: list[Bin]
     by_entropy: list[Bin]
 
@@ -278,20 +344,15 @@ def variance_profile(
     bins: int = 8,
 ) -> Profile:
     """Where in a completion, and at what entropy of the student (nats), the variance lies; bins of equal counts."""
-    setting = _Setting(student, teacher, rollouts, None, 2, temperature, vocab_size, 0)
+    models = _Models(student, teacher, None, temperature, vocab_size)
     columns, hurts, counts = [], [], []
-    head, teacher_head = read_head(student, "student"), read_head(teacher, "teacher")
-    for place in setting.places():
-        output = linear_distillation_loss(
-            place.contexts.student_hidden, head.weight, place.contexts.teacher_hidden, teacher_head.weight, place.own,
-            estimator="vopd", temperature=temperature, vocab_size=place.vocab, diagnostics=True,
-            **head.options("student"), **teacher_head.options("teacher"),
-        )  # fmt: skip
+    for context in _each(models, rollouts):
+        output = context.loss("vopd", context.tokens, diagnostics=True)
         assert output.variance is not None and output.entropy is not None
-        positions = torch.arange(1, len(place.own) + 1, device=place.own.device)
+        positions = torch.arange(1, len(context.tokens) + 1, device=context.tokens.device)
         columns.append(torch.stack([positions, output.entropy, *output.variance]).double().cpu())
         hurts.append(float((output.variance.value > output.variance.none).sum()))
-        counts.append(float(len(place.own)))
+        counts.append(float(len(context.tokens)))
     position, entropy, *variances = torch.cat(columns, dim=1)
     return Profile(
         ratio_of_means(torch.tensor(hurts), torch.tensor(counts)),

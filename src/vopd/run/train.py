@@ -125,12 +125,12 @@ def _finish(plan: Plan, trainer: VOPDTrainer, accuracy: Accuracy | None) -> None
     trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
     print(f"trained {trainer.state.global_step} steps; the model is in {model}")
     if accuracy is not None:
-        card, tags = trainer.card_facts(plan.folder.name), trainer._tag_names
+        card = trainer.card_facts(plan.folder.name)
         prompts = list(trainer.train_dataset["prompt"])
         _free(trainer)
         accuracy.measure("start", prompts)
         accuracy.measure("trained")
-        write_card(model, {**card, "results": accuracy.table()}, tags)
+        write_card(model, {**card, "results": accuracy.table()})
         print(accuracy.summary())
     _report(plan.folder)
     if accuracy is None:

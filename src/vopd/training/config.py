@@ -24,6 +24,14 @@ _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConf
 _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _INHERITED else "gradient_checkpointing"
 
 
+_LEAST = {
+    "metrics_every": 0,
+    "samples_per_step": 0,
+    **dict.fromkeys(("loss_top_k", "max_prompt_length", "max_completion_length", "num_generations"), 1),
+    **{f"eval_benchmark_{name}": 1 for name in ("steps", "samples", "limit", "max_new_tokens")},
+}
+
+
 def _default(name: str, value: Any) -> Any:
     """The inherited field `name` with another default, its help text kept."""
     return field(default=value, metadata=_INHERITED[name].metadata)
@@ -212,21 +220,15 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             )
 
     def _check_ranges(self) -> None:
-        check_at_least("loss_top_k", self.loss_top_k, 1)
+        for name, least in _LEAST.items():
+            check_at_least(name, getattr(self, name), least)
         check_known("loss_backend", self.loss_backend, BACKENDS)
-        check_at_least("max_prompt_length", self.max_prompt_length, 1)
-        check_at_least("metrics_every", self.metrics_every, 0)
-        check_at_least("num_generations", self.num_generations, 1)
-        check_at_least("samples_per_step", self.samples_per_step, 0)
-        for name in ("steps", "samples", "limit", "max_new_tokens"):
-            check_at_least(f"eval_benchmark_{name}", getattr(self, f"eval_benchmark_{name}"), 1)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"
             )
         if self.max_completion_length is None:
             raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
-        check_at_least("max_completion_length", self.max_completion_length, 1)
         if self.log_completions:
             raise ConfigurationError(
                 "log_completions prints what the model wrote to the terminal unescaped; remove it: show_samples shows "

@@ -12,6 +12,7 @@ from vopd.models import States
 from vopd.teachers import Scored
 
 from .batch import Batch
+from .config import VOPDConfig
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,14 @@ class Objective:
     """How a run computes its loss: what is the same for every micro-batch.
 
     Attributes:
-        estimator, top_k, temperature, vocab_size, importance_cap, backend: as ``linear_distillation_loss`` takes them.
-        weighted: weight sampled tokens where the rollout engine reported its log-probabilities.
+        config: estimator, its k, temperature and importance weights.
+        vocab_size: the common real vocabulary.
+        backend: what the loss runs in.
     """
 
-    estimator: str
-    top_k: int | None
-    temperature: float
+    config: VOPDConfig
     vocab_size: int
-    weighted: bool = True
-    importance_cap: float = 2.0
-    backend: str = "auto"
+    backend: str
 
     def parts(
         self,
@@ -59,6 +57,7 @@ class Objective:
     def _part(
         self, batch: Batch, student: States, entry: Scored, normalizer: Tensor | float | None, diagnostics: bool
     ) -> DistillationOutput:
+        config = self.config
         scores = entry.by if isinstance(entry.by, TopKScores) else None
         teacher = entry.by if isinstance(entry.by, States) else None
         return linear_distillation_loss(
@@ -68,13 +67,13 @@ class Objective:
             None if teacher is None else teacher.head.weight,
             batch.completion_ids,
             own_mask(entry, batch.loss_mask),
-            estimator=self.estimator,
-            top_k=self.top_k,
-            temperature=self.temperature,
+            estimator=config.estimator,
+            top_k=config.loss_top_k,
+            temperature=config.temperature,
             normalizer=normalizer,
             teacher_scores=scores,
-            rollout_logprobs=batch.rollout_logprobs if self.weighted else None,
-            importance_cap=self.importance_cap,
+            rollout_logprobs=None if config.importance_sampling is False else batch.rollout_logprobs,
+            importance_cap=config.importance_cap,
             extra_advantages=batch.token_advantages,
             vocab_size=self.vocab_size,
             diagnostics=diagnostics,

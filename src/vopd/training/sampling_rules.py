@@ -15,47 +15,26 @@ EXACT_OBJECTIVES = frozenset({"full_rkl", "top_k_rkl"})
 
 # Settings of transformers' GenerationConfig and vLLM's SamplingParams that change the distribution of the next token,
 # with the values that leave it alone.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_k": (0, -1, None),
-    "top_p": (1, None),
-    "top_h": (None,),
-    "min_p": (0, None),
-    "typical_p": (1, None),
-    "epsilon_cutoff": (0, None),
-    "eta_cutoff": (0, None),
-    "repetition_penalty": (1, None),
-    "encoder_repetition_penalty": (1, None),
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "no_repeat_ngram_size": (0, None),
-    "encoder_no_repeat_ngram_size": (0, None),
-    "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None, {}),
-    "logit_bias": (None, {}),
-    "bad_words": (None, []),
-    "bad_words_ids": (None, []),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "allowed_token_ids": (None,),
-    "logits_processors": (None, []),
-    "structured_outputs": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "min_length": (0, None),
-    "min_new_tokens": (0, None),
-    "min_tokens": (0, None),
-    "ignore_eos": (False, None),
-    "guidance_scale": (1, None),
-    "watermarking_config": (None,),
-    "penalty_alpha": (0, None),
-    "dola_layers": (None,),
-    "num_beams": (1, None),
-    "force_words_ids": (None,),
-    "constraints": (None,),
-    "guided_decoding": (None,),
-    "thinking_token_budget": (None,),
-    "do_sample": (True, None),
-}
+_NEUTRAL_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("top_k", (0, -1, None)),
+    ("top_p typical_p repetition_penalty encoder_repetition_penalty guidance_scale num_beams", (1, None)),
+    (
+        "min_p epsilon_cutoff eta_cutoff presence_penalty frequency_penalty no_repeat_ngram_size "
+        "encoder_no_repeat_ngram_size min_length min_new_tokens min_tokens penalty_alpha",
+        (0, None),
+    ),
+    ("sequence_bias logit_bias", (None, {})),
+    ("bad_words bad_words_ids suppress_tokens begin_suppress_tokens logits_processors", (None, [])),
+    ("ignore_eos", (False, None)),
+    ("do_sample", (True, None)),
+    (
+        "top_h exponential_decay_length_penalty allowed_token_ids structured_outputs forced_bos_token_id "
+        "forced_eos_token_id watermarking_config dola_layers force_words_ids constraints guided_decoding "
+        "thinking_token_budget",
+        (None,),
+    ),
+)
+NEUTRAL = {name: values for names, values in _NEUTRAL_VALUES for name in names.split()}
 
 
 # How many completions a prompt gets, which is num_generations, each a request of its own.

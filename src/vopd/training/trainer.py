@@ -156,15 +156,7 @@ class VOPDTrainer(TRLAdapter):
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, self._teachers.first.student_rows)
         self._positions = self._teachers.positions
-        self._objective = Objective(
-            estimator=self.args.estimator,
-            top_k=self.args.loss_top_k,
-            temperature=self.args.temperature,
-            vocab_size=self.vocab_size,
-            weighted=self.args.importance_sampling is not False,
-            importance_cap=self.args.importance_cap,
-            backend=self.loss_backend,
-        )
+        self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
 
     def _tokenize_datasets(self) -> None:
         with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
@@ -189,16 +181,16 @@ class VOPDTrainer(TRLAdapter):
         if self.accelerator.is_main_process:
             self._samples = SampleBuffer(self.args.samples_per_step, self._rewards.names)
         self.order = PromptOrder(self.args, self.generation_batch_size)
-        self._guard = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
+        self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._progress = Progress(
             notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
-        self._dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
+        self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, self._dropped, GuardWatch(self._stopping), self._teachers.average]
+        watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
@@ -244,10 +236,6 @@ class VOPDTrainer(TRLAdapter):
             batch = replace(batch, teacher_prompt_ids=ids, teacher_prompt_mask=mask)
         return batch
 
-    def checkpoint_loaded(self, checkpoint: str) -> None:
-        if self._teachers.average is not None:
-            self._teachers.average.load(checkpoint)
-
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         mode = "train" if self.model.training else "eval"
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
@@ -264,19 +252,6 @@ class VOPDTrainer(TRLAdapter):
         with self.clock.spending("reward"):
             state = self.state if mode == "train" else None
             return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
-
-    def rows_settled(self, dropped: int, rows: int) -> None:
-        if self.model.training:
-            self._dropped.add(dropped, rows)
-
-    def loss_ready(self, loss: Tensor) -> None:
-        self._guard.watch(loss)
-        if self.placement.in_an_engine:  # whose backward pass takes the step as well
-            self._guard.check(None, [self.micro_batch], self.state.global_step + 1)
-
-    def gradient_ready(self, grad_norm: Any) -> None:
-        if not self.placement.in_an_engine:
-            self._guard.check(grad_norm, self.micro_batches, self.state.global_step + 1)
 
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
@@ -305,7 +280,12 @@ class VOPDTrainer(TRLAdapter):
         finally:
             self._progress.close()
 
-    # ---- saving -------------------------------------------------------------------------------------------------
+    # ---- loading and saving -------------------------------------------------------------------------------------
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._teachers.average is not None:
+            self._teachers.average.load(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
@@ -334,12 +314,13 @@ class VOPDTrainer(TRLAdapter):
 
     def _write_card(self, folder: str, name: str | None = None) -> None:
         if self.is_world_process_zero():
-            write_card(folder, self.card_facts(name or Path(folder).name), self._tag_names)
+            write_card(folder, self.card_facts(name or Path(folder).name))
 
     def card_facts(self, name: str) -> dict[str, Any]:
         """What the card of a model called `name` says; `self.card_notes` adds to it."""
         return {
             "name": name,
+            "tags": self._tag_names,
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             **self._teachers.card_facts(),

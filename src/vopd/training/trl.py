@@ -31,6 +31,8 @@ from vopd.teachers.base import sequence
 
 from .batch import Batch
 from .monitoring.clock import StepClock
+from .monitoring.dropped_rows import DroppedRows
+from .monitoring.finite import FiniteGuard
 from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
@@ -73,11 +75,15 @@ class TRLAdapter(DistillationTrainer):
         teacher: scores every batch.
         order: of the prompts.
         clock: is told what rollouts and scoring take.
+        finite: is shown every loss and gradient before the step is taken.
+        dropped: is told of rows that no teacher scored.
     """
 
     teacher: Teacher
     order: PromptOrder
     clock: StepClock
+    finite: FiniteGuard
+    dropped: DroppedRows
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
@@ -108,24 +114,8 @@ class TRLAdapter(DistillationTrainer):
         """The same batch with what rewards say of it. Called once the teachers have begun."""
 
     @abstractmethod
-    def rows_settled(self, dropped: int, rows: int) -> None:
-        """Called where a teacher may leave rows without scores: how many of an optimizer step's, over all ranks."""
-
-    @abstractmethod
-    def loss_ready(self, loss: Tensor) -> None:
-        """Called with the loss of every micro-batch of a training step, outside the wrapped forward."""
-
-    @abstractmethod
-    def gradient_ready(self, grad_norm: Any) -> None:
-        """Called once an optimizer step, after accumulation and before the step is taken."""
-
-    @abstractmethod
     def step_metrics(self, mode: str) -> dict[str, float]:
         """Metrics gathered since the last call, added to the log on every rank. `mode` is "train" or "eval"."""
-
-    @abstractmethod
-    def checkpoint_loaded(self, checkpoint: str) -> None:
-        """Called when a run resumes, with the folder that it resumes from."""
 
     # ---- what the method may know of TRL's state ----------------------------------------------------------------
 
@@ -255,11 +245,6 @@ class TRLAdapter(DistillationTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self.order.sampler(len(self.train_dataset if dataset is None else dataset))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.checkpoint_loaded(checkpoint)
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it sees that a resumed run had taken its last one.
         if self.state.global_step >= self.state.max_steps:
@@ -326,7 +311,8 @@ class TRLAdapter(DistillationTrainer):
         tokens, dropped, total = self.accelerator.reduce(counts, reduction="sum")
         for entries, batch in zip(buffered, settled, strict=True):
             entries.update(replace(batch, num_items_in_batch=tokens).entries())
-        self.rows_settled(int(dropped), int(total))
+        if self.model.training:
+            self.dropped.add(int(dropped), int(total))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -334,12 +320,15 @@ class TRLAdapter(DistillationTrainer):
         self._settle(inputs)
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.model.training:
-            self.loss_ready(loss.detach())
+            self.finite.watch(loss.detach())
+            if self.placement.in_an_engine:  # whose backward pass takes the step as well
+                self.finite.check(None, [self.micro_batch], self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.gradient_ready(grad_norm)
+        if not self.placement.in_an_engine:
+            self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

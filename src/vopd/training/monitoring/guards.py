@@ -39,17 +39,32 @@ class Window:
         return sum(self.values) / len(self.values) if len(self.values) == self.values.maxlen else None
 
 
-class ReverseKL:
+class Guard:
+    """Looks for one way in which distillation goes wrong.
+
+    Args:
+        limit: of what it looks at.
+        window: logged steps that it averages over.
+    """
+
+    name: str
+
+    def __init__(self, limit: float, window: int) -> None:
+        self.limit, self.window = limit, Window(window)
+
+    def check(self, metrics: Metrics) -> str | None:
+        """What is wrong by the metrics of one more logged step, and what to try; None where nothing is."""
+        raise NotImplementedError
+
+
+class ReverseKL(Guard):
     """The mean reverse KL of a window is `limit` times the lowest one so far: the policy runs away."""
 
     name = "reverse_kl"
+    lowest = float("inf")
+    metric = "sampled_reverse_kl"
 
-    def __init__(self, limit: float, window: int) -> None:
-        self.limit, self.lowest = limit, float("inf")
-        self.window = Window(window)
-        self.metric = "sampled_reverse_kl"
-
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         if "reverse_kl" in metrics:  # the exact one, from the first step on and perhaps not at every step
             self.metric = "reverse_kl"
         value = metrics.get(self.metric)
@@ -66,16 +81,12 @@ class ReverseKL:
         )
 
 
-class Truncation:
+class Truncation(Guard):
     """Of the completions of a window the share `limit` or more were cut off at max_completion_length."""
 
     name = "truncation"
 
-    def __init__(self, limit: float, window: int) -> None:
-        self.limit = limit
-        self.window = Window(window)
-
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         share = metrics.get("truncated_share")
         mean = None if share is None else self.window.add(share)
         if mean is None or mean < self.limit:
@@ -86,20 +97,20 @@ class Truncation:
         )
 
 
-class Length:
+class Length(Guard):
     """Completions have grown to `limit` times the first window's, into the length limit: they repeat themselves."""
 
     name = "length"
+    first: tuple[float, float] | None = None
 
     def __init__(self, limit: float, window: int) -> None:
-        self.limit = limit
-        self.lengths, self.shares = Window(window), Window(window)
-        self.first: tuple[float, float] | None = None
+        super().__init__(limit, window)
+        self.shares = Window(window)
 
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         if "completion_length" not in metrics or "truncated_share" not in metrics:
             return None
-        length = self.lengths.add(metrics["completion_length"])
+        length = self.window.add(metrics["completion_length"])
         share = self.shares.add(metrics["truncated_share"])
         if length is None or share is None:
             return None
@@ -114,15 +125,12 @@ class Length:
         )
 
 
-class Logprobs:
+class Logprobs(Guard):
     """Trainer and rollout engine differ by `limit` nats a sampled token on average: the rollout is off-policy."""
 
     name = "logprobs"
 
-    def __init__(self, limit: float, window: int) -> None:
-        self.limit = limit
-
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         mean = metrics.get(MEAN_DIFFERENCE, 0.0)
         if mean <= self.limit:
             return None
@@ -140,15 +148,17 @@ class LogprobsStop(Logprobs):
     name = "logprobs_stop"
 
 
-class SameTeacher:
+class SameTeacher(Guard):
     """In the first window teacher and student never differed by more than `limit` nats: there is nothing to learn."""
 
     name = "same_teacher"
+    largest = 0.0
 
     def __init__(self, limit: float, window: int) -> None:
-        self.limit, self.left, self.largest = limit, window, 0.0
+        super().__init__(limit, window)
+        self.left = window
 
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         found = [metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "reward/std") if name in metrics]
         if not found or self.left == 0:
             return None
@@ -162,16 +172,12 @@ class SameTeacher:
         )
 
 
-class NoSignal:
+class NoSignal(Guard):
     """The norm of the gradient, or the spread of the advantages, was at most `limit` in all of a window."""
 
     name = "no_signal"
 
-    def __init__(self, limit: float, window: int) -> None:
-        self.limit = limit
-        self.window = Window(window)
-
-    def look(self, metrics: Metrics) -> str | None:
+    def check(self, metrics: Metrics) -> str | None:
         value = metrics.get("grad_norm", metrics.get("advantage/std"))
         full = value is not None and self.window.add(abs(value)) is not None
         if not full or max(self.window.values) > self.limit:
@@ -201,7 +207,7 @@ def check_guards(args: Any) -> None:
             raise ConfigurationError(f"guard_stop names {name!r}, which guard_{name}=none turns off")
 
 
-def make_guards(args: Any) -> list[Any]:
+def make_guards(args: Any) -> list[Guard]:
     """The guards that `args`, a VOPDConfig, leaves on, new."""
     limits = [(guard, getattr(args, f"guard_{guard.name}")) for guard in GUARDS]
     return [guard(limit, args.guard_window) for guard, limit in limits if limit is not None]
@@ -216,27 +222,27 @@ class GuardWatch(TrainerCallback):
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping = stopping
-        self._guards: Sequence[Any] = ()
+        self._guards: Sequence[Guard] = ()
         self._troubled: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._guards, self._troubled = make_guards(args), set()
         for logs in state.log_history:  # of a resumed run: what the guards had seen
-            self._look(logs)
+            self._beginning(logs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Metrics, **kwargs: Any) -> None:
-        for guard, message in self._look(logs):
+        for guard, message in self._beginning(logs):
             text = f"guard {guard.name} at step {state.global_step}: {message}"
             if guard.name in args.guard_stop or guard.name == LogprobsStop.name:
                 self.stopping.end(GuardError(f"{text} (a checkpoint of this step was saved)"), control)
             elif state.is_world_process_zero:
                 logger.warning("%s", text)
 
-    def _look(self, logs: Metrics) -> list[tuple[Any, str]]:
+    def _beginning(self, logs: Metrics) -> list[tuple[Guard, str]]:
         """Each guard whose trouble begins with this step, and what it says."""
         if "loss" not in logs:  # an evaluation, or the summary of the run
             return []
-        found = [(guard, guard.look(logs)) for guard in self._guards]
+        found = [(guard, guard.check(logs)) for guard in self._guards]
         begins = [(guard, text) for guard, text in found if text is not None and guard.name not in self._troubled]
         self._troubled = {guard.name for guard, text in found if text is not None}
         return begins

@@ -24,8 +24,10 @@ class Averages:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, name: str, values: Tensor, mask: Tensor | None = None, *, spread: bool = False) -> None:
-        """Add `values` where `mask` is 1. With `spread`, report name/mean and name/std instead of name."""
+    def add(self, name: str, values: Tensor | None, mask: Tensor | None = None, *, spread: bool = False) -> None:
+        """Add `values`, if any, where `mask` is 1. With `spread`, report name/mean and name/std instead of name."""
+        if values is None:
+            return
         values = values.detach().to(_wide(values.device))
         counted = torch.ones_like(values) if mask is None else mask.to(values.dtype)
         kept = values.masked_fill(counted == 0, 0)
@@ -83,31 +85,21 @@ def _wide(device: torch.device) -> torch.dtype:
 
 def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str | None = None) -> None:
     """Add what the loss computed, token by token; what it left out stays absent. `teacher`: one of several, by name."""
-    for name, values in (("reward", output.rewards), ("advantage", output.advantages)):
-        if values is not None:
-            averages.add(name, values, mask, spread=True)
-    if output.teacher_logprobs is not None and output.student_logprobs is not None:
-        averages.add("sampled_reverse_kl", output.student_logprobs - output.teacher_logprobs, mask)
-    for name, values in (("reverse_kl", output.reverse_kl), ("entropy", output.entropy)):
-        if values is not None:
-            averages.add(name, values, mask)
-    if teacher is not None:
-        _add_teacher_metrics(averages, output, mask, teacher)
-    if output.variance is not None:
-        none, value, optimal = output.variance
-        averages.add("variance/none", none, mask)
-        averages.add("variance/value", value, mask)
-        averages.add("variance/optimal", optimal, mask)
-        averages.add("value_hurts_share", (value > none).to(value.dtype), mask)
-
-
-def _add_teacher_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str) -> None:
-    """What tells one of several teachers from the others, at its own tokens."""
+    averages.add("reward", output.rewards, mask, spread=True)
+    averages.add("advantage", output.advantages, mask, spread=True)
+    sampled = None
     if output.teacher_logprobs is not None:
-        difference = output.student_logprobs - output.teacher_logprobs
-        averages.add(f"sampled_reverse_kl/{teacher}", difference, mask)
-    if output.reverse_kl is not None:
-        averages.add(f"reverse_kl/{teacher}", output.reverse_kl, mask)
+        sampled = output.student_logprobs - output.teacher_logprobs
+    # At its own tokens each of several teachers is told from the others.
+    for suffix in [""] if teacher is None else ["", f"/{teacher}"]:
+        averages.add(f"sampled_reverse_kl{suffix}", sampled, mask)
+        averages.add(f"reverse_kl{suffix}", output.reverse_kl, mask)
+    averages.add("entropy", output.entropy, mask)
+    if output.variance is not None:
+        for name, values in output.variance._asdict().items():
+            averages.add(f"variance/{name}", values, mask)
+        none, value, _ = output.variance
+        averages.add("value_hurts_share", (value > none).to(value.dtype), mask)
 
 
 def add_completion_metrics(averages: Averages, batch: Batch, end_ids: list[int]) -> None:

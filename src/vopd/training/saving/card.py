@@ -38,14 +38,13 @@ Trained by on-policy distillation with vopd: the student samples completions, th
 _PACKAGES = ("vopd", "torch", "transformers", "trl", "peft")
 
 
-def model_card(facts: dict[str, Any], tags: list[str]) -> str:
+def model_card(facts: dict[str, Any]) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
             and where they are known loss_top_k, backend, student_revision, teacher_revision, data (lines), datasets
-            (hub ids), results (lines), rewards.
-        tags: for the Hub.
+            (hub ids), results (lines), rewards; tags for the Hub.
     """
     student = facts["student"]
     # The Hub resolves base_model and data sets by their ids; a local folder means nothing to anybody else.
@@ -59,15 +58,15 @@ def model_card(facts: dict[str, Any], tags: list[str]) -> str:
         results=f"\n## Results\n\n{results}\n" if results else "",
         library="peft" if facts["adapter"] else "transformers",
         metadata=metadata,
-        tags="\n".join(f"- {tag}" for tag in tags),
+        tags="\n".join(f"- {tag}" for tag in facts["tags"]),
         citation=CITATION,
     )
 
 
-def write_card(folder: str | Path, facts: dict[str, Any], tags: list[str]) -> None:
+def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     """Write the card as README.md into the folder of a model."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "README.md").write_text(model_card(facts, tags), encoding="utf-8")
+    Path(folder, "README.md").write_text(model_card(facts), encoding="utf-8")
 
 
 def _rows(facts: dict[str, Any]) -> dict[str, Any]:

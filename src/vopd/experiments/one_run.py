@@ -1,4 +1,4 @@
-"""One run of a comparison in a process of its own: `python -m vopd.experiments.compare_run --folder GRID --run NAME`.
+"""One run of a comparison in a process of its own: `python -m vopd.experiments.one_run --folder GRID --run NAME`.
 
 The run named "start" is no training: it measures the student before and the teacher.
 """
@@ -6,7 +6,6 @@ The run named "start" is no training: it measures the student before and the tea
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,27 +16,21 @@ from vopd.run.plan import plan_run
 from vopd.run.train import train
 
 from . import grid
-from .measure_models import Examiner, Measurement, measure_run, measure_start, write_measured
-
-Measure = Callable[[Examiner, Path], dict[str, Any]]
+from .measure import Evaluator, measure_run, measure_start
 
 
-def main(arguments: Sequence[str], measure: Measure = measure_run) -> int:
+def main(arguments: Sequence[str], measure: Callable[[Evaluator, Path], dict[str, Any]] = measure_run) -> int:
     """Train and measure one run, or measure the start. `measure` measures a finished run."""
     parser = argparse.ArgumentParser(description="One run of a comparison.")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--run", required=True)
     given = parser.parse_args(arguments)
-    folder, name = given.folder, given.run
-    plan = Measurement(**json.loads((folder / grid.MEASUREMENT_FILE).read_text()))
-    if name == grid.START:
-        (folder / name).mkdir(exist_ok=True)
-        write_measured(folder / name, measure_start(Examiner(plan)))
-        return 0
-    if not _is_trained(folder / name):
-        resume = ["--resume", "true"] if grid.may_resume(folder / name) else []
-        train(plan_run("train", "", ["--config", str(folder / "configs" / f"{name}.yaml"), *resume]))
-    write_measured(folder / name, measure(Examiner(plan), folder / name))
+    run = given.folder / given.run
+    if given.run != grid.START and not _is_trained(run):
+        resume = ["--resume", "true"] if grid.may_resume(run) else []
+        train(plan_run("train", "", ["--config", str(grid.config_of(given.folder, given.run)), *resume]))
+    evaluator = Evaluator(grid.read_measurement(given.folder))
+    grid.write_measured(run, measure_start(evaluator) if given.run == grid.START else measure(evaluator, run))
     return 0
 
 

@@ -1,0 +1,58 @@
+"""Rollouts, a prompt and what a model sampled after it each, and several of them as one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vopd.models import sample
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt and the completion that the student sampled after it, both at least one token."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+
+
+def sample_rollouts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Rollout]:
+    """Sample one completion a prompt from the model's own distribution."""
+    found = sample(
+        model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        seed=seed,
+    )  # fmt: skip
+    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    return [Rollout(ids, drawn.ids) for ids, drawn in zip(prompt_ids, found, strict=True)]
+
+
+def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Lay rollouts out for scoring, padded on the left with zeros, which have no effect.
+
+    Returns:
+        What a model is called with, and a mask that is 1 at the completions' tokens, their end token included; all
+        (rollouts, tokens).
+    """
+    ids = [torch.tensor([*rollout.prompt_ids, *rollout.completion_ids]) for rollout in rollouts]
+    masks = [torch.ones_like(row) for row in ids]
+    places = [torch.arange(len(row)) >= len(rollout.prompt_ids) for row, rollout in zip(ids, rollouts, strict=True)]
+    input_ids, attention_mask, completion_mask = (
+        pad_sequence(rows, batch_first=True, padding_side="left").to(device) for rows in (ids, masks, places)
+    )
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    return inputs, completion_mask.long()
