@@ -25,12 +25,21 @@ _BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
-class Score:
-    """A mean over problems with its 95 % interval; fractions between 0 and 1, printed in per cent."""
+class Interval:
+    """A measured value with its 95 % interval over problems."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Score(Interval):
+    """A mean over problems with its 95 % interval; fractions between 0 and 1, printed in per cent."""
+
     count: int
 
     def __str__(self) -> str:
@@ -38,12 +47,9 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Interval):
     """Mean of a - b over the same problems, its 95 % interval, and the p-value of "no difference"."""
 
-    value: float
-    low: float
-    high: float
     p_value: float
 
     def __str__(self) -> str:
@@ -51,18 +57,20 @@ class Difference:
         return f"{points}, p = {self.p_value:.2g}"
 
 
-def bootstrap_interval(
-    values: Any, *, draws: int = DRAWS, seed: int = SEED, level: float = LEVEL
-) -> tuple[float, float]:
+def bootstrap_interval(values: Any) -> tuple[float, float]:
     """Percentile interval of the mean of `values` (problems,), problems drawn with replacement.
 
     The same values always give the same interval. One problem, or equal values, give an interval of width 0:
     that says nothing was seen to vary, not that the value is certain.
     """
     data = _vector(values)
-    means = _resampled_means(data, draws, seed)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    count, means = data.numel(), []
+    generator = torch.Generator().manual_seed(SEED)
+    for size in _block_sizes(count):
+        chosen = torch.randint(count, (size, count), generator=generator)
+        means.append(data[chosen].mean(dim=1))
+    tail = (1 - LEVEL) / 2
+    low, high = torch.quantile(torch.cat(means), torch.tensor([tail, 1 - tail], dtype=data.dtype)).tolist()
     return low, high
 
 
@@ -96,25 +104,28 @@ def _within_t(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def t_interval(values: Any, *, level: float = LEVEL) -> tuple[float, float]:
+def t_interval(values: Any) -> tuple[float, float]:
     """Student's t interval of the mean of `values` (n,): for few values, where the bootstrap's is too short."""
-    data = _vector(values)
-    half = t_quantile(data.numel() - 1, level) * (data.std() / math.sqrt(data.numel())).item()
-    return data.mean().item() - half, data.mean().item() + half
+    mean, half = _mean_and_half_width(values)
+    return mean - half, mean + half
 
 
-def positive_t_interval(values: Any, *, level: float = LEVEL) -> tuple[float, float]:
+def positive_t_interval(values: Any) -> tuple[float, float]:
     """The same for the mean of few skewed values that cannot be negative, such as variances: t on the log scale.
 
     mean * exp(-+ t s / (mean sqrt(n))); nearer to its level than the plain one where a few values make up most of the
     mean. A mean of 0 or below falls back on the plain interval.
     """
-    data = _vector(values)
-    mean = data.mean().item()
+    mean, half = _mean_and_half_width(values)
     if mean <= 0:
-        return t_interval(data, level=level)
-    relative = t_quantile(data.numel() - 1, level) * (data.std() / math.sqrt(data.numel())).item() / mean
+        return mean - half, mean + half
+    relative = half / mean
     return mean * math.exp(-relative), mean * math.exp(min(relative, 700.0))
+
+
+def _mean_and_half_width(values: Any) -> tuple[float, float]:
+    data = _vector(values)
+    return data.mean().item(), t_quantile(data.numel() - 1) * (data.std() / math.sqrt(data.numel())).item()
 
 
 def mean_score(values: Any) -> Score:
@@ -221,16 +232,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _resampled_means(data: Tensor, draws: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    count = data.numel()
-    means = []
-    for size in _block_sizes(draws, count):
-        chosen = torch.randint(count, (size, count), generator=generator)
-        means.append(data[chosen].mean(dim=1))
-    return torch.cat(means)
-
-
 def _sign_flip_p_value(differences: Tensor) -> float:
     count = differences.numel()
     observed = differences.sum().abs()
@@ -241,15 +242,15 @@ def _sign_flip_p_value(differences: Tensor) -> float:
         return (sums.abs() >= observed - tolerance).double().mean().item()
     generator = torch.Generator().manual_seed(SEED)
     extreme = 0
-    for size in _block_sizes(DRAWS, count):
+    for size in _block_sizes(count):
         signs = 1 - 2 * torch.randint(2, (size, count), generator=generator)
         extreme += int(((signs.double() @ differences).abs() >= observed - tolerance).sum())
     return (extreme + 1) / (DRAWS + 1)  # the observed signs are one of the patterns
 
 
-def _block_sizes(draws: int, count: int) -> list[int]:
-    block = max(1, min(draws, _BLOCK // count))
-    return [min(block, draws - start) for start in range(0, draws, block)]
+def _block_sizes(count: int) -> list[int]:
+    block = max(1, min(DRAWS, _BLOCK // count))
+    return [min(block, DRAWS - start) for start in range(0, DRAWS, block)]
 
 
 def _outcomes(correct: Any) -> Tensor:
@@ -279,10 +280,7 @@ def _vector(values: Any) -> Tensor:
 
 def _tensor(values: Any) -> Tensor:
     if isinstance(values, Sequence):
-        values = [
-            list(row) if isinstance(row, Sequence) else row.tolist() if hasattr(row, "tolist") else row
-            for row in values
-        ]
+        values = [row.tolist() if hasattr(row, "tolist") else row for row in values]
     try:
         return torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (ValueError, TypeError) as error:

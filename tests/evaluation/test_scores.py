@@ -97,7 +97,7 @@ class TestGradesByKind:
         task = Problem("chain_sum", "3 + 4 =", "7")
         questions = [
             Question("a", "", "0.5", "math"),
-            Question("b", "3 + 4 =", "7", "task", {"problem": task}),
+            Question("b", "3 + 4 =", "7", "task", task),
             Question("c", "", "B", "choice"),
             Question("d", "", "7", "tags"),
             Question("e", "", "0.5", "math"),
@@ -108,7 +108,7 @@ class TestGradesByKind:
 
     @pytest.mark.parametrize("kind", ["task", "tags"])
     def test_without_answer_tags_there_is_no_answer(self, kind: str) -> None:
-        question = Question("a", "", "7", kind, {"problem": Problem("chain_sum", "3 + 4 =", "7")})
+        question = Question("a", "", "7", kind, Problem("chain_sum", "3 + 4 =", "7"))
         assert grade_completions([question], ["7"]) == [Grade("no_answer")]
 
     def test_refusals(self) -> None:
@@ -127,7 +127,7 @@ def test_score(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = [grade for row in grades for grade in row]
     monkeypatch.setattr("vopd.evaluation.scores.grade_completions", lambda questions, completions: flat)
     questions = tuple(Question(name, name, gold, "math") for name, gold in zip("abc", ("1", "3", r"\frac{1}{")))
-    benchmark = Benchmark("b", "math", questions, "", None, "", "", Protocol())
+    benchmark = Benchmark("b", "math", questions, "", None, "", Protocol())
     drawn = [
         {"problem": problem, "sample": sample, "prompt": "", "completion": f"{problem}{sample}",
          "tokens": 10 * (2 * problem + sample + 1), "truncated": (problem, sample) == (1, 0)}

@@ -42,9 +42,8 @@ class Checkpoint:
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint's weights from others."""
-        if self.source is None:
-            return {"name": self.name, "source": None, "weights": _digest_of(self.model)}
-        return {"name": self.name, "source": self.source, "weights": weights_digest(Path(self.source))}
+        weights = _digest_of(self.model) if self.source is None else weights_digest(Path(self.source))
+        return {"name": self.name, "source": self.source, "weights": weights}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
+from vopd.reporting.run_files import read_json
 from vopd.reporting.tables import format_table
 from vopd.statistics import Difference, paired_difference
 
@@ -24,11 +24,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"there is no '{path}'; give the folder of a finished evaluation")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(results, dict) or "results" not in results or "benchmarks" not in results:
+    results = read_json(path)
+    if "results" not in results or "benchmarks" not in results:
         raise DataError(f"'{path}' is not the results.json of an evaluation")
     return results
 
@@ -84,14 +81,11 @@ def remarks(results: dict[str, Any]) -> list[str]:
     for name, overlaps in results.get("contamination", {}).items():
         lines.append(f"{name}: {len(overlaps)} problems occur among the training prompts")
     kinds = {benchmark["name"]: benchmark["kind"] for benchmark in results["benchmarks"]}
-    silent = dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5)
-    return lines + [
-        f"hint: most completions of {name} give no answer that can be read{_request(kinds[name])}" for name in silent
-    ]
-
-
-def _request(kind: str) -> str:
-    return f"; ask for one, for example with the template '{FORM_TEMPLATES[kind]}'" if kind in FORM_TEMPLATES else ""
+    for name in dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5):
+        form = FORM_TEMPLATES.get(kinds[name])
+        request = f"; ask for one, for example with the template '{form}'" if form else ""
+        lines.append(f"hint: most completions of {name} give no answer that can be read{request}")
+    return lines
 
 
 def _rates(row: dict[str, Any]) -> str:
@@ -119,9 +113,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for name in header:
-        table.add_column(name)
+    table = Table(*header)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: brackets of an interval are no markup
     Console().print(table)

@@ -77,7 +77,9 @@ def evaluate(
         if training_prompts is not None:
             results["contamination"] = _contamination(loaded, training_prompts)
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        _plot(results, folder)
+        if len(checkpoints) > 1:
+            with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
+                draw_accuracy(results, folder / "accuracy.png")
     return results
 
 
@@ -108,13 +110,10 @@ def short_names(sources: Sequence[str]) -> list[str]:
 
 def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings) -> dict[str, Any]:
     """What must be the same for an evaluation to go on, and what results.json says about how it was done."""
-    facts = ("name", "kind", "source", "revision", "fingerprint")
-    described = [
-        {name: getattr(benchmark, name) for name in facts}
-        | {"questions": len(benchmark.questions), "template": benchmark.template}
-        | {"protocol": asdict(benchmark.protocol)}
-        for benchmark in benchmarks
-    ]
+    facts = ("name", "kind", "source", "revision", "fingerprint", "questions", "template", "protocol")
+    described = [{name: getattr(benchmark, name) for name in facts} for benchmark in benchmarks]
+    for entry in described:
+        entry |= {"questions": len(entry["questions"]), "protocol": asdict(entry["protocol"])}
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
     return {
         "settings": {name: getattr(settings, name) for name in names},
@@ -145,12 +144,6 @@ def _contamination(benchmarks: list[Benchmark], prompts: Sequence[str]) -> dict[
         if overlaps:
             logger.warning("%d questions of %s occur among the training prompts", len(overlaps), name)
     return {name: [asdict(overlap) for overlap in overlaps] for name, overlaps in found.items()}
-
-
-def _plot(results: dict[str, Any], folder: Path) -> None:
-    if len(results["checkpoints"]) > 1:
-        with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
-            draw_accuracy(results, folder / "accuracy.png")
 
 
 def _versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ def _grade_tags(question: Question, completion: str) -> Grade:
     answer = extract_answer(completion)
     if answer is None:
         return Grade("no_answer")
-    right = answer == question.gold if question.kind == "tags" else is_right(question.extra["problem"], completion)
+    right = answer == question.gold if question.kind == "tags" else is_right(question.problem, completion)
     return Grade("right" if right else "wrong", answer)
 
 
@@ -95,9 +95,8 @@ def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, An
     """avg@k, maj@k and pass@k by k = 1, 2, 4, ... and the number of samples, over the problems that count; and the
     share of right samples of each of these."""
     questions, kind = benchmark.questions, benchmark.kind
-    left_out = (
-        ungradable([question.gold for question in questions], kind) if kind in KINDS else [False] * len(questions)
-    )
+    golds = [question.gold for question in questions]
+    left_out = ungradable(golds, kind) if kind in KINDS else [False] * len(golds)
     rows = _rows(grades, len(questions))
     majority = _majority_score(rows, left_out, kind)
     counted = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]

@@ -40,22 +40,13 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
     engine = vllm.LLM(**options)
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+        common = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k}
+        limit = protocol.max_new_tokens
         # A seed for each request: vLLM's own order of work must not decide what is drawn.
-        settings = [
-            vllm.SamplingParams(
-                temperature=protocol.temperature,
-                top_p=protocol.top_p,
-                top_k=protocol.top_k,
-                max_tokens=protocol.max_new_tokens,
-                seed=(seed + index) % 2**31,
-            )
-            for index in range(len(prompts))
-        ]
+        seeds = [(seed + index) % 2**31 for index in range(len(prompts))]
+        settings = [vllm.SamplingParams(**common, max_tokens=limit, seed=own) for own in seeds]
         replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
-        return [_completion(reply.outputs[0]) for reply in replies]
+        outputs = [reply.outputs[0] for reply in replies]
+        return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 
     return Sampler(load_tokenizer(model, revision=revision), draw)
-
-
-def _completion(output: Any) -> Completion:
-    return Completion(output.text, tuple(output.token_ids), truncated=output.finish_reason == "length")

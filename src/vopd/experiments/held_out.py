@@ -39,7 +39,7 @@ class HeldOut:
         if self.task is None:
             return Question("", self.prompt, self.answer, kind)
         problem = Problem(self.task, self.prompt, self.answer, self.metadata)
-        return Question("", self.prompt, self.answer, "task", {"problem": problem})
+        return Question("", self.prompt, self.answer, "task", problem)
 
 
 def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:

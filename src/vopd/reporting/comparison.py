@@ -10,22 +10,11 @@ from typing import Any
 
 from vopd.errors import DataError
 from vopd.statistics import Difference, Score, mean_score, paired_difference
+from vopd.statistics import Interval as Interval
 
 from .run_files import read_json
 
 COMPARISON_FILE = "comparison.json"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured value with its 95 % interval over problems."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -70,17 +59,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class SeedDifference:
-    """Mean over seeds of (estimator - reference) where both ran, its range, and in how many seeds it was lower."""
-
-    value: float
-    lowest: float
-    highest: float
-    lower: int
-    seeds: int
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A start and the runs from it. `settings` are shown to the reader as they are."""
 
@@ -122,8 +100,9 @@ class Comparison:
         reference = measured.get("opd", max(measured.values(), default=0.0))
         return {name: noise / reference for name, noise in measured.items()} if reference > 0 else {}
 
-    def reverse_kl_difference(self, estimator: str, reference: str) -> SeedDifference:
-        """Held-out reverse KL of `estimator` less that of `reference`, seed by seed: same start, same prompts.
+    def reverse_kl_differences(self, estimator: str, reference: str) -> list[float]:
+        """Held-out reverse KL of `estimator` less that of `reference`, seed by seed where both ran: same start, same
+        prompts.
 
         A bootstrap over two or three seeds would look certain and is not given; the range is.
         """
@@ -131,7 +110,7 @@ class Comparison:
         gaps = [run.reverse_kl.value - values[run.seed] for run in self.runs_of(estimator) if run.seed in values]
         if not gaps:
             raise DataError(f"{estimator} and {reference} have no seed in common; run both with the same seeds")
-        return SeedDifference(sum(gaps) / len(gaps), min(gaps), max(gaps), sum(gap < 0 for gap in gaps), len(gaps))
+        return gaps
 
     def accuracy_difference(self, estimator: str, reference: str) -> Difference:
         """Accuracy of `estimator` less that of `reference` on the same problems, outcomes averaged over seeds."""

@@ -12,15 +12,10 @@ from vopd.errors import require
 from .figures import Curves, Figure, Rows
 
 STYLE: dict[str, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-}
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
+}  # fmt: skip
 _MARK = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 # Curves of at most so many points show them.
 _FEW = 12

@@ -55,7 +55,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     lines = read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines, 1):
-        record, fault = _parsed(line)
+        try:
+            record, fault = json.loads(line), "a JSON object"
+        except json.JSONDecodeError as error:
+            record, fault = None, f"valid JSON: {error.msg}"
         if isinstance(record, dict):
             records.append(record)
         # A whole file ends in a line break, so that its last piece is empty; a cut one leaves half a record there.
@@ -88,11 +91,3 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
     half = width // 2
     windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-def _parsed(line: str) -> tuple[Any, str]:
-    """What a line holds, and what it is not if that is no object."""
-    try:
-        return json.loads(line), "a JSON object"
-    except json.JSONDecodeError as error:
-        return None, f"valid JSON: {error.msg}"

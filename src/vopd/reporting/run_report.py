@@ -204,10 +204,11 @@ def _facts(
 ) -> list[tuple[str, str, str]]:
     last = max(record["step"] for record in records if isinstance(record.get("step"), int))
     estimator = settings.get("estimator", ("vopd", ""))[0] if settings else "-"
-    facts = [("estimator", estimator, ""), ("steps", str(last), _of_steps(last, settings))]
+    planned = _given(settings, "max_steps")
+    of_steps = f"of {planned}" if planned.isdigit() and int(planned) != last else ""
+    facts = [("estimator", estimator, ""), ("steps", str(last), of_steps)]
     name = "reverse_kl" if series(records, "reverse_kl")[0] else "sampled_reverse_kl"
-    values = series(records, name)[1]
-    if values:
+    if values := series(records, name)[1]:
         part = max(1, len(values) // 5)
         first, end = sum(values[:part]) / part, sum(values[-part:]) / part
         kind = "exact" if name == "reverse_kl" else "sampled"
@@ -215,15 +216,9 @@ def _facts(
     if "trained" in evaluation:
         score = Score(**evaluation["trained"]["avg_at_k"])
         facts.append(("accuracy", f"{score.value:.1%}", f"95 %: {score.low:.1%} to {score.high:.1%}"))
-    split = timing_split(records)
-    if split:
+    if split := timing_split(records):
         facts.append(("time", _seconds(sum(split.values())), "in optimizer steps"))
     return facts
-
-
-def _of_steps(last: int, settings: Settings) -> str:
-    planned = settings.get("max_steps", ("", ""))[0]
-    return f"of {planned}" if planned.isdigit() and int(planned) != last else ""
 
 
 def _samples(path: Path) -> str:

@@ -76,8 +76,9 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
     reference, *others = comparison.estimators
     rows = []
     for name in others:
-        gap = comparison.reverse_kl_difference(name, reference)
-        spread = f" ({gap.lowest:+.3f} to {gap.highest:+.3f})" if gap.seeds > 1 else ""
+        gaps = comparison.reverse_kl_differences(name, reference)
+        spread = f" ({min(gaps):+.3f} to {max(gaps):+.3f})" if len(gaps) > 1 else ""
+        lower = f"{sum(gap < 0 for gap in gaps)} of {len(gaps)}"
         accuracy = str(comparison.accuracy_difference(name, reference))
-        rows.append([name, f"{gap.value:+.3f}{spread}", f"{gap.lower} of {gap.seeds}", accuracy])
+        rows.append([name, f"{sum(gaps) / len(gaps):+.3f}{spread}", lower, accuracy])
     return ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"], rows

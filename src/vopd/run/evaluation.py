@@ -66,11 +66,7 @@ def find_problems(options: EvalOptions) -> list[Benchmark]:
     sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
     return [
         load_benchmark(
-            source.strip(),
-            kind=options.kind,
-            count=options.count,
-            seed=options.seed,
-            task_options=options.task_options,
+            source.strip(), kind=options.kind, count=options.count, seed=options.seed, task_options=options.task_options
         )
         for source in sources
     ]

@@ -61,12 +61,12 @@ class Source:
 class Definition:
     """A benchmark that has a name: where it is, what it holds, how the paper runs it.
 
-    `where` keeps only rows with these values, compared without regard to case.
+    `where` keeps only rows with these values, compared without regard to case. Without a `kind` the columns tell it.
     """
 
     name: str
     sources: tuple[Source, ...]
-    kind: str = "math"
+    kind: str | None = "math"
     count: int | None = None
     protocol: Protocol = field(default_factory=Protocol)
     where: Mapping[str, str] = field(default_factory=dict)
@@ -77,8 +77,7 @@ class Benchmark:
     """Questions ready to be asked, and where they came from.
 
     `template` makes the prompt, with {question} for the text; `revision` is the commit on the Hub, None for
-    files and tasks; `fingerprint` is a hash of ids, texts and golds, the same wherever the same questions
-    came from.
+    files and tasks.
     """
 
     name: str
@@ -86,9 +85,14 @@ class Benchmark:
     questions: tuple[Question, ...]
     source: str
     revision: str | None
-    fingerprint: str
     template: str
     protocol: Protocol
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of ids, texts and golds, the same wherever the same questions came from."""
+        content = json.dumps([[question.id, question.text, question.gold] for question in self.questions])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 _AIME = Protocol(samples=32)
@@ -159,20 +163,12 @@ def load_benchmark(
     if not rows:
         wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())
         raise DataError(f"'{where}' has no rows{wanted}")
-    kind = kind or (definition.kind if name in DEFINITIONS else _kind_of(rows))
+    kind = kind or definition.kind or _kind_of(rows)
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
         logger.warning("'%s' has %d questions, %s has %d", where, len(questions), name, definition.count)
-    protocol = definition.protocol if name in DEFINITIONS else OTHER_PROTOCOL
-    return _benchmark(definition.name, kind, questions[:count], where, commit, protocol)
-
-
-def _benchmark(
-    name: str, kind: str, questions: list[Question], source: str, revision: str | None, protocol: Protocol
-) -> Benchmark:
-    content = json.dumps([[question.id, question.text, question.gold] for question in questions])
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    return Benchmark(name, kind, tuple(questions), source, revision, fingerprint, _TEMPLATES[kind], protocol)
+    asked = tuple(questions[:count])
+    return Benchmark(definition.name, kind, asked, where, commit, _TEMPLATES[kind], definition.protocol)
 
 
 def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmark:
@@ -180,11 +176,11 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
 
     problems = reasoning_problems(name.removeprefix(TASK_PREFIX), count, seed, **options)
     questions = [
-        Question(str(index), problem.question, problem.answer, "task", {"problem": problem})
+        Question(str(index), problem.question, problem.answer, "task", problem)
         for index, problem in enumerate(problems)
     ]
     source = f"{name} seed {seed}" + (f" {json.dumps(options, sort_keys=True)}" if options else "")
-    return _benchmark(name, "task", questions, source, None, OTHER_PROTOCOL)
+    return Benchmark(name, "task", tuple(questions), source, None, _TEMPLATES["task"], OTHER_PROTOCOL)
 
 
 def _file_definition(name: str, kind: str | None) -> Definition:
@@ -197,7 +193,7 @@ def _file_definition(name: str, kind: str | None) -> Definition:
             f"unknown benchmark '{name}'; {there} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
             f"or {TASK_PREFIX}NAME"
         )
-    return Definition(Path(name).stem, ())
+    return Definition(Path(name).stem, (), kind=None, protocol=OTHER_PROTOCOL)
 
 
 def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
@@ -226,11 +222,8 @@ def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Questi
 def _read(definition: Definition, given: str | None, revision: str | None) -> Rows:
     if given is not None and (Path(given).suffix in SUFFIXES or Path(given).exists()):
         return read_rows(given), given, None
-    known = [source for source in definition.sources if given in (None, source.repository)]
-    return _from_hub(known[0] if known else Source(str(given)), definition, revision)
-
-
-def _from_hub(source: Source, definition: Definition, revision: str | None) -> Rows:
+    known = (source for source in definition.sources if given in (None, source.repository))
+    source = next(known, None) or Source(str(given))
     datasets = require("datasets", "eval")
     commit = _commit(source.repository, revision)
     try:
@@ -250,11 +243,9 @@ def _commit(repository: str, revision: str | None) -> str | None:
 
 def _recorded_commit(dataset: Any) -> str | None:
     """The commit in the addresses that a cached data set was made from."""
-    for address in getattr(dataset.info, "download_checksums", None) or {}:
-        match = re.search(r"@([0-9a-f]{40})/", str(address))
-        if match:
-            return match[1]
-    return None
+    addresses = "\n".join(map(str, getattr(dataset.info, "download_checksums", None) or ()))
+    match = re.search(r"@([0-9a-f]{40})/", addresses)
+    return match[1] if match else None
 
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:

@@ -25,10 +25,6 @@ CORRECT, INCORRECT = ("correct_answer",), ("incorrect_answer_1", "incorrect_answ
 IDENTITY = (
     "unique_id", "record_id", "problem_id", "question_id", "id", "problem_idx", "uid", "idx", "extra_info.index",
 )  # fmt: skip
-EXTRA = {
-    "level": ("level", "details.level"), "subject": ("subject", "domain", "high_level_domain"),
-    "task": ("details.task",),
-}  # fmt: skip
 _LONGEST_ANSWER = 400
 
 
@@ -37,15 +33,14 @@ class Question:
     """One problem of a benchmark.
 
     `text` is what the model is asked, with the options where there are any; `gold` the reference answer, a
-    letter for "choice"; `extra` holds what only some benchmarks have (level, subject, the item of a
-    reasoning_gym task).
+    letter for "choice"; `problem` the item of a reasoning_gym task; `columns` the texts of the row, for templates.
     """
 
     id: str
     text: str
     gold: str
     kind: str
-    extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    problem: Any = field(default=None, hash=False, compare=False)
     columns: dict[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
 
@@ -94,9 +89,8 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
         text, gold = _choice(row, text, identity, where)
     else:
         gold = _answer(find(row, ANSWER), where)
-    extra = {name: value for name, places in EXTRA.items() if (value := find(row, places)) is not None}
     columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
-    return Question(identity, text, gold, kind, extra, columns)
+    return Question(identity, text, gold, kind, columns=columns)
 
 
 def _question_text(value: Any) -> str | None:
@@ -154,22 +148,18 @@ def with_options(text: str, options: Sequence[str]) -> str:
 def _labelled(found: Any, where: str) -> tuple[list[str], list[str]]:
     """Labels and texts of options: a list, ``{"text": [...], "label": [...]}``, or ``{"A": ..., "B": ...}``."""
     if isinstance(found, Mapping) and isinstance(_dotted(found, "text"), list):
-        texts = [str(option) for option in _dotted(found, "text")]
-        labels = [str(label) for label in _dotted(found, "label") or ascii_uppercase[: len(texts)]]
+        texts, labels = _dotted(found, "text"), _dotted(found, "label")
     elif isinstance(found, Mapping):
-        labels, texts = list(found), [str(option) for option in found.values()]
+        texts, labels = list(found.values()), list(found)
     elif isinstance(found, list):
-        texts = [str(option.get("text", option) if isinstance(option, Mapping) else option) for option in found]
-        labels = list(ascii_uppercase[: len(texts)])
+        texts, labels = [option.get("text", option) if isinstance(option, Mapping) else option for option in found], []
     else:
         raise DataError(f"{where} has options that are no list but {type(found).__name__}")
+    labels = labels or ascii_uppercase[: len(texts)]
     if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
         raise DataError(f"{where} has {len(texts)} options and {len(labels)} labels")
-    return [label.strip().upper() for label in labels], [_unlabelled(text) for text in texts]
-
-
-def _unlabelled(option: str) -> str:
-    return re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", option).strip()
+    unlabelled = [re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", str(option)).strip() for option in texts]
+    return [str(label).strip().upper() for label in labels], unlabelled
 
 
 def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] = ()) -> str:

@@ -9,12 +9,9 @@ answer. The article "A" and the pronoun "I" are letters only where punctuation o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import partial
 
 from .extract import last_box
-
-Form = Callable[[str], str | None]
-"""``form(text)``: the letter that the text gives in this form, None where it gives none."""
 
 _L = r"(?P<letter>[A-Ja-j])"
 # Decoration around a letter: markdown, brackets, quotes, LaTeX.
@@ -67,33 +64,25 @@ def read_choice(text: str) -> str | None:
     text = _RUNS.sub(r"\1\1", text.strip())
     if whole := _WHOLE.fullmatch(text):
         return whole["letter"].upper()
+    # The letter that the text gives in each form, None where it gives none.
     forms = (
-        _boxed, _last(_JSON), _last(_TAGS), _stated, _named, _only(_BOLD), _labelled, _only(_PARENTHESISED),
-        _only(_PLAIN),
+        _boxed, partial(_last, _JSON), partial(_last, _TAGS), _stated, _named, partial(_only, _BOLD), _labelled,
+        partial(_only, _PARENTHESISED), partial(_only, _PLAIN),
     )  # fmt: skip
     return next((letter for form in forms if (letter := form(text))), None)
 
 
 def _boxed(text: str) -> str | None:
-    box = last_box(text)
-    return None if box is None else _label(box)
-
-
-def _label(text: str) -> str | None:
-    """The letter of ``B``, ``(B)``, ``\\text{B}``, ``B. 42 metres``, ``Option B``."""
-    text = text.strip()
-    match = _WHOLE.fullmatch(text) or _LABELLED.fullmatch(text)
+    """The letter of a box with ``B``, ``(B)``, ``\\text{B}``, ``B. 42 metres``, ``Option B``."""
+    box = (last_box(text) or "").strip()
+    match = _WHOLE.fullmatch(box) or _LABELLED.fullmatch(box)
     return match["letter"].upper() if match else None
 
 
-def _last(pattern: re.Pattern[str]) -> Form:
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
     """The letter of a form's last occurrence."""
-
-    def last(text: str) -> str | None:
-        found = [match["letter"].upper() for match in pattern.finditer(text)]
-        return found[-1] if found else None
-
-    return last
+    found = [match["letter"].upper() for match in pattern.finditer(text)]
+    return found[-1] if found else None
 
 
 def _stated(text: str) -> str | None:
@@ -132,18 +121,14 @@ def _labelled(text: str) -> str | None:
     return opens["letter"] if opens and len(set(labels)) == 1 else None
 
 
-def _only(pattern: re.Pattern[str]) -> Form:
+def _only(pattern: re.Pattern[str], text: str) -> str | None:
     """The only letter that a weak form names in the last line, else in the whole text."""
-
-    def only(text: str) -> str | None:
-        lines = [line for line in text.splitlines() if line.strip()]
-        for part in (lines[-1] if lines else "", text):
-            letters = {next(group for group in match.groups() if group) for match in pattern.finditer(part)}
-            if letters:
-                return letters.pop() if len(letters) == 1 else None
-        return None
-
-    return only
+    lines = [line for line in text.splitlines() if line.strip()]
+    for part in (lines[-1] if lines else "", text):
+        letters = {next(group for group in match.groups() if group) for match in pattern.finditer(part)}
+        if letters:
+            return letters.pop() if len(letters) == 1 else None
+    return None
 
 
 def gold_letter(gold: str) -> str | None:

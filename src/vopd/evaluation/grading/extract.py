@@ -37,16 +37,12 @@ def strip_thinking(text: str) -> str | None:
     kept: list[str] = []
     start, depth = 0, 0
     for tag in _THINK.finditer(text):
-        if not (tag[1] or tag[3]):
-            if depth == 0:
-                kept.append(text[start : tag.start()])
-            depth += 1
-            continue
+        closes = bool(tag[1] or tag[3])
         if depth == 0:
-            kept.clear()
-        if depth <= 1:
+            kept = [] if closes else [*kept, text[start : tag.start()]]
+        if closes and depth <= 1:
             start = tag.end()
-        depth = max(depth - 1, 0)
+        depth = max(depth - 1, 0) if closes else depth + 1
     if depth:
         return None
     kept.append(text[start:])
@@ -61,19 +57,15 @@ class _Box(NamedTuple):
 
 def _boxes(text: str) -> list[_Box]:
     """The balanced ``\\boxed{}`` and ``\\fbox{}`` of a text that are not inside another one, in order."""
-    open_braces: list[tuple[int, int] | None] = []
+    opened: list[re.Match[str]] = []
     found: list[_Box] = []
     for token in _BRACES.finditer(text):
-        if token.group(1):
-            open_braces.append((token.start(), token.end()))
-        elif token.group(2) == "{":
-            open_braces.append(None)
-        elif token.group(2) == "}" and open_braces:
-            opened = open_braces.pop()
-            if opened is not None:
-                while found and found[-1].start >= opened[0]:
-                    found.pop()
-                found.append(_Box(*opened, token.start()))
+        if token[1] or token[2] == "{":
+            opened.append(token)
+        elif token[2] == "}" and opened and (box := opened.pop())[1]:
+            while found and found[-1].start >= box.start():
+                found.pop()
+            found.append(_Box(*box.span(), token.start()))
     return found
 
 
@@ -127,5 +119,5 @@ def _out_of_sentence(content: str) -> str:
 def _is_expression(text: str) -> bool:
     if not _LONE.fullmatch(text) or not re.search(r"[0-9A-Za-z\\]", text) or "boxed" in text or "fbox" in text:
         return False
-    words = [word for word in _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))]
+    words = _WORD.findall(re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", text))
     return all(word.lower() in _KNOWN_WORDS for word in words)

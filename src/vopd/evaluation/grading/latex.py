@@ -59,6 +59,10 @@ _DEGREES_IN_FUNCTION = (
     r"(\\(?:sin|cos|tan|sec|csc|cot)(?:\^\{?-?\d+\}?)?)\s*[{(]?\s*(\d+(?:\.\d+)?)\s*"
     r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*[)}]?"
 )
+_SIGNS = {
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")",
+    "varnothing": r"\emptyset", "dots": "...", "ldots": "...", "cdots": "...",
+}  # fmt: skip
 _LETTER_FONTS = (r"\mathbf", r"\mathit", r"\boldsymbol", r"\bm", r"\mathsf")
 _FUNCTION = re.compile("(?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|sec|csc|cot|log|ln|exp|lim|max|min|gcd|det")
 Replacement = str | Callable[[re.Match[str]], str]
@@ -85,14 +89,7 @@ _RULES: list[tuple[re.Pattern[str], Replacement]] = [
         (r"\\leq?(?:slant|qslant)?(?![A-Za-z])|<=", r"\\leq "),
         (r"\\geq?(?:slant|qslant)?(?![A-Za-z])|>=", r"\\geq "),
         (r"\\neq?(?![A-Za-z])|(?<![\d)}])!=", r"\\neq "),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\l(?:brack)(?![A-Za-z])", "["),
-        (r"\\r(?:brack)(?![A-Za-z])", "]"),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset"),
-        (r"\\(?:dots|ldots|cdots)(?![A-Za-z])", "..."),
+        (r"\\([lr](?:brace|brack|angle)|varnothing|[lc]?dots)(?![A-Za-z])", lambda match: _SIGNS[match[1]]),
         (r"\\?%|(?<=[\d}])\s*(?:percentage|percent|pct)\b|\\text\{\s*(?:percentage|percent|pct)\s*\}", "%"),
         (r"\*\*", "^"),
         (r"\*", r"\\cdot "),

@@ -40,14 +40,18 @@ def read_number(text: str) -> Number | None:
         return None
     mixed = _MIXED.fullmatch(text)
     if mixed and int(mixed[4]):
-        size = Fraction(int(mixed[2])) + Fraction(int(mixed[3]), int(mixed[4]))
+        size = int(mixed[2]) + Fraction(int(mixed[3]), int(mixed[4]))
         return Number(-size if mixed[1] == "-" else size, False)
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "").replace(" ", "")
-    if _SPLIT_DIGITS.search(text):
+    tokens = _TOKEN.findall(text)
+    if "" in tokens or _SPLIT_DIGITS.search(text):
         return None
+    # From the last to the first, so that the next one is popped; the empty one ends them.
+    stack = ["", *reversed(tokens)]
     try:
-        return _Reader(_tokens(text)).read()
+        value = _sum(stack)
+        return Number(value, any("." in token for token in tokens)) if stack == [""] else None
     except (_Unreadable, ZeroDivisionError, RecursionError):
         return None
 
@@ -63,120 +67,73 @@ def close_enough(value: Number, gold: Number) -> bool:
     return abs(value.value - gold.value) <= min(_DECIMALS, _RELATIVE * abs(gold.value))
 
 
-def _tokens(text: str) -> list[str]:
-    tokens = _TOKEN.findall(text)
-    if "" in tokens:
-        raise _Unreadable
-    return tokens
+# Recursive descent: every function pops what it reads off the stack of tokens.
 
 
-class _Reader:
-    """Recursive descent over the tokens; every method consumes what it reads."""
+def _sum(tokens: list[str]) -> Fraction:
+    value = _product(tokens)
+    while tokens[-1] in ("+", "-"):
+        value = value + _product(tokens) if tokens.pop() == "+" else value - _product(tokens)
+    return value
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.at = 0
-        self.decimal = False
 
-    def read(self) -> Number:
-        value = self.sum()
-        if self.at != len(self.tokens):
+def _product(tokens: list[str]) -> Fraction:
+    value = _signed(tokens)
+    while (token := tokens[-1]) in ("*", "\\cdot", "\\times", "/", "\\div", "("):
+        if token != "(":
+            tokens.pop()
+        factor = _signed(tokens)
+        value = value / factor if token in ("/", "\\div") else value * factor
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
             raise _Unreadable
-        return Number(value, self.decimal)
+    return value
 
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
-    def take(self, expected: str = "") -> str:
-        token = self.peek()
-        if not token or (expected and token != expected):
+def _signed(tokens: list[str]) -> Fraction:
+    if tokens[-1] in ("+", "-"):
+        return _signed(tokens) if tokens.pop() == "+" else -_signed(tokens)
+    return _power(tokens)
+
+
+def _power(tokens: list[str]) -> Fraction:
+    base = _atom(tokens)
+    while tokens[-1] == "!":
+        tokens.pop()
+        if base.denominator != 1 or not 0 <= base <= 400:
             raise _Unreadable
-        self.at += 1
-        return token
-
-    def sum(self) -> Fraction:
-        value = self.product()
-        while self.peek() in ("+", "-"):
-            value = value + self.product() if self.take() == "+" else value - self.product()
-        return value
-
-    def product(self) -> Fraction:
-        value = self.signed()
-        while True:
-            token = self.peek()
-            if token in ("*", "\\cdot", "\\times"):
-                self.take()
-                value *= self.signed()
-            elif token in ("/", "\\div"):
-                self.take()
-                value /= self.signed()
-            elif token == "(":
-                value *= self.power()
-            else:
-                return value
-            _check_size(value)
-
-    def signed(self) -> Fraction:
-        if self.peek() in ("+", "-"):
-            return self.signed() if self.take() == "+" else -self.signed()
-        return self.power()
-
-    def power(self) -> Fraction:
-        base = self.atom()
-        while self.peek() == "!":
-            self.take()
-            base = _factorial(base)
-        if self.peek() != "^":
-            return base
-        self.take()
-        if self.peek() in ("+", "-"):
-            raise _Unreadable
-        return _power(base, self.atom())
-
-    def atom(self) -> Fraction:
-        token = self.take()
-        if token == "\\frac":
-            return self.group() / self.group()
-        if token in ("(", "{"):
-            value = self.sum()
-            self.take(")" if token == "(" else "}")
-            return value
-        if not (token[0].isdigit() or token[0] == "."):
-            raise _Unreadable
-        self.decimal = self.decimal or "." in token
-        return self.mixed(token)
-
-    def mixed(self, token: str) -> Fraction:
-        value = Fraction(token + "0" if token.endswith(".") else token)
-        if self.peek() != "\\frac":
-            return value
-        # 1\frac{1}{2} is one and a half wherever it is an answer, never a product.
-        self.take()
-        part = self.group() / self.group()
-        if "." in token or not 0 <= part < 1:
-            raise _Unreadable
-        return value + part
-
-    def group(self) -> Fraction:
-        self.take("{")
-        value = self.sum()
-        self.take("}")
-        return value
-
-
-def _check_size(value: Fraction) -> None:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-        raise _Unreadable
-
-
-def _factorial(value: Fraction) -> Fraction:
-    if value.denominator != 1 or not 0 <= value <= 400:
-        raise _Unreadable
-    return Fraction(math.factorial(int(value)))
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
+        base = Fraction(math.factorial(int(base)))
+    if tokens[-1] != "^":
+        return base
+    tokens.pop()
+    exponent = _atom(tokens)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length(), 1)
     if exponent.denominator != 1 or abs(exponent) * bits > _MAX_BITS:
         raise _Unreadable
     return base ** int(exponent)
+
+
+def _atom(tokens: list[str]) -> Fraction:
+    token = tokens.pop()
+    if token == "\\frac":
+        return _group(tokens) / _group(tokens)
+    if token in ("(", "{"):
+        value = _sum(tokens)
+        if tokens.pop() != {"(": ")", "{": "}"}[token]:
+            raise _Unreadable
+        return value
+    if not (token[:1].isdigit() or token[:1] == "."):
+        raise _Unreadable
+    value = Fraction(token)
+    if tokens[-1] != "\\frac":
+        return value
+    # 1\frac{1}{2} is one and a half wherever it is an answer, never a product.
+    part = _atom(tokens)
+    if "." in token or not 0 <= part < 1:
+        raise _Unreadable
+    return value + part
+
+
+def _group(tokens: list[str]) -> Fraction:
+    if tokens[-1] != "{":
+        raise _Unreadable
+    return _atom(tokens)

@@ -8,19 +8,17 @@ starts its own.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import queue
-import select
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from typing import NamedTuple
 
 from vopd.errors import ConfigurationError, MissingExtraError
@@ -40,45 +38,39 @@ class Reply(NamedTuple):
     note: str = ""
 
 
-class _Died(Exception):
-    """The worker ended while it was asked."""
-
-
-class _NeverStarted(Exception):
-    """The worker ended, or said nothing, before it was ready."""
-
-
 class Worker:
-    """One process and its pipes. Not for two threads at a time."""
+    """One process and the connection to it. Not for two threads at a time."""
 
     def __init__(self) -> None:
         # The same modules as here, and a fixed hash seed: the order of sympy's sets must not change a
         # verdict.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-        self._buffer = b""
-        self._ready = False
+        self.ready = False
+        self._connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
 
     def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
         """Compare two normalised answers within the limit; the worker is dead afterwards if it ran past
-        it."""
-        self._wait()
+        it.
+
+        Raises:
+            EOFError, OSError: the worker ended while it was asked; or before it was `ready`, or was not in time.
+        """
+        if not self.ready:
+            self._hear(time.monotonic() + _START_S)
+            self.ready = True
         deadline = time.monotonic() + limit_s
-        self._send(json.dumps([gold, answer, limit_s]))
         gold_read = False
         try:
-            while True:
-                reply = self._line(deadline)
-                if reply != "gold":
-                    return Reply(reply)
+            self._connection.send((gold, answer, limit_s))
+            while (reply := self._hear(deadline)) == "gold":
                 gold_read = True
+            return Reply(reply)
         except TimeoutError:
             self.kill()
             return Reply("wrong" if gold_read else "ungradable", "timed out")
@@ -86,46 +78,22 @@ class Worker:
             self.kill()  # a reply that comes late must not answer the next request
             raise
 
-    def _wait(self) -> None:
-        if self._ready:
-            return
-        try:
-            self._line(time.monotonic() + _START_S)
-        except (_Died, TimeoutError) as error:
-            raise _NeverStarted from error
-        self._ready = True
-
     def kill(self) -> None:
         """End the process at once and collect it."""
-        with contextlib.suppress(OSError), self.process:  # whose pipe may hold a request that was never read
-            self.process.kill()
+        self.process.kill()
+        self.process.wait()
+        self._connection.close()
 
     @property
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self.process.poll() is None
 
-    def _send(self, line: str) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(line.encode() + b"\n")
-            self.process.stdin.flush()
-        except (ValueError, OSError) as error:
-            raise _Died from error
-
-    def _line(self, deadline: float) -> str:
-        assert self.process.stdout is not None
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
-        while b"\n" not in self._buffer:
-            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise TimeoutError
-            chunk = os.read(self.process.stdout.fileno(), 65536)
-            if not chunk:
-                raise _Died
-            self._buffer += chunk
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return str(json.loads(line))
+    def _hear(self, deadline: float) -> str:
+        if not self._connection.poll(max(deadline - time.monotonic(), 0)):
+            raise TimeoutError
+        # Plain bytes: nothing that comes from a worker is unpickled.
+        return self._connection.recv_bytes().decode()
 
 
 class Pool:
@@ -134,16 +102,11 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.pid = os.getpid()
-        self._workers: set[Worker] = set()
+        self.workers: set[Worker] = set()
         self._places: queue.PriorityQueue[tuple[int, int, Worker | None]] = queue.PriorityQueue()
         self._order = itertools.count()
         for _ in range(size):
             self._put(_EMPTY, None)
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers that run."""
-        return [worker.process.pid for worker in list(self._workers) if worker.alive]
 
     def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
         """Compare two normalised answers, waiting for a free worker first.
@@ -159,10 +122,9 @@ class Pool:
                     worker = self._start(worker)
                 try:
                     return worker.ask(gold, answer, limit_s)
-                except _Died:
-                    deaths += 1
-                except _NeverStarted:
-                    failed_starts += 1
+                except (EOFError, OSError):
+                    deaths += worker.ready
+                    failed_starts += not worker.ready
                 worker.kill()
         finally:
             if worker is not None and worker.alive:
@@ -189,7 +151,7 @@ class Pool:
         """Kill every worker. Does nothing in a child that was forked off: the workers are not its own."""
         if os.getpid() != self.pid:
             return
-        for worker in list(self._workers):
+        for worker in list(self.workers):
             worker.kill()
 
     def _put(self, rank: int, worker: Worker | None) -> None:
@@ -198,9 +160,9 @@ class Pool:
     def _start(self, dead: Worker | None) -> Worker:
         if dead is not None:
             dead.kill()
-            self._workers.discard(dead)
+            self.workers.discard(dead)
         worker = Worker()
-        self._workers.add(worker)
+        self.workers.add(worker)
         return worker
 
 

@@ -94,7 +94,6 @@ _WRONG, _RIGHT = _Decision(False), _Decision(True)
 def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     """Plain numbers, percentages, and numbers whose comma could also be a list's."""
     gold_number, answer_number = (read_number(text.removesuffix("%")) for text in (gold, answer))
-    gold_percent, answer_percent = gold.endswith("%"), answer.endswith("%")
     if gold_number and gold_number.decimal and _DECIMAL_COMMA.fullmatch(answer):
         answer_number = read_number(answer.replace(",", "."))
     if answer_number and answer_number.decimal and _GOLD_COMMA.fullmatch(gold):
@@ -102,18 +101,16 @@ def _numbers(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     if gold_number is None or answer_number is None:
         return None
     candidates = [(answer_number, gold_number)]
-    if gold_percent and not answer_percent:
-        candidates.append((answer_number, _hundredth(gold_number)))
-    if answer_percent and not gold_percent:
-        candidates.append((_hundredth(answer_number), gold_number))
+    if gold.endswith("%") != answer.endswith("%"):
+        candidates.append((_share(answer, answer_number), _share(gold, gold_number)))
     if any(close_enough(*pair) for pair in candidates):
         return _RIGHT
     ambiguous = _COMMA_NUMBER.fullmatch(gold) or _COMMA_NUMBER.fullmatch(answer)
     return None if ambiguous else _WRONG
 
 
-def _hundredth(number: Number) -> Number:
-    return number._replace(value=number.value / 100)
+def _share(text: str, number: Number) -> Number:
+    return number._replace(value=number.value / 100) if text.endswith("%") else number
 
 
 def base_numeral(text: str) -> tuple[str, str] | None:
@@ -210,17 +207,12 @@ def _several_names(text: str) -> bool:
 
 
 def _depths(text: str) -> Iterator[tuple[int, str, int]]:
-    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); commands are
-    passed over."""
-    depth = position = 0
-    while position < len(text):
-        character = text[position]
-        if character == "\\" and text[position + 1 : position + 2] not in ("{", "}"):
-            position += 2
-            continue
-        depth += (character in _OPEN) - (character in _CLOSE)
-        yield position, character, depth
-        position += 1
+    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); a backslash and
+    the sign that it commands are one character."""
+    depth = 0
+    for match in re.finditer(r"\\(?![{}]).?|.", text, re.DOTALL):
+        depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
+        yield match.start(), match[0], depth
 
 
 def split_top(text: str, separators: str) -> list[str]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 
 import re
 
-_CANONICAL = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
-    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
-    "mi": "mi mile",
-    "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce",
-    "ml": "ml milliliter millilitre", "l": "l liter litre", "mol": "mol",
-    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
-    "month": "month", "year": "year yr", "am": "am", "pm": "pm", "mph": "mph", "km/h": "kmh km/h kph",
-    "degree": "degree deg", "radian": "radian rad",
-    "north": "north", "south": "south", "east": "east", "west": "west",
-    "k": "k kelvin", "ev": "ev", "j": "j joule", "kj": "kj", "n": "n newton", "w": "w watt", "kw": "kw",
-    "v": "v volt", "hz": "hz", "pa": "pa pascal", "$": "dollar usd", "cent": "cent",
-}  # fmt: skip
-_UNITS = {name: unit for unit, names in _CANONICAL.items() for name in names.split()}
+# The names of each unit, the one that answers are compared by first.
+_NAMES = (
+    "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "in inch inche",
+    "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "lb pound", "oz ounce",
+    "ml milliliter millilitre", "l liter litre", "s sec second", "min minute", "h hr hour", "year yr", "km/h kmh kph",
+    "degree deg", "radian rad", "k kelvin", "j joule", "n newton", "w watt", "v volt", "pa pascal", "dollar usd",
+    "mol", "day", "week", "month", "am", "pm", "mph", "north", "south", "east", "west", "ev", "kj", "kw", "hz", "cent",
+)  # fmt: skip
+_UNITS = {name: names.split()[0] for names in _NAMES for name in names.split()}
 # Not units but factors: 3 million is not 3.
 _SCALES = {"thousand", "million", "billion", "trillion", "dozen"}
 _POWER = r"(?:\s*\^\s*\{?\s*(-?\d+)\s*\}?)?"

@@ -1,20 +1,18 @@
-"""The process that compares answers with math-verify: one request a line in, a line when the gold is read, a
-line out.
+"""The process that compares answers with math-verify: a request in, a word when the gold is read, a word out.
 
-It is a plain subprocess with pipes, not a ``multiprocessing`` child, so that it can be started from any
+It is a plain subprocess with a connection, not a ``multiprocessing`` child, so that it can be started from any
 thread and from a daemonic process, needs no ``__main__`` guard in the caller's script, and shares nothing
 with it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection
 
 _MEMORY = 4 << 30
 # Beyond the parent's limit: a worker whose parent was killed must not run for ever.
@@ -22,27 +20,26 @@ _GRACE_S = 10
 
 
 def main() -> None:
-    """Answer requests ``[gold, answer, limit_s]`` until standard input closes."""
-    # The protocol keeps the real standard output; whatever a library prints goes nowhere.
-    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)
+    """Answer requests ``(gold, answer, limit_s)`` on the connection whose number is the argument, until it closes."""
+    connection = Connection(int(sys.argv[1]))
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     # The interrupt of a terminal reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from .algebra import judge, readable
 
-    print(json.dumps("ready"), file=replies)
-    for line in sys.stdin:
-        gold, answer, limit_s = json.loads(line)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(limit_s + _GRACE_S)
-        reply = "ungradable"
-        if _guarded(readable, gold):
-            print(json.dumps("gold"), file=replies)
-            reply = "right" if _guarded(judge, gold, answer) else "wrong"
-        signal.alarm(0)
-        print(json.dumps(reply), file=replies)
+    connection.send_bytes(b"ready")
+    with suppress(EOFError):  # it is closed
+        while True:
+            gold, answer, limit_s = connection.recv()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(limit_s + _GRACE_S)
+            reply = b"ungradable"
+            if _guarded(readable, gold):
+                connection.send_bytes(b"gold")
+                reply = b"right" if _guarded(judge, gold, answer) else b"wrong"
+            signal.alarm(0)
+            connection.send_bytes(reply)
 
 
 def _guarded(function: Callable[..., bool], *arguments: str) -> bool:
