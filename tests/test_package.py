@@ -72,3 +72,17 @@ def test_require_passes_on_a_failure_inside_an_installed_package(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_that_is_not_there"):
         errors.require("half_installed", "train")
+
+
+def test_a_lazy_package_lists_its_public_names_and_no_others() -> None:
+    assert dir(vopd) == sorted(vopd.__all__) and {"__version__", "ESTIMATORS", "VOPDTrainer"} <= {*vopd.__all__}
+
+
+def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
+    assert errors.did_you_mean("trian", ["train", "eval"]) == "did you mean 'train'?"
+    assert errors.did_you_mean("nothing", ["train", "eval"], "there are two") == "there are two"
+
+
+def test_the_first_line_of_an_error_or_its_kind() -> None:
+    assert errors.first_line(ValueError("\nfirst\nsecond")) == "first"
+    assert errors.first_line(KeyError()) == "KeyError"

@@ -9,13 +9,12 @@ A room is a package or module directly in src/vopd. Sources are parsed and never
 from __future__ import annotations
 
 import ast
-import functools
 import io
 import re
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,9 @@ PACKAGE = "src/vopd"
 DISTRIBUTED = re.compile("fsdp|deepspeed|dtensor|full_tensor|distribute_tensor|zero3", re.IGNORECASE)
 # Modules whose classes derive from TRL's, and so repeat the signatures of its methods.
 DERIVED = ("training/trainer.py", "training/trl.py")
-# Where estimators may be named: the default of VOPDConfig, and the demo's preset.
-NAMING = ("training/config.py", "experiments/demo.py")
-PRIVATE_ALLOWED = {
-    "_asdict": "public in named tuples, which keep plain names for their fields",
-    "_fields": "the same",
-    "_replace": "the same",
-    "_commit_hash": "transformers has no public name for the commit that a model was loaded from",
-}
+# Of named tuples, whose fields keep the plain names; and the commit that a model was loaded from, which transformers
+# has no public name for.
+PRIVATE_ALLOWED = {"_asdict", "_fields", "_replace", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
 MOST_MODULES = {"training": 10}
 MOST_MODULES_ANYWHERE = 15
@@ -58,35 +52,34 @@ class Module:
     def room(self) -> str:
         return self.path.parts[0].removesuffix(".py")
 
+    @property
+    def nodes(self) -> Iterator[Any]:
+        """All that has a line."""
+        return (node for node in ast.walk(self.tree) if hasattr(node, "lineno"))
+
 
 def distributed(module: Module) -> Found:
+    """FSDP, DeepSpeed and DTensor are known in placement.py alone"""
     if module.name != "placement.py" and module.room != "integrations":
-        for node in nodes(module):
-            yield from ((node.lineno, name) for name in identifiers(node) if DISTRIBUTED.search(name))
-
-
-def identifiers(node: ast.AST) -> Iterator[str]:
-    """The names that a node itself brings in: of variables, attributes, parameters, imports and definitions."""
-    for field in ("id", "attr", "arg", "name", "module", "asname"):
-        value = getattr(node, field, None)
-        if isinstance(value, str):
-            yield value
+        for node in module.nodes:
+            # The names that the node itself brings in: of variables, attributes, parameters, imports and definitions.
+            names = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "asname"))
+            yield from ((node.lineno, name) for name in names if isinstance(name, str) and DISTRIBUTED.search(name))
 
 
 def trl(module: Module) -> Found:
+    """TRL is imported in training/trl.py alone; elsewhere require('trl', ...) may ask whether it is there"""
     if module.name == "training/trl.py":
         return
-    for line, name in imported(module):
-        if name.partition(".")[0] == "trl":
-            yield line, f"import of {name}"
-    for node in ast.walk(module.tree):
+    yield from ((line, f"import of {name}") for line, name in imported(module) if name.partition(".")[0] == "trl")
+    for node in module.nodes:
         if isinstance(node, ast.Call) and node.args and str(literal(node.args[0])).startswith("trl."):
             yield node.lineno, ast.unparse(node)
 
 
 def imported(module: Module) -> Found:
     """Modules by their absolute names, as import statements name them; relative ones are left out."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -98,8 +91,9 @@ def literal(node: ast.AST) -> object:
 
 
 def private(module: Module) -> Found:
+    """private names belong to their own class or module"""
     own = {"self", "cls", "super()", *(node.name for node in module.tree.body if isinstance(node, ast.ClassDef))}
-    for node in nodes(module):
+    for node in module.nodes:
         names: list[object] = []
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in own:
             names = [node.attr]
@@ -108,40 +102,35 @@ def private(module: Module) -> Found:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "setattr", "hasattr"}:
             names = [literal(node.args[1])] if ast.unparse(node.args[0]) not in own else []
         for name in names:
-            if isinstance(name, str) and re.match("_[^_]", name) and name not in PRIVATE_ALLOWED:
+            if re.match("_[^_]", str(name)) and name not in PRIVATE_ALLOWED:
                 yield node.lineno, ast.unparse(node)
 
 
 def settings(module: Module) -> Found:
+    """no **settings on the way from rollout to loss: name what is passed"""
     if module.room not in {"training", "teachers"}:
         return
-    for node in functions(module):
-        derived = module.name in DERIVED and (node.args.vararg or [a.arg for a in node.args.args[:1]] == ["self"])
-        if node.args.kwarg is None or node.name.startswith("on_") or derived:
+    for node in module.nodes:
+        if not isinstance(node, Function) or node.args.kwarg is None or node.name.startswith("on_"):
+            continue
+        if module.name in DERIVED and (node.args.vararg or [a.arg for a in node.args.args[:1]] == ["self"]):
             continue
         handed_on = {ast.unparse(k.value) for k in ast.walk(node) if isinstance(k, ast.keyword) and k.arg is None}
         if node.args.kwarg.arg in handed_on | {"settings", "options", "kwargs"}:
             yield node.lineno, f"**{node.args.kwarg.arg} of {node.name}"
 
 
-def functions(module: Module) -> Iterator[Function]:
-    return (node for node in ast.walk(module.tree) if isinstance(node, Function))
-
-
-def nodes(module: Module) -> Iterator[Any]:
-    """All that has a line."""
-    return (node for node in ast.walk(module.tree) if hasattr(node, "lineno"))
-
-
 def untyped_trainer(module: Module) -> Found:
-    for node in nodes(module):
+    """a trainer is a Protocol of what is used of it, not Any"""
+    for node in module.nodes:
         if isinstance(node, ast.arg) and re.match(r"trainer: .*\bAny\b", ast.unparse(node)):
             yield node.lineno, ast.unparse(node)
 
 
 def import_style(module: Module) -> Found:
+    """imports are relative within a room and absolute between rooms"""
     inside = len(module.path.parent.parts)  # packages between vopd and the module
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom) and node.level > inside:
             yield node.lineno, ast.unparse(node)
     for line, name in imported(module):
@@ -150,43 +139,16 @@ def import_style(module: Module) -> Found:
 
 
 def size(module: Module) -> Found:
+    """modules have at most 399 lines and functions 100"""
     if (lines := len(module.text.splitlines())) > LONGEST_MODULE:
         yield 1, f"{lines} lines"
-    for node in functions(module):
-        if (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION:  # type: ignore[operator]
+    for node in module.nodes:
+        if isinstance(node, Function) and (lines := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION:
             yield node.lineno, f"{lines} lines of {node.name}"
 
 
-def estimator_names(module: Module) -> Found:
-    if module.room != "estimators" and module.name not in NAMING:
-        yield from ((node.lineno, ast.unparse(node)) for node in nodes(module) if literal(node) in estimators())
-
-
-@functools.cache
-def estimators() -> set[object]:
-    """The names that estimators are made with, less the one that is also the package's."""
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / PACKAGE / "estimators").glob("*.py"))
-    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return {literal(word.value) for call in calls for word in call.keywords if word.arg == "name"} - {"vopd"}
-
-
-RULES: tuple[tuple[Callable[[Module], Found], str], ...] = (
-    (distributed, "FSDP, DeepSpeed and DTensor are known in placement.py alone"),
-    (trl, "TRL is imported in training/trl.py alone; elsewhere require('trl', ...) may ask whether it is there"),
-    (private, "private names belong to their own class or module"),
-    (settings, "no **settings on the way from rollout to loss: name what is passed"),
-    (untyped_trainer, "a trainer is a Protocol of what is used of it, not Any"),
-    (import_style, "imports are relative within a room and absolute between rooms"),
-    (size, f"modules have at most {LONGEST_MODULE} lines and functions {LONGEST_FUNCTION}"),
-)
-# (rule, sentence, why it does not run yet): each moves to RULES once it holds.
-LATER = (
-    (
-        estimator_names,
-        "estimators are named in estimators/, in the default of VOPDConfig and in the demo's preset alone",
-        "an estimator is still a string between the configuration and the loss",
-    ),
-)
+# The docstring of each is the sentence that its faults end with.
+RULES = (distributed, trl, private, settings, untyped_trainer, import_style, size)
 
 
 def same_names(paths: list[Path]) -> Iterator[str]:
@@ -218,8 +180,8 @@ def faults(root: Path) -> list[str]:
     found = modules(root)
     paths = [module.path for module in found]
     return [
-        f"{PACKAGE}/{module.name}:{line}: {what}: {sentence}"
-        for rule, sentence in RULES
+        f"{PACKAGE}/{module.name}:{line}: {what}: {rule.__doc__}"
+        for rule in RULES
         for module in found
         for line, what in rule(module)
     ] + [*same_names(paths), *crowded(paths)]

@@ -34,12 +34,9 @@ TESTS = [
 def ranges() -> dict[str, str]:
     """Package: its supported range in pyproject.toml, such as ">=5.20,<6"."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found = {}
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
-        name, bounds = re.fullmatch(r"([A-Za-z0-9_-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
-        if name in RANGED:
-            found[name] = bounds
-    return found
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    pairs = re.findall(r"^([A-Za-z0-9_-]+)(.*)$", "\n".join(wanted), re.MULTILINE)
+    return {name: bounds for name, bounds in pairs if name in RANGED}
 
 
 def requirements(end: str) -> dict[str, str]:
@@ -49,10 +46,6 @@ def requirements(end: str) -> dict[str, str]:
         return {name: f"{name}{bounds[name]}" for name in RANGED}
     lows = {name: re.search(r">=([0-9.]+)", bound).group(1) for name, bound in bounds.items()}  # type: ignore[union-attr]
     return {name: f"{name}=={low}.0" for name, low in lows.items()}
-
-
-def tested_torch() -> str:
-    return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 
 
 def brings_cuda(pip: list[str], requirement: str) -> bool:
@@ -72,13 +65,14 @@ def install(end: str) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(HOME / end)], check=True)
     pip = [str(python), "-m", "pip"]
-    wanted = requirements(end)
+    wanted, tested = requirements(end), (ROOT / "constraints.txt").read_text().splitlines()
     if brings_cuda(pip, wanted["torch"]):
-        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {tested_torch()} takes its place", flush=True)
-        wanted["torch"] = tested_torch()
+        torch = next(line for line in tested if line.startswith("torch=="))
+        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {torch} takes its place", flush=True)
+        wanted["torch"] = torch
     subprocess.run([*pip, "install", "--quiet", wanted["torch"]], check=True)
     left_open = {*RANGED, *FOLLOWING}
-    lines = (ROOT / "constraints.txt").read_text().splitlines() if end == "oldest" else []
+    lines = tested if end == "oldest" else []
     constraints = HOME / f"{end}.txt"
     constraints.write_text("\n".join(line for line in lines if line.partition("==")[0] not in left_open) + "\n")
     subprocess.run(

@@ -6,8 +6,9 @@ once and the losses need no more than torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vopd.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vopd.estimators import ESTIMATORS as ESTIMATORS
@@ -19,34 +20,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ESTIMATORS": "vopd.estimators",
-    "distillation_loss": "vopd.estimators",
-    "linear_distillation_loss": "vopd.estimators",
-    "TopKScores": "vopd.estimators",
-    "VOPDConfig": "vopd.training",
-    "VOPDTrainer": "vopd.training",
-}
-
-__all__ = [
-    "ESTIMATORS",
-    "TopKScores",
-    "VOPDConfig",
-    "VOPDTrainer",
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "vopd.estimators": ("ESTIMATORS", "TopKScores", "distillation_loss", "linear_distillation_loss"),
+        "vopd.training": ("VOPDConfig", "VOPDTrainer"),
+    },
     "__version__",
-    "distillation_loss",
-    "linear_distillation_loss",
-]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'vopd' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+)

@@ -5,7 +5,9 @@ Every message is one clear line that names what is wrong and what to do about it
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -76,3 +78,26 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error
+
+
+def check_known(what: str, value: object, known: Iterable[str]) -> None:
+    """Raises ConfigurationError, naming what is `known`, where `value` is none of it."""
+    if value not in (choices := list(known)):
+        raise ConfigurationError(f"unknown {what} '{value}'; choose one of {', '.join(choices)}")
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raises ConfigurationError where the setting `name` is below `least`; None is no value."""
+    if value is not None and value < least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {value}")
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint at the one of `known` that an unknown `name` is nearly the same as; `otherwise` where none is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of another library says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

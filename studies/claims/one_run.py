@@ -35,8 +35,8 @@ def sampled_outcomes(evaluator: Evaluator, model: Any) -> list[bool]:
     """Right or wrong for one completion a problem, sampled at temperature 1 as in training."""
     prompts = [problem.prompt for problem in evaluator.problems]
     limit = evaluator.plan.max_new_tokens
-    rows = sample(model, evaluator.models.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
-    return outcomes(evaluator.problems, [row[0].text for row in rows], evaluator.plan.kind)
+    found = sample(model, evaluator.models.tokenizer, prompts, max_new_tokens=limit, batch_size=128, seed=2)
+    return outcomes(evaluator.problems, [completion.text for completion in found], evaluator.plan.kind)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def _save(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model = model.float()
-    rows = sample(model, tokenizer, [p.question for p in held_out], temperature=0.0, max_new_tokens=56, batch_size=128)
-    accuracy = sum(right(p, row[0].text) for p, row in zip(held_out, rows, strict=True)) / len(held_out)
+    found = sample(model, tokenizer, [p.question for p in held_out], temperature=0.0, max_new_tokens=56, batch_size=128)
+    accuracy = sum(right(p, drawn.text) for p, drawn in zip(held_out, found, strict=True)) / len(held_out)
     record = {"greedy_accuracy": accuracy, "parameters": model.num_parameters(), "recipe": asdict(recipe)}
     (folder / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
     return record

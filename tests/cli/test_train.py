@@ -201,7 +201,7 @@ class TestAccuracy:
         texts = ["one", "two 2", "three", "four", "legs", "dogs", "hens", "total"]
         written = sample(model, tokenizer, texts, temperature=0, max_new_tokens=4)
         path = tmp_path / "written.jsonl"
-        rows = [{"problem": text, "answer": found[0].text} for text, found in zip(texts, written)]
+        rows = [{"problem": text, "answer": found.text} for text, found in zip(texts, written)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 

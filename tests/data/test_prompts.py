@@ -13,6 +13,7 @@ from vopd.data.chat import fill_template, thinking_options
 from vopd.data.files import read_rows
 from vopd.data.mixture import most_without_repeats, shares
 from vopd.data.prompts import read_prompts
+from vopd.data.tokenized import text_tokenizer
 from vopd.errors import ConfigurationError, DataError
 
 
@@ -299,20 +300,17 @@ class TestLength:
     ) -> None:
         path = write([{"prompt": "xq" * 10}, *ROWS])
         with caplog.at_level(logging.WARNING):
-            dataset = load_prompts(path, tokenizer=tiny_tokenizer, max_prompt_length=19)
+            dataset = read_prompts(path).tokenized(text_tokenizer(tiny_tokenizer), 19).dataset
         assert dataset["prompt"][:] == [row["prompt"] for row in ROWS]
         assert "dropped 1 of 3 prompts" in caplog.text
 
     def test_the_limit_itself_is_allowed(self, write, tiny_tokenizer: Any) -> None:
-        assert len(load_prompts(write([{"prompt": "xqxq"}]), tokenizer=tiny_tokenizer, max_prompt_length=4)) == 1
+        prompts = read_prompts(write([{"prompt": "xqxq"}]))
+        assert len(prompts.tokenized(text_tokenizer(tiny_tokenizer), 4).dataset) == 1
 
     def test_all_too_long(self, write, tiny_tokenizer: Any) -> None:
         with pytest.raises(DataError, match="more than 1 tokens, the shortest"):
-            load_prompts(write(ROWS), tokenizer=tiny_tokenizer, max_prompt_length=1)
-
-    def test_needs_a_tokenizer(self, write) -> None:
-        with pytest.raises(ConfigurationError, match="needs a tokenizer"):
-            load_prompts(write(ROWS), max_prompt_length=5)
+            read_prompts(write(ROWS)).tokenized(text_tokenizer(tiny_tokenizer), 1)
 
 
 class ChatTokenizer:

@@ -9,9 +9,7 @@ import torch
 from vopd.models import load_model, load_skeleton
 from vopd.models.footprint import Footprint, Step, bytes_per_weight, footprint
 
-STEP = Step(
-    sequences=2, generated=4, tokens=100, completion_tokens=60, checkpointing=False, half=False, own_rollout=True
-)
+STEP = Step(sequences=2, generated=4, tokens=100, completion_tokens=60, checkpointing=False, half=False)
 
 
 def of(student: Path, teacher: Path, step: Step = STEP, dtype: str = "float32") -> Footprint:
@@ -38,7 +36,7 @@ def test_the_cache_is_that_of_generation(tiny_student_dir: Path, tiny_teacher_di
     cache = model(torch.full((STEP.generated, STEP.tokens), 5), use_cache=True).past_key_values
     size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert of(tiny_student_dir, tiny_teacher_dir).rollout == size
-    assert of(tiny_student_dir, tiny_teacher_dir, replace(STEP, own_rollout=False)).rollout == 0
+    assert of(tiny_student_dir, tiny_teacher_dir, replace(STEP, generated=0)).rollout == 0
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

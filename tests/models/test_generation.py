@@ -24,8 +24,12 @@ def model(tiny_student_dir: Path) -> Any:
 
 
 def draw(model: Any, tokenizer: Any, prompts: list[str] = PROMPTS, **changes: Any) -> list[list[Any]]:
-    settings = {"samples": 3, "max_new_tokens": 6, "batch_size": 4, "seed": 7}
-    return sample(model, tokenizer, prompts, **{**settings, **changes})
+    """The completions of each prompt, three where `samples` does not say."""
+    settings = {"max_new_tokens": 6, "batch_size": 4, "seed": 7}
+    samples = changes.pop("samples", 3)
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    found = sample(model, tokenizer, repeated, **{**settings, **changes})
+    return [found[start : start + samples] for start in range(0, len(found), samples)]
 
 
 def greedy_by_hand(model: Any, ids: list[int], steps: int) -> list[int]:
@@ -139,7 +143,7 @@ def test_no_prompts(model: Any, tokenizer: Any) -> None:
         {"top_p": 1.5},
         {"top_k": -1},
         {"max_new_tokens": 0},
-        {"samples": 0},
+        {"batch_size": 0},
     ],
 )
 def test_settings_out_of_range(model: Any, tokenizer: Any, wrong: dict[str, float]) -> None:
@@ -157,7 +161,7 @@ def test_settings_out_of_range(model: Any, tokenizer: Any, wrong: dict[str, floa
 )
 def test_prompts_that_cannot_be_used(model: Any, tokenizer: Any, prompts: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        draw(model, tokenizer, prompts)
+        draw(model, tokenizer, prompts, samples=1)
 
 
 def test_head_rows_past_the_tokenizer_are_never_drawn(model: Any, tokenizer: Any) -> None:

@@ -112,13 +112,6 @@ def test_the_exit_code_tells(
     assert house.main(["--lines"]) == 0 and capsys.readouterr().out.endswith("     1 in all\n")
 
 
-def test_estimators_are_found_by_name_outside_their_room(tmp_path: Path) -> None:
-    """Those of the real table; "vopd" is the package's name as well."""
-    tree(tmp_path, {"run/a.py": "x = 'vopd'\ny = 'vopd_sparse'\n", "estimators/b.py": "x = 'opd'\n"})
-    found = [line for module in house.modules(tmp_path) for line in house.estimator_names(module)]
-    assert found == [(2, "'vopd_sparse'")]
-
-
 def test_lines_of_code_leave_prose_out(tmp_path: Path) -> None:
     prose = '"""What it\nis."""\n\n# why\n'
     text = prose + 'X = 1  # a constant\n"""Of X."""\n\n\ndef f():\n    """F."""\n    return """\n    """\n'

@@ -14,11 +14,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tools.embedded_pair.tokenizer import build_tokenizer
 from tools.embedded_pair.worked_steps import worked_completion
@@ -124,13 +125,10 @@ def stream_batches(
 
 def supervised_loss(model: Any, examples: list[Example], pad: int, vocabulary: int) -> torch.Tensor:
     """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; the prompts count for nothing."""
-    width = max(len(prompt) + len(completion) for prompt, completion in examples)
-    ids = torch.full((len(examples), width), pad)
-    labels = torch.full((len(examples), width), -100)
-    for row, (prompt, completion) in enumerate(examples):
-        end = len(prompt) + len(completion)
-        ids[row, :end] = torch.tensor(prompt + completion)
-        labels[row, len(prompt) : end] = torch.tensor(completion)
+    rows = [torch.tensor(prompt + completion) for prompt, completion in examples]
+    wanted_rows = [torch.tensor([-100] * len(prompt) + completion) for prompt, completion in examples]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    labels = pad_sequence(wanted_rows, batch_first=True, padding_value=-100)
     # Padding stands on the right, where causal attention never looks back at it: no mask is needed.
     targets = labels[:, 1:].flatten()
     wanted = targets != -100
@@ -161,14 +159,9 @@ def train_model(
     model = build_model(recipe, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, recipe.schedule_steps // 20)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.schedule_steps - warmup),
-        ],
-        milestones=[warmup],
-    )
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.schedule_steps - warmup)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], milestones=[warmup])
     batches = stream_batches(problems, tokenizer, recipe.batch, recipe.seed, write)
     start = time.monotonic()
     for step in range(recipe.steps):
@@ -212,13 +205,10 @@ def build_pair(recipe: PairRecipe, output: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the embedded pair of models.")
     parser.add_argument("--output", type=Path, default=EMBEDDED)
-    parser.add_argument("--vocabulary", type=int, default=DEFAULT_RECIPE.vocabulary)
-    parser.add_argument("--seed", type=int, default=DEFAULT_RECIPE.seed)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    recipe = replace(DEFAULT_RECIPE, vocabulary=arguments.vocabulary, seed=arguments.seed)
-    print(json.dumps(build_pair(recipe, arguments.output), indent=2))
+    print(json.dumps(build_pair(DEFAULT_RECIPE, arguments.output), indent=2))
 
 
 if __name__ == "__main__":

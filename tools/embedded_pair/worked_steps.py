@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from vopd.data.reasoning import Problem
@@ -45,10 +46,8 @@ def _leg_counting_steps(metadata: Mapping[str, Any], rng: random.Random) -> list
         parts.append(count * legs_of[name])
         product = _draw(rng, PRODUCTS).format(count=count, legs=legs_of[name], name=name + "s" * (count > 1))
         steps.append(f"{product}{_draw(rng, EQUALS)}{parts[-1]}")
-    total = parts[0]
-    for part in parts[1:]:
+    for total, part in zip(accumulate(parts), parts[1:]):
         steps.append(f"{total} + {part}{_draw(rng, EQUALS)}{total + part}")
-        total += part
     return steps
 
 

@@ -30,12 +30,11 @@ exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError, did_you_mean, require
 from vopd.run.exit_codes import report_error
 
 # Each is loaded only when it is called: the module of the same name in this package has run(arguments).
@@ -61,8 +60,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
+        hint = did_you_mean(command, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
     if command in _OF_A_RUN:
         require("trl", "train")

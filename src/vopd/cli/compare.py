@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError, check_at_least, check_known, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
 
@@ -44,10 +44,8 @@ class CompareOptions:
         from vopd.experiments.held_out import KINDS
 
         for name in ("jobs", "problems", "curve_problems"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.held_out_kind not in KINDS:
-            raise ConfigurationError(f"unknown kind '{self.held_out_kind}'; choose one of {', '.join(KINDS)}")
+            check_at_least(name, getattr(self, name), 1)
+        check_known("kind", self.held_out_kind, KINDS)
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
             raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
 
@@ -57,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     # Drawn at the end: asked for now, not after hours of training.
     require("matplotlib", "report")
     from vopd.experiments.compare import compare, embedded_runs, recipe_runs
-    from vopd.experiments.measure import Measurement, device_of
+    from vopd.experiments.measure import Measurement
+    from vopd.models import best_device
     from vopd.run.plan import train_options
 
     settings = parse("compare", __doc__, _options(train_options()), arguments)
@@ -81,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         runs = recipe_runs(grid, recipe)
         measurement = Measurement(
             recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
-            int(recipe.get("max_completion_length", 512)), options.held_out_kind, device_of(options.device),
+            int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
         )  # fmt: skip
     compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
     return 0

@@ -13,13 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vopd.run.directory import nearest_existing
 from vopd.run.options import read_options, setting
-
-if TYPE_CHECKING:
-    from vopd.teachers.server import Findings
 
 # What a user meets by name in an error or a table of results.
 _PACKAGES = (
@@ -93,11 +89,8 @@ def _extras() -> list[str]:
         extras = missing_of_extras()
     except importlib.metadata.PackageNotFoundError:
         return ["not known: vopd runs from its sources without being installed"]
-    return [
-        f"{name:<14}{'lacks ' + ', '.join(missing) if missing else 'complete'}"
-        for name, missing in extras.items()
-        if name != "all"
-    ]
+    extras.pop("all", None)  # the others together
+    return [f"{name:<14}{'lacks ' + ', '.join(lacking) if lacking else 'complete'}" for name, lacking in extras.items()]
 
 
 def _devices() -> list[str]:
@@ -160,12 +153,13 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     top_k, _ = found.most_top_k(_TOP_K)
     refusal = found.refusal_of_chosen()
     gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
+    heeded = not found.untempered(options.temperature)
     ((url, repeat),) = found.repeats.items()
     lines = [
         f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
         f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
         f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
-        f"temperature {options.temperature:g}: {_temperature(found, options.temperature)}",
+        f"temperature {options.temperature:g}: {_temperature(options.temperature, heeded)}",
         "gives:",
         "  sampled  the score of each sampled token",
         f"  top_k    {_top_k(top_k)}",
@@ -188,12 +182,10 @@ def _vocabulary(same_ids: int | None, compared: bool) -> str:
     return f"all {same_ids} ids mean what they mean to the student"
 
 
-def _temperature(found: Findings, temperature: float) -> str:
+def _temperature(temperature: float, heeded: bool) -> str:
     if temperature == 1:
         return "what every server scores at; try another with --temperature"
-    if found.untempered(temperature):
-        return "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
-    return "heeded"
+    return "heeded" if heeded else "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
 
 
 def _top_k(top_k: int) -> str:

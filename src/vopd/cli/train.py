@@ -69,12 +69,11 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     sequences = config.per_device_train_batch_size
     step = Step(
         sequences=sequences,
-        generated=sequences * config.gradient_accumulation_steps,
+        generated=0 if config.use_vllm else sequences * config.gradient_accumulation_steps,
         tokens=max(token_lengths(facts.prompts.dataset)) + config.max_completion_length,
         completion_tokens=config.max_completion_length,
         checkpointing=bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False)),
         half=bool(config.bf16 or config.fp16),
-        own_rollout=not config.use_vllm,
     )
     return footprint(
         facts.student.skeleton,

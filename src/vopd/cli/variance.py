@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
 
@@ -49,8 +49,7 @@ class VarianceOptions:
         for name in self.estimators:
             find_estimator(name)
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), least)
         if self.temperature <= 0:
             raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
 
@@ -75,11 +74,12 @@ def run(arguments: Sequence[str]) -> int:
 def measure(options: VarianceOptions) -> dict[str, Any]:
     """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
     from vopd.data.prompts import read_prompts
-    from vopd.experiments.measure import ModelPair, device_of
+    from vopd.experiments.measure import ModelPair
     from vopd.experiments.rollouts import sample_rollouts
     from vopd.experiments.variance import decompose_variance, variance_profile
+    from vopd.models import best_device
 
-    models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=device_of(options.device))
+    models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=best_device(options.device))
     student, teacher = models.student(options.model, options.dtype), models.teacher
     _train_what_a_run_would(student)
     prompts = read_prompts(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError, require
+from vopd.errors import DataError, first_line, require
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -48,7 +48,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         try:
             return list(parquet.read_table(file).to_pylist())
         except (OSError, ValueError) as error:  # pyarrow's errors are either
-            raise DataError(f"'{path}' is not a readable parquet file: {str(error).splitlines()[0]}") from error
+            raise DataError(f"'{path}' is not a readable parquet file: {first_line(error)}") from error
 
 
 def _parse(text: str, where: str, place: str = "line {0.lineno}, column {0.colno}") -> Any:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import DataError, check_at_least
 
 from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
 from .prompt_checks import keep_short
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
-from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
+from .tokenized import PROMPT, Tokenize, add_ids
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,10 @@ class Prompts:
         return " + ".join(entry["source"] for entry in self.sources)
 
     def tokenized(self, tokenize: Tokenize, limit: int | None) -> Prompts:
-        """The same with their ids, without those of more than `limit` tokens."""
+        """The same with their ids, without those of more than `limit` tokens, which are counted in a warning.
+
+        A prompt cut on the left would lose its problem, and one cut on the right its question.
+        """
         found = add_ids(self.dataset, tokenize)
         kept, dropped = keep_short(found, limit, f"'{self.name}'")
         if dropped:
@@ -60,15 +63,12 @@ def read_prompts(
     tokenizer: Any | None = None,
     chat_template: bool = False,
     chat_options: Mapping[str, Any] | None = None,
-    max_prompt_length: int | None = None,
     teacher_template: str | None = None,
     teacher_column: str | None = None,
 ) -> Prompts:
     """Read the prompts of one source, or of several in the proportions of their weights.
 
-    Empty prompts are dropped and counted in a warning. Prompts that occur more than once are kept and counted; those
-    over the length limit are dropped and counted, because a prompt cut on the left loses its problem and one cut on
-    the right its question.
+    Empty prompts are dropped and counted in a warning. Prompts that occur more than once are kept and counted.
 
     Args:
         source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME"; or a list of these and of mappings
@@ -80,11 +80,10 @@ def read_prompts(
         options: of the reasoning_gym task, or passed to `datasets.load_dataset` (such as name).
         template: text in which {column} stands for that column of the row; a lone {} stays as it is. Without
             it the prompt is the first column that is there of prompt, problem, question.
-        tokenizer: needed for chat_template and max_prompt_length.
+        tokenizer: needed for chat_template.
         chat_template: put the prompt into the tokenizer's chat template as the user's turn. A prompt that is
             already a list of messages is rendered as it stands.
         chat_options: further arguments of the chat template, such as enable_thinking.
-        max_prompt_length: drop prompts with more tokens than this.
         teacher_template: text, filled like template, for a column "teacher_prompt" that the teacher reads. A row
             with an empty or missing value in one of its columns gets none.
         teacher_column: instead, the column with these texts; it too goes through the chat template.
@@ -93,11 +92,7 @@ def read_prompts(
         DataError: missing or unreadable file, no rows, missing column, a prompt that is not text.
         ConfigurationError: a template without columns, or a tokenizer needed and not given.
     """
-    if tokenizer is None and max_prompt_length is not None:
-        raise ConfigurationError("max_prompt_length needs a tokenizer")
-    for name, number in (("count", count), ("max_prompt_length", max_prompt_length)):
-        if number is not None and number < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {number}")
+    check_at_least("count", count, 1)
     defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
     sources = parse_sources(source, defaults)
     render = chat_renderer(tokenizer, chat_template, chat_options)
@@ -107,10 +102,7 @@ def read_prompts(
     repeats = len(texts) - len(set(texts))
     if repeats:
         logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), found.name)
-    if max_prompt_length is None:
-        return found
-    # The ids are not given away: they would be wrong once the caller changes a prompt, and nobody would notice.
-    return Prompts(without_ids(found.tokenized(text_tokenizer(tokenizer), max_prompt_length).dataset), found.sources)
+    return found
 
 
 @dataclass(frozen=True)

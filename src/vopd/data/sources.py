@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
 
 from .chat import columns_of
 from .files import SUFFIXES, read_rows
@@ -64,6 +63,12 @@ class Source:
         path = Path(self.source)
         return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
 
+    @property
+    def on_hub(self) -> bool:
+        """True for a hub id: no task, no file, and not written as a path."""
+        is_path = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
+        return self.task is None and self.file is None and not is_path
+
 
 def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
     """Return the source, or the list of sources, that is `given`; what one leaves out has `defaults`.
@@ -87,8 +92,7 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     known = [entry.name for entry in dataclasses.fields(Source)]
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known, f"there are {', '.join(known)}")
             raise ConfigurationError(f"unknown key '{name}' in the source '{given['source']}'; {hint}")
     return Source(**{**defaults, **given})
 
@@ -130,8 +134,7 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
     except (ValueError, TypeError) as error:  # pyarrow's errors are both
-        first = str(error).splitlines()[0]
-        raise DataError(f"'{source}' has a column that mixes kinds of values: {first}") from error
+        raise DataError(f"'{source}' has a column that mixes kinds of values: {first_line(error)}") from error
 
 
 def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
@@ -168,15 +171,14 @@ def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> lis
 
 def _from_hub(source: Source) -> tuple[Any, str]:
     datasets = require("datasets", "train")
-    if Path(source.source).is_absolute() or source.source.startswith((".", "~")) or source.source.count("/") > 1:
+    if not source.on_hub:
         raise DataError(f"there is no file '{source.source}'")
     try:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"cannot load '{source.source}', split '{source.split}': {first}; give a .jsonl, .json or .parquet file, "
-            "a hub id that this machine can reach, or reasoning_gym:NAME"
+            f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; give a .jsonl, "
+            ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
     version = _commit(dataset) or source.revision or "revision not known"
     if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:

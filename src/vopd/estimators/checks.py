@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, did_you_mean
 
 from .base import Estimator
 from .catalogue import ESTIMATORS
@@ -30,9 +29,8 @@ def find_estimator(name: str) -> Estimator:
     """
     if name in ESTIMATORS:
         return ESTIMATORS[name]
-    near = difflib.get_close_matches(str(name), ESTIMATORS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigurationError(f"unknown estimator {name!r}: {hint}known are {', '.join(ESTIMATORS)}")
+    known = f"{did_you_mean(name, ESTIMATORS)} known are {', '.join(ESTIMATORS)}"
+    raise ConfigurationError(f"unknown estimator {name!r}: {known.strip()}")
 
 
 def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScores | None) -> None:

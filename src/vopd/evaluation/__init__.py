@@ -5,35 +5,32 @@ All but grading is imported on first use: the worker processes of the grader mus
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .grading import Grade, grade, grade_many
+from vopd.lazy import lazy_names
+
+from .grading import Grade as Grade
+from .grading import grade as grade
+from .grading import grade_many as grade_many
 
 if TYPE_CHECKING:
-    from vopd.statistics import avg_at_k, pass_at_k
+    from vopd.statistics import avg_at_k as avg_at_k
+    from vopd.statistics import pass_at_k as pass_at_k
 
-    from .results import compare_results, load_results
-    from .runner import evaluate
-    from .scores import maj_at_k
+    from .results import compare_results as compare_results
+    from .results import load_results as load_results
+    from .runner import evaluate as evaluate
+    from .scores import maj_at_k as maj_at_k
 
-_HOMES = {
-    "vopd.evaluation.results": ("compare_results", "load_results"),
-    "vopd.evaluation.runner": ("evaluate",),
-    "vopd.evaluation.scores": ("maj_at_k",),
-    "vopd.statistics": ("avg_at_k", "pass_at_k"),
-}
-__all__ = [
-    "Grade", "avg_at_k", "compare_results", "evaluate", "grade", "grade_many", "load_results", "maj_at_k", "pass_at_k",
-]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(home), name)
-    raise AttributeError(f"module 'vopd.evaluation' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "vopd.evaluation.results": ("compare_results", "load_results"),
+        "vopd.evaluation.runner": ("evaluate",),
+        "vopd.evaluation.scores": ("maj_at_k",),
+        "vopd.statistics": ("avg_at_k", "pass_at_k"),
+    },
+    "Grade",
+    "grade",
+    "grade_many",
+)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vopd.errors import ConfigurationError
-from vopd.models import Completion, load_model, load_tokenizer, sample
+from vopd.models import Completion, best_device, load_model, load_tokenizer, sample
 
 from .benchmarks import Protocol
 
@@ -40,9 +38,7 @@ def open_sampler(source: str, backend: str, dtype: str, device: str, revision: s
         from .vllm_engine import open_vllm
 
         return open_vllm(source, dtype, revision)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(source, dtype=dtype, device=device, revision=revision)
+    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision)
     return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
 
@@ -51,10 +47,9 @@ def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
     are."""
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-        rows = sample(
+        return sample(
             model, tokenizer, prompts, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
             max_new_tokens=protocol.max_new_tokens, batch_size=len(prompts), seed=seed,
         )  # fmt: skip
-        return [row[0] for row in rows]
 
     return Sampler(tokenizer, draw)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, require
+from vopd.errors import check_at_least, require
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 from vopd.reporting.tables import comparison_text
@@ -95,8 +95,7 @@ def _check(seeds: int, processes: int, steps: int, problems: int) -> None:
         ("steps", steps, _CHECKPOINTS),
         ("problems", problems, SHOWN_SAMPLES),
     ):
-        if value < least:
-            raise ConfigurationError(f"{label} must be at least {least}, got {value}")
+        check_at_least(label, value, least)
 
 
 def _settings(seeds: int, steps: int, problems: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vopd.data.files import read_rows
 from vopd.data.reasoning import Problem
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import DataError, check_known
 from vopd.evaluation.benchmarks import Question
 from vopd.evaluation.scores import grade_completions
 
@@ -77,7 +77,6 @@ def outcomes(problems: Sequence[HeldOut], texts: Sequence[str], kind: str) -> li
     Raises:
         ConfigurationError: unknown kind.
     """
-    if kind not in KINDS:
-        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+    check_known("kind", kind, KINDS)
     questions = [problem.question(kind) for problem in problems]
     return [grade.outcome == "right" for grade in grade_completions(questions, texts)]

@@ -29,8 +29,8 @@ _BATCH = 128
 
 def greedy_texts(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Return the greedy completion of every prompt."""
-    rows = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
-    return [row[0].text for row in rows]
+    found = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
+    return [completion.text for completion in found]
 
 
 @torch.no_grad()
@@ -104,13 +104,6 @@ class Measurement:
     noise_top_k: int | None = None
     noise_contexts: int = 64
     noise_resamples: int = 32
-
-
-def device_of(name: str) -> str:
-    """The device of that name; "auto" is CUDA where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class ModelPair:

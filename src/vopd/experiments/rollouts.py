@@ -32,12 +32,12 @@ def sample_rollouts(
     seed: int = 0,
 ) -> list[Rollout]:
     """Sample one completion a prompt from the model's own distribution."""
-    rows = sample(
+    found = sample(
         model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size,
         seed=seed,
     )  # fmt: skip
     prompt_ids = tokenizer(list(prompts))["input_ids"]
-    return [Rollout(ids, row[0].ids) for ids, row in zip(prompt_ids, rows, strict=True)]
+    return [Rollout(ids, drawn.ids) for ids, drawn in zip(prompt_ids, found, strict=True)]
 
 
 def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

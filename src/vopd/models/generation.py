@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, require
 
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
@@ -28,38 +28,19 @@ class Completion:
     truncated: bool
 
 
-@dataclass(frozen=True)
-class _Settings:
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigurationError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigurationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ConfigurationError(f"top_k must be 0 (off) or above, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise ConfigurationError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-
-
 def sample(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
     *,
-    samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
     max_new_tokens: int = 512,
     batch_size: int = 16,
     seed: int = 0,
-) -> list[list[Completion]]:
-    """Return `samples` completions of each prompt, in the order of the prompts.
+) -> list[Completion]:
+    """Return a completion of each prompt, in their order; a prompt that is given several times gets several.
 
     Only the settings given here shape the distribution: sampling defaults that come with a model (a
     temperature, a top-k of 20 or 50, penalties) are put aside and put back. With temperature 1, top_p 1 and
@@ -67,14 +48,13 @@ def sample(
     and are never drawn. The model's training mode and torch's random state are as
     before afterwards.
 
-    Batches follow from prompts, samples and batch_size alone, and each has its own seed made from `seed` and
+    Batches follow from prompts and batch_size alone, and each has its own seed made from `seed` and
     its index: the same call always draws the same completions.
 
     Args:
         model: a causal language model, with or without LoRA adapter.
         tokenizer: its tokenizer; prompts are padded on the left whatever its own setting.
         prompts: texts, tokenized with the tokenizer's own special tokens (a BOS where it has one).
-        samples: completions a prompt. At temperature 0 they are all equal and computed once.
         temperature: divides the logits; 0 takes the most likely token.
         top_p, top_k: keep the smallest set of mass top_p, and the k most likely tokens; 1 and 0 are off.
         max_new_tokens: length limit of a completion in tokens.
@@ -85,20 +65,34 @@ def sample(
         ConfigurationError: a setting out of range.
         DataError: a prompt is not text, has no tokens, or leaves no room for max_new_tokens.
     """
-    settings = _Settings(temperature, top_p, top_k, max_new_tokens)
-    if samples < 1 or batch_size < 1:
-        raise ConfigurationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    for name, good, value, wanted in (
+        ("temperature", temperature >= 0, temperature, "0 (greedy) or above"),
+        ("top_p", 0 < top_p <= 1, top_p, "above 0 and at most 1"),
+        ("top_k", top_k >= 0, top_k, "0 (off) or above"),
+    ):
+        if not good:
+            raise ConfigurationError(f"{name} must be {wanted}, got {value}")
+    check_at_least("max_new_tokens", max_new_tokens, 1)
+    check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
-    copies = samples if temperature > 0 else 1
-    found: list[list[Completion]] = [[] for _ in prompts]
-    config = _generation_config(model, tokenizer, settings)
+    found: dict[int, Completion] = {}
+    # top_k is given even when off: an absent one means 50.
+    shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    config = require("transformers", "train").GenerationConfig(
+        do_sample=temperature > 0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(end_ids(model, tokenizer)) or None,
+        pad_token_id=_pad_id(tokenizer),
+        suppress_tokens=_textless(model, tokenizer),
+        use_cache=True,
+        **shaping,
+    )
     with random_state(model.device), evaluating(model), own_generation_config(model, config):
-        for index, batch in enumerate(plan_batches(prompt_ids, copies, batch_size)):
+        for index, batch in enumerate(plan_batches(prompt_ids, 1, batch_size)):
             torch.manual_seed(batch_seed(seed, index))
-            drawn = _generate(model, tokenizer, [prompt_ids[prompt] for prompt, _ in batch])
-            for (prompt, _), completion in zip(batch, drawn):
-                found[prompt].append(completion)
-    return [row * (samples // copies) for row in found]
+            numbers = [prompt for prompt, _ in batch]
+            found |= zip(numbers, _generate(model, tokenizer, [prompt_ids[number] for number in numbers]))
+    return [found[number] for number in range(len(prompts))]
 
 
 def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:
@@ -132,7 +126,7 @@ def batch_seed(seed: int, index: int) -> int:
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
     width = max(len(ids) for ids in batch)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = _pad_id(tokenizer)
     # The mask comes from the lengths: where the end token doubles as padding, ids cannot tell the two apart.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
@@ -150,20 +144,8 @@ def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completi
     return Completion(text, tuple(ids), truncated=end is None)
 
 
-def _generation_config(model: Any, tokenizer: Any, settings: _Settings) -> Any:
-    shaping: dict[str, float] = {}
-    if settings.temperature > 0:
-        # top_k is given even when off: an absent one means 50.
-        shaping = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    return require("transformers", "train").GenerationConfig(
-        do_sample=settings.temperature > 0,
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=list(end_ids(model, tokenizer)) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        suppress_tokens=_textless(model, tokenizer),
-        use_cache=True,
-        **shaping,
-    )
+def _pad_id(tokenizer: Any) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def _textless(model: Any, tokenizer: Any) -> list[int] | None:

@@ -8,25 +8,24 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, MismatchError, require
+from vopd.errors import MismatchError, check_known, first_line, require
 
-DTYPES = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Ways to hold linear layers in few bits, with the bits.
 BITS = {"8bit": 8, "4bit": 4}
 # Names that tokenizers give to a token that is there for padding and that no text contains.
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 _PATIENCE_S = 10
+# One of them is in every model's folder.
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
@@ -40,14 +39,10 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, it has no tokenizer, or it needs code of its own.
     """
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
-    try:
+    with _loading("tokenizer", source, revision) as transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=revision, padding_side="left", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MismatchError(_why("tokenizer", source, error)) from error
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
         # From a folder without tokenizer files transformers makes a tokenizer with nothing in it.
         raise MismatchError(f"'{source}' has no tokenizer; save the model's tokenizer into the same folder")
@@ -81,22 +76,17 @@ def load_model(
         MissingExtraError: bitsandbytes is needed and not installed.
         MismatchError: there is no such model, weights are missing, or it needs code of its own.
     """
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
+    check_known("dtype", dtype, DTYPES)
     quantized = {} if quantization is None else _quantized(quantization, device)
-    try:
+    with _loading("model", source, revision) as transformers:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
-            dtype=DTYPES[dtype],
+            dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
             **quantized,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MismatchError(_why("model", source, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers fills these with random numbers and only warns.
@@ -106,27 +96,30 @@ def load_model(
     return (model if quantized else model.to(device)).eval()
 
 
+def best_device(device: str = "auto") -> str:
+    """Return `device`, or for auto the GPU where there is one, and the CPU otherwise."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_quantization(quantization: str | None) -> None:
     """Raises ConfigurationError for a quantization that there is not."""
-    if quantization not in (None, *BITS):
-        raise ConfigurationError(f"unknown quantization '{quantization}'; choose one of {', '.join(BITS)}")
+    if quantization is not None:
+        check_known("quantization", quantization, BITS)
 
 
 def _quantized(quantization: str, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
     check_quantization(quantization)
     require("bitsandbytes", "quantization")
-    config = require("transformers", "train").BitsAndBytesConfig
-    if quantization == "8bit":
-        return {"quantization_config": config(load_in_8bit=True), "device_map": {"": device}}
-    half = torch.bfloat16 if torch.device(device).type != "cpu" else torch.float32
-    four = config(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=half,
-    )
-    return {"quantization_config": four, "device_map": {"": device}}
+    chosen: dict[str, Any] = {"load_in_8bit": True}
+    if quantization == "4bit":
+        half = torch.bfloat16 if torch.device(device).type != "cpu" else torch.float32
+        chosen = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        chosen["bnb_4bit_compute_dtype"] = half
+    config = require("transformers", "train").BitsAndBytesConfig(**chosen)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
@@ -138,22 +131,34 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, or it needs code of its own.
     """
-    _check_source(source, revision)
-    transformers = require("transformers", "train")
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
         return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
-    try:
+    with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MismatchError(_why("model", source, error)) from error
-    try:
+    with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
-    except OSError:
-        return model  # a model need not have one; the end tokens are then those of its configuration
     return model
+
+
+@contextmanager
+def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[Any]:
+    """Give the library that loads; raises MismatchError where there is nothing to load, or that fails."""
+    _check_source(source, revision)
+    transformers = require("transformers", "train")
+    try:
+        yield transformers
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise MismatchError(
+                f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
+                "use a model whose architecture transformers itself supports"
+            ) from error
+        reach = "; give a local folder, or a hub id that this machine can reach"
+        where = "" if Path(source).is_dir() else _nearest(Path(source)) or reach
+        raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
 
 
 def _check_source(source: str | Path, revision: str | None) -> None:
@@ -164,13 +169,14 @@ def _check_source(source: str | Path, revision: str | None) -> None:
             raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
         _check_hub(text, revision)
         return
-    if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
+    config = path / "config.json"
+    if not any((path / name).exists() for name in _CONFIGURATIONS):
         raise MismatchError(
             f"'{source}' has no config.json; give the folder that save_pretrained wrote "
             "(for a training run, one of its checkpoints or its model folder)"
         )
     try:
-        json.loads((path / "config.json").read_text() if (path / "config.json").exists() else "{}")
+        json.loads(config.read_text() if config.exists() else "{}")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MismatchError(f"'{source}/config.json' is not valid JSON: {error}") from error
 
@@ -182,9 +188,12 @@ def _check_hub(source: str, revision: str | None) -> None:
     a letter wrong is found out here by one question.
     """
     hub = require("huggingface_hub", "train")
-    if hub.constants.HF_HUB_OFFLINE or _is_cached(hub, source, revision):
+    if hub.constants.HF_HUB_OFFLINE:
         return
     try:
+        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
+        if any(isinstance(path, str) for path in cached):
+            return
         hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
     except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
         return  # what a download says of them is clear
@@ -202,14 +211,6 @@ def _check_hub(source: str, revision: str | None) -> None:
         ) from error
 
 
-def _is_cached(hub: Any, source: str, revision: str | None) -> bool:
-    names = ("config.json", "adapter_config.json")
-    try:
-        return any(isinstance(hub.try_to_load_from_cache(source, name, revision=revision), str) for name in names)
-    except hub.errors.HFValidationError:
-        return False
-
-
 def _nearest(path: Path) -> str:
     """A hint at the model folder beside it whose name is nearly the same, where there is one."""
     parent = path.expanduser().parent
@@ -218,30 +219,14 @@ def _nearest(path: Path) -> str:
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""
 
 
-def _why(what: str, source: str | Path, error: Exception) -> str:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return (
-            f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
-            "use a model whose architecture transformers itself supports"
-        )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    path = Path(source)
-    where = "" if path.is_dir() else _nearest(path) or "; give a local folder, or a hub id that this machine can reach"
-    return f"cannot load the {what} of '{source}' ({first}){where}"
-
-
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:
     if tokenizer.pad_token is not None:
         return
     vocabulary = tokenizer.get_vocab()
-    for candidate in _PAD_CANDIDATES:
-        if candidate in vocabulary and candidate != tokenizer.eos_token:
-            tokenizer.pad_token = candidate
-            return
-    if tokenizer.eos_token is None:
+    fitting = (name for name in _PAD_CANDIDATES if name in vocabulary and name != tokenizer.eos_token)
+    tokenizer.pad_token = next(fitting, tokenizer.eos_token)
+    if tokenizer.pad_token is None:
         raise MismatchError(
             f"the tokenizer of '{source}' has neither a padding nor an end token; set eos_token in its "
             "tokenizer_config.json"
         )
-    tokenizer.pad_token = tokenizer.eos_token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,14 +39,10 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
     comes back afterwards, for it is saved with the model.
     """
     holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    originals = [holder.generation_config for holder in holders]
-    try:
+    with ExitStack() as changes:
         for holder in holders:
-            holder.generation_config = config
+            changes.enter_context(replaced(holder, generation_config=config))
         yield
-    finally:
-        for holder, original in zip(holders, originals, strict=True):
-            holder.generation_config = original
 
 
 @contextmanager

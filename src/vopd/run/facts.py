@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vopd.data.chat import thinking_options
-from vopd.data.files import SUFFIXES
 from vopd.data.prompt_checks import check_enough, check_room
 from vopd.data.prompts import Prompts, read_prompts
-from vopd.data.sources import TASK_PREFIX
+from vopd.data.sources import Source
 from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
 from vopd.errors import ConfigurationError, VOPDError
 from vopd.models import (
@@ -100,7 +98,9 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     if student is not None or not options.chat_template:
         prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer)
     if prompts is not None and student is not None:
-        _check_room(plan, prompts, student, teachers)
+        positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
+        limit = config.max_completion_length
+        check_room(prompts.dataset, "train_dataset", positions, limit, config.teacher_prompt_column)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     check_names(benchmarks)
@@ -123,11 +123,7 @@ def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
 
 def only_on_hub(source: Any) -> bool:
     """True for a hub id of a model or data set that no file or folder here has the name of."""
-    for text in _names(source):
-        is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in SUFFIXES
-        if not (is_path or text.startswith(TASK_PREFIX) or Path(text).exists()):
-            return True
-    return False
+    return any(Source(text).on_hub for text in _names(source) if text)
 
 
 def _names(source: Any) -> list[str]:
@@ -144,15 +140,15 @@ def _check_models(
     plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str]
 ) -> int | None:
     """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    found = [("student", student)] if student is not None else []
-    for name, model in [*found, *(("teacher", teacher) for teacher in teachers.values())]:
+    for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
+        if model is None:
+            continue
         read_head(model.skeleton, name)
         if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
     if student is None:
         return None
     check_lora(plan.options, student.skeleton)
-    vocabulary = len(student.tokenizer)
     for other in [student, *teachers.values()]:
         vocabulary = common_vocabulary(
             student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
@@ -170,7 +166,9 @@ def _check_models(
 def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     """The prompts, read and checked; with their ids where there is a tokenizer."""
     options, config = plan.options, plan.config
-    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
+    if switch := thinking_options(options.thinking, options.chat_template, tokenizer):
+        # Kept in the configuration: the questions of eval_benchmarks are asked in the same way.
+        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
     prompts = read_prompts(
         options.dataset,
         split=options.dataset_split,
@@ -181,28 +179,21 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
         template=options.prompt_template,
         tokenizer=tokenizer,
         chat_template=options.chat_template,
-        chat_options={**(config.chat_template_kwargs or {}), **switch},
+        chat_options=config.chat_template_kwargs,
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )
-    tokenize = None if tokenizer is None else text_tokenizer(tokenizer)
-    if tokenize is not None:
-        prompts = prompts.tokenized(tokenize, config.max_prompt_length)
+    if tokenizer is not None:
+        prompts = prompts.tokenized(text_tokenizer(tokenizer), config.max_prompt_length)
     check_enough(len(prompts.dataset), step_prompts(config))
     plain = without_ids(prompts.dataset)
     Rewards.of(config, options.reward_funcs).check(plain, "the data")
     Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
     TeacherPrompts(config.teacher_prompt_column).check(plain, "the data")
-    if tokenize is not None:
-        prompts = replace(prompts, dataset=add_ids(prompts.dataset, tokenize, config.teacher_prompt_column))
-    return prompts
-
-
-def _check_room(plan: Plan, prompts: Prompts, student: ModelFacts, teachers: dict[str, ModelFacts]) -> None:
-
-    positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
-    column = plan.config.teacher_prompt_column
-    check_room(prompts.dataset, "train_dataset", positions, plan.config.max_completion_length, column)
+    if tokenizer is None:
+        return prompts
+    found = add_ids(prompts.dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
+    return replace(prompts, dataset=found)
 
 
 def step_prompts(config: VOPDConfig) -> int:

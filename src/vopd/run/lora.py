@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import torch
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, first_line
 
 from .plan import TrainOptions
 
@@ -49,7 +49,7 @@ def check_lora(options: TrainOptions, skeleton: Any) -> None:
             with torch.device("meta"):
                 peft.get_peft_model(skeleton, adapters)
         except ValueError as error:
-            raise ConfigurationError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
+            raise ConfigurationError(f"lora_target_modules: {first_line(error)}") from error
 
 
 def _head_name(model: Any) -> str:

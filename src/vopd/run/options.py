@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union
 
-from vopd.errors import ConfigurationError, VOPDError, require
+from vopd.errors import ConfigurationError, VOPDError, did_you_mean, first_line, require
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ class Settings:
         except VOPDError:
             raise
         except (ValueError, TypeError, ImportError) as error:
-            raise ConfigurationError(str(error).strip().splitlines()[0]) from error
+            raise ConfigurationError(first_line(error)) from error
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -149,14 +148,16 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return None
     if bool in kinds and lowered in _TRUE | _FALSE:
         return lowered in _TRUE
-    number = _number(text, kinds)
-    if number is not None:
-        return number
+    for number in (int, float):  # whole where it is written as one: 500 steps are not 500.0 steps
+        if float in kinds or number in kinds:
+            with suppress(ValueError):
+                return number(text)
     for container, bracket in ((dict, "{"), (list, "[")):
         if container in kinds and lowered.startswith(bracket):
-            value = _yaml_value(text)
-            if isinstance(value, container):
-                return value
+            yaml = require("yaml", "train")
+            with suppress(yaml.YAMLError):
+                if isinstance(value := yaml.safe_load(text), container):
+                    return value
             raise _wrong(name, [container], f"'{text}'")
     if list in kinds and (str not in kinds or "," in text):
         return [part.strip() for part in text.split(",")]
@@ -242,15 +243,11 @@ def _metavar(kind: Any) -> str:
 
 
 def _underscored(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    key, sign, value = argument.partition("=")
-    return "--" + key[2:].replace("-", "_") + sign + value
+    return re.sub("(?<=^--)[^=]*", lambda key: key[0].replace("-", "_"), argument)
 
 
 def _unknown(name: str, options: Mapping[str, Option], where: str) -> ConfigurationError:
-    close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'?" if close else "--help lists the options"
+    hint = did_you_mean(name.replace("-", "_"), options, "--help lists the options")
     return ConfigurationError(f"{where}unknown option '{name}'; {hint}")
 
 
@@ -284,22 +281,6 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     if type(value) in kinds or (type(value) is int and float in kinds):
         return value
     raise _wrong(name, kinds, repr(value))
-
-
-def _number(text: str, kinds: Iterable[Any]) -> int | float | None:
-    """The number in `text`, whole where it is written as one (500 steps are not 500.0 steps), or None."""
-    for number in (int, float):
-        if float in kinds or number in kinds:
-            with suppress(ValueError):
-                return number(text)
-    return None
-
-
-def _yaml_value(text: str) -> Any:
-    yaml = require("yaml", "train")
-    with suppress(yaml.YAMLError):
-        return yaml.safe_load(text)
-    return None
 
 
 def _plain(value: Any) -> Any:

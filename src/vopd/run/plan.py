@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.prompts import TEACHER_PROMPT
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_known
 from vopd.kernels import backend_name
 from vopd.models.loading import DTYPES, check_quantization
 from vopd.teachers.build import sources
@@ -94,8 +94,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, self.teacher_dtype):
-            if dtype not in DTYPES:
-                raise ConfigurationError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+            check_known("dtype", dtype, DTYPES)
         for quantization in (self.quantization, self.teacher_quantization):
             check_quantization(quantization)
         if self.quantization is not None and self.lora_rank == 0:
@@ -140,6 +139,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
             raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
+    if settings.values["eval_benchmark_chat_template"] is None:
+        fixed["eval_benchmark_chat_template"] = options.chat_template
     config = settings.build(VOPDConfig, **fixed)
     if options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")

@@ -8,7 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
-from vopd.errors import VOPDError
+from vopd.errors import VOPDError, first_line
 from vopd.training import VOPDConfig
 
 from .facts import only_on_hub
@@ -33,13 +33,12 @@ def push(model: Path, config: VOPDConfig) -> str:
     """
     hub = huggingface_hub.HfApi(token=config.hub_token)
     try:
-        private = True if config.hub_private_repo is None else config.hub_private_repo
+        private = config.hub_private_repo is not False
         name = hub.create_repo(config.hub_model_id, private=private, exist_ok=True).repo_id
         hub.upload_folder(repo_id=name, folder_path=str(model), commit_message="Model trained by vopd")
     except (OSError, ValueError) as error:  # the hub's errors are either
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise VOPDError(
-            f"the model is in '{model}' but was not uploaded to '{config.hub_model_id}': {first}; "
+            f"the model is in '{model}' but was not uploaded to '{config.hub_model_id}': {first_line(error)}; "
             f"log in and run: hf upload {config.hub_model_id} {model}"
         ) from error
     return f"https://huggingface.co/{name}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils import release_memory
 
-from vopd.data.chat import thinking_options
 from vopd.errors import VOPDError
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.reporting.report import write_report
@@ -64,7 +62,6 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     student = load(options.model, options.model_revision, options.dtype, options.quantization)
     for teacher in facts.teachers.values():
         _stop_where(teacher, student, facts.student.tokenizer)
-    _ask_as_trained(plan, facts.student.tokenizer)
     loaded = {
         path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
         for path, revision in teacher_paths(plan, served=False).items()
@@ -89,16 +86,6 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     return trainer
 
 
-def _ask_as_trained(plan: Plan, tokenizer: Any) -> None:
-    """Let the questions of eval_benchmarks go through the chat template as the prompts do, unless told otherwise."""
-    options, config = plan.options, plan.config
-    if config.eval_benchmark_chat_template is None:
-        config.eval_benchmark_chat_template = options.chat_template
-    switch = thinking_options(options.thinking, options.chat_template, tokenizer)
-    if switch:
-        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
-
-
 def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
     """Let the student stop where the teacher does."""
     difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
@@ -116,19 +103,16 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
     options, config = plan.options, plan.config
     if (options.eval_task is None and options.eval_data is None) or not directory.is_main_process():
         return None
+    asked = ("task", "data", "kind", "count", "task_options", "seed")
+    problems = {name: getattr(options, f"eval_{name}") for name in asked}
     of = partial(
         EvalOptions,
-        task=options.eval_task,
-        data=options.eval_data,
-        kind=options.eval_kind,
-        count=options.eval_count,
-        task_options=options.eval_task_options,
+        **problems,
         template=options.eval_template or options.prompt_template or "{problem}",
         chat_template=options.chat_template,
         thinking=options.thinking,
         chat_template_kwargs=config.chat_template_kwargs,
         max_new_tokens=options.eval_max_new_tokens or config.max_completion_length,
-        seed=options.eval_seed,
         device="cpu" if config.use_cpu else "auto",
         temperature=0.0,
     )
@@ -159,9 +143,7 @@ def _free(trainer: VOPDTrainer) -> None:
     """Let go of both models and the optimizer: the evaluation loads the saved model anew, and needs the room."""
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.teacher_model = trainer.optimizer = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()  # once more, now that nothing refers to them
 
 
 def _report(folder: Path) -> None:

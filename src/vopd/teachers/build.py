@@ -266,7 +266,9 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
             logger.info("teacher server: %s", note)
     limits = (context_length(trainer.model), found.positions)
     positions = min((length for length in limits if length is not None), default=None)
-    return Placed(found.teacher, None, source.path or found.model, None, vocab_size, student_rows, positions)
+    return Placed(
+        found.teacher, None, source.path or found.teacher.model.name, None, vocab_size, student_rows, positions
+    )
 
 
 def _check_offload(placement: Placement, model: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import ESTIMATORS
 from vopd.estimators.checks import find_estimator
 from vopd.kernels import BACKENDS
-from vopd.teachers.server.settings import ServerSettings, check_server
+from vopd.teachers.server.settings import ServerSettings, check_server, own
 
 from .monitoring.guards import check_guards
 from .sampling_rules import EXACT_OBJECTIVES, check_sampling
@@ -35,10 +35,6 @@ _LEAST = {
 def _default(name: str, value: Any) -> Any:
     """The inherited field `name` with another default, its help text kept."""
     return field(default=value, metadata=_INHERITED[name].metadata)
-
-
-def _own(value: Any, help_text: str) -> Any:
-    return field(default=value, metadata={"help": help_text})
 
 
 @dataclass
@@ -99,53 +95,53 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         ConfigurationError: a value is out of range, or does not go with another one.
     """
 
-    estimator: str = _own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
-    loss_top_k: int | None = _own(None, "k of the estimators that need one.")
-    loss_backend: str = _own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
-    loss_normalizer: float | None = _own(
+    estimator: str = own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
+    loss_top_k: int | None = own(None, "k of the estimators that need one.")
+    loss_backend: str = own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
+    loss_normalizer: float | None = own(
         None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
     )
-    max_prompt_length: int | None = _own(None, "Prompts of more tokens are dropped and counted, never cut.")
-    importance_sampling: bool | None = _own(
+    max_prompt_length: int | None = own(None, "Prompts of more tokens are dropped and counted, never cut.")
+    importance_sampling: bool | None = own(
         None, "Weigh sampled tokens by p_trainer / p_rollout. Default: where the engine (vLLM) reports p_rollout."
     )
-    importance_cap: float = _own(2.0, "Largest importance weight.")
-    metrics_every: int = _own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
-    samples_per_step: int = _own(2, "Completions written to samples.jsonl each step.")
-    show_samples: int = _own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
-    num_generations: int = _own(1, "Completions of each prompt; a reward needs 2 or more.")
-    reward_weights: list[float] | None = _own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
-    reward_column: str = _own("answer", "Column with the reference answers that math and choice grade against.")
-    teacher_column: str = _own("teacher", "Column that names each row's teacher, where there are several.")
-    teacher_prompt_column: str | None = _own(None, "Column with prompts that the teacher alone reads.")
-    teacher_offload: bool = _own(False, "Keep a teacher in this process on the host between scorings.")
-    teacher_decay: float = _own(0.99, "Decay of the moving average that the teacher self:average is.")
-    eval_benchmarks: list[str] | None = _own(
+    importance_cap: float = own(2.0, "Largest importance weight.")
+    metrics_every: int = own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
+    samples_per_step: int = own(2, "Completions written to samples.jsonl each step.")
+    show_samples: int = own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
+    num_generations: int = own(1, "Completions of each prompt; a reward needs 2 or more.")
+    reward_weights: list[float] | None = own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
+    reward_column: str = own("answer", "Column with the reference answers that math and choice grade against.")
+    teacher_column: str = own("teacher", "Column that names each row's teacher, where there are several.")
+    teacher_prompt_column: str | None = own(None, "Column with prompts that the teacher alone reads.")
+    teacher_offload: bool = own(False, "Keep a teacher in this process on the host between scorings.")
+    teacher_decay: float = own(0.99, "Decay of the moving average that the teacher self:average is.")
+    eval_benchmarks: list[str] | None = own(
         None, "Benchmarks to measure accuracy on while training: math500, NAME=FILE, a file, reasoning_gym:NAME."
     )
-    eval_benchmark_steps: int = _own(100, "Measure it every this many steps, at the start and at the end.")
-    eval_benchmark_samples: int = _own(4, "Completions of each question: k of avg@k.")
-    eval_benchmark_limit: int | None = _own(100, "Only the first questions of each benchmark; null takes all.")
-    eval_benchmark_max_new_tokens: int | None = _own(None, "Their length limit. Default: max_completion_length.")
-    eval_benchmark_template: str | None = _own(None, "Prompt text with {problem}. Default: the benchmark's own.")
-    eval_benchmark_chat_template: bool | None = _own(
+    eval_benchmark_steps: int = own(100, "Measure it every this many steps, at the start and at the end.")
+    eval_benchmark_samples: int = own(4, "Completions of each question: k of avg@k.")
+    eval_benchmark_limit: int | None = own(100, "Only the first questions of each benchmark; null takes all.")
+    eval_benchmark_max_new_tokens: int | None = own(None, "Their length limit. Default: max_completion_length.")
+    eval_benchmark_template: str | None = own(None, "Prompt text with {problem}. Default: the benchmark's own.")
+    eval_benchmark_chat_template: bool | None = own(
         None, "Put the questions into the chat template. Default: as the training prompts."
     )
-    telemetry: bool = _own(False, "Let TRL report the kind of run to Hugging Face.")
-    guard_reverse_kl: float | None = _own(3.0, "Warn where the reverse KL is this many times its lowest so far.")
-    guard_truncation: float | None = _own(0.95, "Warn where this share of the completions is cut off.")
-    guard_length: float | None = _own(3.0, "Warn where completions grow to this many times the first ones' length.")
-    guard_logprobs: float | None = _own(
+    telemetry: bool = own(False, "Let TRL report the kind of run to Hugging Face.")
+    guard_reverse_kl: float | None = own(3.0, "Warn where the reverse KL is this many times its lowest so far.")
+    guard_truncation: float | None = own(0.95, "Warn where this share of the completions is cut off.")
+    guard_length: float | None = own(3.0, "Warn where completions grow to this many times the first ones' length.")
+    guard_logprobs: float | None = own(
         0.05, "Warn where trainer and rollout engine differ by this many nats a token on average."
     )
-    guard_logprobs_stop: float | None = _own(0.5, "End the run where they differ by this much.")
-    guard_same_teacher: float | None = _own(1e-5, "Warn where teacher and student never differ by more nats than this.")
-    guard_no_signal: float | None = _own(1e-7, "Warn where the norm of the gradient stays at or below this.")
+    guard_logprobs_stop: float | None = own(0.5, "End the run where they differ by this much.")
+    guard_same_teacher: float | None = own(1e-5, "Warn where teacher and student never differ by more nats than this.")
+    guard_no_signal: float | None = own(1e-7, "Warn where the norm of the gradient stays at or below this.")
     guard_stop: list[str] = field(
         default_factory=list,
         metadata={"help": "Guards that save a checkpoint and end the run instead of warning, such as reverse_kl."},
     )
-    guard_window: int = _own(10, "Logged steps that guards average over.")
+    guard_window: int = own(10, "Logged steps that guards average over.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
     bf16: bool | None = _default("bf16", None)
@@ -225,11 +221,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
 
     def _check_ranges(self) -> None:
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigurationError(f"{name} must be at least {least}, got {value}")
-        if self.loss_backend not in BACKENDS:
-            raise ConfigurationError(f"unknown loss_backend {self.loss_backend!r}; choose one of {', '.join(BACKENDS)}")
+            check_at_least(name, getattr(self, name), least)
+        check_known("loss_backend", self.loss_backend, BACKENDS)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"

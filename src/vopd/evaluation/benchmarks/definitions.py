@@ -3,7 +3,6 @@ tasks too."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, did_you_mean, require
 
 from .fields import Question, find, is_choice, read_question
 
@@ -188,10 +187,10 @@ def _file_definition(name: str, kind: str | None) -> Definition:
     if kind not in (None, "math", "choice"):
         raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
     if Path(name).suffix not in SUFFIXES:
-        near = difflib.get_close_matches(name, DEFINITIONS, n=1)
-        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
+        hint = did_you_mean(name, DEFINITIONS)
+        there = f"{hint} There are" if hint else "choose one of"
         raise ConfigurationError(
-            f"unknown benchmark '{name}'; {hint} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
+            f"unknown benchmark '{name}'; {there} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
             f"or {TASK_PREFIX}NAME"
         )
     return Definition(Path(name).stem, (), kind=None, protocol=OTHER_PROTOCOL)

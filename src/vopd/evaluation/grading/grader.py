@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, check_known
 
 from .choices import gold_letter, read_choice
 from .extract import last_box, math_answer, strip_thinking
@@ -65,7 +65,7 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
 def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
     """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
     `grade`."""
-    _check_kind(kind)
+    check_known("kind", kind, KINDS)
     if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
         raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
     pairs = list(pairs)
@@ -95,16 +95,11 @@ def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) ->
 
 def ungradable(golds: Sequence[str], kind: str) -> list[bool]:
     """Whether each gold answer cannot be read; a property of the gold, whatever a completion says."""
-    _check_kind(kind)
+    check_known("kind", kind, KINDS)
     if kind == "choice":
         return [gold_letter(gold) is None for gold in golds]
     # Anything but the gold's own text, which would be equal without being read.
     return [reply.verdict == "ungradable" for reply in compare_many([(gold, "0") for gold in golds])]
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise ConfigurationError(f"unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
 
 
 def _grade_math(pairs: list[tuple[str, str]], limit_s: int) -> list[Grade]:

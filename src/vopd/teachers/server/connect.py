@@ -24,13 +24,11 @@ class Connected:
 
     Attributes:
         teacher: scores completions.
-        model: its name on the server.
         positions: longest sequence that it scores; None where it does not say.
         notes: what was found, a line each.
     """
 
     teacher: ServerTeacher
-    model: str
     positions: int | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +91,7 @@ def connect(
     )
     # Scoring a sequence takes one token more.
     positions = None if found.length is None else found.length - 1
-    return Connected(teacher, found.model.name, positions, _notes(found))
+    return Connected(teacher, positions, _notes(found))
 
 
 def _check_vocabulary(found: Findings, compared: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least
 from vopd.estimators.checks import check_gives, find_estimator
 
 from .client import Patience, Servers, checked_urls
 
 
-def _own(value: Any, help_text: str) -> Any:
+def own(value: Any, help_text: str) -> Any:
+    """A field of vopd's own with its default and help, beside those that are TRL's."""
     return field(default=value, metadata={"help": help_text})
 
 
@@ -35,17 +36,17 @@ class ServerSettings:
     """
 
     # In the order that HfArgumentParser depends on.
-    teacher_server_url: None | str | list[str] = _own(  # noqa: RUF036
+    teacher_server_url: None | str | list[str] = own(  # noqa: RUF036
         None, "Address of a vLLM server with the teacher, or several."
     )
-    teacher_server_model: str | None = _own(None, "Its name of the teacher. Default: the only model that it serves.")
-    teacher_server_key_env: str = _own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
-    teacher_server_concurrency: int = _own(32, "Requests to it under way at once.")
-    teacher_server_timeout: float = _own(120.0, "Seconds that one request may take.")
-    teacher_server_deadline: float = _own(600.0, "Seconds for all attempts to score one completion.")
-    teacher_server_retries: int = _own(8, "Attempts after the first, with growing pauses.")
-    teacher_failure: str = _own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
-    teacher_drop_limit: float = _own(0.1, "Share of dropped completions past which the run saves and ends.")
+    teacher_server_model: str | None = own(None, "Its name of the teacher. Default: the only model that it serves.")
+    teacher_server_key_env: str = own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
+    teacher_server_concurrency: int = own(32, "Requests to it under way at once.")
+    teacher_server_timeout: float = own(120.0, "Seconds that one request may take.")
+    teacher_server_deadline: float = own(600.0, "Seconds for all attempts to score one completion.")
+    teacher_server_retries: int = own(8, "Attempts after the first, with growing pauses.")
+    teacher_failure: str = own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
+    teacher_drop_limit: float = own(0.1, "Share of dropped completions past which the run saves and ends.")
 
     def teacher_servers(self) -> Servers:
         """The servers of these settings."""
@@ -76,8 +77,7 @@ def check_server(settings: ServerSettings, estimator: str, temperature: float, m
     for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
         if not getattr(settings, name) > 0:
             raise ConfigurationError(f"{name} must be above 0, got {getattr(settings, name)}")
-    if settings.teacher_server_retries < 0:
-        raise ConfigurationError(f"teacher_server_retries must be at least 0, got {settings.teacher_server_retries}")
+    check_at_least("teacher_server_retries", settings.teacher_server_retries, 0)
     if not 0 <= settings.teacher_drop_limit <= 1:
         raise ConfigurationError(
             f"teacher_drop_limit is a share from 0 to 1, got {settings.teacher_drop_limit}; for example 0.1"

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vopd.errors import ConfigurationError, GuardError
+from vopd.errors import ConfigurationError, GuardError, check_at_least
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
 from .stopping import Stopping
@@ -199,8 +199,7 @@ def check_guards(args: Any) -> None:
         limit = getattr(args, f"guard_{guard.name}")
         if limit is not None and not limit > 0:
             raise ConfigurationError(f"guard_{guard.name} must be positive, or none to turn it off, got {limit}")
-    if args.guard_window < 1:
-        raise ConfigurationError(f"guard_window must be at least 1, got {args.guard_window}")
+    check_at_least("guard_window", args.guard_window, 1)
     for name in args.guard_stop:
         if name not in MAY_STOP:
             raise ConfigurationError(f"guard_stop has no guard called {name!r}; take of {', '.join(MAY_STOP)}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean
 
 # Tracker: the package that it needs, and how to get it.
 TRACKERS = {
@@ -24,8 +23,7 @@ def check_trackers(report_to: str | Sequence[str] | None) -> None:
         if name in ("none", "all"):
             continue
         if name not in INTEGRATION_TO_CALLBACK:
-            near = difflib.get_close_matches(str(name), [*TRACKERS, "none"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(TRACKERS)} or none"
+            hint = did_you_mean(name, [*TRACKERS, "none"], f"take one of {', '.join(TRACKERS)} or none")
             raise ConfigurationError(f"unknown tracker {name!r} in report_to; {hint}")
         package, install = TRACKERS.get(name, (name, ""))
         if install and importlib.util.find_spec(package) is None:
