@@ -88,7 +88,7 @@ def check_known(what: str, value: object, known: Iterable[str]) -> None:
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raises ConfigurationError where the setting `name` is below `least`; None is no value."""
-    if value is not None and value < least:
+    if value is not None and not value >= least:  # NaN is above nothing
         raise ConfigurationError(f"{name} must be at least {least}, got {value}")
 
 

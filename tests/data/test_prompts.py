@@ -300,7 +300,8 @@ class TestLength:
     ) -> None:
         path = write([{"prompt": "xq" * 10}, *ROWS])
         with caplog.at_level(logging.WARNING):
-            dataset = read_prompts(path).tokenized(text_tokenizer(tiny_tokenizer), 19).dataset
+            dataset = read_prompts(path, tokenizer=tiny_tokenizer, max_prompt_length=19).dataset
+        assert "_prompt_ids" not in dataset.column_names
         assert dataset["prompt"][:] == [row["prompt"] for row in ROWS]
         assert "dropped 1 of 3 prompts" in caplog.text
 
@@ -310,7 +311,11 @@ class TestLength:
 
     def test_all_too_long(self, write, tiny_tokenizer: Any) -> None:
         with pytest.raises(DataError, match="more than 1 tokens, the shortest"):
-            read_prompts(write(ROWS)).tokenized(text_tokenizer(tiny_tokenizer), 1)
+            read_prompts(write(ROWS), tokenizer=tiny_tokenizer, max_prompt_length=1)
+
+    def test_needs_a_tokenizer(self, write) -> None:
+        with pytest.raises(ConfigurationError, match="needs a tokenizer"):
+            read_prompts(write(ROWS), max_prompt_length=5)
 
 
 class ChatTokenizer:

@@ -21,6 +21,7 @@ PLACEMENT = "FSDP, DeepSpeed and DTensor are known in placement.py alone"
 TRL = "TRL is imported in training/trl.py alone"
 PRIVATE = "private names belong to their own class or module"
 SETTINGS = "no **settings on the way from rollout to loss"
+BATCH = "the batch is a dataclass"
 TRAINER = "a trainer is a Protocol of what is used of it, not Any"
 IMPORTS = "imports are relative within a room and absolute between rooms"
 SIZE = "modules have at most 399 lines and functions 100"
@@ -44,6 +45,7 @@ SIZE = "modules have at most 399 lines and functions 100"
         ("training/a.py", "def distil(batch, **settings): ...\n", 1, SETTINGS),
         ("teachers/a.py", "class A:\n    def score(self, **more):\n        return f(**more)\n", 2, SETTINGS),
         ("training/trainer.py", "def distil(batch, **options): ...\n", 1, SETTINGS),
+        ("training/a.py", "x = batch['rollout_rows']\n", 1, BATCH),
         ("run/a.py", "def f(trainer: Any): ...\n", 1, TRAINER),
         ("run/a.py", "def f(*, trainer: Any | None = None): ...\n", 1, TRAINER),
         ("run/a.py", "from vopd.run.b import c\n", 1, IMPORTS),

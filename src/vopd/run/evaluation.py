@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.sources import TASK_PREFIX
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.evaluation.benchmarks import Benchmark, load_benchmark, training_texts
 from vopd.evaluation.grading import KINDS
 
@@ -51,14 +51,12 @@ class EvalOptions:
             raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
         if self.task is not None and not self.task.startswith(TASK_PREFIX):
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file")
-        if self.kind not in (None, *KINDS):
-            raise ConfigurationError(f"unknown kind '{self.kind}'; choose one of {', '.join(KINDS)}")
+        if self.kind is not None:
+            check_known("kind", self.kind, KINDS)
         if self.temperature == 0 and (self.samples or 1) > 1:
             raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+            check_at_least(name, getattr(self, name), 1)
 
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:

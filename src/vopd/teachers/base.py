@@ -14,21 +14,34 @@ from vopd.models import States
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """Completions to score, as ids; (B, P) and (B, T). The prompts are those that the teacher reads.
-
-    Attributes:
-        prompt_ids, prompt_mask: padded on the left, the mask 0 on the padding.
-        completion_ids, completion_mask: padded on the right.
-        loss_mask: (B, T), 1 where the student sampled the token: what needs a score.
-        rows: (B,), a number of each row by which the teacher knows it again; None where nothing was begun before.
-        teachers: (B,), the place of each row's teacher among several; None with one.
-    """
+class Texts:
+    """Prompts padded on the left and completions padded on the right, as ids; (B, P) and (B, T), masks 0 on padding."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor
     completion_ids: Tensor
     completion_mask: Tensor
+
+    @property
+    def sequence(self) -> tuple[Tensor, Tensor, int]:
+        """Ids and attention mask of prompts with completions, and how many of the last positions predict a token.
+
+        A completion's positions are counted from its end, so that prompts of any length line up.
+        """
+        ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
+        return ids, torch.cat([self.prompt_mask, self.completion_mask], dim=1), self.completion_ids.size(1)
+
+
+@dataclass(frozen=True)
+class Rollouts(Texts):
+    """Completions to score. The prompts are those that the teacher reads.
+
+    Attributes:
+        loss_mask: (B, T), 1 where the student sampled the token: what needs a score.
+        rows: (B,), a number of each row by which the teacher knows it again; None where nothing was begun before.
+        teachers: (B,), the place of each row's teacher among several; None with one.
+    """
+
     loss_mask: Tensor
     rows: Tensor | None = None
     teachers: Tensor | None = None
@@ -47,32 +60,6 @@ class Scored:
     by: States | TopKScores
     mask: Tensor | None = None
     name: str | None = None
-
-
-class Texts(Protocol):
-    """Prompts padded on the left and completions padded on the right, with their masks."""
-
-    @property
-    def prompt_ids(self) -> Tensor: ...
-
-    @property
-    def prompt_mask(self) -> Tensor: ...
-
-    @property
-    def completion_ids(self) -> Tensor: ...
-
-    @property
-    def completion_mask(self) -> Tensor: ...
-
-
-def sequence(texts: Texts) -> tuple[Tensor, Tensor, int]:
-    """Ids and attention mask of prompts with completions, and how many of the last positions predict a token.
-
-    A completion's positions are counted from its end, so that prompts of any length line up.
-    """
-    ids = torch.cat([texts.prompt_ids, texts.completion_ids], dim=1)
-    mask = torch.cat([texts.prompt_mask, texts.completion_mask], dim=1)
-    return ids, mask, texts.completion_ids.size(1)
 
 
 class Teacher(Protocol):

@@ -20,7 +20,7 @@ from vopd.models import States
 from vopd.models.undisturbed import evaluating
 from vopd.placement import Placement, divided_like, whole
 
-from .base import Rollouts, Scored, sequence
+from .base import Rollouts, Scored
 from .local import InProcess
 
 FROZEN, ADAPTER_OFF, AVERAGE = "self:frozen", "self:base", "self:average"
@@ -109,7 +109,7 @@ class AdapterOff(InProcess):
         """Full rows of the whole micro-batch."""
         model = self._student()
         with model.disable_adapter(), evaluating(model):
-            found = self._placement.states(model, "student", sequence(rollouts))
+            found = self._placement.states(model, "student", rollouts.sequence)
         return [Scored(found.to(student.head.device))]
 
 

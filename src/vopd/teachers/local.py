@@ -10,7 +10,7 @@ from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
 from vopd.models import States
 from vopd.placement import Placement
 
-from .base import Rollouts, Scored, sequence
+from .base import Rollouts, Scored
 
 
 class InProcess:
@@ -51,7 +51,7 @@ class LocalTeacher(InProcess):
         device = student.head.device
         if self._offload:
             self.model.to(device)
-        found = self._placement.frozen_states(self.model, sequence(rollouts))
+        found = self._placement.frozen_states(self.model, rollouts.sequence)
         if self._offload:
             self.model.to("cpu")
         return [Scored(found.to(device))]

@@ -9,19 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.teachers import Rollouts
+from vopd.teachers.base import Rollouts, Texts
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Completions of one generation, or of a micro-batch of it; (B, P) prompts and (B, T) completions.
+class Batch(Texts):
+    """Completions of one generation, or of a micro-batch of it, with the prompts that the student reads.
 
     TRL shuffles, splits and buffers batches as dicts, with one entry a sequence in each tensor, so that it stays with
     its sequence. The keys are the names of these fields, here and nowhere else.
 
     Attributes:
-        prompt_ids, prompt_mask: what the student reads, padded on the left.
-        completion_ids, completion_mask: padded on the right.
         num_items_in_batch: tokens that count in the step, over all processes, a scalar.
         tool_mask: (B, T), 0 on what a tool returned.
         rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
@@ -33,10 +31,6 @@ class Batch:
         group_advantages: (B,), of the rewards.
     """
 
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
     num_items_in_batch: Tensor | None = None
     tool_mask: Tensor | None = None
     rollout_logprobs: Tensor | None = None

@@ -27,6 +27,7 @@ _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _IN
 _LEAST = {
     "metrics_every": 0,
     "samples_per_step": 0,
+    "importance_cap": 1,  # the on-policy weight
     **dict.fromkeys(("loss_top_k", "max_prompt_length", "max_completion_length", "num_generations"), 1),
     **{f"eval_benchmark_{name}": 1 for name in ("steps", "samples", "limit", "max_new_tokens")},
 }
@@ -213,10 +214,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             raise ConfigurationError(
                 f"importance_sampling means nothing to estimator {self.estimator!r}, whose token loss does not depend "
                 "on the token drawn; remove it"
-            )
-        if not self.importance_cap >= 1:
-            raise ConfigurationError(
-                f"importance_cap must be at least 1, the on-policy weight, got {self.importance_cap}"
             )
 
     def _check_ranges(self) -> None:

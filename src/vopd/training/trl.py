@@ -27,7 +27,6 @@ from vopd.models import States
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement
 from vopd.teachers import Scored, Teacher
-from vopd.teachers.base import sequence
 
 from .batch import Batch
 from .monitoring.clock import StepClock
@@ -288,7 +287,7 @@ class TRLAdapter(DistillationTrainer):
         # accelerate puts autocast around a model's forward, which the redirection to this method leaves out: without
         # it the student would be trained in float32 on what it sampled in bf16.
         with self.accelerator.autocast():
-            student = self.placement.states(unwrapped_student, "student", sequence(batch))
+            student = self.placement.states(unwrapped_student, "student", batch.sequence)
             with self.clock.spending("scoring", self.accelerator.device):
                 scored = self.teacher.score(batch.rollouts, student)
         batch = batch.to(student.head.device)

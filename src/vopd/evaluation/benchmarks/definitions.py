@@ -16,7 +16,7 @@ from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX
-from vopd.errors import ConfigurationError, DataError, did_you_mean, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, did_you_mean, require
 
 from .fields import Question, find, is_choice, read_question
 
@@ -152,8 +152,7 @@ def load_benchmark(
         ConfigurationError: unknown name or kind, or a count below 1.
         DataError: the source cannot be read, is gated, has no rows, or a row without question or answer.
     """
-    if count is not None and count < 1:
-        raise ConfigurationError(f"count must be at least 1, got {count}")
+    check_at_least("count", count, 1)
     name, _, source = name.partition("=")
     if name.startswith(TASK_PREFIX):
         return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
