@@ -39,6 +39,20 @@ def test_a_vocabulary_is_compared_by_the_server_or_by_a_named_tokenizer(serve: M
     make_trainer(str(embedded_pair().teacher), teacher_server_url=url)
 
 
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"estimator": "vopd", "loss_top_k": ...}, "needs the teacher's whole rows, which a server does not give"),
+        ({"estimator": "vopd_sparse", "teacher_failure": "drop"}, "teacher_failure=drop does not go with"),
+    ],
+)
+def test_a_server_under_a_name_is_held_to_the_rules_of_any_server(
+    serve: Make, make_trainer: Make, config: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        make_trainer(trainer={"teachers": {"a": serve().url}}, **config)
+
+
 def test_the_temperature_is_tried_on_every_server(serve: Make) -> None:
     urls = [serve(heeds_temperature=True).url, serve().url]
     found = inspect_servers(Servers(urls), None, None, PROMPT)

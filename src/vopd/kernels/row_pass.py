@@ -1,7 +1,7 @@
 """The interface of a row pass: statistics of a chunk of logits, then their gradient, however it is computed.
 
 Two implementations: ``torch_rows`` (plain torch, in place) and ``triton_rows`` (two kernels). Neither knows an
-estimator; ``statistics`` turns what they return into ``Rows``.
+estimator; ``row_statistics`` turns what they return into ``Rows``.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class TrainOptions:
 @dataclass(frozen=True)
 class Plan:
     """A run as it was asked for: its options, the trainer's configuration, every setting's origin, its folder, and its
-    teachers by name (`vopd.teachers.columns.sources`)."""
+    teachers by name (`vopd.teachers.build.sources`)."""
 
     options: TrainOptions
     config: VOPDConfig

@@ -12,7 +12,7 @@ from vopd.estimators.checks import check_gives, find_estimator
 from vopd.estimators.teacher_scores import ScoreKind
 
 from .preflight import Findings, inspect_servers
-from .settings import ServerSettings
+from .settings import ServerSettings, check_server
 from .teacher import ServerTeacher
 
 logger = logging.getLogger("vopd")
@@ -63,6 +63,7 @@ def connect(
         MismatchError: its vocabulary is another one.
         ConfigurationError: it does not give what the estimator or the temperature needs.
     """
+    check_server(settings, estimator, temperature, None)
     need = find_estimator(estimator).need
     servers = settings.teacher_servers()
     try:

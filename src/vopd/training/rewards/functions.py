@@ -78,7 +78,7 @@ class Rewards:
     """The reward functions of a run, with their weights; there may be none.
 
     Args:
-        given: one function or several: a name of `graders.named_reward`, or a callable.
+        given: one function or several: a name of `named.named_reward`, or a callable.
         weights: one a function, in nats a unit of reward; None is 1 each.
         num_generations: completions of each prompt.
         column: with reference answers.
