@@ -69,17 +69,21 @@ class Placement:
             name: "student" or "teacher", for messages.
             sequence: ids, attention mask, and how many of the last positions predict a token.
         """
-        hidden = last_hidden_states(model, *sequence)
-        head = whole_head(model, name)
-        return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
+        return _states(last_hidden_states(model, *sequence), model, name)
 
     @torch.no_grad()
     def frozen_states(self, model: Any, sequence: tuple[Tensor, Tensor, int]) -> States:
         """States of a model that ``place_frozen`` made, through its own wrapper."""
         unwrapped = self.unwrap(model)
         model.eval()
-        found: States = self._within(model, unwrapped, self.states, unwrapped, "teacher", sequence)
-        return found
+        # The head is read after the forward: within it FSDP lends weights that it then takes back.
+        hidden = self._within(model, unwrapped, last_hidden_states, unwrapped, *sequence)
+        return _states(hidden, unwrapped, "teacher")
+
+
+def _states(hidden: Tensor, model: Any, name: str) -> States:
+    head = whole_head(model, name)
+    return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
 
 
 def whole_head(model: Any, name: str) -> Head:

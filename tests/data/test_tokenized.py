@@ -48,9 +48,32 @@ def test_ids_that_are_there_stay_and_go_with_their_rows() -> None:
     plain = Dataset.from_dict({"prompt": PROMPTS, "hint": HINTS})
     first = add_ids(plain, tokenize).select([2, 1])
     dataset = add_ids(add_ids(first, tokenize, "hint"), tokenize, "hint")
-    assert seen == [*PROMPTS, "a hint"]
+    tried = PROMPTS[2]  # the first prompt, of each column once there are ids
+    assert seen == [*PROMPTS, tried, "a hint", tried, tried]
     assert first_ids(dataset) == [*PROMPTS[2].encode()]
     assert drawn_ids(as_rows(dataset), TEACHER_PROMPT_IDS) == [[*PROMPTS[2].encode()], [*b"a hint"]]
+
+
+def test_ids_of_other_prompts_or_another_tokenizer_are_made_anew() -> None:
+    def tokenize(prompts: list[str]) -> list[list[int]]:
+        return [[*prompt.encode()] for prompt in prompts]
+
+    first = add_ids(Dataset.from_dict({"prompt": PROMPTS, "hint": PROMPTS, "other": ["b", "c", "d"]}), tokenize, "hint")
+    changed = add_ids(first.map(lambda row: {"prompt": row["prompt"] + "!"}), tokenize)
+    assert drawn_ids(as_rows(changed)) == tokenize([text + "!" for text in PROMPTS])
+    other = add_ids(first, lambda prompts: [[len(prompt)] for prompt in prompts], "other")
+    assert drawn_ids(as_rows(other)) == [[len(text)] for text in PROMPTS]
+    assert drawn_ids(as_rows(other), TEACHER_PROMPT_IDS) == [[1], [1], [1]]
+
+
+def test_what_a_transform_writes_is_tokenised_when_it_is_drawn() -> None:
+    def shout(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return rows | {"prompt": [text.upper() for text in rows["prompt"]]}
+
+    plain = Dataset.from_dict({"prompt": PROMPTS}).with_transform(shout)
+    dataset = add_ids(plain, lambda prompts: [[len(prompt)] for prompt in prompts])
+    assert as_rows(dataset) == as_rows(plain) and drawn_ids(as_rows(dataset)) is None
+    assert token_lengths(dataset) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

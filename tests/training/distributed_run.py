@@ -145,7 +145,7 @@ def sharding_errors(trainer: Any) -> list[float]:
     for model in (trainer.model, trainer.teacher_model):
         for layer in getattr(model, "get_base_model", lambda model=model: model)().model.layers:
             fully_shard(layer)
-        fully_shard(model)
+        fully_shard(model, reshard_after_forward=model is trainer.teacher_model)
     sharded = trainer.compute_loss(trainer.model, dict(inputs))
     sharded.backward()
     found = {name: p.grad.full_tensor() for name, p in trainer.model.named_parameters() if name in trained}

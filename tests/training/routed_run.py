@@ -63,7 +63,7 @@ def losses_where_weights_are_sharded(trainer: Any) -> list[float]:
     for teacher in teachers.values():
         for layer in teacher.model.model.layers:
             fully_shard(layer)
-        fully_shard(teacher.model)
+        fully_shard(teacher.model, reshard_after_forward=True)
     trainer.teacher = RoutedTeacher(teachers, frozenset(teachers))
     return [whole, trainer.compute_loss(trainer.model, dict(inputs)).item()]
 

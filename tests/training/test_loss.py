@@ -86,7 +86,7 @@ def test_normalizer_is_a_constant_where_one_is_given(
         return take_step(trainer, recorded_completions)
 
     def first_prompts(trainer: Any) -> list[list[int]]:
-        order = list(trainer.order.sampler(len(trainer.train_dataset)))[:4]
+        order = list(trainer._get_train_sampler())[:4]
         return trainer.tokenize(trainer.train_dataset[order]["prompt"])
 
     tokens: list[int] = []

@@ -124,7 +124,7 @@ def test_the_rollout_continues_the_ids_of_the_rows_it_was_drawn_for(make_trainer
 
     trainer._generate_single_turn = recording
     trainer.train()
-    drawn = [trainer.train_dataset[row]["prompt"] for row in list(trainer.order.sampler(len(trainer.train_dataset)))]
+    drawn = [trainer.train_dataset[row]["prompt"] for row in list(trainer._get_train_sampler())]
     first = [text for start in range(0, 24, 8) for text in drawn[start : start + 4]]  # each batch comes twice
     assert given == trainer.tokenize(first)
 

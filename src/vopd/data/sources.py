@@ -152,12 +152,12 @@ def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
     datasets.disable_progress_bars()  # it would show one wherever rows had been selected before
     try:
         # Added under another name first: a data set without columns would have no rows either.
-        added = dataset.add_column("_new", values)
+        added = dataset.add_column("_vopd_new", values)
     finally:
         if shown:
             datasets.enable_progress_bars()
     kept = added.remove_columns([name]) if name in dataset.column_names else added
-    return kept.rename_column("_new", name)
+    return kept.rename_column("_vopd_new", name)
 
 
 def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:

@@ -25,16 +25,20 @@ def text_tokenizer(tokenizer: Any) -> Tokenize:
 def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None) -> Any:
     """Return `dataset` with the ids of its prompts, and of what the teacher reads where `teacher_column` is given.
 
-    Ids that are there stay. A row that holds nothing in `teacher_column` has the student's prompt.
+    Ids that are there stay if those of the first prompt are what `tokenize` gives: others are of another tokenizer, or
+    of prompts that were changed. A row that holds nothing in `teacher_column` has the student's prompt. A transform of
+    the data set does not hand the ids on: what it writes at every draw is tokenised then.
     """
-    if PROMPT_IDS not in dataset.column_names:
-        dataset = with_column(dataset, PROMPT_IDS, _written(dataset[PROMPT], tokenize))
-    if teacher_column is None or TEACHER_PROMPT_IDS in dataset.column_names:
-        return dataset
-    own, prompts = _column(dataset, PROMPT_IDS), list(dataset[teacher_column])
-    its = iter(_written(filter(None, prompts), tokenize))
-    found = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
-    return with_column(dataset, TEACHER_PROMPT_IDS, found)
+    found = dataset
+    if not _has(found, PROMPT_IDS, PROMPT, tokenize):
+        found = with_column(found, PROMPT_IDS, _written(found[PROMPT], tokenize))
+    if teacher_column is not None and not _has(found, TEACHER_PROMPT_IDS, teacher_column, tokenize):
+        own, prompts = _column(found, PROMPT_IDS), list(found[teacher_column])
+        its = iter(_written(filter(None, prompts), tokenize))
+        ids = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
+        found = with_column(found, TEACHER_PROMPT_IDS, ids)
+    transform = dataset.format["format_kwargs"].get("transform")
+    return found if transform is None else found.with_transform(transform, dataset.format["columns"])
 
 
 def without_ids(dataset: Any) -> Any:
@@ -47,14 +51,19 @@ def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     return [len(ids.split()) for ids in _column(dataset, column)]
 
 
-def first_ids(dataset: Any) -> list[int]:
+def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     """Return the ids of the first prompt."""
-    return _ids(_column(dataset, PROMPT_IDS)[0])
+    return _ids(_column(dataset, column)[0])
 
 
 def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
     """Return the ids of rows drawn from a data set; None where it has none, as one that is evaluated on in between."""
     return [_ids(row[column]) for row in rows] if column in rows[0] else None
+
+
+def _has(dataset: Any, ids: str, column: str, tokenize: Tokenize) -> bool:
+    prompts = [dataset[column][0] or dataset[PROMPT][0]] if ids in dataset.column_names else []
+    return bool(prompts) and tokenize(prompts) == [first_ids(dataset, ids)]
 
 
 def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:

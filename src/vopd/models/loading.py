@@ -80,12 +80,7 @@ def load_model(
     quantized = {} if quantization is None else _quantized(quantization, device)
     with _loading("model", source, revision) as transformers:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **quantized,
+            source, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True, **quantized
         )
     missing = sorted(report["missing_keys"])
     if missing:

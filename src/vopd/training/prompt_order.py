@@ -67,19 +67,18 @@ class PromptOrder(TrainerCallback):
 
     Args:
         args: a VOPDConfig.
-        batch_size: completions of one generation batch over all ranks.
     """
 
-    def __init__(self, args: Any, batch_size: int) -> None:
-        self._args, self._batch_size = args, batch_size
+    def __init__(self, args: Any) -> None:
+        self._args = args
         self._sampler: EpochSampler | None = None
 
-    def sampler(self, num_prompts: int) -> EpochSampler:
-        """A new one for a data set of that size."""
+    def sampler(self, num_prompts: int, batch_size: int) -> EpochSampler:
+        """A new one for a data set of that size, and for generation batches of so many completions over all ranks."""
         args = self._args
         self._sampler = EpochSampler(
             num_prompts,
-            self._batch_size,
+            batch_size,
             args.gradient_accumulation_steps,
             shuffle=bool(args.shuffle_dataset),
             seed=args.seed,

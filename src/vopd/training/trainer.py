@@ -180,7 +180,7 @@ class VOPDTrainer(TRLAdapter):
     def _prepare_callbacks(self) -> None:
         if self.accelerator.is_main_process:
             self._samples = SampleBuffer(self.args.samples_per_step, self._rewards.names)
-        self.order = PromptOrder(self.args, self.generation_batch_size)
+        self.order = PromptOrder(self.args)
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)

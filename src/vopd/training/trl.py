@@ -242,7 +242,8 @@ class TRLAdapter(DistillationTrainer):
     # ---- TRL's hooks ------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        return self.order.sampler(len(self.train_dataset if dataset is None else dataset))
+        prompts = self.train_dataset if dataset is None else dataset
+        return self.order.sampler(len(prompts), self.generation_batch_size)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it sees that a resumed run had taken its last one.
