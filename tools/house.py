@@ -1,9 +1,9 @@
 """Holds src/vopd to the rules of its layout, one line a fault; `make check` runs it.
 
     python tools/house.py            the faults; exit code 1 where there are any
-    python tools/house.py --lines    lines of code by room, without docstrings, comments and blank lines
+    python tools/house.py --lines    lines of code by package, without docstrings, comments and blank lines
 
-A room is a package or module directly in src/vopd. Sources are parsed and never imported.
+A package here is a folder or module directly in src/vopd. Sources are parsed and never imported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Module:
         return self.path.as_posix()
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         return self.path.parts[0].removesuffix(".py")
 
     @property
@@ -60,7 +60,7 @@ class Module:
 
 def distributed(module: Module) -> Found:
     """FSDP, DeepSpeed and DTensor are known in placement.py alone"""
-    if module.name != "placement.py" and module.room != "integrations":
+    if module.name != "placement.py" and module.package != "integrations":
         for node in module.nodes:
             # The names that the node itself brings in: of variables, attributes, parameters, imports and definitions.
             names = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "asname"))
@@ -108,7 +108,7 @@ def private(module: Module) -> Found:
 
 def settings(module: Module) -> Found:
     """no **settings on the way from rollout to loss: name what is passed"""
-    if module.room not in {"training", "teachers"}:
+    if module.package not in {"training", "teachers"}:
         return
     for node in module.nodes:
         if not isinstance(node, Function) or node.args.kwarg is None or node.name.startswith("on_"):
@@ -122,7 +122,7 @@ def settings(module: Module) -> Found:
 
 def batch_keys(module: Module) -> Found:
     """the batch is a dataclass: its keys towards TRL are known in training/batch.py alone"""
-    if module.name != "training/batch.py" and module.room in {"training", "teachers"}:
+    if module.name != "training/batch.py" and module.package in {"training", "teachers"}:
         for node in module.nodes:
             if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"batch", "inputs", "entries"}:
                 yield node.lineno, ast.unparse(node)
@@ -136,13 +136,13 @@ def untyped_trainer(module: Module) -> Found:
 
 
 def import_style(module: Module) -> Found:
-    """imports are relative within a room and absolute between rooms"""
+    """imports are relative within a package and absolute between packages"""
     inside = len(module.path.parent.parts)  # packages between vopd and the module
     for node in module.nodes:
         if isinstance(node, ast.ImportFrom) and node.level > inside:
             yield node.lineno, ast.unparse(node)
     for line, name in imported(module):
-        if inside and f"{name}.".startswith(f"vopd.{module.room}."):
+        if inside and f"{name}.".startswith(f"vopd.{module.package}."):
             yield line, f"import of {name}"
 
 
@@ -206,11 +206,11 @@ def code_lines(text: str) -> int:
     return len(lines)
 
 
-def lines_by_room(root: Path) -> Counter[str]:
-    """Lines of code of the rooms of the package, and of tools."""
+def lines_by_package(root: Path) -> Counter[str]:
+    """Lines of code of each package, and of tools."""
     count: Counter[str] = Counter()
     for module in modules(root):
-        count[module.room] += code_lines(module.text)
+        count[module.package] += code_lines(module.text)
     count["tools"] = sum(code_lines(path.read_text(encoding="utf-8")) for path in (root / "tools").rglob("*.py"))
     return count
 
@@ -218,8 +218,8 @@ def lines_by_room(root: Path) -> Counter[str]:
 def main(arguments: list[str]) -> int:
     """Print the faults, or the lines of code."""
     if arguments == ["--lines"]:
-        count = lines_by_room(ROOT)
-        print("\n".join(f"{lines:6} {room}" for room, lines in [*sorted(count.items()), ("in all", count.total())]))
+        count = lines_by_package(ROOT)
+        print("\n".join(f"{lines:6} {name}" for name, lines in [*sorted(count.items()), ("in all", count.total())]))
         return 0
     found = faults(ROOT)
     print("\n".join(found) or "the layout holds")

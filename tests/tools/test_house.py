@@ -23,7 +23,7 @@ PRIVATE = "private names belong to their own class or module"
 SETTINGS = "no **settings on the way from rollout to loss"
 BATCH = "the batch is a dataclass"
 TRAINER = "a trainer is a Protocol of what is used of it, not Any"
-IMPORTS = "imports are relative within a room and absolute between rooms"
+IMPORTS = "imports are relative within a package and absolute between packages"
 SIZE = "modules have at most 399 lines and functions 100"
 
 
@@ -120,6 +120,6 @@ def test_lines_of_code_leave_prose_out(tmp_path: Path) -> None:
     assert house.code_lines(text) == 4
     (tmp_path / "tools/inner").mkdir(parents=True)
     (tmp_path / "tools/inner/a.py").write_text(text)
-    assert house.lines_by_room(tree(tmp_path, {"run/a.py": text, "run/b.py": text, "errors.py": text})) == {
+    assert house.lines_by_package(tree(tmp_path, {"run/a.py": text, "run/b.py": text, "errors.py": text})) == {
         "run": 8, "errors": 4, "tools": 4
     }  # fmt: skip

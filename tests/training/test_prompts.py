@@ -129,6 +129,13 @@ def test_the_rollout_continues_the_ids_of_the_rows_it_was_drawn_for(make_trainer
     assert given == trainer.tokenize(first)
 
 
+def test_the_order_is_that_of_the_batch_size_when_training_begins(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer()
+    trainer.args.gradient_accumulation_steps = 2
+    order = list(trainer._get_train_sampler())
+    assert order[:4] == order[4:8] and len(set(order[:4])) == 4
+
+
 def test_reward_functions_see_no_column_of_ours(make_trainer: Callable[..., Any]) -> None:
     seen: set[str] = set()
 

@@ -10,8 +10,7 @@ from .sources import with_column
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
 PROMPT = "prompt"
-# Underscored, so that no data set has them by chance: ids in these columns are taken to be those of the prompts beside
-# them.
+# Underscored, so that no data set has them by chance.
 PROMPT_IDS = "_prompt_ids"
 TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
 _CHUNK = 1000
@@ -61,9 +60,8 @@ def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> li
     return [_ids(row[column]) for row in rows] if column in rows[0] else None
 
 
-def _has(dataset: Any, ids: str, column: str, tokenize: Tokenize) -> bool:
-    prompts = [dataset[column][0] or dataset[PROMPT][0]] if ids in dataset.column_names else []
-    return bool(prompts) and tokenize(prompts) == [first_ids(dataset, ids)]
+def _has(data: Any, ids: str, column: str, tokenize: Tokenize) -> bool:
+    return ids in data.column_names and tokenize([data[column][0] or data[PROMPT][0]]) == [first_ids(data, ids)]
 
 
 def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:
