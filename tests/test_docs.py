@@ -10,14 +10,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import vopd
 from vopd.cli import COMMANDS
+from vopd.estimators import find_estimator
 from vopd.run.options import Option
 
 ROOT = Path(__file__).parents[1]
 _NAMES = (
     "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
+    "own-estimator",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
@@ -116,3 +120,25 @@ def test_every_promise_names_tests_that_exist_and_every_guard_its_default() -> N
     assert {name: float(value) for name, value in told.items()} == defaults
     targets = re.findall(r"`make ([a-z-]+)`", text)
     assert set(targets) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_estimator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (ROOT / "docs" / "own-estimator.md").read_text()
+    found = re.search(r"<!-- this block is run by tests/test_docs.py -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    clipped = find_estimator("clipped_rewards:CLIPPED")
+    student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()
+    ids, mask = torch.randint(9, (3, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    student.requires_grad_()
+    exec(found[1], {
+        "vopd": vopd, "CLIPPED": clipped, "student_logits": student, "teacher_logits": teacher,
+        "completion_ids": ids, "completion_mask": mask,
+    })  # fmt: skip
+    penalty = -0.01 * torch.tensor([4 - 1.5, 2 - 2.5, 1 - 3.0], dtype=torch.float64)
+    logprobs = student.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    plain = vopd.distillation_loss(student, teacher, ids, mask, estimator=clipped).loss
+    expected = plain - (penalty[:, None] * logprobs * mask).sum() / mask.sum()
+    torch.testing.assert_close(student.grad, torch.autograd.grad(expected, student)[0])

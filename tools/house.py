@@ -24,6 +24,14 @@ PACKAGE = "src/vopd"
 DISTRIBUTED = re.compile("fsdp|deepspeed|dtensor|full_tensor|distribute_tensor|zero3", re.IGNORECASE)
 # Modules whose classes derive from TRL's, and so repeat the signatures of its methods.
 DERIVED = ("training/trainer.py", "training/trl.py")
+# All but the one that is called as the package is, which is VOPDConfig's default.
+ESTIMATORS = {
+    name
+    for path in (ROOT / PACKAGE / "estimators").glob("*.py")
+    for name in re.findall(r'^    name="(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+} - {"vopd"}
+# Where they may be named: in their own package, and in the preset of the demo.
+NAMING_ESTIMATORS = ("estimators/", "experiments/demo.py")
 # Of named tuples, whose fields keep the plain names; and the commit that a model was loaded from, which transformers
 # has no public name for.
 PRIVATE_ALLOWED = {"_asdict", "_fields", "_replace", "_commit_hash"}
@@ -106,6 +114,17 @@ def private(module: Module) -> Found:
                 yield node.lineno, ast.unparse(node)
 
 
+def estimator_names(module: Module) -> Found:
+    """estimators are named in estimators/ alone: elsewhere the object and its fields do, since any may be a user's"""
+    if module.name.startswith(NAMING_ESTIMATORS):
+        return
+    prose = {id(node.value) for node in module.nodes if isinstance(node, ast.Expr)}  # docstrings
+    for node in module.nodes:
+        text = literal(node)
+        if isinstance(text, str) and id(node) not in prose and (found := ESTIMATORS & set(re.findall(r"\w+", text))):
+            yield node.lineno, ", ".join(sorted(found))
+
+
 def settings(module: Module) -> Found:
     """no **settings on the way from rollout to loss: name what is passed"""
     if module.package not in {"training", "teachers"}:
@@ -156,7 +175,7 @@ def size(module: Module) -> Found:
 
 
 # The docstring of each is the sentence that its faults end with.
-RULES = (distributed, trl, private, settings, batch_keys, untyped_trainer, import_style, size)
+RULES = (distributed, trl, private, estimator_names, settings, batch_keys, untyped_trainer, import_style, size)
 
 
 def same_names(paths: list[Path]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.claims import pairs
+from studies.claims import controls, pairs
 from studies.claims.one_run import CHOICE_FILE
 from vopd.data.reasoning import Problem
 from vopd.estimators import ESTIMATORS
@@ -19,7 +19,7 @@ from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_pro
 
 MAIN = ("opd", "vopd", "vopd_top_k", "vopd_sparse", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl",
         "top_k_rkl")  # fmt: skip
-CONTROLS = ("opd_undetached", "opd_clipped", "fixed_negative")
+CONTROLS = tuple(controls.CONTROLS)
 FEW = ("opd", "vopd", "vopd_optimal", "full_rkl")
 # Which estimators get five seeds at their own best rate first, should not all fit.
 OWN_BEST_ORDER = ("opd", "vopd", "full_rkl", "vopd_optimal", "rao_blackwell_teacher_top_k", "vopd_top_k")
@@ -123,7 +123,8 @@ def grid_run(setting: Setting, folder: Path, size: Size, estimator: str, rate: f
     }
     if estimator in TOP_K:
         options["loss_top_k"] = TOP_K[estimator]
-    return GridRun(estimator, seed, rate, run_name(estimator, rate, seed), options)
+    found = controls.estimator_of(estimator)
+    return GridRun(found, seed, rate, run_name(found, rate, seed), options)
 
 
 def pilot_runs() -> list[tuple[str, float, int]]:

@@ -10,7 +10,7 @@ from studies.claims import design
 from studies.claims.tables import Results
 from studies.claims.verdicts import SETTINGS, left_by
 from vopd.errors import require
-from vopd.reporting.colours import COLOURS, colour_of
+from vopd.reporting.colours import colour_of
 from vopd.reporting.png import STYLE
 from vopd.statistics import t_interval
 
@@ -163,7 +163,7 @@ def _rates(pyplot: Any, results: Results, path: Path) -> None:
         for name in design.MAIN:
             points = [(rate, runs[0][key]) for rate in design.RATES if (runs := results.of("main", name, rate, [0]))]
             if points:
-                axes.plot(*zip(*points), "o-", color=COLOURS[name], label=NAMES[name], linewidth=1.8)
+                axes.plot(*zip(*points), "o-", color=colour_of(name), label=NAMES[name], linewidth=1.8)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
     start = results.starts["main"]

@@ -17,6 +17,7 @@ import torch
 from studies.claims import controls, design
 from studies.claims.design import Setting, Size
 from studies.claims.samplers import sampler_table
+from vopd.estimators.exact import FULL_RKL
 from vopd.experiments.grid import run_name
 from vopd.experiments.held_out import HeldOut
 from vopd.experiments.rollouts import sample_rollouts
@@ -58,8 +59,9 @@ def variance_table(place: Place, size: Size, top_ks: dict[int, Sequence[str]], o
     found: dict[str, Any] = {}
 
     def measure(names: Sequence[str], top_k: int | None) -> Any:
+        estimators = [controls.estimator_of(name) for name in names]
         return decompose_variance(
-            place.student, place.teacher, place.rollouts, estimators=list(names), top_k=top_k,
+            place.student, place.teacher, place.rollouts, estimators=estimators, top_k=top_k,
             resamples=size.resamples, vocab_size=place.vocabulary, seed=0,
         )  # fmt: skip
 
@@ -78,7 +80,7 @@ def variance_table(place: Place, size: Size, top_ks: dict[int, Sequence[str]], o
 
 def along_training(output: Path, setting: Setting, size: Size) -> list[dict[str, Any]]:
     """The closed-form variances in the logits as the student improves: checkpoints of a run of the exact objective."""
-    folder = output / setting.name / run_name("full_rkl", design.COMMON_RATE, 0)
+    folder = output / setting.name / run_name(FULL_RKL, design.COMMON_RATE, 0)
     step = size.steps // design.CHECKPOINTS
     places = [(0, setting.student)]
     places += [(n * step, folder / f"checkpoint-{n * step}") for n in range(1, design.CHECKPOINTS + 1)]
@@ -117,7 +119,6 @@ def main() -> None:
     arguments = parser.parse_args()
     from studies.claims.run import SMALL, facts
 
-    controls.install()
     torch.set_num_threads(1)
     size = SMALL if arguments.small else Size()
     path = arguments.output / FIXED_FILE

@@ -1,4 +1,4 @@
-"""One run of the study: as `vopd.experiments.one_run`, with the controls by name and a choice measured apart.
+"""One run of the study: as `vopd.experiments.one_run`, with a choice measured apart.
 
 The learning rates of the pilot are chosen on problems of their own, `choice.jsonl`, that no result is measured on.
 """
@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from studies.claims import controls
 from vopd.experiments import one_run
 from vopd.experiments.held_out import outcomes, read_held_out
 from vopd.experiments.measure import Evaluator, measure_run
@@ -40,5 +39,4 @@ def sampled_outcomes(evaluator: Evaluator, model: Any) -> list[bool]:
 
 
 if __name__ == "__main__":
-    controls.install()
     sys.exit(report_error(lambda: one_run.main(sys.argv[1:], measure)))

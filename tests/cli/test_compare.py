@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_without_models_it_is_the_embedded_pair(asked: list[dict[str, Any]], tmp
     assert call["folder"] == tmp_path / "compare" and call["processes"] == 2 and call["offline"]
     assert len(call["runs"]) == 8 and len({run.directory for run in call["runs"]}) == 8
     first, second = call["runs"][:2]
-    assert (first.estimator, first.seed, first.learning_rate) == ("opd", 3, 1e-4)
+    assert (first.estimator.name, first.seed, first.learning_rate) == ("opd", 3, 1e-4)
     assert "loss_top_k" not in first.options and second.options["loss_top_k"] == 20
     assert first.options["max_steps"] == 8 and first.options["save_steps"] == 2
     prompts = (tmp_path / "compare" / "train-seed4.jsonl").read_text().splitlines()
@@ -49,7 +50,8 @@ def test_a_recipe_with_lists_is_a_grid(asked: list[dict[str, Any]], tmp_path: Pa
     path = recipe(tmp_path, estimator=["opd", "vopd"], seed=[0, 1], learning_rate=[1e-5], max_completion_length=64)
     assert cli.main(["compare", "--config", str(path), "--held_out", "h.jsonl", "--run_name", "mine"]) == 0
     (call,) = asked
-    assert [(run.estimator, run.seed) for run in call["runs"]] == [("opd", 0), ("vopd", 0), ("opd", 1), ("vopd", 1)]
+    varied = [(run.estimator.name, run.seed) for run in call["runs"]]
+    assert varied == [("opd", 0), ("vopd", 0), ("opd", 1), ("vopd", 1)]
     assert call["runs"][0].options == {
         "model": "s", "teacher_model": "t", "dataset": "p.jsonl", "max_completion_length": 64,
     }  # fmt: skip
@@ -86,9 +88,14 @@ def test_an_estimator_with_a_k_needs_one_in_a_recipe(
 
 
 @pytest.mark.slow
-def test_runs_measures_reports_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_measures_reports_and_does_nothing_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an estimator of a user's own file, which every process imports anew."""
+    monkeypatch.chdir(Path(__file__).parents[2] / "examples")
+    monkeypatch.setattr("sys.path", list(sys.path))
     arguments = ["compare", "--output_dir", str(tmp_path), "--max_steps", "4", "--problems", "6", "--jobs", "2"]
-    arguments += ["--estimator", "full_rkl", "--seed", "0,1", "--curve_problems", "3"]
+    arguments += ["--estimator", "clipped_rewards:CLIPPED", "--seed", "0,1", "--curve_problems", "3"]
     assert cli.main(arguments) == 0
     folder = tmp_path / "compare"
     comparison = read_comparison(folder)
@@ -98,7 +105,8 @@ def test_runs_measures_reports_and_does_nothing_twice(tmp_path: Path, capsys: py
         assert len(read_metrics(folder / run.directory)) == 4
         assert (folder / run.directory / "model" / "model.safetensors").is_file()
     assert "Stability and price" in (folder / "comparison.txt").read_text()
-    assert 'id="stability"' in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert 'id="stability"' in page and "opd_clipped" in page and comparison.colours["opd_clipped"] in page
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
     capsys.readouterr()
     assert cli.main(arguments) == 0

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from vopd.errors import ConfigurationError, MissingExtraError, VOPDError
+from vopd.estimators.policy_gradient import OPD, VOPD, VOPD_OPTIMAL
+from vopd.estimators.rao_blackwell import RAO_BLACKWELL_TEACHER_TOP_K
 from vopd.experiments import demo
 from vopd.experiments.compare import Grid
 from vopd.experiments.demo import DEMO_ESTIMATORS, run_demo
@@ -121,18 +123,18 @@ def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch:
 
 
 def test_seeds_have_directories_and_prompts_of_their_own(tmp_path: Path) -> None:
-    grid = Grid(("opd", "vopd"), range(2), (1e-3,))
+    grid = Grid((OPD, VOPD), range(2), (1e-3,))
     runs, _ = demo.demo_runs(grid, tmp_path, steps=10, problems=10)
     assert [run.directory for run in runs] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
     for run in runs:
         assert run.options["dataset"] == str(tmp_path / f"train-seed{run.seed}.jsonl")
-    single = Grid(("opd", "vopd"), [0], (1e-3,))
+    single = Grid((OPD, VOPD), [0], (1e-3,))
     assert [run.directory for run in demo.demo_runs(single, tmp_path, 10, 10)[0]] == ["opd", "vopd"]
 
 
 def test_the_numbers_of_the_demo_are_these(tmp_path: Path) -> None:
     """They are recorded in the README and in benchmarks/results."""
-    grid = Grid(("opd", "vopd_optimal", "rao_blackwell_teacher_top_k"), [0], (3e-4,))
+    grid = Grid((OPD, VOPD_OPTIMAL, RAO_BLACKWELL_TEACHER_TOP_K), [0], (3e-4,))
     runs, measurement = demo.demo_runs(grid, tmp_path, steps=300, problems=600)
     expected = {
         "max_steps": 300, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "warmup_steps": 20,
@@ -142,4 +144,4 @@ def test_the_numbers_of_the_demo_are_these(tmp_path: Path) -> None:
     assert "loss_top_k" not in runs[0].options and runs[2].options["loss_top_k"] == 20
     assert (measurement.problems, measurement.curve_problems, measurement.ends_on_all) == (600, 200, True)
     assert (measurement.noise_contexts, measurement.noise_resamples, measurement.accuracy_curve) == (64, 32, False)
-    assert measurement.noise_estimators == list(grid.estimators)
+    assert measurement.noise_estimators == ["opd", "vopd_optimal", "rao_blackwell_teacher_top_k"]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from vopd.errors import DataError, VOPDError
+from vopd.estimators import Estimator
+from vopd.estimators.policy_gradient import OPD, VOPD
 from vopd.experiments import grid
 from vopd.experiments.grid import GridRun, collect, run_grid, run_name
 from vopd.experiments.measure import Measurement
@@ -45,8 +47,12 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "stand_in"
 
 
-def runs(*names: str, rate: float = 1e-3) -> list[GridRun]:
-    return [GridRun(name, 0, rate, run_name(name, rate, 0), {"max_steps": 2}) for name in names]
+# Estimators that only the stand-in for a run knows.
+BROKEN, WRONG = replace(OPD, name="broken"), replace(OPD, name="wrong")
+
+
+def runs(*estimators: Estimator, rate: float = 1e-3) -> list[GridRun]:
+    return [GridRun(one, 0, rate, run_name(one, rate, 0), {"max_steps": 2}) for one in estimators]
 
 
 def go(folder: Path, entry: str, wanted: list[GridRun], measurement: Measurement = MEASUREMENT) -> list[str]:
@@ -58,28 +64,28 @@ def go(folder: Path, entry: str, wanted: list[GridRun], measurement: Measurement
 
 def test_finished_runs_are_not_done_again(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
-    first = go(folder, entry, runs("opd"))
+    first = go(folder, entry, runs(OPD))
     assert first == ["opd-lr0.001-seed0", "start"]
-    assert go(folder, entry, runs("opd", "vopd")) == ["vopd-lr0.001-seed0"]
-    assert go(folder, entry, runs("opd", "vopd")) == []
+    assert go(folder, entry, runs(OPD, VOPD)) == ["vopd-lr0.001-seed0"]
+    assert go(folder, entry, runs(OPD, VOPD)) == []
 
 
 def test_a_killed_run_is_done_anew_or_goes_on(tmp_path: Path, entry: str) -> None:
     """Without an optimizer beside its checkpoint nothing of it is kept, with one all."""
     folder = tmp_path / "grid"
-    for name, resumable in (("opd", False), ("vopd", True)):
-        checkpoint = folder / run_name(name, 1e-3, 0) / "checkpoint-1"
+    for estimator, resumable in ((OPD, False), (VOPD, True)):
+        checkpoint = folder / run_name(estimator, 1e-3, 0) / "checkpoint-1"
         checkpoint.mkdir(parents=True)
         (checkpoint / ("optimizer.pt" if resumable else "model.safetensors")).touch()
         write_manifest(checkpoint, 1)
-    go(folder, entry, runs("opd", "vopd"))
-    assert not (folder / run_name("opd", 1e-3, 0) / "checkpoint-1").exists()
-    assert (folder / run_name("vopd", 1e-3, 0) / "checkpoint-1").exists()
+    go(folder, entry, runs(OPD, VOPD))
+    assert not (folder / run_name(OPD, 1e-3, 0) / "checkpoint-1").exists()
+    assert (folder / run_name(VOPD, 1e-3, 0) / "checkpoint-1").exists()
 
 
 def test_a_run_that_breaks_off_is_kept_as_failed(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
-    wanted = runs("broken", "opd")
+    wanted = runs(BROKEN, OPD)
     go(folder, entry, wanted)
     broken, whole = collect(wanted, folder, {}).runs
     assert broken.reverse_kl.value == float("inf")
@@ -90,53 +96,53 @@ def test_a_run_that_breaks_off_is_kept_as_failed(tmp_path: Path, entry: str) -> 
 
 def test_any_other_failure_ends_the_grid(tmp_path: Path, entry: str) -> None:
     with pytest.raises(VOPDError, match="no such estimator") as caught:
-        go(tmp_path / "grid", entry, runs("wrong"))
+        go(tmp_path / "grid", entry, runs(WRONG))
     assert caught.value.exit_code == 2
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
-    go(folder, entry, runs("opd"))
+    go(folder, entry, runs(OPD))
     other = Measurement("student", "teacher", "held_out.jsonl", 3, 2, 8)
     with pytest.raises(DataError, match="other settings"):
-        go(folder, entry, runs("opd"), other)
-    changed = [GridRun("opd", 0, 1e-3, run_name("opd", 1e-3, 0), {"max_steps": 3})]
+        go(folder, entry, runs(OPD), other)
+    changed = [GridRun(OPD, 0, 1e-3, run_name(OPD, 1e-3, 0), {"max_steps": 3})]
     with pytest.raises(DataError, match="other settings"):
         go(folder, entry, changed)
 
 
 def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
-    go(folder, entry, runs("opd"))
+    go(folder, entry, runs(OPD))
     path = folder / "measurement.json"
     old = {name: value for name, value in json.loads(path.read_text()).items() if "noise" not in name}
     path.write_text(json.dumps(old))
-    assert go(folder, entry, runs("opd")) == []
+    assert go(folder, entry, runs(OPD)) == []
     with pytest.raises(DataError, match="other settings"):
-        go(folder, entry, runs("opd"), replace(MEASUREMENT, noise_estimators=["opd"]))
+        go(folder, entry, runs(OPD), replace(MEASUREMENT, noise_estimators=["opd"]))
 
 
 def test_without_excuses_a_run_that_breaks_off_ends_the_grid(tmp_path: Path, entry: str) -> None:
     with pytest.raises(VOPDError, match="not finite") as caught:
-        run_grid(runs("broken"), tmp_path, MEASUREMENT, processes=1, entry=entry, excused=(), say=lambda line: None)
+        run_grid(runs(BROKEN), tmp_path, MEASUREMENT, processes=1, entry=entry, excused=(), say=lambda line: None)
     assert caught.value.exit_code == 6
-    assert not (tmp_path / run_name("broken", 1e-3, 0) / "measured.json").exists()
+    assert not (tmp_path / run_name(BROKEN, 1e-3, 0) / "measured.json").exists()
 
 
 def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
-    wanted = [*runs("opd"), *runs("opd", rate=3e-4)]
+    wanted = [*runs(OPD), *runs(OPD, rate=3e-4)]
     go(folder, entry, wanted)
     assert collect(wanted, folder, {}).estimators == ["opd 0.001", "opd 0.0003"]
 
 
 def test_nothing_finished_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="start was not measured"):
-        collect(runs("opd"), tmp_path, {})
+        collect(runs(OPD), tmp_path, {})
 
 
 def test_configurations_hold_all_that_a_run_needs(tmp_path: Path) -> None:
-    grid.prepare(runs("opd"), tmp_path, MEASUREMENT)
+    grid.prepare(runs(OPD), tmp_path, MEASUREMENT)
     text = (tmp_path / "configs" / "opd-lr0.001-seed0.yaml").read_text()
     for line in ("estimator: opd", "learning_rate: 0.001", "seed: 0", "max_steps: 2", "run_name: opd-lr0.001-seed0"):
         assert line in text

@@ -13,7 +13,7 @@ from vopd.errors import MissingExtraError
 from vopd.estimators import ESTIMATORS
 from vopd.reporting import benchmark_curves, comparison_report, variance_report
 from vopd.reporting.benchmark_curves import draw_accuracy
-from vopd.reporting.colours import COLOURS, colour_of
+from vopd.reporting.colours import colour_of
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 from vopd.reporting.figures import Curves, Figure, Line, Row, Rows
@@ -112,9 +112,10 @@ def test_the_backend_of_the_caller_stays(tmp_path: Path) -> None:
 
 
 def test_every_estimator_has_its_own_colour() -> None:
-    assert set(COLOURS) == set(ESTIMATORS)
-    assert len(set(COLOURS.values())) == len(COLOURS)
-    assert colour_of("another") not in COLOURS.values()
+    colours = {colour_of(f"{name} 0.001") for name in ESTIMATORS}
+    assert len(colours) == len(ESTIMATORS)
+    assert colour_of("another") not in colours
+    assert colour_of("another 0.001", {"another": "#123456"}) == "#123456"
 
 
 def test_without_matplotlib_the_extra_is_named(

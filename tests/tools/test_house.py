@@ -20,6 +20,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 PLACEMENT = "FSDP, DeepSpeed and DTensor are known in placement.py alone"
 TRL = "TRL is imported in training/trl.py alone"
 PRIVATE = "private names belong to their own class or module"
+ESTIMATORS = "estimators are named in estimators/ alone"
 SETTINGS = "no **settings on the way from rollout to loss"
 BATCH = "the batch is a dataclass"
 TRAINER = "a trainer is a Protocol of what is used of it, not Any"
@@ -42,6 +43,8 @@ SIZE = "modules have at most 399 lines and functions 100"
         ("run/a.py", "class A:\n    def f(self):\n        return self.trainer._clock\n", 3, PRIVATE),
         ("run/a.py", "x = getattr(trainer, '_clock', None)\n", 1, PRIVATE),
         ("run/a.py", "from .b import _hidden\n", 1, PRIVATE),
+        ("reporting/a.py", "'Named in prose: opd.'\nx = 'noise, opd = 1'\n", 2, ESTIMATORS),
+        ("training/a.py", "x = f'use {y} or full_rkl'\n", 1, ESTIMATORS),
         ("training/a.py", "def distil(batch, **settings): ...\n", 1, SETTINGS),
         ("teachers/a.py", "class A:\n    def score(self, **more):\n        return f(**more)\n", 2, SETTINGS),
         ("training/trainer.py", "def distil(batch, **options): ...\n", 1, SETTINGS),

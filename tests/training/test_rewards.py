@@ -78,7 +78,7 @@ def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     assert rewards("my_rewards:short").names == ["short"]
     assert scores("my_rewards:short", ["abc"]) == [-3.0]
-    with pytest.raises(ConfigurationError, match="has no function 'long'"):
+    with pytest.raises(ConfigurationError, match="has no 'long'"):
         rewards("my_rewards:long")
     with pytest.raises(ConfigurationError, match="no module 'his_rewards'"):
         rewards("his_rewards:short")

@@ -97,6 +97,7 @@ def _options(of_train: Mapping[str, Option]) -> dict[str, Option]:
 
 
 def _grid(settings: Settings, embedded: bool) -> Grid:
+    from vopd.estimators import find_estimator
     from vopd.experiments.compare import EMBEDDED_RATE, EMBEDDED_SEEDS, Grid
     from vopd.experiments.demo import DEMO_ESTIMATORS
 
@@ -109,7 +110,7 @@ def _grid(settings: Settings, embedded: bool) -> Grid:
             found[name] = [kind(entry) for entry in values]
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"{name} must be one or several of {kind.__name__}, got {value!r}") from error
-    return Grid(found["estimator"], found["seed"], found["learning_rate"])
+    return Grid([find_estimator(name) for name in found["estimator"]], found["seed"], found["learning_rate"])
 
 
 def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:

@@ -17,7 +17,9 @@ class DemoOptions:
 
     output_dir: str = setting("runs", "folder of all runs")
     run_name: str | None = setting(None, "folder of the demo in output_dir; default: demo, demo-2, demo-3, ...")
-    estimators: list[str] | None = setting(None, "names to compare; default: five, from vanilla to exact")
+    estimators: list[str] | None = setting(
+        None, "names to compare, or module:NAME of your own; default: five, from vanilla to exact"
+    )
     seeds: int = setting(1, "runs of each estimator; with several, means and paired differences")
     steps: int | None = setting(None, "optimizer steps of a run")
     problems: int | None = setting(None, "held-out problems that measure accuracy and reverse KL")

@@ -185,7 +185,9 @@ def _vocabulary(same_ids: int | None, compared: bool) -> str:
 def _temperature(temperature: float, heeded: bool) -> str:
     if temperature == 1:
         return "what every server scores at; try another with --temperature"
-    return "heeded" if heeded else "not heeded: it scores at 1 whatever is asked; vopd_sparse alone does not mind"
+    from vopd.teachers.server.settings import use_unnormalised
+
+    return "heeded" if heeded else f"not heeded: it scores at 1 whatever is asked; set 1, or {use_unnormalised()}"
 
 
 def _top_k(top_k: int) -> str:

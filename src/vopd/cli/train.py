@@ -120,7 +120,7 @@ def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
     backend = backend_name(config.loss_backend, config.device)
-    lines = [f"loss: {config.estimator}, {backend} on {config.device.type}"]
+    lines = [f"loss: {config.chosen_estimator.name}, {backend} on {config.device.type}"]
     lines += [f"memory of one device, about {_size(needed.peak)} at its peak:"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if config.use_vllm and config.vllm_mode == "colocate":

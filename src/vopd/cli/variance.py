@@ -17,8 +17,6 @@ from vopd.errors import ConfigurationError, DataError, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
 
-_ESTIMATORS = ["opd", "vopd", "vopd_top_k", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"]
-
 
 @dataclass
 class VarianceOptions:
@@ -31,7 +29,9 @@ class VarianceOptions:
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
     chat_template: bool = setting(False, "put prompts into the student's chat template")
-    estimators: list[str] = setting(_ESTIMATORS, "names to measure")
+    estimators: list[str] | None = setting(
+        None, "names to measure, or module:NAME of your own; default: six, from vanilla to exact"
+    )
     loss_top_k: int = setting(20, "k of the estimators that have one")
     contexts: int = setting(16, "rollouts, one a prompt")
     resamples: int = setting(64, "times that every token is redrawn")
@@ -44,10 +44,10 @@ class VarianceOptions:
     run_name: str | None = setting(None, "folder of this measurement in output_dir; default: variance-MODEL")
 
     def __post_init__(self) -> None:
-        from vopd.estimators.checks import find_estimator
+        from vopd.estimators.catalogue import SPECTRUM, find_estimators
 
-        for name in self.estimators:
-            find_estimator(name)
+        self.estimators = self.estimators or [estimator.name for estimator in SPECTRUM]
+        find_estimators(self.estimators)
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
             check_at_least(name, getattr(self, name), least)
         if self.temperature <= 0:
@@ -74,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
 def measure(options: VarianceOptions) -> dict[str, Any]:
     """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
     from vopd.data.prompts import read_prompts
+    from vopd.estimators.catalogue import ESTIMATORS, find_estimators
     from vopd.experiments.measure import ModelPair
     from vopd.experiments.rollouts import sample_rollouts
     from vopd.experiments.variance import decompose_variance, variance_profile
@@ -93,15 +94,22 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
         student, models.tokenizer, list(prompts), temperature=options.temperature, seed=options.seed,
         max_new_tokens=options.max_completion_length, batch_size=16,
     )  # fmt: skip
+    estimators = find_estimators(options.estimators or ())
     found = decompose_variance(
-        student, teacher, rollouts, estimators=list(dict.fromkeys(options.estimators)), top_k=options.loss_top_k,
+        student, teacher, rollouts, estimators=estimators, top_k=options.loss_top_k,
         resamples=options.resamples, temperature=options.temperature, vocab_size=models.vocabulary, seed=options.seed,
         tick=lambda name: print(f"measured {name}", file=sys.stderr, flush=True),
     )  # fmt: skip
     profile = variance_profile(
         student, teacher, rollouts, temperature=options.temperature, vocab_size=models.vocabulary
     )
-    return {"settings": {**asdict(options), "contexts": len(rollouts)}, **asdict(found), "profile": asdict(profile)}
+    return {
+        "settings": {**asdict(options), "contexts": len(rollouts)},
+        **asdict(found),
+        "profile": asdict(profile),
+        # The report may be read where the module of one's own estimator is not.
+        "colours": {estimator.name: estimator.colour for estimator in estimators if estimator.name not in ESTIMATORS},
+    }
 
 
 def _train_what_a_run_would(student: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, cat
 
+from vopd.errors import ConfigurationError
 from vopd.functional import policy_gradient_loss
 from vopd.kernels import Estimate, Needs, Rows
 
@@ -18,13 +20,22 @@ from .teacher_scores import ScoreKind
 class Estimator:
     """A named way to turn both models' scores of a sampled token into a gradient.
 
+    All that the rest of the package knows of an estimator are these fields, so one of your own is used wherever a name
+    of the catalogue is: pass the object, or name it as ``module:NAME`` in a file and on the command line.
+
     Attributes:
-        name: how users call it.
+        name: how tables and folders call it: letters, digits, and ``. _ -``.
         description: one line for tables and help texts.
         support: what it needs of the teacher: the ``sampled`` token's score, scores of a ``top_k``, or ``full`` rows.
         needs: the statistics it reads from the kernels.
         estimate: statistics of N rows -> token losses and gradient form.
         unbiased: whether its expected gradient is that of the exact reverse KL.
+        samples: whether its gradient depends on the token drawn. If so, tokens must be drawn from the student's whole
+            distribution, and importance weights apply.
+        colour: in every figure, as ``#rrggbb``.
+
+    Raises:
+        ConfigurationError: the name cannot be part of a folder's name, or the colour is none.
     """
 
     name: str
@@ -33,6 +44,16 @@ class Estimator:
     needs: Needs
     estimate: Callable[[Rows], Estimate]
     unbiased: bool = True
+    samples: bool = True
+    colour: str = "#999999"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigurationError(
+                f"the name of an estimator is made of letters, digits, '.', '_' and '-', not {self.name!r}"
+            )
+        if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
+            raise ConfigurationError(f"the colour of estimator {self.name!r} must be like #0072b2, not {self.colour!r}")
 
     @property
     def needs_top_k(self) -> bool:

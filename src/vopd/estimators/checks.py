@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, did_you_mean
+from vopd.errors import ConfigurationError
 
 from .base import Estimator
 from .catalogue import ESTIMATORS
@@ -19,18 +19,6 @@ _NEEDS: dict[ScoreKind, str] = {
     "chosen": "the teacher's scores at the student's top k",
     "full": "the teacher's whole rows",
 }
-
-
-def find_estimator(name: str) -> Estimator:
-    """The estimator of that name.
-
-    Raises:
-        ConfigurationError: there is none; the nearest name is suggested.
-    """
-    if name in ESTIMATORS:
-        return ESTIMATORS[name]
-    known = f"{did_you_mean(name, ESTIMATORS)} known are {', '.join(ESTIMATORS)}"
-    raise ConfigurationError(f"unknown estimator {name!r}: {known.strip()}")
 
 
 def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScores | None) -> None:
@@ -48,14 +36,13 @@ def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScor
         )
 
 
-def check_gives(name: str, gives: Collection[ScoreKind], teacher: str = "the teacher") -> None:
+def check_gives(estimator: Estimator, gives: Collection[ScoreKind], teacher: str = "the teacher") -> None:
     """Raises ConfigurationError, naming alternatives, unless what a teacher gives is enough for the estimator."""
-    estimator = find_estimator(name)
     if estimator.need in gives:
         return
     able = [other.name for other in ESTIMATORS.values() if other.need in gives]
     raise ConfigurationError(
-        f"estimator {name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not give; "
+        f"estimator {estimator.name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not give; "
         + (f"choose one that works from what it gives: {', '.join(able)}; or load the teacher in this process"
            if able else "load the teacher in this process")
     )  # fmt: skip

@@ -30,6 +30,8 @@ FULL_RKL = Estimator(
     support="full",
     needs=Needs(order=1),
     estimate=_full_rkl,
+    samples=False,
+    colour="#cc79a7",
 )
 
 
@@ -50,4 +52,6 @@ TOP_K_RKL = Estimator(
     unbiased=False,
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_top_k_rkl,
+    samples=False,
+    colour="#b8860b",
 )

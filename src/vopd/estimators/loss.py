@@ -24,6 +24,7 @@ from vopd.kernels.row_pass import MakePass
 
 from . import checks
 from .base import Estimator, with_extra_advantages
+from .catalogue import find_estimator
 from .gradient import GradientInHand
 from .teacher_scores import TopKScores
 
@@ -34,7 +35,7 @@ def distillation_loss(
     completion_ids: Tensor,
     completion_mask: Tensor | None = None,
     *,
-    estimator: str = "vopd",
+    estimator: str | Estimator = "vopd",
     top_k: int | None = None,
     temperature: float = 1.0,
     normalizer: Tensor | float | None = None,
@@ -59,7 +60,7 @@ def distillation_loss(
             before the softmax.
         completion_ids: y, sampled from the student untruncated at ``temperature``, (B, T) or (N,).
         completion_mask: nonzero = counts in the loss, same shape; None counts all.
-        estimator: a name in ``vopd.ESTIMATORS``.
+        estimator: a name in ``vopd.ESTIMATORS``, ``module:NAME``, or an ``Estimator`` of your own.
         top_k: k of the estimators that have one.
         temperature: divides both models' logits.
         normalizer: what the sum is divided by; default: the number of masked-in tokens.
@@ -83,7 +84,7 @@ def distillation_loss(
 
     Source: arXiv 2605.07865 for the paper's estimators; the README's table has each formula.
     """
-    chosen = checks.find_estimator(estimator)
+    chosen = find_estimator(estimator)
     checks.check_teacher(chosen, teacher_logits, teacher_scores)
     checks.check_leading("student_logits", student_logits, completion_ids.shape, trailing=1)
     checks.check_leading("teacher_logits", teacher_logits, completion_ids.shape, trailing=1)
@@ -115,7 +116,7 @@ def linear_distillation_loss(
     completion_ids: Tensor,
     completion_mask: Tensor | None = None,
     *,
-    estimator: str = "vopd",
+    estimator: str | Estimator = "vopd",
     top_k: int | None = None,
     temperature: float = 1.0,
     normalizer: Tensor | float | None = None,
@@ -161,7 +162,7 @@ def linear_distillation_loss(
         ConfigurationError: as ``distillation_loss``, for an unknown backend, and for "triton" without a GPU.
         MissingExtraError: "triton" is asked for and not installed.
     """
-    chosen = checks.find_estimator(estimator)
+    chosen = find_estimator(estimator)
     make_pass = choose_pass(backend, student_hidden.device)
     checks.check_teacher(chosen, teacher_hidden, teacher_scores)
     checks.check_leading("student_hidden", student_hidden, completion_ids.shape, trailing=1)

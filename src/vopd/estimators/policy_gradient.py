@@ -52,6 +52,7 @@ OPD = Estimator(
     support="sampled",
     needs=Needs(),
     estimate=_opd,
+    colour="#4d4d4d",
 )
 
 
@@ -66,6 +67,7 @@ VOPD = Estimator(
     support="full",
     needs=Needs(order=1),
     estimate=_vopd,
+    colour="#0072b2",
 )
 
 
@@ -81,6 +83,7 @@ VOPD_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="student_top_k"),
     estimate=_vopd_top_k,
+    colour="#56b4e9",
 )
 
 
@@ -96,6 +99,7 @@ VOPD_SPARSE = Estimator(
     support="top_k",
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_vopd_sparse,
+    colour="#7fa7c9",
 )
 
 
@@ -110,6 +114,7 @@ VOPD_OPTIMAL = Estimator(
     support="full",
     needs=Needs(order=2),
     estimate=_vopd_optimal,
+    colour="#d55e00",
 )
 
 
@@ -126,6 +131,7 @@ VOPD_TEACHER_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_vopd_teacher_top_k,
+    colour="#8c6bb1",
 )
 
 
@@ -142,4 +148,5 @@ VOPD_TEACHER_TOP_K_OPTIMAL = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k", order=2),
     estimate=_vopd_teacher_top_k_optimal,
+    colour="#6a3d9a",
 )

@@ -54,6 +54,7 @@ RAO_BLACKWELL_TOP_K = Estimator(
     support="full",
     needs=Needs(support="student_top_k", order=1),
     estimate=_rao_blackwell_top_k,
+    colour="#66c2a5",
 )
 
 
@@ -69,4 +70,5 @@ RAO_BLACKWELL_TEACHER_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_rao_blackwell_teacher_top_k,
+    colour="#009e73",
 )

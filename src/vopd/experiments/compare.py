@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError
-from vopd.estimators.checks import find_estimator
+from vopd.estimators import Estimator
 from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.stability import stability_text
@@ -34,14 +34,13 @@ _CHECKPOINTS = 4
 class Grid:
     """What is compared: every estimator with every seed and every learning rate."""
 
-    estimators: Sequence[str]
+    estimators: Sequence[Estimator]
     seeds: Sequence[int]
     learning_rates: Sequence[float]
 
     def __post_init__(self) -> None:
-        for name in self.estimators:
-            find_estimator(name)
-        for label, values in (("estimator", self.estimators), ("seed", self.seeds), ("rate", self.learning_rates)):
+        names = [estimator.name for estimator in self.estimators]
+        for label, values in (("estimator", names), ("seed", self.seeds), ("rate", self.learning_rates)):
             if not values:
                 raise ConfigurationError(f"a comparison needs at least one {label}")
             if len(set(values)) < len(values):
@@ -97,13 +96,13 @@ def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
     Whole seeds come first: a comparison that is cut short still compares.
     """
     runs = []
-    for seed, rate, name in product(grid.seeds, grid.learning_rates, grid.estimators):
+    for seed, rate, estimator in product(grid.seeds, grid.learning_rates, grid.estimators):
         own = dict(options)
-        if not find_estimator(name).needs_top_k:
+        if not estimator.needs_top_k:
             own.pop("loss_top_k", None)
         elif own.get("loss_top_k") is None:
-            raise ConfigurationError(f"estimator '{name}' needs loss_top_k, for example loss_top_k=20")
-        runs.append(GridRun(name, seed, rate, run_name(name, rate, seed), own))
+            raise ConfigurationError(f"estimator '{estimator.name}' needs loss_top_k, for example loss_top_k=20")
+        runs.append(GridRun(estimator, seed, rate, run_name(estimator, rate, seed), own))
     return runs
 
 

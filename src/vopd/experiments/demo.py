@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import check_at_least, require
+from vopd.estimators import Estimator
+from vopd.estimators.catalogue import find_estimators, spelled
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 from vopd.reporting.tables import comparison_text
@@ -29,7 +31,7 @@ _CURVE_PROBLEMS = 200
 
 def run_demo(
     output_dir: str | Path,
-    estimators: Sequence[str] = DEMO_ESTIMATORS,
+    estimators: Sequence[str | Estimator] = DEMO_ESTIMATORS,
     seeds: int = 1,
     processes: int = 2,
     steps: int = 300,
@@ -43,7 +45,7 @@ def run_demo(
 
     Args:
         output_dir: made if it is absent.
-        estimators: names of ``vopd.ESTIMATORS``.
+        estimators: names in ``vopd.ESTIMATORS``, ``module:NAME``, or your own ``Estimator`` objects of a module.
         seeds: runs of each estimator; seed s has its own training problems, shared by all estimators.
         processes: runs at a time, of one thread each.
         steps: optimizer steps of a run, 16 prompts each.
@@ -55,15 +57,13 @@ def run_demo(
         VOPDError: a run failed; with the last line of its log.
     """
     _check(seeds, processes, steps, problems)
-    grid = Grid(tuple(dict.fromkeys(estimators)), range(seeds), (_LEARNING_RATE,))
+    grid = Grid(find_estimators(estimators), range(seeds), (_LEARNING_RATE,))
     # What is drawn at the end is asked for now, not after minutes of training.
     require("matplotlib", "report")
     started, folder = time.monotonic(), Path(output_dir).resolve()
     runs, measurement = demo_runs(grid, folder, steps, problems)
-    say(
-        f"{len(runs)} runs of {steps} steps from one student, with {', '.join(grid.estimators)}; all on the CPU, no "
-        "download"
-    )
+    names = ", ".join(estimator.name for estimator in grid.estimators)
+    say(f"{len(runs)} runs of {steps} steps from one student, with {names}; all on the CPU, no download")
     run_grid(runs, folder, measurement, processes=processes, excused=(), say=say)
     comparison = collect(runs, folder, _settings(seeds, steps, problems))
     draw_comparison(comparison, folder, folder / "comparison.png")
@@ -81,9 +81,12 @@ def demo_runs(grid: Grid, folder: Path, steps: int, problems: int) -> tuple[list
     options = {"max_steps": steps, "warmup_steps": warmup, "save_steps": save}
     runs, measurement = embedded_runs(grid, folder, options, problems=problems, curve_problems=_CURVE_PROBLEMS)
     several = len(grid.seeds) > 1
-    named = [replace(run, directory=f"{run.estimator}-seed{run.seed}" if several else run.estimator) for run in runs]
+    named = [
+        replace(run, directory=f"{run.estimator.name}-seed{run.seed}" if several else run.estimator.name)
+        for run in runs
+    ]
     return named, replace(
-        measurement, accuracy_curve=False, ends_on_all=True, noise_estimators=list(grid.estimators),
+        measurement, accuracy_curve=False, ends_on_all=True, noise_estimators=list(map(spelled, grid.estimators)),
         noise_top_k=EMBEDDED_TOP_K,
     )  # fmt: skip
 
@@ -116,7 +119,7 @@ def _samples_text(runs: Sequence[GridRun], folder: Path) -> str:
     texts = dict(measured_of(folder / START)["samples"])
     for run in runs:
         if run.seed == 0:
-            texts[run.estimator] = measured_of(folder / run.directory)["samples"]
+            texts[run.estimator.name] = measured_of(folder / run.directory)["samples"]
     parts = ["# Greedy completions of held-out problems\n"]
     for index, problem in enumerate(read_held_out(folder / HELD_OUT_FILE, SHOWN_SAMPLES)):
         parts.append(f"\n## {problem.prompt.strip()}\n\nRight answer: {problem.answer}\n")

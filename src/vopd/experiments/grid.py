@@ -17,6 +17,8 @@ from typing import Any
 
 from vopd.atomic import write_whole
 from vopd.errors import DataError, GuardError, NonFiniteError, require
+from vopd.estimators import ESTIMATORS, Estimator
+from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
 from vopd.reporting.run_files import METRICS_FILE, read_metrics
 
@@ -38,16 +40,16 @@ Say = Callable[[str], None]
 class GridRun:
     """One run: what varies, its folder's name, and every option of `vopd train` that is not a default."""
 
-    estimator: str
+    estimator: Estimator
     seed: int
     learning_rate: float
     directory: str
     options: Mapping[str, Any]
 
 
-def run_name(estimator: str, learning_rate: float, seed: int) -> str:
+def run_name(estimator: Estimator, learning_rate: float, seed: int) -> str:
     """The folder of a run: says all that varies."""
-    return f"{estimator}-lr{learning_rate:g}-seed{seed}"
+    return f"{estimator.name}-lr{learning_rate:g}-seed{seed}"
 
 
 def run_grid(
@@ -93,6 +95,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
     Raises:
         DataError: the folder holds runs that were measured otherwise, or trained with other options.
+        ConfigurationError: an estimator cannot be imported by the process of its run.
     """
     yaml = require("yaml", "train")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     _keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
     for run in runs:
         options = {
-            **run.options, "estimator": run.estimator, "seed": run.seed, "learning_rate": run.learning_rate,
+            **run.options, "estimator": spelled(run.estimator), "seed": run.seed, "learning_rate": run.learning_rate,
             "output_dir": str(folder), "run_name": run.directory,
         }  # fmt: skip
         _keep(config_of(folder, run.directory), yaml.safe_dump(options))
@@ -214,12 +217,13 @@ def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> 
     found = [_run(run, folder, start, several) for run in runs if is_finished(folder / run.directory)]
     if not found:
         raise DataError(f"{folder} has no finished run")
-    return Comparison(settings, start, found)
+    own = {run.estimator.name: run.estimator.colour for run in runs if run.estimator.name not in ESTIMATORS}
+    return Comparison(settings, start, found, own)
 
 
 def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
     measured, seconds = measured_of(folder / run.directory), training_seconds(folder / run.directory)
-    name = f"{run.estimator} {run.learning_rate:g}" if several else run.estimator
+    name = f"{run.estimator.name} {run.learning_rate:g}" if several else run.estimator.name
     if "failed" in measured:
         nothing = Interval(float("inf"), float("inf"), float("inf"))
         return Run(name, run.seed, run.directory, [False] * len(start.student_outcomes), nothing, [], seconds)

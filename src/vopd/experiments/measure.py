@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vopd.estimators import distillation_loss
+from vopd.estimators.exact import FULL_RKL
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
 from vopd.reporting.comparison import Interval
 from vopd.statistics import bootstrap_interval
@@ -61,9 +62,9 @@ def held_out_reverse_kl(
         output = distillation_loss(
             student(**inputs).logits[:, :-1], teacher(**inputs).logits[:, :-1],
             torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
-            mask, estimator="full_rkl", vocab_size=vocabulary or len(tokenizer),
+            mask, estimator=FULL_RKL, vocab_size=vocabulary or len(tokenizer),
         )  # fmt: skip
-        assert output.reverse_kl is not None  # full_rkl always computes it
+        assert output.reverse_kl is not None  # which FULL_RKL always computes
         sums.append((output.reverse_kl * mask).sum(1).cpu())
         counts.append(mask.sum(1).cpu())
     total, count = torch.cat(sums).double(), torch.cat(counts).double()

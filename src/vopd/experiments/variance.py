@@ -30,8 +30,10 @@ import torch
 from torch import Tensor
 
 from vopd.errors import ConfigurationError
-from vopd.estimators import DistillationOutput, linear_distillation_loss
-from vopd.estimators.checks import find_estimator
+from vopd.estimators import DistillationOutput, Estimator, linear_distillation_loss
+from vopd.estimators.catalogue import find_estimators
+from vopd.estimators.exact import FULL_RKL
+from vopd.estimators.policy_gradient import VOPD
 from vopd.models import read_head
 from vopd.reporting.comparison import Interval
 from vopd.statistics import positive_t_interval, t_interval
@@ -99,7 +101,7 @@ def gradient_noise(
     teacher: PreTrainedModel,
     rollouts: Sequence[Rollout],
     *,
-    estimators: Sequence[str],
+    estimators: Sequence[str | Estimator],
     top_k: int | None = None,
     resamples: int = 32,
     temperature: float = 1.0,
@@ -120,7 +122,7 @@ def gradient_noise(
     _check(rollouts, resamples)
     contexts = _Contexts(_Models(student, teacher, top_k, temperature, vocab_size), rollouts)
     redraws, exact = contexts.redraws(resamples, seed), contexts.exact_gradient()
-    return {name: contexts.noise(name, redraws, exact) for name in estimators}
+    return {chosen.name: contexts.noise(chosen, redraws, exact) for chosen in find_estimators(estimators)}
 
 
 def decompose_variance(
@@ -128,7 +130,7 @@ def decompose_variance(
     teacher: PreTrainedModel,
     rollouts: Sequence[Rollout],
     *,
-    estimators: Sequence[str],
+    estimators: Sequence[str | Estimator],
     top_k: int | None = None,
     resamples: int = 64,
     temperature: float = 1.0,
@@ -144,7 +146,7 @@ def decompose_variance(
     Args:
         student, teacher: causal language models whose heads ``read_head`` can read, in evaluation mode.
         rollouts: M contexts, at least 2, sampled from the student at `temperature`.
-        estimators: names in ``vopd.ESTIMATORS``.
+        estimators: names in ``vopd.ESTIMATORS``, ``module:NAME``, or your own ``Estimator`` objects.
         top_k: k of those that have one.
         resamples: R redraws of every token, at least 2.
         vocab_size: the common real vocabulary.
@@ -161,14 +163,14 @@ def decompose_variance(
     _check(rollouts, resamples)
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}
-    for name in estimators:
+    for chosen in find_estimators(estimators):
         noise = [
-            context.noise(name, context.redraws(resamples, seed + index), context.exact_gradient())
+            context.noise(chosen, context.redraws(resamples, seed + index), context.exact_gradient())
             for index, context in enumerate(_each(models, rollouts))
         ]
-        found[name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, name))
-        tick(name)
-    return Decomposition(_variance(_spread(models, rollouts, "full_rkl")), found)
+        found[chosen.name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, chosen))
+        tick(chosen.name)
+    return Decomposition(_variance(_spread(models, rollouts, FULL_RKL)), found)
 
 
 def _check(rollouts: Sequence[Rollout], resamples: int) -> None:
@@ -228,32 +230,32 @@ class _Contexts:
             draws.append(torch.multinomial(probs, resamples, True, generator=generator))
         return torch.cat(draws).T
 
-    def loss(self, name: str, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
+    def loss(self, estimator: Estimator, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
         """The loss of an estimator, had these tokens been drawn."""
         return linear_distillation_loss(
             self.student_hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
-            **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=name,
-            top_k=self.models.top_k if find_estimator(name).needs_top_k else None, vocab_size=self.vocab_size,
+            **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=estimator,
+            top_k=self.models.top_k if estimator.needs_top_k else None, vocab_size=self.vocab_size,
             temperature=self.models.temperature, normalizer=self.normalizer, diagnostics=diagnostics,
         )  # fmt: skip
 
-    def gradient(self, name: str, tokens: Tensor) -> Tensor:
+    def gradient(self, estimator: Estimator, tokens: Tensor) -> Tensor:
         """Gradient of that loss in all trained parameters, one flat vector."""
         parameters = [parameter for parameter in self.models.student.parameters() if parameter.requires_grad]
-        loss = self.loss(name, tokens).loss
+        loss = self.loss(estimator, tokens).loss
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten().float() for gradient in gradients])
 
     def exact_gradient(self) -> Tensor:
         """The gradient that every unbiased estimator's has as its mean."""
-        return self.gradient("full_rkl", self.tokens)
+        return self.gradient(FULL_RKL, self.tokens)
 
-    def noise(self, name: str, redraws: Tensor, exact: Tensor) -> GradientNoise:
+    def noise(self, estimator: Estimator, redraws: Tensor, exact: Tensor) -> GradientNoise:
         """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines."""
         norm, count = float(exact.norm()), len(redraws)
         deviations, squares, cosine = torch.zeros_like(exact), 0.0, 0.0
         for tokens in redraws:
-            gradient = self.gradient(name, tokens)
+            gradient = self.gradient(estimator, tokens)
             cosine += float(gradient @ exact) / max(float(gradient.norm()) * norm, 1e-30)
             gradient -= exact
             deviations += gradient
@@ -269,13 +271,14 @@ def _each(models: _Models, rollouts: Sequence[Rollout]) -> Iterator[_Contexts]:
     return (_Contexts(models, [rollout], mean_length) for rollout in rollouts)
 
 
-def _spread(models: _Models, rollouts: Sequence[Rollout], name: str) -> Tensor:
+def _spread(models: _Models, rollouts: Sequence[Rollout], estimator: Estimator) -> Tensor:
     """|g - mean g|^2 of every context's own gradient, scaled so that the mean is the sample variance; two passes."""
     mean: Tensor | float = 0.0
     for context in _each(models, rollouts):
-        mean = mean + context.gradient(name, context.tokens) / len(rollouts)
+        mean = mean + context.gradient(estimator, context.tokens) / len(rollouts)
     squares = [
-        float((context.gradient(name, context.tokens) - mean).square().sum()) for context in _each(models, rollouts)
+        float((context.gradient(estimator, context.tokens) - mean).square().sum())
+        for context in _each(models, rollouts)
     ]
     return torch.tensor(squares, dtype=torch.float64) * len(squares) / (len(squares) - 1)
 
@@ -347,7 +350,7 @@ def variance_profile(
     models = _Models(student, teacher, None, temperature, vocab_size)
     columns, hurts, counts = [], [], []
     for context in _each(models, rollouts):
-        output = context.loss("vopd", context.tokens, diagnostics=True)
+        output = context.loss(VOPD, context.tokens, diagnostics=True)
         assert output.variance is not None and output.entropy is not None
         positions = torch.arange(1, len(context.tokens) + 1, device=context.tokens.device)
         columns.append(torch.stack([positions, output.entropy, *output.variance]).double().cpu())

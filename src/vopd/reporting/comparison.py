@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
+from vopd.estimators.policy_gradient import OPD
 from vopd.statistics import Difference, Score, mean_score, paired_difference
 from vopd.statistics import Interval as Interval
 
@@ -60,11 +61,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A start and the runs from it. `settings` are shown to the reader as they are."""
+    """A start and the runs from it. `settings` are shown to the reader as they are, `colours` are those of estimators
+    that are not vopd's, whose module a reader need not have."""
 
     settings: dict[str, Any]
     start: Start
     runs: Sequence[Run]
+    colours: dict[str, str] = field(default_factory=dict)
 
     @property
     def estimators(self) -> list[str]:
@@ -97,7 +100,7 @@ class Comparison:
         """Gradient noise as a multiple of that of `opd`, or of the noisiest estimator where `opd` was not measured."""
         found = self.start.gradient_noise
         measured = {name: found[name] for name in self.estimators if name in found}
-        reference = measured.get("opd", max(measured.values(), default=0.0))
+        reference = measured.get(OPD.name, max(measured.values(), default=0.0))
         return {name: noise / reference for name, noise in measured.items()} if reference > 0 else {}
 
     def reverse_kl_differences(self, estimator: str, reference: str) -> list[float]:
@@ -140,7 +143,7 @@ def read_comparison(path: str | Path) -> Comparison:
     try:
         start = Start(**{**raw["start"], "reverse_kl": Interval(**raw["start"]["reverse_kl"])})
         runs = [_run(run) for run in raw["runs"]]
-        return Comparison(raw["settings"], start, runs)
+        return Comparison(raw["settings"], start, runs, raw.get("colours", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a comparison that vopd wrote: {error}") from error
 

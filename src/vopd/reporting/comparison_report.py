@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import DataError
+from vopd.estimators.policy_gradient import OPD
 
 from .colours import colour_of
 from .comparison import Comparison, read_comparison
@@ -110,9 +111,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
         ("highest accuracy", f"{score.value:.1%}", f"{top}; 95 %: {score.low:.1%} to {score.high:.1%}"),
     ]
     noise = {name: value for name, value in comparison.relative_noise().items() if value}
-    if "opd" in noise and len(noise) > 1:
+    if OPD.name in noise and len(noise) > 1:
         least = min(noise, key=noise.__getitem__)
-        facts.append(("least sampling noise", f"{noise[least]:.2g}", f"{least}; opd = 1"))
+        facts.append(("least sampling noise", f"{noise[least]:.2g}", f"{least}; {OPD.name} = 1"))
     return facts
 
 
@@ -147,19 +148,19 @@ def _results_note(comparison: Comparison) -> str:
 def _outcome_figures(comparison: Comparison) -> list[Figure]:
     start, note = comparison.start, _seeds_note(comparison)
     figures: list[Figure] = []
-    if held_out := seed_lines([(run.estimator, run.curve) for run in comparison.runs]):
+    if held_out := seed_lines([(run.estimator, run.curve) for run in comparison.runs], comparison.colours):
         title, unit = "Distance from the teacher", "held-out reverse KL, exact, nats a token"
         remark, marks = f"Dashed: the student before. {note}".rstrip(), [("student before", start.reverse_kl.value)]
         figures.append(Curves("held_out", title, unit, held_out, remark, marks=marks))
     bars = [
-        Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name))])
+        Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name, comparison.colours))])
         for name, value in comparison.relative_noise().items()
     ]
     if bars:
-        unit, at = "variance from drawing the tokens, opd = 1", "At the student before training."
+        unit, at = f"variance from drawing the tokens, {OPD.name} = 1", "At the student before training."
         figures.append(Rows("noise", "Noise of the gradient", unit, bars, at))
     curves = [(run.estimator, [(x, 100 * y) for x, y in run.accuracy_curve]) for run in comparison.runs]
-    if learned := seed_lines(curves):
+    if learned := seed_lines(curves, comparison.colours):
         unit = "right answers on held-out problems, %, greedy"
         figures.append(Curves("accuracy_curve", "Learning curve", unit, learned, note, from_zero=False))
     return [*figures, _accuracy(comparison)]
@@ -171,7 +172,7 @@ def _accuracy(comparison: Comparison) -> Rows:
     rows = []
     for name in comparison.estimators:
         score = comparison.score(name)
-        parts = [(name, 100 * score.value, colour_of(name))]
+        parts = [(name, 100 * score.value, colour_of(name, comparison.colours))]
         rows.append(Row(name, f"{100 * score.value:.1f} %", parts, (100 * score.low, 100 * score.high)))
     return Rows(
         "accuracy", "Right answers on held-out problems", "%, greedy, 95 % interval over problems", rows,
@@ -184,7 +185,7 @@ def _metric_figures(comparison: Comparison, records: Records, specs: Sequence[_S
     figures: list[Figure] = []
     for name, title, unit, metric, divisor, width in specs:
         found = [(run.estimator, _series(records[run.directory], metric, divisor)) for run in comparison.runs]
-        if lines := seed_lines(found, width):
+        if lines := seed_lines(found, comparison.colours, width):
             figures.append(Curves(name, title, unit, lines, _seeds_note(comparison)))
     return figures
 
@@ -195,13 +196,16 @@ def _series(records: Sequence[dict[str, Any]], metric: str, divisor: str) -> Cur
     return [(step, value / under[step]) for step, value in curve if under.get(step)] if divisor else curve
 
 
-def seed_lines(found: Sequence[tuple[str, Curve]], width: int = 1) -> list[Line]:
+def seed_lines(
+    found: Sequence[tuple[str, Curve]], colours: Mapping[str, str] | None = None, width: int = 1
+) -> list[Line]:
     """One line a name: the mean of its curves with their range as band, or the curve itself where there is one.
 
     Curves without points, of runs that broke off, are left out. The mean is over the steps that all others have.
 
     Args:
         found: name and curve of every run.
+        colours: of estimators that are not vopd's.
         width: steps of the running mean that is drawn.
     """
     curves: dict[str, list[dict[float, float]]] = {}
@@ -216,7 +220,7 @@ def seed_lines(found: Sequence[tuple[str, Curve]], width: int = 1) -> list[Line]
         band = [(min(column), max(column)) for column in columns] if len(runs) > 1 else []
         # Learning rates of one estimator share its colour; those after the first are dashed.
         dashed = any(line.label.split(" ")[0] == name.split(" ")[0] for line in lines)
-        lines.append(Line(name, steps, means, colour_of(name), width, dashed, band))
+        lines.append(Line(name, steps, means, colour_of(name, colours), width, dashed, band))
     return lines
 
 

@@ -203,10 +203,9 @@ def _facts(
     records: Sequence[dict[str, Any]], settings: Settings, evaluation: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
     last = max(record["step"] for record in records if isinstance(record.get("step"), int))
-    estimator = settings.get("estimator", ("vopd", ""))[0] if settings else "-"
     planned = _given(settings, "max_steps")
     of_steps = f"of {planned}" if planned.isdigit() and int(planned) != last else ""
-    facts = [("estimator", estimator, ""), ("steps", str(last), of_steps)]
+    facts = [("estimator", _given(settings, "estimator") or "-", ""), ("steps", str(last), of_steps)]
     name = "reverse_kl" if series(records, "reverse_kl")[0] else "sampled_reverse_kl"
     if values := series(records, name)[1]:
         part = max(1, len(values) // 5)

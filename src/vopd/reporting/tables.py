@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from vopd.estimators.policy_gradient import OPD
+
 from .comparison import Comparison
 
 _ABSENT = "-"
@@ -49,7 +51,7 @@ def _divergence_table(comparison: Comparison) -> str:
         divergence = str(comparison.runs_of(name)[0].reverse_kl) if single else f"{comparison.reverse_kl(name):.3f}"
         rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
     note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
-    reference = "opd" if "opd" in noise else "the noisiest"
+    reference = OPD.name if OPD.name in noise else "the noisiest"
     note += f"Noise: variance of the gradient from drawing the tokens, at the student before; {reference} = 1."
     return format_table(["", "reverse KL", "gradient noise"], rows) + "\n" + note
 

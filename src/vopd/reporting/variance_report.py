@@ -139,7 +139,7 @@ def _token_part(results: Results) -> Rows:
         exact = value <= 1e-9 * context  # what is left is rounding
         text = "0, exact" if exact else f"{value:.3g}"
         value, low, high = (0.0, 0.0, 0.0) if exact else (value, low, high)
-        rows.append(Row(name, text, [(name, value, colour_of(name))], (low, high)))
+        rows.append(Row(name, text, [(name, value, colour_of(name, results.get("colours")))], (low, high)))
     note = "Logarithmic. Dashed: the context part, which no baseline changes."
     marks = [("context", context)]
     return Rows("token_part", "Token part of the variance", "95 % interval over contexts", rows, note, marks, True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError, check_known
+from vopd.estimators import find_estimator
 from vopd.kernels import backend_name
 from vopd.models.loading import DTYPES, check_quantization
 from vopd.teachers.build import sources
@@ -131,8 +132,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     for name, instead in _ELSEWHERE.items():
         if name in known and settings.values[name] != known[name].default:
             raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
-    estimator = str(settings.values["estimator"])
-    folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator)
+    estimator = find_estimator(settings.values["estimator"])
+    folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator.name)
     # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:

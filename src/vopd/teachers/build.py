@@ -216,7 +216,7 @@ def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
         _check_offload(trainer.placement, model)
     prepared = trainer.placement.place_frozen(model)
     teacher = LocalTeacher(prepared, trainer.placement, offload=args.teacher_offload)
-    check_gives(args.estimator, teacher.gives)
+    check_gives(args.chosen_estimator, teacher.gives)
     return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
 
 
@@ -252,7 +252,7 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
     vocab_size = _common_vocabulary(trainer, tokenizer, student_rows)
     found = connect(
         args,
-        estimator=args.estimator,
+        estimator=trainer.args.chosen_estimator,
         top_k=args.loss_top_k,
         temperature=args.temperature,
         tokenizer=trainer.tokenizer,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vopd.errors import ConfigurationError, check_at_least, check_known
-from vopd.estimators import ESTIMATORS
-from vopd.estimators.checks import find_estimator
+from vopd.estimators import ESTIMATORS, Estimator, find_estimator
+from vopd.estimators.exact import FULL_RKL
 from vopd.kernels import BACKENDS
 from vopd.teachers.server.settings import ServerSettings, check_server, own
+from vopd.user_code import spelling_of
 
 from .monitoring.guards import check_guards
-from .sampling_rules import EXACT_OBJECTIVES, check_sampling
+from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
@@ -23,6 +24,11 @@ _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConf
 # transformers renamed the field in the 5.2x series and warns about the older name.
 _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _INHERITED else "gradient_checkpointing"
 
+
+if TYPE_CHECKING:
+    EstimatorOrName = str | Estimator
+else:
+    EstimatorOrName = str  # what HfArgumentParser and the options of `vopd train` read from text
 
 _LEAST = {
     "metrics_every": 0,
@@ -44,7 +50,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     the fields below.
 
     Args:
-        estimator: name of the loss, one of ``vopd.ESTIMATORS``.
+        estimator: the loss: a name in ``vopd.ESTIMATORS``, ``module:NAME`` of one of your own, or an ``Estimator``.
         loss_top_k: k of the estimators that need one; an error for the others. (``top_k`` is the sampler's.)
         loss_backend: what the fused loss runs in: "torch", "triton", or "auto" for Triton on a CUDA device where it is
             installed and passes a short trial against torch, else torch.
@@ -96,7 +102,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         ConfigurationError: a value is out of range, or does not go with another one.
     """
 
-    estimator: str = own("vopd", "Name of the loss: one of vopd.ESTIMATORS.")
+    estimator: EstimatorOrName = own("vopd", "The loss: a name in vopd.ESTIMATORS, or module:NAME of your own.")
     loss_top_k: int | None = own(None, "k of the estimators that need one.")
     loss_backend: str = own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
     loss_normalizer: float | None = own(
@@ -175,23 +181,28 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if self.beta is not None:
             raise ConfigurationError(
                 f"beta={self.beta} chooses a divergence in TRL and means nothing here; remove it and choose the "
-                "objective with estimator (estimator='full_rkl' is TRL's beta=1)"
+                f"objective with estimator (estimator={FULL_RKL.name!r} is TRL's beta=1)"
             )
         self.beta = 1.0  # what TRL's own check wants to see
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
-        check_server(self, self.estimator, self.temperature, self.teacher_model_init_kwargs)
+        check_server(self, self.chosen_estimator, self.temperature, self.teacher_model_init_kwargs)
         self._check_groups()
 
+    @property
+    def chosen_estimator(self) -> Estimator:
+        """The estimator that ``estimator`` names or is."""
+        return find_estimator(self.estimator)
+
     def _check_estimator(self) -> None:
-        needs_top_k = find_estimator(self.estimator).needs_top_k
-        if needs_top_k and self.loss_top_k is None:
-            raise ConfigurationError(f"estimator {self.estimator!r} needs loss_top_k, for example loss_top_k=5")
-        if not needs_top_k and self.loss_top_k is not None:
+        chosen = self.chosen_estimator
+        if chosen.needs_top_k and self.loss_top_k is None:
+            raise ConfigurationError(f"estimator {chosen.name!r} needs loss_top_k, for example loss_top_k=5")
+        if not chosen.needs_top_k and self.loss_top_k is not None:
             users = ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.needs_top_k)
             raise ConfigurationError(
-                f"loss_top_k={self.loss_top_k} means nothing to estimator {self.estimator!r}; remove it, or choose "
+                f"loss_top_k={self.loss_top_k} means nothing to estimator {chosen.name!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
             )
 
@@ -210,10 +221,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true or "
                 "remove importance_sampling: generate samples from the student as it is trained"
             )
-        if self.importance_sampling and self.estimator in EXACT_OBJECTIVES:
+        if self.importance_sampling and not self.chosen_estimator.samples:
             raise ConfigurationError(
-                f"importance_sampling means nothing to estimator {self.estimator!r}, whose token loss does not depend "
-                "on the token drawn; remove it"
+                f"importance_sampling means nothing to estimator {self.chosen_estimator.name!r}, whose token loss does "
+                "not depend on the token drawn; remove it"
             )
 
     def _check_ranges(self) -> None:
@@ -238,11 +249,18 @@ class VOPDConfig(ServerSettings, DistillationConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As the parents', without the access tokens that keyword arguments for the models may hold."""
-        return _without_tokens(super().to_dict())
+        return self._writable(super().to_dict())
 
     def __getstate__(self) -> dict[str, Any]:
         # Every checkpoint holds a pickle of the arguments, training_args.bin: it must not give away a token.
-        return _without_tokens(self.__dict__)
+        return self._writable(self.__dict__)
+
+    def _writable(self, values: dict[str, Any]) -> dict[str, Any]:
+        """`values` without tokens, and the estimator in words: no file can hold a function."""
+        chosen = self.estimator
+        if isinstance(chosen, Estimator):
+            chosen = spelling_of(chosen) or chosen.name
+        return {**_without_tokens(values), "estimator": chosen}
 
 
 def _supports_bf16() -> bool:

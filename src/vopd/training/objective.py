@@ -67,7 +67,7 @@ class Objective:
             None if teacher is None else teacher.head.weight,
             batch.completion_ids,
             own_mask(entry, batch.loss_mask),
-            estimator=config.estimator,
+            estimator=config.chosen_estimator,
             top_k=config.loss_top_k,
             temperature=config.temperature,
             normalizer=normalizer,

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from vopd.errors import ConfigurationError
-
-# The gradient of these is the same whichever token was drawn: the sampler only chooses the states they are summed over.
-EXACT_OBJECTIVES = frozenset({"full_rkl", "top_k_rkl"})
+from vopd.estimators import ESTIMATORS, Estimator
 
 # Settings of transformers' GenerationConfig and vLLM's SamplingParams that change the distribution of the next token,
 # with the values that leave it alone.
@@ -42,7 +40,9 @@ _ONE = ("n", "best_of", "num_return_sequences")
 
 
 class SamplingSettings(Protocol):
-    estimator: str
+    @property
+    def chosen_estimator(self) -> Estimator: ...
+
     temperature: float
     top_k: int
     top_p: float
@@ -55,6 +55,7 @@ class SamplingSettings(Protocol):
 def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
     """Raises ConfigurationError if completions would not be drawn from the distribution that the loss sees.
 
+    Where the estimator does not look at the token drawn, the sampler only chooses the states that it is summed over.
     With a reward (`rewarded`) every estimator has a sampled term, the exact objectives too.
     """
     if settings.top_k != 0:
@@ -74,13 +75,13 @@ def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
             raise ConfigurationError(
                 f"generation_kwargs sets {name}={extra[name]}; set num_generations instead, which repeats the prompt"
             )
-    if settings.estimator in EXACT_OBJECTIVES and not rewarded:
+    if not settings.chosen_estimator.samples and not rewarded:
         return
     asked = {name: getattr(settings, name) for name in ("top_p", "min_p", "repetition_penalty")} | extra
     asked["structured_outputs"] = settings.vllm_structured_outputs_regex or extra.get("structured_outputs")
     for name, value in asked.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
-            raise ConfigurationError(_biased(name, value, settings.estimator, rewarded))
+            raise ConfigurationError(_biased(name, value, settings.chosen_estimator.name, rewarded))
 
 
 def _check_temperature(extra: dict[str, Any], temperature: float) -> None:
@@ -97,8 +98,9 @@ def _biased(name: str, value: Any, estimator: str, rewarded: bool) -> str:
             f"{name}={value} changes the distribution that tokens are drawn from, and a reward's gradient is unbiased "
             f"only for tokens drawn from the student's whole distribution; remove {name}"
         )
+    exact = " or ".join(repr(other.name) for other in ESTIMATORS.values() if other.unbiased and not other.samples)
     return (
         f"{name}={value} changes the distribution that tokens are drawn from, and estimator {estimator!r} is unbiased "
-        f"only for tokens drawn from the student's whole distribution; remove {name}, or use estimator='full_rkl', "
+        f"only for tokens drawn from the student's whole distribution; remove {name}, or use estimator={exact}, "
         "whose token loss does not depend on the token drawn"
     )

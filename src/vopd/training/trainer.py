@@ -185,7 +185,7 @@ class VOPDTrainer(TRLAdapter):
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._progress = Progress(
-            notes=[f"loss: {self.args.estimator}, {self.loss_backend} on {self.args.device.type}"]
+            notes=[f"loss: {self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"]
         )
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
@@ -325,7 +325,7 @@ class VOPDTrainer(TRLAdapter):
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             **self._teachers.card_facts(),
             "data": [f"{len(self.train_dataset)} prompts"],
-            "estimator": self.args.estimator,
+            "estimator": self.args.chosen_estimator.name,
             "loss_top_k": self.args.loss_top_k,
             "backend": self.loss_backend,
             "temperature": self.args.temperature,

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError
-from vopd.estimators.checks import check_gives, find_estimator
+from vopd.estimators import Estimator
+from vopd.estimators.checks import check_gives
 from vopd.estimators.teacher_scores import ScoreKind
 
 from .preflight import Findings, inspect_servers
-from .settings import ServerSettings, check_server
+from .settings import ServerSettings, check_server, use_unnormalised
 from .teacher import ServerTeacher
 
 logger = logging.getLogger("vopd")
@@ -36,7 +37,7 @@ class Connected:
 def connect(
     settings: ServerSettings,
     *,
-    estimator: str,
+    estimator: Estimator,
     top_k: int | None,
     temperature: float,
     tokenizer: Any,
@@ -49,7 +50,7 @@ def connect(
 
     Args:
         settings: with ``teacher_server_url``.
-        estimator: its name.
+        estimator: of the run.
         top_k: its k, None where it has none.
         temperature: of the rollouts.
         tokenizer: the student's.
@@ -64,7 +65,7 @@ def connect(
         ConfigurationError: it does not give what the estimator or the temperature needs.
     """
     check_server(settings, estimator, temperature, None)
-    need = find_estimator(estimator).need
+    need = estimator.need
     servers = settings.teacher_servers()
     try:
         found = inspect_servers(servers, settings.teacher_server_model, tokenizer, prompt, vocab_size)
@@ -104,7 +105,7 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
             )
 
 
-def _check_kind(found: Findings, need: ScoreKind, estimator: str, top_k: int | None) -> None:
+def _check_kind(found: Findings, need: ScoreKind, estimator: Estimator, top_k: int | None) -> None:
     if need == "top_k" and top_k:
         given, refusal = found.most_top_k([top_k])
         if not given:
@@ -117,7 +118,7 @@ def _check_temperature(found: Findings, temperature: float) -> None:
     for url in found.untempered(temperature):
         raise ConfigurationError(
             f"{url} scores at temperature 1 whatever is asked, and this run samples at temperature={temperature}; "
-            "set temperature=1, use estimator='vopd_sparse', which needs no normaliser of the teacher, load the "
+            f"set temperature=1, {use_unnormalised()}, load the "
             "teacher in this process, or start a server whose version applies the temperature to prompt_logprobs "
             "(vLLM 0.32 does not, with any --logprobs-mode)"
         )

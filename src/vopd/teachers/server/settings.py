@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vopd.errors import ConfigurationError, check_at_least
-from vopd.estimators.checks import check_gives, find_estimator
+from vopd.estimators import ESTIMATORS, Estimator
+from vopd.estimators.checks import check_gives
 
 from .client import Patience, Servers, checked_urls
 
@@ -58,14 +59,14 @@ class ServerSettings:
         )
 
 
-def check_server(settings: ServerSettings, estimator: str, temperature: float, model_init_kwargs: Any) -> None:
+def check_server(settings: ServerSettings, estimator: Estimator, temperature: float, model_init_kwargs: Any) -> None:
     """Check the settings of a teacher server against each other and against those of the run.
 
     What a server can give at all is known here; what this one gives is tried when the trainer is made.
 
     Args:
         settings: of the server.
-        estimator: its name.
+        estimator: of the run.
         temperature: of the rollouts.
         model_init_kwargs: ``teacher_model_init_kwargs``, which only a teacher in this process takes.
 
@@ -88,18 +89,24 @@ def check_server(settings: ServerSettings, estimator: str, temperature: float, m
     if model_init_kwargs is not None:
         raise ConfigurationError("teacher_model_init_kwargs means nothing to a teacher behind a server; remove it")
     check_gives(estimator, {"sampled", "top_k", "chosen"}, "a server")
-    if find_estimator(estimator).need == "chosen":
+    if estimator.need == "chosen":
         _check_chosen(settings, estimator, temperature)
 
 
-def _check_chosen(settings: ServerSettings, estimator: str, temperature: float) -> None:
+def _check_chosen(settings: ServerSettings, estimator: Estimator, temperature: float) -> None:
     if settings.teacher_failure == "drop":
         raise ConfigurationError(
-            f"teacher_failure=drop does not go with estimator {estimator!r}: its scores are asked for one "
+            f"teacher_failure=drop does not go with estimator {estimator.name!r}: its scores are asked for one "
             "micro-batch at a time, after the tokens of the whole step were counted; use raise"
         )
-    if temperature != 1 and find_estimator(estimator).needs.full_teacher:
+    if temperature != 1 and estimator.needs.full_teacher:
         raise ConfigurationError(
-            f"estimator {estimator!r} needs scores at temperature={temperature}, and a server scores chosen ids at "
-            "temperature 1; set temperature=1, or use estimator='vopd_sparse', which needs no normaliser of the teacher"
+            f"estimator {estimator.name!r} needs scores at temperature={temperature}, and a server scores chosen ids "
+            f"at temperature 1; set temperature=1, or {use_unnormalised()}"
         )
+
+
+def use_unnormalised() -> str:
+    """The advice for a server that scores at temperature 1 alone."""
+    found = (e.name for e in ESTIMATORS.values() if e.need == "chosen" and e.unbiased and not e.needs.full_teacher)
+    return f"use estimator={' or '.join(map(repr, found))}, which needs no normaliser of the teacher"

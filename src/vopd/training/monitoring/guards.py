@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, GuardError, check_at_least
+from vopd.estimators.policy_gradient import VOPD_OPTIMAL
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
 from .stopping import Stopping
@@ -76,8 +77,8 @@ class ReverseKL(Guard):
             return None
         return (
             f"the reverse KL rose to {mean:.3g} nats a token, from {self.lowest:.3g} at its lowest; try a lower "
-            "learning_rate or max_grad_norm, or an estimator of less variance such as vopd_optimal, and go back to an "
-            "earlier checkpoint"
+            f"learning_rate or max_grad_norm, or an estimator of less variance such as {VOPD_OPTIMAL.name}, and go "
+            "back to an earlier checkpoint"
         )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vopd.data.reasoning import Problem, score
-from vopd.errors import ConfigurationError, DataError, MissingExtraError, VOPDError
+from vopd.errors import ConfigurationError, DataError, VOPDError
 from vopd.evaluation.grading import KINDS, grade_many
+from vopd.user_code import imported
 
 logger = logging.getLogger("vopd")
 
@@ -86,18 +84,9 @@ def _verified(completion: Any, question: str, task: str | None, answer: Any, met
 
 
 def _imported(name: str) -> RewardFunction:
-    module, _, attribute = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:  # as `python -m` would have it; the console script has not
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-        if isinstance(error, MissingExtraError) or error.name not in (module, module.partition(".")[0]):
-            raise
-        raise ConfigurationError(f"reward function '{name}': there is no module '{module}'") from error
+    found = imported(name, "reward function")
     if not callable(found):
-        raise ConfigurationError(f"reward function '{name}': module '{module}' has no function '{attribute}'")
+        raise ConfigurationError(f"reward function '{name}' is a {type(found).__name__}: it must be a function")
     return found  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,40 @@
+"""module:NAME, the way options name what a user wrote."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vopd.errors import ConfigurationError
+from vopd.user_code import imported, spelling_of
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_a_user.py").write_text("class Thing: pass\nFOUND = Thing()\n")
+    (tmp_path / "broken_of_a_user.py").write_text("import there_is_no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+
+
+def test_a_module_of_the_working_folder_is_found_and_its_object_spelled_again() -> None:
+    found = imported("of_a_user:FOUND", "thing")
+    assert spelling_of(found) == "of_a_user:FOUND"
+    assert spelling_of(type(found)()) is None
+
+
+@pytest.mark.parametrize(
+    ("spelling", "fact"),
+    [("of_a_usr:FOUND", "no module 'of_a_usr'"), ("of_a_user:FOUMD", "did you mean 'FOUND'"), ("of_a_user:", "Thing")],
+)
+def test_what_is_not_there_is_named(spelling: str, fact: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"thing '{spelling}'.*{fact}"):
+        imported(spelling, "thing")
+
+
+def test_a_fault_inside_the_module_is_shown_as_it_is() -> None:
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_package") as caught:
+        imported("broken_of_a_user:FOUND", "thing")
+    assert not isinstance(caught.value, ConfigurationError)
