@@ -12,7 +12,8 @@ import vopd
 # Of what `make test` installs, everything that somebody imports from this project and torch alone does not bring.
 ABSENT = (
     "accelerate", "datasets", "huggingface_hub", "math_verify", "matplotlib", "numpy", "packaging", "peft", "pyarrow",
-    "reasoning_gym", "rich", "safetensors", "tokenizers", "trackio", "transformers", "trl", "yaml",
+    "reasoning_gym", "rich", "safetensors", "scipy", "statsmodels", "tokenizers", "trackio", "transformers", "trl",
+    "yaml",
 )  # fmt: skip
 
 
@@ -44,6 +45,15 @@ def test_the_trainer_names_the_extra_that_it_needs():
         "import vopd\ntry:\n    vopd.VOPDTrainer\nexcept vopd.errors.MissingExtraError as error:\n    print(error)\n"
     )
     assert "pip install 'vopd[train]'" in done.stdout, done.stderr
+
+
+def test_accuracies_need_torch_alone_and_a_t_interval_names_its_extra():
+    done = run_without_extras(
+        "from vopd.statistics import avg_at_k, paired_difference, t_interval\n"
+        "print(avg_at_k([[True], [True]]).low, paired_difference([1, 1], [0, 0]).p_value)\n"
+        "try:\n    t_interval([1.0, 2.0])\nexcept ImportError as error:\n    print(error)\n"
+    )
+    assert done.stdout.startswith("1.0 0.5\nscipy is needed") and "'vopd[train]'" in done.stdout, done.stderr
 
 
 def test_a_command_without_its_extra_ends_with_the_code_of_a_configuration_error():

@@ -78,14 +78,22 @@ class TestPassAtK:
 
 
 class TestFewValues:
+    # Roots of the regularised incomplete beta function, found in 30 digits.
     @pytest.mark.parametrize(
-        ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (15, 2.1314), (100, 1.9840)]
-    )
-    def test_quantiles_are_those_of_the_tables(self, degrees: int, expected: float) -> None:
-        assert t_quantile(degrees) == pytest.approx(expected, abs=1e-4)
+        ("degrees", "level", "expected"),
+        [
+            (1, 0.95, 12.70620473617471), (2, 0.95, 4.302652729749464), (3, 0.95, 3.182446305283710),
+            (4, 0.95, 2.776445105197794), (15, 0.95, 2.131449545559776), (100, 0.95, 1.983971518523552),
+            (5, 0.99, 4.032142983555228), (4, 0.999, 8.610301581379275), (1, 0.999, 636.6192487687196),
+        ],
+    )  # fmt: skip
+    def test_quantiles_are_those_of_the_tables(self, degrees: int, level: float, expected: float) -> None:
+        assert t_quantile(degrees, level) == pytest.approx(expected, abs=1e-9)
 
-    def test_other_levels(self) -> None:
-        assert t_quantile(5, 0.99) == pytest.approx(4.0321, abs=1e-4)
+    @pytest.mark.parametrize("level", [0.5, 0.8, 0.95, 0.99])
+    def test_quantiles_are_those_of_the_closed_forms(self, level: float) -> None:
+        assert t_quantile(1, level) == pytest.approx(math.tan(math.pi / 2 * level), abs=1e-9)
+        assert t_quantile(2, level) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), abs=1e-9)
 
     def test_the_interval_is_the_textbook_one(self) -> None:
         assert t_interval([1.0, 2.0, 3.0]) == pytest.approx(

@@ -6,7 +6,6 @@ and an interval over samples would be far too narrow.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, require
 
 DRAWS = 10_000
 SEED = 0
@@ -74,34 +73,16 @@ def bootstrap_interval(values: Any) -> tuple[float, float]:
     return low, high
 
 
-@functools.cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
     """t such that a Student t variable of `degrees` degrees of freedom lies in [-t, t] with probability `level`.
 
-    Source: the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4, inverted by bisection.
-
     Raises:
         ConfigurationError: fewer than 1 degree of freedom.
+        MissingExtraError: SciPy is not installed.
     """
     if degrees < 1:
         raise ConfigurationError(f"a t interval needs at least two values, got {degrees + 1}")
-    low, high = 0.0, 1e6
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_probability(middle, degrees) < level else (low, middle)
-    return (low + high) / 2
-
-
-def t_probability(t: float, degrees: int) -> float:
-    """P(|T| <= t) of a Student t variable T, by the same series."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2 == 1
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for power in range(1 if odd else 0, degrees - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return float(require("scipy.stats", "train").t.isf((1 - level) / 2, degrees))
 
 
 def t_interval(values: Any) -> tuple[float, float]:

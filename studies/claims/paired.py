@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from vopd.errors import DataError
-from vopd.statistics import Difference, t_interval, t_probability
+from vopd.statistics import Difference, t_interval
 
 
 def paired_t_difference(a: Any, b: Any) -> Difference:
@@ -36,14 +38,9 @@ def paired_t_difference(a: Any, b: Any) -> Difference:
     error = (differences.std() / math.sqrt(differences.numel())).item()
     if error == 0:
         return Difference(mean, low, high, 1.0 if mean == 0 else 0.0)
-    return Difference(mean, low, high, max(0.0, 1 - t_probability(abs(mean) / error, differences.numel() - 1)))
+    return Difference(mean, low, high, float(2 * stats.t.sf(abs(mean) / error, differences.numel() - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: below 0.05 keeps the chance of any false finding below 5 %."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    return multipletests(p_values, method="holm")[1].tolist()
