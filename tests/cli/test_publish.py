@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from vopd.run.publish import data_notes
 
@@ -98,13 +99,29 @@ class TestCard:
         notes = data_notes([{"source": "me/set", "version": "abc", "prompts": 3}])
         assert notes == {"data": ["3 prompts of me/set (abc)"], "datasets": ["me/set"]}
 
-    def test_a_source_cannot_break_the_table(self) -> None:
+    @staticmethod
+    def card(**facts: Any) -> Any:
         from vopd.training.saving.card import model_card
 
-        facts = dict.fromkeys(("name", "estimator", "temperature", "steps", "prompts", "learning_rate", "seed"), 1)
-        rest = {"student": "a", "teacher": "b", "adapter": False, "data": ["x | y\nz"], "tags": ["t"]}
-        card = model_card({**facts, **rest})
-        assert "| data | x \\| y z |" in card
+        names = ("name", "estimator", "temperature", "steps", "prompts", "learning_rate", "seed")
+        given = {"student": "a", "teacher": "b", "adapter": False, "tags": ["t"], **facts}
+        return model_card({**dict.fromkeys(names, 1), **given})
+
+    def test_a_source_cannot_break_the_table(self) -> None:
+        assert "| data | x \\| y z |" in self.card(data=["x | y\nz"]).text
+
+    def test_the_metadata_are_read_as_they_were_given(self, tmp_path: Path) -> None:
+        """Plain in YAML, "no" would be false, "1.0" a number, and what follows " #" or ": " something else."""
+        given = {"student": "me/model", "datasets": ["me/set: new", "1.0", "2026-01-01"], "tags": ["no", "a #b", "- c"]}
+        self.card(**given, adapter=True).save(tmp_path / "README.md")
+        metadata = ModelCard.load(tmp_path / "README.md").data.to_dict()
+        assert metadata == {
+            "library_name": "peft", "base_model": "me/model", "datasets": given["datasets"], "tags": given["tags"],
+        }  # fmt: skip
+
+    def test_a_local_student_and_unnamed_data_sets_are_no_metadata(self, tmp_path: Path) -> None:
+        metadata = self.card(student=str(tmp_path), datasets=[]).data.to_dict()
+        assert metadata == {"library_name": "transformers", "tags": ["t"]}
 
 
 class TestTrackers:

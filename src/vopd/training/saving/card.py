@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 CITATION = """\
 @article{oh2026klforakl,
   title         = {KL for a KL: On-Policy Distillation with Control Variate Baseline},
@@ -19,9 +21,7 @@ CITATION = """\
 
 _TEMPLATE = """\
 ---
-library_name: {library}
-{metadata}tags:
-{tags}
+{metadata}
 ---
 
 # {name}
@@ -38,8 +38,8 @@ Trained by on-policy distillation with vopd: the student samples completions, th
 _PACKAGES = ("vopd", "torch", "transformers", "trl", "peft")
 
 
-def model_card(facts: dict[str, Any]) -> str:
-    """The card as Markdown with YAML front matter.
+def model_card(facts: dict[str, Any]) -> ModelCard:
+    """The card: Markdown with YAML front matter.
 
     Args:
         facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
@@ -47,26 +47,27 @@ def model_card(facts: dict[str, Any]) -> str:
             (hub ids), results (lines), rewards; tags for the Hub.
     """
     student = facts["student"]
-    # The Hub resolves base_model and data sets by their ids; a local folder means nothing to anybody else.
-    metadata = f"base_model: {student}\n" if student and not Path(student).exists() else ""
-    if facts.get("datasets"):
-        metadata += "datasets:\n" + "".join(f"- {name}\n" for name in facts["datasets"])
+    metadata = ModelCardData(
+        library_name="peft" if facts["adapter"] else "transformers",
+        # The Hub resolves base_model and data sets by their ids; a local folder means nothing to anybody else.
+        base_model=student if student and not Path(student).exists() else None,
+        datasets=facts.get("datasets") or None,
+        tags=facts["tags"],
+    )
     results = "\n".join(facts.get("results", []))
-    return _TEMPLATE.format(
+    text = _TEMPLATE.format(
+        metadata=metadata.to_yaml(),
         name=facts["name"],
         rows="\n".join(f"| {title} | {_cell(value)} |" for title, value in _rows(facts).items()),
         results=f"\n## Results\n\n{results}\n" if results else "",
-        library="peft" if facts["adapter"] else "transformers",
-        metadata=metadata,
-        tags="\n".join(f"- {tag}" for tag in facts["tags"]),
         citation=CITATION,
     )
+    return ModelCard(text)
 
 
 def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     """Write the card as README.md into the folder of a model."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "README.md").write_text(model_card(facts), encoding="utf-8")
+    model_card(facts).save(Path(folder, "README.md"))
 
 
 def _rows(facts: dict[str, Any]) -> dict[str, Any]:
