@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -211,6 +212,17 @@ def test_two_at_once_in_one_folder(monkeypatch: pytest.MonkeyPatch, problems: st
     scripted(monkeypatch, {"m": ["x"]})
     with only_one(tmp_path), pytest.raises(ConfigurationError, match="another evaluation is running"):
         evaluate("m", [problems], tmp_path)
+    with only_one(tmp_path):  # which is free again
+        pass
+
+
+def test_a_file_system_without_locks_is_no_other_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="No locks available"), only_one(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(

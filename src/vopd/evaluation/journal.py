@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, DataError
@@ -60,13 +61,13 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"another evaluation is running in '{folder}'; give this one another folder"
-            ) from error
+    try:
+        held = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigurationError(
+            f"another evaluation is running in '{folder}'; give this one another folder"
+        ) from error
+    with held:
         yield
 
 
