@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".venv-matrix"
@@ -31,20 +32,14 @@ TESTS = [
 ]  # fmt: skip
 
 
-def ranges() -> dict[str, str]:
-    """Package: its supported range in pyproject.toml, such as ">=5.20,<6"."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"]]
-    pairs = re.findall(r"^([A-Za-z0-9_-]+)(.*)$", "\n".join(wanted), re.MULTILINE)
-    return {name: bounds for name, bounds in pairs if name in RANGED}
-
-
 def requirements(end: str) -> dict[str, str]:
     """Package: what pip is asked for. The oldest of >=5.20,<6 is the first release of 5.20."""
-    bounds = ranges()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["train"]])
+    ranged = {entry.name: entry.specifier for entry in wanted if entry.name in RANGED}
     if end == "newest":
-        return {name: f"{name}{bounds[name]}" for name in RANGED}
-    lows = {name: re.search(r">=([0-9.]+)", bound).group(1) for name, bound in bounds.items()}  # type: ignore[union-attr]
+        return {name: f"{name}{bounds}" for name, bounds in ranged.items()}
+    lows = {name: bound.version for name, bounds in ranged.items() for bound in bounds if bound.operator == ">="}
     return {name: f"{name}=={low}.0" for name, low in lows.items()}
 
 
