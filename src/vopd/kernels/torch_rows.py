@@ -49,7 +49,8 @@ class TorchPass:
             found["top_difference"] = self._tops - teacher.gather(-1, top).squeeze(-1)
             subtract_into_teacher(student, teacher, found["top_difference"], self._may_exclude)
         self._kept_values = exponentiate(student, self._tops, self._kept)
-        mass = student.sum(-1)
+        # Times e of the top token: 1, and NaN where its logit is infinite and the row no distribution.
+        mass = student.sum(-1).mul_(self._kept_values[:, 0])
         if diagnostics:
             found["entropy"] = entropy_sums(student)
         if teacher is not None and order:

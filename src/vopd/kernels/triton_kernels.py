@@ -109,14 +109,18 @@ def _join(
     top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass,
     TEACHER: tl.constexpr, ORDER: tl.constexpr, DIAGNOSTICS: tl.constexpr,
 ):  # fmt: skip
-    """Joins the lanes' statistics and writes those of the row, except for the top token's id, which it returns."""
+    """Joins the lanes' statistics and writes those of the row, except for the top token's id, which it returns.
+
+    Where no logit is above minus infinity, a NaN counting for none, the top logit is minus infinity and the id 0.
+    """
     row_top = tl.max(top, 0)
     row_id = tl.min(tl.where(top == row_top, top_id, NO_TOKEN), 0)
     is_row_top = top_id == row_id
     step = top - row_top
     scale = tl.exp(step)
     joining = tl.where(is_row_top, 0.0, 1.0)  # every other lane's top token is one of the others
-    tl.store(out, row_top)
+    found = row_id != NO_TOKEN
+    tl.store(out, tl.where(found, row_top, float("-inf")))
     tl.store(out + 3 * out_stride, tl.sum(scale * (mass + joining), 0))
     if ORDER >= 2:
         tl.store(out + 4 * out_stride, tl.sum(scale * scale * (mass2 + joining), 0))
@@ -139,7 +143,7 @@ def _join(
             tl.store(out + 8 * out_stride, tl.sum(scale * scale * dd2, 0))
     if DIAGNOSTICS:
         tl.store(out + 9 * out_stride, tl.sum(scale * (logs + step * (mass + joining)), 0))
-    return row_id
+    return tl.where(found, row_id, 0)
 
 
 @triton.jit
@@ -154,7 +158,8 @@ def row_sums(
     With e = exp(z - z_top), d' = d - d_top, d = z - t, and all sums over every token but the top one, row by row of
     ``sums``: 0 z_top, 1 d_top, 2 t_max, 3 sum e, 4 sum e^2, 5 sum e d', 6 sum e^2 d', 7 sum e d'^2, 8 sum e^2 d'^2,
     9 sum e log e, 10 log sum exp(t - t_max). What TEACHER, ORDER and DIAGNOSTICS leave out is not written.
-    Without any logit above minus infinity z_top is ``LOWEST`` and the sums mean nothing.
+    Without any logit above minus infinity z_top is that, the top token is 0 and the sums mean nothing, but are NaN
+    where a logit is.
     """
     row = tl.program_id(0).to(tl.int64)
     student += row * stride

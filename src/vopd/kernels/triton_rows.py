@@ -153,7 +153,8 @@ class TritonPass:
                 moved = moved._replace(
                     dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
                     dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
-                    logs=scale * (found.logs + step * mass),
+                    # Without a logit above minus infinity outside the support the step is infinite, and its scale 0.
+                    logs=scale * (found.logs + step.clamp_min(triton_kernels.LOWEST.value) * mass),
                 )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
