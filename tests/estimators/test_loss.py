@@ -8,6 +8,8 @@ import torch
 import vopd
 from enumeration import top_k
 from vopd.errors import ConfigurationError
+from vopd.estimators import loss as losses
+from vopd.kernels import Batch
 
 EVERY = list(vopd.ESTIMATORS)
 
@@ -209,3 +211,12 @@ def test_wrong_heads_are_answered_with_the_fix():
         vopd.linear_distillation_loss(hidden, head, hidden, None, ids)
     with pytest.raises(ConfigurationError, match="unknown backend 'cuda'"):
         vopd.linear_distillation_loss(hidden, head, hidden, head, ids, backend="cuda")
+
+
+@pytest.mark.parametrize("normalizer", [None, 7, 3.3])
+def test_a_normaliser_that_is_a_number_does_not_wait_for_the_device(normalizer):
+    """It stays on the host, and is the factor of a loss anywhere."""
+    rows = torch.empty(5, dtype=torch.long, device="meta")
+    weight = losses._weight(normalizer, Batch(rows, rows), torch.float32)
+    assert weight == 1 / torch.tensor(5 if normalizer is None else normalizer)
+    assert (torch.ones((), device="meta") * weight).is_meta

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def outside_compilation(loss: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The same function, which a step under ``torch.compile`` calls as it is.
+
+    Compilers take backward for a function of what forward saved; ``GradientInHand`` hands over tensors instead that
+    forward wrote in place (https://github.com/pytorch/pytorch/issues/163880 is one that went wrong). There is nothing
+    to gain either: the buffers are reused and the row operations fused already.
+    """
+
+    @functools.wraps(loss)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        # Here and not at import, where it would load torch._dynamo: a second for whoever never calls a loss.
+        disabled: Callable[_Arguments, _Result] = torch.compiler.disable(loss)
+        return disabled(*args, **kwargs)
+
+    return call
 
 
 class GradientInHand(torch.autograd.Function):

@@ -25,10 +25,11 @@ from vopd.kernels.row_pass import MakePass
 from . import checks
 from .base import Estimator, with_extra_advantages
 from .catalogue import find_estimator
-from .gradient import GradientInHand
+from .gradient import GradientInHand, outside_compilation
 from .teacher_scores import TopKScores
 
 
+@outside_compilation
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -108,6 +109,7 @@ def distillation_loss(
     )  # fmt: skip
 
 
+@outside_compilation
 def linear_distillation_loss(
     student_hidden: Tensor,
     student_head: Tensor,
@@ -244,7 +246,9 @@ def _weight(normalizer: Tensor | float | None, batch: Batch, dtype: torch.dtype)
     if len(batch.rows) == 0:
         return batch.rows.new_zeros((), dtype=dtype)
     count = len(batch.rows) if normalizer is None else normalizer
-    return 1 / torch.as_tensor(count, dtype=dtype, device=batch.rows.device).detach()
+    # A plain number stays on the host, as a factor of tensors on any device: a copy of it would wait for the device.
+    device = batch.rows.device if isinstance(count, Tensor) else torch.device("cpu")
+    return 1 / torch.as_tensor(count, dtype=dtype, device=device).detach()
 
 
 def _batch(
