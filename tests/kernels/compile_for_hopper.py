@@ -27,8 +27,8 @@ ALIGNED = ("student", "teacher", "out", "sums", "stride", "teacher_stride", "out
 def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, **dtypes: str) -> dict[str, Any]:
     """Registers and spills as the assembler has them, widths of global loads and stores, and the main loop's moves."""
     names = kernel.arg_names
-    strides = [name for name in names if name.endswith("stride")]
-    types = {**dict.fromkeys(strides, "i32"), **{name: f"*{dtype}" for name, dtype in dtypes.items()}}
+    numbers = [name for name in names if name.endswith("stride") or name in ("first", "tiles")]
+    types = {**dict.fromkeys(numbers, "i32"), **{name: f"*{dtype}" for name, dtype in dtypes.items()}}
     source = ASTSource(
         kernel,
         signature={name: types.get(name, "constexpr") for name in names},
@@ -96,6 +96,8 @@ def variants() -> dict[str, dict[str, Any]]:
         "gradient, fp32": gradient("fp32"),
         "gradient, fp32, slope": gradient("fp32", slope=True),
         "gradient, bf16, soft cap": gradient("bf16", cap=30.0),
+        "gradient, bf16, slope": gradient("bf16", slope=True),
+        "gradient, bf16, slope, soft cap": gradient("bf16", slope=True, cap=30.0),
         "gradient, fp32, slope, soft cap": gradient("fp32", slope=True, cap=30.0),
         "gradient, bf16, 151669 tokens": gradient("bf16", vocab=151669),
         "gradient, float64": gradient("fp64", slope=True, cap=30.0, dtype="fp64"),

@@ -12,17 +12,20 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
+
+def printed(script, cache):
+    """What a script of this folder prints in a process that does not interpret kernels."""
+    source = Path(__file__).parents[2] / "src"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(source)}
+    path = Path(__file__).with_name(script)
+    done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    source = Path(__file__).parents[2] / "src"
-    cache = str(tmp_path_factory.mktemp("triton"))
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(source)}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed("compile_for_hopper.py", tmp_path_factory.mktemp("triton"))
 
 
 def test_nothing_is_spilled(kernels):
@@ -48,3 +51,9 @@ def test_whole_tiles_are_read_and_written_in_128_bits(kernels):
 
 def test_nothing_crosses_lanes_inside_a_row(kernels):
     assert sum(k["moves_in_loops"] for k in kernels.values()) == 0
+
+
+def test_the_number_of_rows_compiles_nothing_anew(tmp_path):
+    """A gradient with slope in half precision has a first tile in float32."""
+    expected = [{"row_sums": 1, "write_gradient": count} for count in (1, 1, 1, 2)]
+    assert printed("count_variants.py", tmp_path) == expected

@@ -64,7 +64,7 @@ def test_narrow_inputs(estimator, dtype):
 
 @pytest.mark.parametrize("estimator", EVERY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_products_as_on_cuda(monkeypatch, estimator, dtype):
+def test_half_precision_products_as_on_cuda(monkeypatch, estimator, dtype, tiles):
     monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: dtype)
     batch = batch_of(OPTIONS["softcap"], dtype=dtype, device=DEVICE, shape=(20,))
     compare(batch, estimator, 1e-2, 1e-4)
@@ -144,7 +144,7 @@ def test_optimal_baseline_keeps_its_digits(exponent, place, tiles):
 
 @pytest.mark.parametrize("slope", [False, True])
 @pytest.mark.parametrize("with_teacher", [False, True])
-def test_half_precision_gradient_keeps_the_columns_of_a_certain_student(slope, with_teacher):
+def test_half_precision_gradient_keeps_the_columns_of_a_certain_student(slope, with_teacher, tiles):
     """a p + value is a small difference of large numbers at a token of probability 0.9999."""
     if slope and not with_teacher:
         pytest.skip("the slope term needs the teacher")
@@ -174,3 +174,22 @@ def test_a_head_that_is_not_a_number_is_not_silently_finite():
     with torch.no_grad():
         batch["student_head"][3] = torch.nan
     assert not torch.isfinite(vopd.linear_distillation_loss(**batch, backend="triton").loss)
+
+
+def test_half_precision_tiles_may_be_written_in_any_order_of_a_launch(monkeypatch):
+    """They lie over the teacher's logits, so that one written too early would be read by another."""
+    monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: torch.bfloat16)
+    monkeypatch.setattr(triton_rows, "GRADIENT_BLOCK", 16)
+    batch = batch_of({}, dtype=torch.bfloat16, device=DEVICE, vocab=131, shape=(4,))
+    own, gradients = triton_rows.TritonPass._write_gradient, []
+
+    def backwards(self, out, a, b, tiles=(0, 9)):
+        for tile in reversed(range(*tiles)):
+            own(self, out, a, b, (tile, tile + 1))
+
+    for write in (own, backwards):
+        monkeypatch.setattr(triton_rows.TritonPass, "_write_gradient", write)
+        loss = vopd.linear_distillation_loss(**batch, estimator="full_rkl", backend="triton").loss
+        gradients.append(torch.autograd.grad(loss, leaves(batch)))
+    for ours, theirs in zip(*gradients):
+        assert torch.equal(ours, theirs)

@@ -146,7 +146,8 @@ def _join(
     return tl.where(found, row_id, 0)
 
 
-@triton.jit
+# The number of rows, sums_stride, differs in the last chunk of a batch, and is nothing to compile another kernel for.
+@triton.jit(do_not_specialize=["sums_stride"])
 def row_sums(
     student, teacher, sums, top_ids, stride, teacher_stride, sums_stride, VOCAB: tl.constexpr,
     CAP: tl.constexpr, TEACHER_CAP: tl.constexpr,
@@ -230,18 +231,19 @@ def _gradient_tile(
         tl.store(out + columns, gradient)
 
 
-@triton.jit
+# Rows of a table of statistics are aligned to 16 bytes or not with the number of rows; each is read as one number.
+@triton.jit(do_not_specialize=["first", "tiles", "tops", "top_differences", "a", "b"])
 def write_gradient(
-    student, teacher, out, tops, top_differences, a, b, stride, teacher_stride, out_stride, VOCAB: tl.constexpr,
-    CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, out, tops, top_differences, a, b, first, tiles, stride, teacher_stride, out_stride,
+    VOCAB: tl.constexpr, CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """e (a + b d') of a row, times the slope 1 - (z / CAP)^2 of a soft cap; a program does one tile.
+    """e (a + b d') of ``tiles`` tiles of a row from the ``first``, times the slope 1 - (z / CAP)^2 of a soft cap.
 
-    ``a`` and ``b`` have one number a row; ``b`` and the teacher are read with SLOPE only. ``out`` may be ``student``.
+    A program does one tile. ``a`` and ``b`` have one number a row; ``b`` and the teacher are read with SLOPE only.
+    ``out`` may be ``student``, and memory that no program of the launch reads.
     """
-    TILES: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // TILES).to(tl.int64)
-    start = tl.program_id(0) % TILES * BLOCK
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    start = (first + tl.program_id(0) % tiles) * BLOCK
     columns = start + tl.arange(0, BLOCK)
     student += row * stride
     teacher += row * teacher_stride

@@ -92,21 +92,23 @@ class TritonPass:
         The columns of ``form.ids`` are summed in the wider dtype: where the student is nearly certain, a p + value is
         a small difference of large numbers that half precision would lose.
         """
-        student = self._student
+        student, ids = self._student, form.ids
         if self._support_ids.shape[-1]:
             student.scatter_(-1, self._support_ids, self._support_logits)
-        logits = soft_cap(student.gather(-1, form.ids), self._cap)
+        a, b = form.a / totals, None if form.b is None else form.b / totals
+        logits = soft_cap(student.gather(-1, ids), self._cap)
         slope = 1.0 if self._cap is None else soft_cap_slope(logits, self._cap)
-        a = form.a / totals
-        in_place = dtype == student.dtype or form.b is not None
-        out = student if in_place else self._spare(dtype)
-        self._write_gradient(out, a, None if form.b is None else form.b / totals)
-        if in_place:
-            student.scatter_add_(-1, form.ids, form.values * slope)
-            return student if dtype == student.dtype else self._spare(dtype).copy_(student)
-        softmax = (logits - self._tops.unsqueeze(-1)).exp_() * a.unsqueeze(-1)
-        student.scatter_(-1, form.ids, softmax * slope).scatter_add_(-1, form.ids, form.values * slope)
-        return out.scatter_(-1, form.ids, student.gather(-1, form.ids).to(dtype))
+        if dtype == student.dtype:
+            self._write_gradient(student, a, b)
+            return student.scatter_add_(-1, ids, form.values * slope)
+        factor = a.unsqueeze(-1)
+        if b is not None and self._teacher is not None:
+            teacher = soft_cap(self._teacher.gather(-1, ids), self._teacher_cap)
+            factor = factor + b.unsqueeze(-1) * (logits - teacher - self._top_differences.unsqueeze(-1))
+        out = self._narrow_gradient(dtype, a, b)
+        softmax = (logits - self._tops.unsqueeze(-1)).exp_() * factor
+        student.scatter_(-1, ids, softmax * slope).scatter_add_(-1, ids, form.values * slope)
+        return out.scatter_(-1, ids, student.gather(-1, ids).to(dtype))
 
     def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Tensor]:
         """What the kernel finds, and the top tokens, (C,)."""
@@ -158,15 +160,33 @@ class TritonPass:
                 )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
-    def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None) -> None:
+    def _narrow_gradient(self, dtype: torch.dtype, a: Tensor, b: Tensor | None) -> Tensor:
+        """The gradient over the teacher's buffer in a dtype of half its width or less, free columns apart.
+
+        With b the teacher is still to be read. A tile's gradient covers a part of the tile of half its number or
+        less, so that one launch after the other writes tiles where all has been read; the first goes by the student's
+        buffer.
+        """
+        out = self._spare(dtype)
+        if b is None or self._teacher is None:
+            self._write_gradient(out, a, b)
+            return out
+        self._write_gradient(self._student, a, b, (0, 1))
+        out[:, :GRADIENT_BLOCK] = self._student[:, :GRADIENT_BLOCK]
+        for tiles in launches(triton.cdiv(out.shape[1], GRADIENT_BLOCK)):
+            self._write_gradient(out, a, b, tiles)
+        return out
+
+    def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None, tiles: tuple[int, int] | None = None) -> None:
+        """Runs ``write_gradient`` over the tiles from one number to before another, all by default."""
         student = self._student
         teacher = student if b is None or self._teacher is None else self._teacher
         count, vocab = student.shape
-        tiles = triton.cdiv(vocab, GRADIENT_BLOCK)
+        first, end = tiles or (0, triton.cdiv(vocab, GRADIENT_BLOCK))
         with _on(student):
-            triton_kernels.write_gradient[(count * tiles,)](
+            triton_kernels.write_gradient[(count * (end - first),)](
                 student, teacher, out, self._tops, self._top_differences, a, a if b is None else b,
-                student.stride(0), teacher.stride(0), out.stride(0),
+                first, end - first, student.stride(0), teacher.stride(0), out.stride(0),
                 VOCAB=vocab, CAP=self._cap or 0.0, TEACHER_CAP=self._teacher_cap or 0.0, SLOPE=b is not None,
                 BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
             )  # fmt: skip
@@ -177,6 +197,14 @@ class TritonPass:
         if self._teacher is None:
             return self._student.new_empty(len(self._student), self._student.stride(0), dtype=dtype)[:, :vocab]
         return self._teacher.view(dtype)[:, :vocab]
+
+
+def launches(tiles: int) -> list[tuple[int, int]]:
+    """Tiles of a row after the first, in launches each of which ends at twice its first tile at most.
+
+    Tile i in half the width lies inside tile i // 2 in the whole width, which an earlier launch then has read.
+    """
+    return [(1 << i, min(2 << i, tiles)) for i in range((tiles - 1).bit_length())]
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
