@@ -14,7 +14,7 @@ import torch
 import vopd
 from head_reference import batch_of
 from vopd.errors import ConfigurationError, MissingExtraError
-from vopd.kernels import TorchPass, backend_name, backends, choose_pass, trial
+from vopd.kernels import TorchPass, backend_name, backends, choose_pass, heads, logits, trial
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -90,6 +90,39 @@ class TestTrial:
         before = torch.random.get_rng_state()
         assert trial.trouble(torch.device("cpu")) is None
         assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_right_kernels_pass_with_half_precision_products_as_on_cuda(self, monkeypatch):
+        monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: hidden.dtype)
+        assert trial.trouble(torch.device("cpu")) is None
+
+    def test_a_step_under_autocast_tries_float32_as_well(self, monkeypatch):
+        tried = []
+
+        def as_on_cuda(hidden, weight, wide):
+            tried.append(torch.bfloat16 if torch.is_autocast_enabled("cpu") else hidden.dtype)
+            return tried[-1]
+
+        monkeypatch.setattr(heads, "product_dtype", as_on_cuda)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert trial.trouble(torch.device("cpu")) is None
+        assert set(tried) == {torch.float32, torch.bfloat16}
+
+    def test_a_wrong_gradient_in_half_precision_is_found(self, monkeypatch):
+        from vopd.kernels import triton_rows
+
+        own = triton_rows.TritonPass._narrow_gradient
+        monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: hidden.dtype)
+        monkeypatch.setattr(triton_rows.TritonPass, "_narrow_gradient", lambda *args: own(*args).mul_(1.05))
+        assert "gradient in the hidden states differs" in trial.trouble(torch.device("cpu"))
+
+    def test_a_product_that_forgets_earlier_chunks_is_found(self, monkeypatch):
+        monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: hidden.dtype)
+
+        def forgets(left, right, out, alpha=1.0, accumulate=False):
+            return heads.multiply(left, right, out, alpha, accumulate and left.dtype == out.dtype)
+
+        monkeypatch.setattr(logits, "multiply", forgets)
+        assert "gradient in the head differs from torch's for bfloat16" in trial.trouble(torch.device("cpu"))
 
     @pytest.mark.parametrize("spoilt", ["mass2", "d1", "top_d", "logs"])
     def test_a_wrong_sum_is_found(self, monkeypatch, spoilt):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -109,3 +111,40 @@ def test_a_large_normalizer_costs_half_precision_nothing():
     theirs = torch.autograd.grad(dense(exact, normalizer=1.0).loss, leaves(exact))
     for left, right in zip(ours, theirs):
         assert relative_error(left, right) < 2e-3
+
+
+@pytest.fixture
+def precision():
+    """Sets that of float32 products on CUDA, and puts back what it was."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield lambda value: setattr(torch.backends.cuda.matmul, "fp32_precision", value)
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "value", "lines"),
+    [
+        ("cuda", torch.float32, "tf32", 1),
+        ("cuda", torch.float32, "ieee", 0),
+        ("cuda", torch.bfloat16, "tf32", 0),
+        ("cpu", torch.float32, "tf32", 0),
+    ],
+)
+def test_products_in_tf32_are_told_of_once(caplog, precision, device, dtype, value, lines):
+    heads._say_tf32.cache_clear()
+    precision(value)
+    with caplog.at_level(logging.INFO, logger="vopd"):
+        for _ in range(3):
+            heads.tell_of_tf32(torch.device(device), dtype)
+    assert len(caplog.records) == lines
+    assert all("fp32_precision = 'ieee'" in record.message for record in caplog.records)
+
+
+def test_every_switch_to_tf32_is_seen(caplog, precision):
+    """The older ones set what the loss reads as well."""
+    heads._say_tf32.cache_clear()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with caplog.at_level(logging.INFO, logger="vopd"):
+        heads.tell_of_tf32(torch.device("cuda"), torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert len(caplog.records) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +18,9 @@ BUFFER_ALIGNMENT = 128
 
 GATHER_ELEMENTS = 1 << 25
 """Elements of a head that are gathered at a time: 64 MiB in half precision."""
+
+
+logger = logging.getLogger("vopd")
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Projection:
     def __init__(self, hidden: Tensor, head: Head, vocab_size: int, temperature: float, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.product_dtype = product_dtype(hidden, head.weight, dtype)
+        tell_of_tf32(hidden.device, self.product_dtype)
         self.alpha = head.scale / temperature
         self.softcap = None if head.softcap is None else head.softcap / temperature
         self._hidden = hidden
@@ -130,6 +136,22 @@ def product_dtype(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> torch.d
     if torch.is_autocast_enabled("cuda"):
         return torch.get_autocast_dtype("cuda")
     return hidden.dtype if hidden.dtype == weight.dtype else dtype
+
+
+def tell_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
+    """Says once that float32 products are in TF32. The switch is one for all threads of a process, so it is the
+    caller's."""
+    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        _say_tf32()
+
+
+@functools.cache
+def _say_tf32() -> None:
+    logger.warning(
+        "float32 products run in TF32 here (tf32: true, or torch.set_float32_matmul_precision), so those of the "
+        "distillation loss keep 10 of the 23 bits of each factor; for all of them set "
+        "torch.backends.cuda.matmul.fp32_precision = 'ieee'"
+    )
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0, accumulate: bool = False) -> Tensor:

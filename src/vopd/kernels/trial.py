@@ -12,53 +12,85 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from .heads import BUFFER_ALIGNMENT
-from .row_pass import ChunkLogits, MakePass, Support
+from .heads import Head
+from .logits import LinearHeads
+from .row_pass import MakePass, Support
 from .rows import GradientForm
 from .torch_rows import TorchPass
 
-_ROWS, _VOCAB = 3, 5000
+_ROWS, _VOCAB, _WIDTH = 4, 5000, 64
 """More columns than a whole tile has, and no whole number of tiles."""
 
 _TOLERANCE = 1e-3
 """Relative; float32 gives about 1e-6."""
 
+_HALF_TOLERANCE = 1e-2
+"""Of gradients by way of bfloat16, each number of which is rounded by up to 1/512; about 3e-3 in all."""
+
 
 @functools.cache
 def trouble(device: torch.device) -> str | None:
-    """Why the Triton kernels are not to be used on the device, one line; None where they are right."""
-    try:
-        from .triton_rows import TritonPass
+    """Why the Triton kernels are not to be used on the device, one line; None where they are right.
 
-        ours, exact = _results(TritonPass, device), _results(TorchPass, device)
+    They are tried on hidden states and heads in float32 and in bfloat16. On CUDA the products, and the gradient that
+    the kernels write for them, are then in bfloat16 as well.
+    """
+    try:
+        # A step that calls the loss for the first time may be under autocast, which would choose other dtypes.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return _difference(device)
     except Exception as error:  # whatever Triton, a compiler or a driver raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"{type(error).__name__}: {first[:200]}"
-    wrong = [name for name, value in exact.items() if not _close(ours[name], value)]
-    return f"their {wrong[0]} differs from torch's" if wrong else None
 
 
-def _close(ours: Tensor, exact: Tensor) -> bool:
+def _difference(device: torch.device) -> str | None:
+    """What differs from plain torch with float32 products throughout."""
+    from .triton_rows import TritonPass
+
+    exact = _results(TorchPass, device, torch.float32)
+    for dtype, tolerance in (torch.float32, _TOLERANCE), (torch.bfloat16, _HALF_TOLERANCE):
+        ours = _results(TritonPass, device, dtype)
+        for name, value in exact.items():
+            if not _close(ours[name], value, tolerance if name.startswith("gradient") else _TOLERANCE):
+                return f"their {name} differs from torch's for {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def _close(ours: Tensor, exact: Tensor, tolerance: float) -> bool:
     ours, exact = ours.double(), exact.double()
-    return torch.allclose(ours, exact, rtol=_TOLERANCE, atol=_TOLERANCE * float(exact.abs().max()))
+    return torch.allclose(ours, exact, rtol=tolerance, atol=tolerance * float(exact.abs().max()))
 
 
-def _results(make_pass: MakePass, device: torch.device) -> dict[str, Tensor]:
-    """All statistics of a few rows, and a gradient of every kind of term."""
+def _results(make_pass: MakePass, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All statistics of a few rows, and what a gradient of every kind of term becomes in the inputs of the loss.
+
+    The numbers are the same in every dtype. There are two chunks, the last a part of the buffers; the first has a
+    slope term.
+    """
     generator = torch.Generator().manual_seed(0)  # of its own: the run's draws stay what they are
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device)
+        return torch.randn(*size, generator=generator).to(device, torch.bfloat16).to(dtype)
 
-    def logits() -> Tensor:
-        stride = -(-_VOCAB // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
-        return normal(_ROWS, stride).mul_(4)[:, :_VOCAB]
+    def head(softcap: float) -> Head:
+        return Head(normal(_VOCAB, _WIDTH).div_(2), normal(_VOCAB), softcap=softcap)
 
-    row_pass = make_pass(ChunkLogits(logits(), logits(), student_cap=30.0, teacher_cap=20.0))
-    ids = torch.tensor([[0, 4999], [4095, 17], [4998, 4096]], device=device)
-    row_pass.at(ids)
-    sums = row_pass.sums(Support(ids, torch.ones_like(ids, dtype=torch.bool)), 2, diagnostics=True)
-    form = GradientForm(a=normal(_ROWS), ids=ids, values=normal(_ROWS, 2), b=normal(_ROWS))
-    gradient = row_pass.gradient(form, sums.mass + 1, torch.float32)
-    found = {entry.name: getattr(sums, entry.name) for entry in fields(sums)}
-    return {name: value for name, value in {**found, "gradient": gradient}.items() if value is not None}
+    source = LinearHeads(
+        normal(_ROWS, _WIDTH), head(30.0), normal(_ROWS, _WIDTH), head(20.0),
+        vocab_size=_VOCAB, temperature=1.0, wants=(True, True, True),
+    )  # fmt: skip
+    known = torch.tensor([[0, 4999], [4095, 17], [4998, 4096], [3, 4097]], device=device)
+    a, b, values = normal(_ROWS).float(), normal(_ROWS).float(), normal(_ROWS, 2).float()
+    found = []
+    for rows, slope in (torch.arange(3, device=device), True), (torch.tensor([3], device=device), False):
+        row_pass, ids = make_pass(source.logits(rows, with_teacher=True)), known[rows]
+        row_pass.at(ids)
+        sums = row_pass.sums(Support(ids, torch.ones_like(ids, dtype=torch.bool)), 2, diagnostics=True)
+        form = GradientForm(a=a[rows], ids=ids, values=values[rows], b=b[rows] if slope else None)
+        source.accumulate(rows, row_pass.gradient(form, sums.mass + 1, source.gradient_dtype))
+        found.append(sums)
+    statistics = {entry.name: torch.cat([getattr(sums, entry.name) for sums in found]) for entry in fields(found[0])}
+    places = ("hidden states", "head", "bias")
+    gradients = zip(places, source.gradients())
+    return statistics | {f"gradient in the {place}": value for place, value in gradients if value is not None}
