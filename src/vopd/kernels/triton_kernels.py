@@ -82,8 +82,6 @@ def _fold(
         if ORDER >= 1:
             delta = top_d - new_d
             w = d - new_d[:, None]
-            if HOLES:
-                w = tl.where(absent, 0.0, w)
             ew = e * w
             if DIAGNOSTICS:
                 dd1 = scale * (dd1 + delta * (2 * d1 + delta * mass)) + old_top * delta * delta + tl.sum(ew * w, 1)
