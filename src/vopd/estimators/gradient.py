@@ -17,9 +17,9 @@ _Result = TypeVar("_Result")
 def outside_compilation(loss: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """The same function, which a step under ``torch.compile`` calls as it is.
 
-    ``GradientInHand`` hands over what forward wrote in place and scales it in place in backward, which torch.compile has
-    got wrong (https://github.com/pytorch/pytorch/issues/172956, issues/180642). Nor is there anything to gain: buffers
-    are reused and the operations on rows fused already, and a trace breaks a dozen times.
+    ``GradientInHand`` hands over what forward wrote in place and scales it in place in backward, which torch.compile
+    has got wrong (https://github.com/pytorch/pytorch/issues/172956, issues/180642). Nor is there anything to gain:
+    buffers are reused and the operations on rows fused already, and a trace breaks a dozen times.
     """
 
     @functools.wraps(loss)
