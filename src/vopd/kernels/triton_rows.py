@@ -161,11 +161,10 @@ class TritonPass:
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
     def _narrow_gradient(self, dtype: torch.dtype, a: Tensor, b: Tensor | None) -> Tensor:
-        """The gradient over the teacher's buffer in a dtype of half its width or less, free columns apart.
+        """a p + b p d' over the teacher's buffer, in a dtype of half its width or less.
 
-        With b the teacher is still to be read. A tile's gradient covers a part of the tile of half its number or
-        less, so that one launch after the other writes tiles where all has been read; the first goes by the student's
-        buffer.
+        With b the teacher is still to be read. The gradient of tile i lies over tile i // 2 or one before it, so each
+        launch is over what earlier ones have read; the first tile, over itself, goes by the student's buffer.
         """
         out = self._spare(dtype)
         if b is None or self._teacher is None:
@@ -200,10 +199,7 @@ class TritonPass:
 
 
 def launches(tiles: int) -> list[tuple[int, int]]:
-    """Tiles of a row after the first, in launches each of which ends at twice its first tile at most.
-
-    Tile i in half the width lies inside tile i // 2 in the whole width, which an earlier launch then has read.
-    """
+    """Tiles of a row after the first, in launches each of which ends at twice its first tile at most."""
     return [(1 << i, min(2 << i, tiles)) for i in range((tiles - 1).bit_length())]
 
 
