@@ -85,7 +85,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"importance_cap": 0.1}, 2, "importance_cap must be at least 1"),
     ({"run_name": "../outside"}, 2, "run name '../outside' must be letters"),
     ({"lora_rank": -1}, 2, "lora_rank must be 0 or above"),
-    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "names the output head"),
+    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "a PEFT adapter on the student's output head"),
     ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "Target modules {'no_such'} not found"),
     ({"report_to": "wandbd"}, 2, "unknown tracker 'wandbd' in report_to; did you mean 'wandb'"),
     ({"report_to": "tensorboard"}, 2, "tensorboard is needed for report_to=tensorboard; install it with"),

@@ -29,15 +29,15 @@ def test_logits_that_are_something_else_are_refused_whatever_the_configuration_s
     check_logits(logits, hidden, head, "teacher")
     half = head.map(torch.Tensor.bfloat16)
     check_logits(logits.bfloat16(), hidden.bfloat16(), half, "teacher")
-    with pytest.raises(MismatchError, match="the teacher's logits are not what .* configuration give, so"):
+    with pytest.raises(MismatchError, match=r"the teacher's logits are not what .* configuration \(scale 1, .*\) give, so"):
         check_logits(0.5 * logits, hidden, head, "teacher")
     capped = replace(head, softcap=30.0)
-    with pytest.raises(MismatchError, match="with a soft cap of 30.0"):
+    with pytest.raises(MismatchError, match="soft cap 30.0"):
         check_logits(logits, hidden, capped, "teacher")
 
 
 def test_sharing_with_the_teacher_is_refused(student: Any, make_trainer: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigurationError, match="the same object"):
+    with pytest.raises(ConfigurationError, match="share parameters"):
         make_trainer(model=student, trainer={"teacher_model": student})
     other = nn.Module()
     other.inner = student.model

@@ -95,28 +95,28 @@ def footprint(
     frozen = weight_bytes(still, student, own, quantization)
     # Adapters are kept in float32 whatever the base model's dtype.
     trained_bytes = trained * (4 if frozen else own)
-    each = [bytes_per_weight(teacher, teacher_dtype) for teacher in teachers]
-    kept = sum(
-        weight_bytes(list(teacher.parameters()), teacher, size, teacher_quantization)
-        for teacher, size in zip(teachers, each)
-    )
     head = student.get_output_embeddings().weight
     vocabulary, width = head.shape
     activation = 2 if step.half else max(own, 2)
     head_gradient = 4 * head.numel() if head.requires_grad else 0
     tokens, completion_tokens = step.sequences * step.tokens, step.sequences * step.completion_tokens
-    scoring = [_layer(teacher) * tokens * size for teacher, size in zip(teachers, each)]
+    _, activations, cached = _elements(student, step.checkpointing)
+    teacher_bytes = scoring = 0
+    for teacher in teachers:
+        each = bytes_per_weight(teacher, teacher_dtype)
+        teacher_bytes += weight_bytes(list(teacher.parameters()), teacher, each, teacher_quantization)
+        scoring = max(scoring, _elements(teacher)[0] * tokens * each)
     return Footprint(
         student=frozen + trained_bytes,
-        teacher=kept + (4 * trained if copied else 0),
+        teacher=teacher_bytes + (4 * trained if copied else 0),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
-        activations=_activations(student, tokens, step.checkpointing) * activation + max(scoring, default=0),
+        activations=tokens * activations * activation + scoring,
         loss=_LOSS_BUFFERS * min(_CHUNK_TOKENS, completion_tokens) * vocabulary * 4
         + head_gradient
         + completion_tokens * width * 4,
-        rollout=_cache(student) * step.generated * step.tokens * activation,
-        offloaded=kept if teacher_offload else 0,
+        rollout=cached * step.generated * step.tokens * activation,
+        offloaded=teacher_bytes if teacher_offload else 0,
     )
 
 
@@ -139,30 +139,17 @@ def bytes_per_weight(model: Any, dtype: str) -> int:
     return int(chosen.itemsize) if isinstance(chosen, torch.dtype) else 4
 
 
-def _layer(model: Any) -> int:
-    """Elements a token that one layer keeps for its backward pass: norms, attention and a gated feed-forward block."""
+def _elements(model: Any, checkpointing: bool = False) -> tuple[int, int, int]:
+    """Elements a token: what one layer keeps for its backward pass, what all of them keep, and the key-value cache.
+
+    A layer keeps its norms, its attention and its gated feed-forward block. With `checkpointing` those of one layer at
+    a time are computed again, from the states between the layers.
+    """
     config = model.config.get_text_config()
-    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    attention = 3 * config.num_attention_heads * _head_width(config) + 4 * _key_value_width(config)
-    return int(4 * width + attention + 4 * inner)
-
-
-def _activations(model: Any, tokens: int, checkpointing: bool) -> int:
-    config = model.config.get_text_config()
-    if checkpointing:
-        return int(tokens * (config.num_hidden_layers * config.hidden_size + _layer(model)))
-    return int(tokens * config.num_hidden_layers * _layer(model))
-
-
-def _cache(model: Any) -> int:
-    """Elements a token of the key-value cache."""
-    config = model.config.get_text_config()
-    return int(2 * config.num_hidden_layers * _key_value_width(config))
-
-
-def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _key_value_width(config: Any) -> int:
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_width(config)
+    layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or width // heads
+    key_values = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    layer = 4 * width + 3 * heads * head_width + 4 * key_values + 4 * inner
+    kept = layers * width + layer if checkpointing else layers * layer
+    return layer, kept, 2 * layers * key_values

@@ -65,13 +65,10 @@ def sample(
         ConfigurationError: a setting out of range.
         DataError: a prompt is not text, has no tokens, or leaves no room for max_new_tokens.
     """
-    for name, good, value, wanted in (
-        ("temperature", temperature >= 0, temperature, "0 (greedy) or above"),
-        ("top_p", 0 < top_p <= 1, top_p, "above 0 and at most 1"),
-        ("top_k", top_k >= 0, top_k, "0 (off) or above"),
-    ):
-        if not good:
-            raise ConfigurationError(f"{name} must be {wanted}, got {value}")
+    if not 0 < top_p <= 1:
+        raise ConfigurationError(f"top_p must be above 0 and at most 1, got {top_p}")
+    check_at_least("temperature", temperature, 0)
+    check_at_least("top_k", top_k, 0)
     check_at_least("max_new_tokens", max_new_tokens, 1)
     check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)

@@ -41,28 +41,14 @@ def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
     tolerance = _TOLERANCE.get(head.weight.dtype, _HALF_TOLERANCE)
     if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):
         raise MismatchError(
-            f"the {name}'s logits are not what its last hidden state, its output head and its configuration give"
-            f"{_known(head)}, so the loss would train towards something else; this model family is not supported"
+            f"the {name}'s logits are not what its last hidden state, its output head and its configuration (scale "
+            f"{head.scale:g}, soft cap {head.softcap}) give, so the loss would train towards something else; this "
+            "model family is not supported"
         )
-
-
-def _known(head: Head) -> str:
-    found = {
-        "a bias": head.bias is not None,
-        f"a scale of {head.scale:g}": head.scale != 1,
-        f"a soft cap of {head.softcap}": head.softcap is not None,
-    }
-    named = " and ".join(what for what, there in found.items() if there)
-    return f" (with {named})" if named else ""
 
 
 def check_not_shared(student: nn.Module, teacher: nn.Module) -> None:
     """Raises ConfigurationError if training the student would change the teacher."""
-    if student is teacher:
-        raise ConfigurationError(
-            "model and teacher_model are the same object, so the teacher would change with every step; "
-            "load it twice, or pass its path as teacher_model"
-        )
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
         raise ConfigurationError(

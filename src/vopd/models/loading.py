@@ -164,16 +164,11 @@ def _check_source(source: str | Path, revision: str | None) -> None:
             raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
         _check_hub(text, revision)
         return
-    config = path / "config.json"
     if not any((path / name).exists() for name in _CONFIGURATIONS):
         raise MismatchError(
             f"'{source}' has no config.json; give the folder that save_pretrained wrote "
             "(for a training run, one of its checkpoints or its model folder)"
         )
-    try:
-        json.loads(config.read_text() if config.exists() else "{}")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MismatchError(f"'{source}/config.json' is not valid JSON: {error}") from error
 
 
 def _check_hub(source: str, revision: str | None) -> None:
@@ -187,9 +182,8 @@ def _check_hub(source: str, revision: str | None) -> None:
         return
     try:
         cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
-        if any(isinstance(path, str) for path in cached):
-            return
-        hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
+        if not any(isinstance(path, str) for path in cached):
+            hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
     except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
         return  # what a download says of them is clear
     except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:

@@ -139,7 +139,9 @@ def _model(source: str, revision: str | None) -> ModelFacts:
 def _check_models(
     plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str]
 ) -> int | None:
-    """Heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
+    """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
+    if student is not None:
+        check_lora(plan.options, student.skeleton)  # first: an adapter on the head is seen where the head is read
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
         if model is None:
             continue
@@ -148,7 +150,6 @@ def _check_models(
             notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
     if student is None:
         return None
-    check_lora(plan.options, student.skeleton)
     for other in [student, *teachers.values()]:
         vocabulary = common_vocabulary(
             student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows

@@ -79,7 +79,7 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         args=plan.config,
         train_dataset=facts.prompts.dataset,
         processing_class=facts.student.tokenizer,
-        peft_config=lora_config(options, student),
+        peft_config=lora_config(options),
         reward_funcs=options.reward_funcs,
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
