@@ -79,12 +79,9 @@ def install(end: str) -> Path:
 def run(end: str) -> bool:
     """Test one end of the range."""
     python = install(end)
-    shown = "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in %r))"
-    names = (*RANGED, "accelerate", "peft", "datasets")
-    versions = subprocess.run([python, "-c", shown % (names,)], check=True, capture_output=True, text=True)
-    print(f"{end}: {versions.stdout.strip()}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)
+    subprocess.run([python, "-m", "vopd", "doctor"], check=True, env=environment)  # the versions, first of all
     return subprocess.run([python, "-m", "pytest", "-q", "-n", "2", *TESTS], cwd=ROOT, env=environment).returncode == 0
 
 

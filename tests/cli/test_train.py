@@ -131,7 +131,11 @@ class TestRefusals:
             (["--lora_alpha", "8"], 2, "lora_alpha needs lora_rank"),
             (["--quantization", "4bit"], 2, "set lora_rank"),
             (["--teacher_quantization", "2bit"], 2, "choose one of 8bit, 4bit"),
-            (["--lora_rank", "2", "--lora_target_modules", "q_proj,lm_head"], 2, "a PEFT adapter on the student's output head"),
+            (
+                ["--lora_rank", "2", "--lora_target_modules", "q_proj,lm_head"],
+                2,
+                "a PEFT adapter on the student's output head",
+            ),
             (["--run_name", "../x"], 2, "run name"),
             (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),
             (["--model", "./missing"], 4, "there is no model folder"),

@@ -84,7 +84,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"importance_sampling": True}, 2, "set use_vllm=true"),
     ({"importance_cap": 0.1}, 2, "importance_cap must be at least 1"),
     ({"run_name": "../outside"}, 2, "run name '../outside' must be letters"),
-    ({"lora_rank": -1}, 2, "lora_rank must be 0 or above"),
+    ({"lora_rank": -1}, 2, "lora_rank must be at least 0"),
     ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "a PEFT adapter on the student's output head"),
     ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "Target modules {'no_such'} not found"),
     ({"report_to": "wandbd"}, 2, "unknown tracker 'wandbd' in report_to; did you mean 'wandb'"),

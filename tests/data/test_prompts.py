@@ -13,7 +13,6 @@ from vopd.data.chat import fill_template, thinking_options
 from vopd.data.files import read_rows
 from vopd.data.mixture import most_without_repeats, shares
 from vopd.data.prompts import read_prompts
-from vopd.data.tokenized import text_tokenizer
 from vopd.errors import ConfigurationError, DataError
 
 
@@ -292,30 +291,6 @@ def test_what_tells_the_version_of_the_data(write) -> None:
     assert re.fullmatch("sha256 [0-9a-f]{12}", first[0]["version"])
     write(ROWS[:1])
     assert read_prompts(path).sources[0]["version"] != first[0]["version"]
-
-
-class TestLength:
-    def test_long_prompts_are_dropped_whole_and_counted(
-        self, write, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        path = write([{"prompt": "xq" * 10}, *ROWS])
-        with caplog.at_level(logging.WARNING):
-            dataset = read_prompts(path, tokenizer=tiny_tokenizer, max_prompt_length=19).dataset
-        assert "_prompt_ids" not in dataset.column_names
-        assert dataset["prompt"][:] == [row["prompt"] for row in ROWS]
-        assert "dropped 1 of 3 prompts" in caplog.text
-
-    def test_the_limit_itself_is_allowed(self, write, tiny_tokenizer: Any) -> None:
-        prompts = read_prompts(write([{"prompt": "xqxq"}]))
-        assert len(prompts.tokenized(text_tokenizer(tiny_tokenizer), 4).dataset) == 1
-
-    def test_all_too_long(self, write, tiny_tokenizer: Any) -> None:
-        with pytest.raises(DataError, match="more than 1 tokens, the shortest"):
-            read_prompts(write(ROWS), tokenizer=tiny_tokenizer, max_prompt_length=1)
-
-    def test_needs_a_tokenizer(self, write) -> None:
-        with pytest.raises(ConfigurationError, match="needs a tokenizer"):
-            read_prompts(write(ROWS), max_prompt_length=5)
 
 
 class ChatTokenizer:

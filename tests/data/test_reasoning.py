@@ -44,7 +44,7 @@ def test_unknown_task_and_bad_options_are_configuration_errors() -> None:
         reasoning_problems("no_such_task", 1, seed=0)
     with pytest.raises(ConfigurationError, match="chain_sum"):
         reasoning_problems("chain_sum", 1, seed=0, colour="red")
-    with pytest.raises(ConfigurationError, match="negative"):
+    with pytest.raises(ConfigurationError, match="count must be at least 0"):
         reasoning_problems("chain_sum", -1, seed=0)
 
 

@@ -50,7 +50,7 @@ class TestClearErrors:
 
     def test_broken_config(self, load, copied: Path) -> None:
         (copied / "config.json").write_text('{"model_type": ')
-        with pytest.raises(MismatchError, match="not valid JSON"):
+        with pytest.raises(MismatchError, match="not a valid JSON file"):
             load(copied)
 
     def test_unreachable_hub_id(self, load) -> None:

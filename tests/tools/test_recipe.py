@@ -54,9 +54,9 @@ def test_tokenizer_has_exactly_the_entries_asked_for(problems: list[Any], vocabu
 
 
 def test_impossible_vocabularies_are_refused(problems: list[Any]) -> None:
-    with pytest.raises(ConfigurationError, match="at least 300"):
-        build_tokenizer(problems, 299, seed=0)
-    with pytest.raises(ConfigurationError, match="fills a vocabulary of"):
+    with pytest.raises(ConfigurationError, match="the text fills 258"):
+        build_tokenizer(problems, 257, seed=0)
+    with pytest.raises(ConfigurationError, match="the text fills"):
         build_tokenizer(problems, 50_000, seed=0)
 
 

@@ -48,13 +48,13 @@ def by_letters(prompts: list[str]) -> list[list[int]]:
     return [[0] * len(prompt) for prompt in prompts]
 
 
-def test_long_prompts_are_dropped_whole_and_counted() -> None:
-    kept, dropped = keep_short(add_ids(rows("abcd", "abc", "abcde", "a"), by_letters), 3)
-    assert kept["prompt"][:] == ["abc", "a"] and dropped == 2
-    kept, dropped = keep_short(add_ids(rows("abcd", "abc"), by_letters), 4)  # exactly the limit is not over it
-    assert len(kept) == 2 and dropped == 0
+def test_long_prompts_are_dropped_whole_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    kept = keep_short(add_ids(rows("abcd", "abc", "abcde", "a"), by_letters), 3)
+    assert kept["prompt"][:] == ["abc", "a"] and "dropped 2 of 4 prompts" in caplog.text
+    caplog.clear()
+    assert len(keep_short(add_ids(rows("abcd", "abc"), by_letters), 4)) == 2  # exactly the limit is not over it
     data = rows("abcd")
-    assert keep_short(data, None) == (data, 0)
+    assert keep_short(data, None) is data and not caplog.text
 
 
 def test_it_is_an_error_if_none_is_left() -> None:

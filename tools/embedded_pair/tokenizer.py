@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
 from tools.embedded_pair.worked_steps import worked_completion
 from vopd.data.reasoning import Problem, stream_problems
-from vopd.errors import ConfigurationError, require
+from vopd.errors import ConfigurationError
 from vopd.experiments.pair import prompt_text
 
 PAD, END = "<|pad|>", "<|end|>"
 # Pieces that merges never cross: answer tags, words, signed numbers, runs of white space, anything else.
 _PIECES = r" ?</?answer>| ?[A-Za-z]+| ?-?\d{1,3}| ?[^\sA-Za-z\d]+|\s+"
-_SMALLEST = 300
 _TEXTS = 12_000
 # Few enough that their merges come last, enough to fill some thousand entries.
 _FILLING_TEXTS = 200
@@ -28,7 +30,7 @@ def build_tokenizer(problems: list[Problem], vocabulary: int, seed: int) -> Any:
     problems as well: entries that the pair's models hardly ever see, as in a large model's vocabulary.
 
     Raises:
-        ConfigurationError: `vocabulary` is below 300, or larger than the text can fill.
+        ConfigurationError: `vocabulary` has no room for every byte, or more than the text can fill.
     """
     return train_tokenizer(_texts(problems, seed), vocabulary)
 
@@ -39,12 +41,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     Raises:
         ConfigurationError: as `build_tokenizer`.
     """
-    if vocabulary < _SMALLEST:
-        raise ConfigurationError(f"the tokenizer needs at least {_SMALLEST} entries, got {vocabulary}")
-    require("transformers", "train")
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -59,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
         raise ConfigurationError(
-            f"the text fills a vocabulary of {tokenizer.get_vocab_size()} entries only, not {vocabulary}"
+            f"a vocabulary of {vocabulary} was asked for, the text fills {tokenizer.get_vocab_size()}"
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left", model_max_length=256

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from vopd.data.reasoning import Problem
-from vopd.errors import ConfigurationError, require
+from vopd.errors import require
 
 Weighted = Sequence[tuple[str, float]]
 
@@ -61,10 +61,8 @@ def worked_completion(problem: Problem, rng: random.Random) -> str:
     """Return one right completion for a problem: worked steps in drawn wordings, the answer in `<answer>` tags.
 
     Raises:
-        ConfigurationError: no worked steps are written for the problem's task.
+        KeyError: no worked steps are written for the problem's task.
     """
-    if problem.task not in WORKED_TASKS:
-        raise ConfigurationError(f"no worked steps for task '{problem.task}'; choose one of {sorted(WORKED_TASKS)}")
     steps = WORKED_TASKS[problem.task](problem.metadata, rng)
     joined = steps[0]
     for step in steps[1:]:

@@ -144,7 +144,9 @@ def _steps(config: VOPDConfig, epoch: int, steps: int) -> list[str]:
 
 def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
     """The room for the model and for checkpoints, each a model and an optimizer, sizes in bytes."""
-    checkpoints = _checkpoints(plan.config, steps)
+    config = plan.config
+    every = config.save_steps if config.save_steps >= 1 else max(1, int(config.save_steps * steps))
+    checkpoints = 0 if config.save_strategy == "no" else min(math.ceil(steps / every), config.save_total_limit or steps)
     needed = model + checkpoints * (model + optimizer)
     free = shutil.disk_usage(nearest_existing(plan.folder)).free
     what = f"the model and {checkpoints} checkpoints in {plan.folder}"
@@ -152,13 +154,6 @@ def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
     if needed > free:
         lines.append("  that is too little: set save_total_limit, save_only_model=true, or another output_dir")
     return lines
-
-
-def _checkpoints(config: VOPDConfig, steps: int) -> int:
-    if str(getattr(config.save_strategy, "value", config.save_strategy)) == "no":
-        return 0
-    every = config.save_steps if config.save_steps >= 1 else max(1, int(config.save_steps * steps))
-    return min(math.ceil(steps / every), config.save_total_limit or steps)
 
 
 def _size(count: int) -> str:

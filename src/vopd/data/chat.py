@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
@@ -43,13 +42,28 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
     """Return what puts a prompt into the tokenizer's chat template, or leaves it as it is without `chat_template`.
 
     Raises:
-        ConfigurationError: there is no tokenizer for it.
+        ConfigurationError: there is no tokenizer for it, or none with a chat template.
     """
     if not chat_template:
         return lambda prompt: prompt
     if tokenizer is None:
         raise ConfigurationError("chat_template needs a tokenizer")
-    return partial(_render, tokenizer=tokenizer, options=options or {})
+    if not tokenizer.chat_template:
+        raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
+
+    def render(prompt: Any) -> Any:
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if not is_conversation(prompt):
+            return prompt
+        text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options or {})
+        # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
+        begin = tokenizer.bos_token
+        if begin and text.startswith(begin) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+            return text.removeprefix(begin)
+        return text
+
+    return render
 
 
 def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
@@ -139,21 +153,6 @@ def _named(template: str, columns: Iterable[str]) -> set[str]:
         wrong = f"names {{{unknown[0]}}}, which is no column" if unknown else "names no column"
         raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(columns)}")
     return names
-
-
-def _render(prompt: Any, tokenizer: Any, options: Mapping[str, Any]) -> Any:
-    if not tokenizer.chat_template:
-        raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not is_conversation(prompt):
-        return prompt
-    text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options)
-    # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
-    begin = tokenizer.bos_token
-    if begin and text.startswith(begin) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
-        return text.removeprefix(begin)
-    return text
 
 
 def is_conversation(prompt: Any) -> bool:

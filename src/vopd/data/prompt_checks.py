@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
 from .chat import is_conversation
-from .tokenized import PROMPT, TEACHER_PROMPT_IDS, token_lengths
+from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, token_lengths
+
+logger = logging.getLogger(__name__)
 
 
 def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
@@ -41,8 +44,8 @@ def _problem(prompt: Any) -> str | None:
     return None
 
 
-def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> tuple[Any, int]:
-    """The rows of `dataset`, which has ids, with at most `limit` tokens in their prompt, and how many were dropped.
+def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> Any:
+    """The rows of `dataset`, which has ids, with at most `limit` tokens in their prompt; a warning counts the others.
 
     A prompt is never cut: without its beginning it is another problem, without its end it has lost its question.
 
@@ -50,7 +53,7 @@ def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> 
         DataError: none is left.
     """
     if limit is None:
-        return dataset, 0
+        return dataset
     lengths = token_lengths(dataset)
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     if not kept:
@@ -58,7 +61,10 @@ def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> 
             f"every prompt of {name} has more than {limit} tokens, the shortest {min(lengths)}; raise max_prompt_length"
         )
     dropped = len(lengths) - len(kept)
-    return (dataset.select(kept) if dropped else dataset), dropped
+    if dropped:
+        long = "dropped %d of %d prompts of %s with more than max_prompt_length=%d tokens"
+        logger.warning(long, dropped, len(lengths), name, limit)
+    return dataset.select(kept) if dropped else dataset
 
 
 def check_room(
@@ -81,19 +87,15 @@ def check_room(
             "lower it"
         )
     beyond = f"go beyond the models' {positions} positions with max_completion_length={completion}"
-    lengths = token_lengths(dataset)
-    long = sum(length > room for length in lengths)
-    if long:
-        raise DataError(
-            f"{long} of {len(lengths)} prompts of {name} {beyond}, the longest has {max(lengths)} tokens; "
-            f"set max_prompt_length={room} to leave them out, or lower max_completion_length"
-        )
+    columns = {PROMPT_IDS: ("prompts", f"set max_prompt_length={room} to leave them out")}
     if teacher_column is not None:
-        long = sum(length > room for length in token_lengths(dataset, TEACHER_PROMPT_IDS))
-        if long:
+        columns[TEACHER_PROMPT_IDS] = (f"prompts in '{teacher_column}'", f"shorten them to {room} tokens")
+    for column, (what, instead) in columns.items():
+        lengths = token_lengths(dataset, column)
+        if long := sum(length > room for length in lengths):
             raise DataError(
-                f"{long} prompts in '{teacher_column}' of {name} {beyond}; shorten them to {room} tokens, or lower "
-                "max_completion_length"
+                f"{long} of {len(lengths)} {what} of {name} {beyond}, the longest has {max(lengths)} tokens; "
+                f"{instead}, or lower max_completion_length"
             )
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, check_at_least
+from vopd.errors import DataError, check_at_least
 
 from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
 from .mixture import mix, most_without_repeats, shares, take
-from .prompt_checks import keep_short
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
-from .tokenized import PROMPT, Tokenize, add_ids, text_tokenizer, without_ids
+from .tokenized import PROMPT
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +37,6 @@ class Prompts:
         """The sources, for messages."""
         return " + ".join(entry["source"] for entry in self.sources)
 
-    def tokenized(self, tokenize: Tokenize, limit: int | None) -> Prompts:
-        """The same with their ids, without those of more than `limit` tokens, which are counted in a warning.
-
-        A prompt cut on the left would lose its problem, and one cut on the right its question.
-        """
-        found = add_ids(self.dataset, tokenize)
-        kept, dropped = keep_short(found, limit, f"'{self.name}'")
-        if dropped:
-            long = "dropped %d of %d prompts of '%s' with more than %d tokens"
-            logger.warning(long, dropped, len(found), self.name, limit)
-        return Prompts(kept, self.sources)
-
 
 def read_prompts(
     source: str | Path | Sequence[Any],
@@ -63,14 +50,12 @@ def read_prompts(
     tokenizer: Any | None = None,
     chat_template: bool = False,
     chat_options: Mapping[str, Any] | None = None,
-    max_prompt_length: int | None = None,
     teacher_template: str | None = None,
     teacher_column: str | None = None,
 ) -> Prompts:
     """Read the prompts of one source, or of several in the proportions of their weights.
 
-    Empty prompts are dropped and counted in a warning. Prompts that occur more than once are kept and counted; those
-    over the length limit are dropped and counted.
+    Empty prompts are dropped and counted in a warning. Prompts that occur more than once are kept and counted.
 
     Args:
         source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME"; or a list of these and of mappings
@@ -82,11 +67,10 @@ def read_prompts(
         options: of the reasoning_gym task, or passed to `datasets.load_dataset` (such as name).
         template: text in which {column} stands for that column of the row; a lone {} stays as it is. Without
             it the prompt is the first column that is there of prompt, problem, question.
-        tokenizer: needed for chat_template and max_prompt_length.
+        tokenizer: needed for chat_template.
         chat_template: put the prompt into the tokenizer's chat template as the user's turn. A prompt that is
             already a list of messages is rendered as it stands.
         chat_options: further arguments of the chat template, such as enable_thinking.
-        max_prompt_length: drop prompts with more tokens than this.
         teacher_template: text, filled like template, for a column "teacher_prompt" that the teacher reads. A row
             with an empty or missing value in one of its columns gets none.
         teacher_column: instead, the column with these texts; it too goes through the chat template.
@@ -96,9 +80,6 @@ def read_prompts(
         ConfigurationError: a template without columns, or a tokenizer needed and not given.
     """
     check_at_least("count", count, 1)
-    check_at_least("max_prompt_length", max_prompt_length, 1)
-    if tokenizer is None and max_prompt_length is not None:
-        raise ConfigurationError("max_prompt_length needs a tokenizer")
     defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
     sources = parse_sources(source, defaults)
     render = chat_renderer(tokenizer, chat_template, chat_options)
@@ -108,10 +89,7 @@ def read_prompts(
     repeats = len(texts) - len(set(texts))
     if repeats:
         logger.warning("%d of %d prompts of '%s' are repeats; they are kept", repeats, len(texts), found.name)
-    if max_prompt_length is None:
-        return found
-    short = found.tokenized(text_tokenizer(tokenizer), max_prompt_length)
-    return replace(short, dataset=without_ids(short.dataset))
+    return found
 
 
 @dataclass(frozen=True)

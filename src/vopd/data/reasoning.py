@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, require
 
 # So many repeats in a row mean that the task has no more distinct questions to give.
 _REPEATS_BEFORE_GIVING_UP = 2000
@@ -68,8 +68,7 @@ def reasoning_problems(name: str, count: int, seed: int, **options: Any) -> list
         ConfigurationError: the task is unknown, its options are wrong or `count` is negative.
         DataError: the task has fewer than `count` distinct questions.
     """
-    if count < 0:
-        raise ConfigurationError(f"the number of problems must not be negative, got {count}")
+    check_at_least("count", count, 0)
     return list(islice(stream_problems(name, seed, **options), count))
 
 

@@ -16,6 +16,7 @@ from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line,
 
 from .chat import columns_of
 from .files import SUFFIXES, read_rows
+from .reasoning import reasoning_problems
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
@@ -107,7 +108,7 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
         DataError: missing or unreadable, or no rows.
     """
     if source.task is not None:
-        rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, dict(source.options))
+        rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, source.options)
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
         return to_dataset(rows, source.source), version
     dataset, version = _from_hub(source) if source.file is None else _from_file(source, source.file, count)
@@ -147,22 +148,13 @@ def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]
 
 def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
     """Return `dataset` with another column, or another one in the place of that of this name."""
-    datasets = require("datasets", "train")
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # it would show one wherever rows had been selected before
-    try:
-        # Added under another name first: a data set without columns would have no rows either.
-        added = dataset.add_column("_vopd_new", values)
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    # Added under another name first: a data set without columns would have no rows either.
+    added = dataset.add_column("_vopd_new", values)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
 
 
-def _task_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-    from .reasoning import reasoning_problems
-
+def _task_rows(name: str, count: int, seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"problem": it.question, "answer": it.answer, "task": it.task, "metadata": json.dumps(it.metadata, default=str)}
         for it in reasoning_problems(name, count, seed, **options)

@@ -79,7 +79,7 @@ def sample(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(end_ids(model, tokenizer)) or None,
-        pad_token_id=_pad_id(tokenizer),
+        pad_token_id=tokenizer.pad_token_id or 0,
         suppress_tokens=_textless(model, tokenizer),
         use_cache=True,
         **shaping,
@@ -123,7 +123,7 @@ def batch_seed(seed: int, index: int) -> int:
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
     width = max(len(ids) for ids in batch)
-    pad = _pad_id(tokenizer)
+    pad = tokenizer.pad_token_id or 0
     # The mask comes from the lengths: where the end token doubles as padding, ids cannot tell the two apart.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
@@ -139,10 +139,6 @@ def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completi
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
     return Completion(text, tuple(ids), truncated=end is None)
-
-
-def _pad_id(tokenizer: Any) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def _textless(model: Any, tokenizer: Any) -> list[int] | None:

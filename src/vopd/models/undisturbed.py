@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,10 +38,8 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
     n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
     comes back afterwards, for it is saved with the model.
     """
-    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    with ExitStack() as changes:
-        for holder in holders:
-            changes.enter_context(replaced(holder, generation_config=config))
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with replaced(model, generation_config=config), replaced(base, generation_config=config):
         yield
 
 

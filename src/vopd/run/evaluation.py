@@ -53,8 +53,6 @@ class EvalOptions:
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or --data for a file")
         if self.kind is not None:
             check_known("kind", self.kind, KINDS)
-        if self.temperature == 0 and (self.samples or 1) > 1:
-            raise ConfigurationError("at temperature 0 all samples are equal; leave --samples out or raise it")
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             check_at_least(name, getattr(self, name), 1)
 

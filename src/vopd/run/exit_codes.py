@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from vopd.errors import VOPDError
 
-# Read by huggingface_hub when it is imported, which a command does after this.
-for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+# Read by huggingface_hub and datasets when they are imported, which a command does after this.
+for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
     os.environ.setdefault(_quiet, "1")
 
 # What a disk refuses in the middle of a file, where Python does not say of which one.

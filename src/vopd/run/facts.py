@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from vopd.data.chat import thinking_options
-from vopd.data.prompt_checks import check_enough, check_room
+from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
 from vopd.data.sources import Source
 from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
@@ -184,17 +184,18 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )
+    dataset = prompts.dataset
     if tokenizer is not None:
-        prompts = prompts.tokenized(text_tokenizer(tokenizer), config.max_prompt_length)
-    check_enough(len(prompts.dataset), step_prompts(config))
-    plain = without_ids(prompts.dataset)
+        dataset = add_ids(dataset, text_tokenizer(tokenizer))
+        dataset = keep_short(dataset, config.max_prompt_length, f"'{prompts.name}'")
+    check_enough(len(dataset), step_prompts(config))
+    plain = without_ids(dataset)
     Rewards.of(config, options.reward_funcs).check(plain, "the data")
     Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
     TeacherPrompts(config.teacher_prompt_column).check(plain, "the data")
-    if tokenizer is None:
-        return prompts
-    found = add_ids(prompts.dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
-    return replace(prompts, dataset=found)
+    if tokenizer is not None:
+        dataset = add_ids(dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
+    return replace(prompts, dataset=dataset)
 
 
 def step_prompts(config: VOPDConfig) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.prompts import TEACHER_PROMPT
-from vopd.errors import ConfigurationError, check_known
+from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import find_estimator
 from vopd.kernels import backend_name
 from vopd.models.loading import DTYPES, check_quantization
@@ -100,8 +100,7 @@ class TrainOptions:
             check_quantization(quantization)
         if self.quantization is not None and self.lora_rank == 0:
             raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
-        if self.lora_rank < 0:
-            raise ConfigurationError(f"lora_rank must be 0 or above, got {self.lora_rank}")
+        check_at_least("lora_rank", self.lora_rank, 0)
         if self.lora_rank == 0 and self.lora_alpha is not None:
             raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
         if self.eval_task is not None and self.eval_data is not None:

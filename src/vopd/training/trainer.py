@@ -167,12 +167,7 @@ class VOPDTrainer(TRLAdapter):
             self.eval_dataset = with_ids(self.eval_dataset)
 
     def _prepare_prompts(self) -> None:
-        self.train_dataset, self.dropped_prompts = keep_short(self.train_dataset, self.args.max_prompt_length)
-        if self.dropped_prompts:
-            logger.warning(
-                f"dropped {self.dropped_prompts} prompts of more than max_prompt_length="
-                f"{self.args.max_prompt_length} tokens, kept {len(self.train_dataset)}"
-            )
+        self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, self._positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
