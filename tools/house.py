@@ -68,7 +68,7 @@ class Module:
 
 def distributed(module: Module) -> Found:
     """FSDP, DeepSpeed and DTensor are known in placement.py alone"""
-    if module.name != "placement.py" and module.package != "integrations":
+    if module.name != "placement.py":
         for node in module.nodes:
             # The names that the node itself brings in: of variables, attributes, parameters, imports and definitions.
             names = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "asname"))

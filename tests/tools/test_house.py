@@ -70,7 +70,6 @@ def test_each_fault_is_one_line_with_its_place(tmp_path: Path, name: str, text: 
     ("name", "text"),
     [
         ("placement.py", "from torch.distributed.tensor import DTensor\nx = weight.full_tensor()\n"),
-        ("integrations/a.py", "import deepspeed\n"),
         ("run/a.py", '"""FSDP."""\nOPTIONS = ("fsdp", "deepspeed")\nx = f"with DTensor {OPTIONS}"\n'),
         ("training/trl.py", "from trl import DistillationConfig\n"),
         ("cli/a.py", "require('trl', 'train')\nfrom vopd.training import trl\n"),

@@ -11,7 +11,6 @@ import torch
 
 from tools.embedded_pair import recipe as recipes
 from tools.embedded_pair.recipe import (
-    DEFAULT_RECIPE,
     ModelRecipe,
     build_model,
     build_pair,
@@ -106,8 +105,7 @@ def test_whole_recipe_writes_a_loadable_pair(
 ) -> None:
     """Problems are made few, since everything else is already toy-sized."""
     monkeypatch.setattr(recipes, "pair_problems", lambda split, count, seed: problems[: min(count, 8)])
-    toy = replace(DEFAULT_RECIPE, vocabulary=300, teacher=replace(TOY, head_rows=352), student=TOY)
-    measured = build_pair(toy, tmp_path)
+    measured = build_pair({"teacher": replace(TOY, head_rows=352), "student": TOY}, 300, tmp_path)
     assert set(measured) == {
         "teacher_greedy_accuracy", "student_greedy_accuracy", "held_out_reverse_kl", "seconds"
     }  # fmt: skip

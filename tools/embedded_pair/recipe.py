@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,30 +53,17 @@ class ModelRecipe:
     seed: int
 
 
-@dataclass(frozen=True)
-class PairRecipe:
-    """Everything that the embedded pair depends on."""
-
-    vocabulary: int
-    problems: int
-    seed: int
-    teacher: ModelRecipe
-    student: ModelRecipe
-
-
-DEFAULT_RECIPE = PairRecipe(
-    vocabulary=500,
-    problems=30_000,
-    seed=0,
-    teacher=ModelRecipe(
+VOCABULARY, PROBLEMS, SEED = 500, 30_000, 0
+PAIR = {
+    "teacher": ModelRecipe(
         layers=3, width=128, intermediate=384, key_value_heads=2, head_rows=640,
         steps=1400, schedule_steps=1400, batch=64, learning_rate=2.5e-3, seed=1,
     ),
-    student=ModelRecipe(
+    "student": ModelRecipe(
         layers=2, width=64, intermediate=192, key_value_heads=1, head_rows=512,
         steps=500, schedule_steps=700, batch=48, learning_rate=3e-3, seed=2,
     ),
-)  # fmt: skip
+}  # fmt: skip
 
 
 def build_model(recipe: ModelRecipe, tokenizer: Any) -> Any:
@@ -176,17 +163,17 @@ def train_model(
     return model.eval()
 
 
-def build_pair(recipe: PairRecipe, output: Path) -> dict[str, Any]:
+def build_pair(pair: Mapping[str, ModelRecipe], vocabulary: int, output: Path) -> dict[str, Any]:
     """Build tokenizer, teacher and student into `output`; return and write what was measured (`recipe.json`)."""
     require("transformers.utils.logging", "train").disable_progress_bar()
     start = time.monotonic()
-    problems = pair_problems("train", recipe.problems, recipe.seed)
-    tokenizer = build_tokenizer(problems, recipe.vocabulary, recipe.seed)
-    held_out = pair_problems("held_out", 500, recipe.seed)
+    problems = pair_problems("train", PROBLEMS, SEED)
+    tokenizer = build_tokenizer(problems, vocabulary, SEED)
+    held_out = pair_problems("held_out", 500, SEED)
     prompts = [prompt_text(problem) for problem in held_out]
     models, measured = {}, {}
-    for name, model_recipe in (("teacher", recipe.teacher), ("student", recipe.student)):
-        model = models[name] = train_model(model_recipe, problems, tokenizer, name)
+    for name, recipe in pair.items():
+        model = models[name] = train_model(recipe, problems, tokenizer, name)
         texts = greedy_texts(model, tokenizer, prompts, MAX_COMPLETION_TOKENS)
         measured[f"{name}_greedy_accuracy"] = sum(map(is_right, held_out, texts)) / len(held_out)
         logger.info("%s greedy accuracy %.3f", name, measured[f"{name}_greedy_accuracy"])
@@ -197,8 +184,9 @@ def build_pair(recipe: PairRecipe, output: Path) -> dict[str, Any]:
     )
     measured["held_out_reverse_kl"] = divergence.value
     measured["seconds"] = round(time.monotonic() - start)
-    record = {"measured": measured, "recipe": asdict(recipe), "torch": torch.__version__}
-    (output / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    used = {"vocabulary": vocabulary, "problems": PROBLEMS, "seed": SEED, **pair}
+    record = {"measured": measured, "recipe": used, "torch": torch.__version__}
+    (output / "recipe.json").write_text(json.dumps(record, indent=2, default=asdict) + "\n")
     return measured
 
 
@@ -208,7 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    print(json.dumps(build_pair(DEFAULT_RECIPE, arguments.output), indent=2))
+    print(json.dumps(build_pair(PAIR, VOCABULARY, arguments.output), indent=2))
 
 
 if __name__ == "__main__":

@@ -98,15 +98,9 @@ def best_device(device: str = "auto") -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_quantization(quantization: str | None) -> None:
-    """Raises ConfigurationError for a quantization that there is not."""
-    if quantization is not None:
-        check_known("quantization", quantization, BITS)
-
-
 def _quantized(quantization: str, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
-    check_quantization(quantization)
+    check_known("quantization", quantization, BITS)
     require("bitsandbytes", "quantization")
     chosen: dict[str, Any] = {"load_in_8bit": True}
     if quantization == "4bit":

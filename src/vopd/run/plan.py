@@ -11,7 +11,7 @@ from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import find_estimator
 from vopd.kernels import backend_name
-from vopd.models.loading import DTYPES, check_quantization
+from vopd.models.loading import BITS, DTYPES
 from vopd.teachers.build import sources
 from vopd.teachers.itself import check_worth
 from vopd.training import VOPDConfig
@@ -96,8 +96,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for dtype in (self.dtype, self.teacher_dtype):
             check_known("dtype", dtype, DTYPES)
-        for quantization in (self.quantization, self.teacher_quantization):
-            check_quantization(quantization)
+        for quantization in filter(None, (self.quantization, self.teacher_quantization)):
+            check_known("quantization", quantization, BITS)
         if self.quantization is not None and self.lora_rank == 0:
             raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
         check_at_least("lora_rank", self.lora_rank, 0)

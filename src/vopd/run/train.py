@@ -19,7 +19,7 @@ from vopd.training.saving.card import write_card
 from . import directory, publish
 from .accuracy import Accuracy
 from .evaluation import EvalOptions
-from .facts import Facts, ModelFacts, gather_facts, teacher_paths
+from .facts import Facts, gather_facts, teacher_paths
 from .lora import lora_config
 from .plan import Plan, write_resolved
 
@@ -60,8 +60,12 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         return load_model(path, dtype=dtype, revision=revision, quantization=quantization, device=device)
 
     student = load(options.model, options.model_revision, options.dtype, options.quantization)
+    tokenizer = facts.student.tokenizer
     for teacher in facts.teachers.values():
-        _stop_where(teacher, student, facts.student.tokenizer)
+        difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
+        if difference is not None:
+            set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
+            logger.warning("%s (done for this run)", difference)
     loaded = {
         path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
         for path, revision in teacher_paths(plan, served=False).items()
@@ -78,20 +82,12 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         teachers=named,
         args=plan.config,
         train_dataset=facts.prompts.dataset,
-        processing_class=facts.student.tokenizer,
+        processing_class=tokenizer,
         peft_config=lora_config(options),
         reward_funcs=options.reward_funcs,
     )
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
-
-
-def _stop_where(teacher: ModelFacts, student: Any, tokenizer: Any) -> None:
-    """Let the student stop where the teacher does."""
-    difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
-    if difference is not None:
-        set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
-        logger.warning("%s (done for this run)", difference)
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:
