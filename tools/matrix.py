@@ -81,7 +81,8 @@ def run(end: str) -> bool:
     python = install(end)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)
-    subprocess.run([python, "-m", "vopd", "doctor"], check=True, env=environment)  # the versions, first of all
+    print(f"{end}:", flush=True)
+    subprocess.run([python, "-m", "vopd", "doctor"], check=True, env=environment)  # tells the versions
     return subprocess.run([python, "-m", "pytest", "-q", "-n", "2", *TESTS], cwd=ROOT, env=environment).returncode == 0
 
 
