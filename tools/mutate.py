@@ -7,9 +7,10 @@
 Results go into docs/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was measured.
 Before anything runs, the whole catalogue is held to the sources: what no longer applies is said all at once.
 
-Each mutation is a small exact replacement in one file. The named tests pass on the untouched copy; on the mutated copy
-the one test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be
-imported proves nothing. One test run at a time, each in a process of its own.
+Each mutation replaces a piece of one function, found by its tokens: moving or reformatting the function, or renaming
+what stands beside the piece, does it no harm. The named tests pass on the untouched copy; on the mutated copy the one
+test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be imported
+proves nothing. One test run at a time, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import ast
 import datetime
 import functools
+import io
 import multiprocessing
 import os
 import re
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -50,32 +53,44 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+DEFINITIONS = ast.FunctionDef | ast.ClassDef
 SERVER = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug as text: `old`, which is in `file` once, becomes `new`, and `test` fails.
+    """A bug as code: `old`, whose tokens stand in `within` once, becomes `new`, and `test` fails.
 
     Attributes:
         what: what is broken, for the table.
+        within: `package.module:function`, `package.module:Class.method`, or a module whose top level holds `old`.
         raises: name of the error with which the test may fail besides a failed assertion.
     """
 
     what: str
-    file: str
+    within: str
     old: str
     new: str
     test: str
     raises: str | None = None
 
+    @property
+    def file(self) -> str:
+        """The file of `within`, below the root."""
+        return "src/" + self.within.partition(":")[0].replace(".", "/") + ".py"
+
 
 @dataclass(frozen=True)
 class Bug:
-    """A bug that distillation code shipped, with its public numbers; without mutations `absent` says why."""
+    """A bug that distillation code shipped, with its public numbers; without mutations `absent` says why.
+
+    Attributes:
+        own: the bug is one that this package could have, thought of here, without a public case.
+    """
 
     title: str
     references: list[str] = field(default_factory=list)
+    own: bool = False
     mutations: list[Mutation] = field(default_factory=list)
     absent: str = ""
 
@@ -122,8 +137,8 @@ def problems(bugs: list[Bug], inputs: list[Input], root: Path = ROOT) -> list[st
             found.append(f"there is no test {test}")
     everywhere = {name for path in (root / "tests").rglob("test_*.py") for name in functions(path)}
     for bug in bugs:
-        if not bug.references or bool(bug.mutations) == bool(bug.absent):
-            found.append(f"{bug.title}: it needs references, and either mutations or the reason why there are none")
+        if bool(bug.references) == bug.own or bool(bug.mutations) == bool(bug.absent):
+            found.append(f"{bug.title}: it needs references or `own`, and mutations or the reason why there are none")
         absent = set(re.findall(r"`(test_\w+)`", bug.absent)) - everywhere
         found += [f"{bug.title}: there is no test {name}" for name in sorted(absent)]
     return found
@@ -135,13 +150,52 @@ def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
     if not path.is_file():
         return f"there is no file {mutation.file}"
     text = path.read_text(encoding="utf-8")
-    if (count := text.count(mutation.old)) != 1:
-        return f"{mutation.file} has the text to replace {count} times, not once:\n{mutation.old}"
     try:
-        ast.parse(text.replace(mutation.old, mutation.new))
+        changed = ast.dump(ast.parse(mutant(mutation, text))) != ast.dump(ast.parse(text))
     except SyntaxError as error:
         return f"{mutation.file} is no program with it: {error}"
-    return "the replacement changes nothing" if mutation.old == mutation.new else None
+    except (LookupError, tokenize.TokenError) as error:
+        return str(error.args[0])
+    return None if changed else "the replacement changes nothing"
+
+
+def mutant(mutation: Mutation, text: str) -> str:
+    """The source `text` with the bug in.
+
+    Raises:
+        LookupError: `text` has not the place, or the place has not the tokens exactly once.
+    """
+    first, last = lines_of(mutation.within, text)
+    here = [one for one in tokens(text) if first <= one.start[0] <= last]
+    old = [one.string for one in tokens(mutation.old)]
+    starts = [i for i in range(len(here)) if [one.string for one in here[i : i + len(old)]] == old]
+    if len(starts) != 1:
+        raise LookupError(f"{mutation.within} has {len(starts)} times, not once:\n{mutation.old}")
+    begin, end = here[starts[0]].start, here[starts[0] + len(old) - 1].end
+    lines = text.split("\n")
+    before, after = lines[begin[0] - 1][: begin[1]], lines[end[0] - 1][end[1] :]
+    new = mutation.new.strip().replace("\n", "\n" + " " * (len(before) - len(before.lstrip())))
+    return "\n".join([*lines[: begin[0] - 1], before + new + after, *lines[end[0] :]])
+
+
+def tokens(source: str) -> list[tokenize.TokenInfo]:
+    """What no formatter moves: the tokens without line breaks, indentation, comments, and commas before a bracket."""
+    moved = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER}
+    read = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = [one for one in read if one.type not in moved]
+    following = [*(one.string for one in found[1:]), ""]
+    return [one for one, after in zip(found, following) if one.string != "," or after not in list(")]}")]
+
+
+def lines_of(within: str, text: str) -> tuple[int, int]:
+    """First and last line of the function or class that `within` names; of the whole text for a module."""
+    node: ast.AST = ast.parse(text)
+    for name in filter(None, within.partition(":")[2].split(".")):
+        inner = [one for one in ast.walk(node) if isinstance(one, DEFINITIONS) and one.name == name]
+        if len(inner) != 1:
+            raise LookupError(f"there are {len(inner)} of {within}, not one")
+        node = inner[0]
+    return (node.lineno, node.end_lineno or 0) if isinstance(node, DEFINITIONS) else (1, text.count("\n") + 1)
 
 
 @functools.cache
@@ -168,7 +222,7 @@ def mutated(root: Path, mutation: Mutation) -> Iterator[None]:
     """The copy with the bug in it; as it was afterwards."""
     path = root / mutation.file
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    path.write_text(mutant(mutation, text), encoding="utf-8")
     try:
         yield
     finally:
@@ -242,7 +296,7 @@ def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
     """docs/bug-catalogue.md; `results` by ``key``."""
     lines = []
     for bug in bugs:
-        of_bug = f"| {bug.title} | {', '.join(bug.references)} |"
+        of_bug = f"| {bug.title} | {', '.join(bug.references) or 'thought of here'} |"
         for mutation in bug.mutations:
             caught, when = results.get(key(mutation), (MISSED, "not measured"))
             lines.append(f"{of_bug} {mutation.what} | {shown(mutation.test)} | {caught} | {when} |")
