@@ -248,6 +248,15 @@ class TestAccuracy:
         assert reported["trained"]["settings"]["max_new_tokens"] == 2
         assert "accuracy of the start model on chain_sum: 0.0 %" in capsys.readouterr().out
 
+    def test_the_problems_of_a_task_are_others_than_those_that_are_trained_on(self, train: Train, run: Path) -> None:
+        task = "reasoning_gym:chain_sum"
+        assert train("--dataset", task, "--max_prompts", "16", "--eval_task", task, "--eval_count", "16") == 0
+        trained_on, asked = (
+            {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
+            for path in (run / "samples.jsonl", run / "evaluation" / "start" / "samples.jsonl")
+        )
+        assert trained_on and len(asked) == 16 and not trained_on & asked
+
     def test_problems_that_are_trained_on_are_counted(
         self, train: Train, prompts: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -211,6 +211,25 @@ def test_gradient_of_a_step_is_that_of_the_formula_written_out(
     assert logged["seconds/reward"] >= 0
 
 
+def test_a_completion_is_graded_with_the_columns_of_its_own_row(make_trainer: Callable[..., Any]) -> None:
+    prompts = ["a", "bb", "ccc", "dddd"]
+    table = Dataset.from_dict({"prompt": prompts, "answer": ["1", "2", "3", "4"]})
+    seen: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def keep(prompts: Any, completion_ids: Any, answer: Any, **rest: Any) -> list[float]:
+        seen.extend(zip(prompts, answer, map(tuple, completion_ids), strict=True))
+        return by_ids(completion_ids)
+
+    trainer = make_trainer(
+        num_generations=2, per_device_train_batch_size=4, trainer={"reward_funcs": keep, "train_dataset": table}
+    )
+    own = {prompt: numbered([ids, ids]) for prompt, ids in zip(prompts, trainer.tokenize(prompts), strict=True)}
+    fixed_rollout(trainer).train()
+    assert {prompt for prompt, _, _ in seen} == set(own)
+    for prompt, answer, ids in seen:
+        assert answer == str(len(prompt)) and list(ids) in own[prompt]
+
+
 def test_samples_hold_the_scores(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     def odd(completion_ids: Any, **kwargs: Any) -> list[Any]:
         return [None if len(ids) % 2 else 1.0 for ids in completion_ids]
