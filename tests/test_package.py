@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vopd
+from messages import says
 from vopd import errors
 
 
@@ -61,7 +62,7 @@ def test_require_returns_an_installed_module() -> None:
 
 
 def test_require_names_the_extra_of_a_missing_package() -> None:
-    with pytest.raises(errors.MissingExtraError, match=r"no_such_package .*pip install 'vopd\[server\]'"):
+    with pytest.raises(errors.MissingExtraError, match=says("no_such_package ... pip install 'vopd[server]'")):
         errors.require("no_such_package.part", "server")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from messages import told
 from vopd.models import load_model, load_tokenizer
 
 Train = Callable[..., int]
@@ -44,10 +45,10 @@ def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str
 
 def test_compares_vocabularies_and_end_tokens(dry: Callable[..., str]) -> None:
     text = dry()
-    assert "loss: vopd, torch on cpu" in text
-    assert "common vocabulary: 300 tokens" in text
-    assert "student: 300 tokens, 304 head rows, ends at 1 '<eos>', pads with 0 '<pad>'" in text
-    assert "teacher: 300 tokens, 320 head rows" in text
+    assert told("vopd ... torch ... cpu", text)
+    assert told("common vocabulary ... 300", text)
+    assert told("student ... 300 tokens ... 304 head rows ... 1 '<eos>' ... 0 '<pad>'", text)
+    assert told("teacher ... 300 tokens ... 320 head rows", text)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_memory_of_weights_is_exact(dry: Callable[..., str], tiny_teacher_dir: P
 
 def test_what_training_would_refuse_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "--use_vllm", "true", "--vllm_mode", "colocate") == 2
-    assert "vllm is needed" in capsys.readouterr().err
+    assert told("vllm ... use_vllm", capsys.readouterr().err)
     assert train("--dry-run", "--max_prompts", "1") == 3
-    assert "fewer than one step takes (2)" in capsys.readouterr().err
+    assert told("1 prompts ... 2", capsys.readouterr().err)
     assert train("--dry-run", "--model", "nobody/no-such-model") == 4

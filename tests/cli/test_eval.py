@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from messages import says, told
 from vopd import cli
 from vopd.cli.eval import EvalOptions
 from vopd.errors import ConfigurationError
@@ -21,17 +22,17 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({}, "needs one of --benchmark"),
-            ({"task": "reasoning_gym:a", "data": "b"}, "needs one of --benchmark"),
-            ({"benchmark": "math500", "data": "b"}, "needs one of --benchmark"),
-            ({"task": "gsm8k"}, "write reasoning_gym:NAME"),
-            ({"data": "b", "kind": "maths"}, "choose one of math, choice"),
-            ({"data": "b", "samples": 0}, "samples must be at least 1"),
-            ({"data": "b", "count": 0}, "count must be at least 1"),
+            ({}, "--benchmark ... --task ... --data"),
+            ({"task": "reasoning_gym:a", "data": "b"}, "--benchmark ... --task ... --data"),
+            ({"benchmark": "math500", "data": "b"}, "--benchmark ... --task ... --data"),
+            ({"task": "gsm8k"}, "reasoning_gym:NAME"),
+            ({"data": "b", "kind": "maths"}, "math ... choice"),
+            ({"data": "b", "samples": 0}, "samples ... 1"),
+            ({"data": "b", "count": 0}, "count ... 1"),
         ],
     )
     def test_refusals(self, given: dict[str, Any], message: str) -> None:
-        with pytest.raises(ConfigurationError, match=message):
+        with pytest.raises(ConfigurationError, match=says(message)):
             EvalOptions("model", **given)
 
 
@@ -96,7 +97,7 @@ def test_benchmarks_by_name_from_files(
     seen.write_text('{"prompt": "Think. What is 1 + 3?"}')
     assert evaluate("--benchmark", f"math500={problems},amc23={problems}", "--training_prompts", str(seen)) == 0
     assert [row["benchmark"] for row in results(tmp_path)["results"]] == ["math500", "amc23"]
-    assert "amc23: 1 problems occur among the training prompts" in capsys.readouterr().out
+    assert told("amc23 ... 1 ... training prompts", capsys.readouterr().out)
 
 
 def test_the_paired_difference_to_an_earlier_evaluation(
@@ -149,17 +150,17 @@ def test_an_earlier_result_is_not_overwritten(
     evaluate("--data", str(problems))
     first = (tmp_path / "runs" / "scored" / "results.json").read_text()
     assert evaluate("--data", str(problems), "--seed", "5") == 2
-    assert "holds an evaluation with other settings" in capsys.readouterr().err
+    assert told("scored ... settings ... folder", capsys.readouterr().err)
     assert (tmp_path / "runs" / "scored" / "results.json").read_text() == first
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"problem": "a"}', "row 0 has no answer"),
-        ('{"problem": "a", "answer": null}', "row 0 has no answer"),
-        ('{"text": "a", "answer": "b"}', "it has the columns text, answer"),
-        ("", "has no rows"),
+        ('{"problem": "a"}', "row 0 ... no answer"),
+        ('{"problem": "a", "answer": null}', "row 0 ... no answer"),
+        ('{"text": "a", "answer": "b"}', "columns text, answer"),
+        ("", "no rows"),
     ],
 )
 def test_bad_data_is_named(
@@ -168,4 +169,4 @@ def test_bad_data_is_named(
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
     assert evaluate("--data", str(path)) == 3
-    assert message in capsys.readouterr().err
+    assert told(message, capsys.readouterr().err)

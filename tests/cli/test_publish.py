@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from messages import told
 from vopd.run.publish import data_notes
 
 Train = Callable[..., int]
@@ -70,7 +71,7 @@ def test_a_failed_upload_loses_nothing(
 ) -> None:
     monkeypatch.setattr(FakeHub, "fails", OSError("401 unauthorized"))
     assert train("--push_to_hub", "true", "--hub_model_id", "me/mine") == 1
-    assert "was not uploaded to 'me/mine': 401 unauthorized; log in and run: hf upload" in capsys.readouterr().err
+    assert told("'me/mine' ... 401 unauthorized ... hf upload", capsys.readouterr().err)
     assert (run / "model" / "model.safetensors").is_file()
 
 

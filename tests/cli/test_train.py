@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from messages import told
 from vopd import cli
 from vopd.errors import ConfigurationError
 from vopd.models import load_model, load_tokenizer
@@ -128,21 +129,21 @@ class TestRefusals:
             (["--estimator", "vodp"], 2, "did you mean 'vopd'?"),
             (["--learning_rat", "1"], 2, "did you mean 'learning_rate'?"),
             (["--top_k", "5"], 2, "loss_top_k"),
-            (["--lora_alpha", "8"], 2, "lora_alpha needs lora_rank"),
-            (["--quantization", "4bit"], 2, "set lora_rank"),
-            (["--teacher_quantization", "2bit"], 2, "choose one of 8bit, 4bit"),
+            (["--lora_alpha", "8"], 2, "lora_alpha ... lora_rank"),
+            (["--quantization", "4bit"], 2, "quantization ... lora_rank"),
+            (["--teacher_quantization", "2bit"], 2, "'2bit' ... 8bit ... 4bit"),
             (
                 ["--lora_rank", "2", "--lora_target_modules", "q_proj,lm_head"],
                 2,
-                "a PEFT adapter on the student's output head",
+                "adapter ... student's output head",
             ),
             (["--run_name", "../x"], 2, "run name"),
-            (["--dataset", "missing.jsonl"], 3, "there is no file 'missing.jsonl'"),
-            (["--model", "./missing"], 4, "there is no model folder"),
-            (["--prompt_template", "{text}"], 2, "the columns are problem, answer"),
-            (["--trust_remote_code", "true"], 2, "never runs code from a model's repository"),
-            (["--resume_from_checkpoint", "x"], 2, "has no effect in vopd train: set resume"),
-            (["--max_steps", "soon"], 2, "max_steps must be a whole number, not 'soon'"),
+            (["--dataset", "missing.jsonl"], 3, "no file 'missing.jsonl'"),
+            (["--model", "./missing"], 4, "no model folder ... './missing'"),
+            (["--prompt_template", "{text}"], 2, "{text} ... problem, answer"),
+            (["--trust_remote_code", "true"], 2, "trust_remote_code ... code"),
+            (["--resume_from_checkpoint", "x"], 2, "resume_from_checkpoint ... set resume"),
+            (["--max_steps", "soon"], 2, "max_steps ... whole number ... 'soon'"),
         ],
     )
     def test_one_clear_line_and_the_right_exit_code(
@@ -150,7 +151,7 @@ class TestRefusals:
     ) -> None:
         assert train(*arguments) == code
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vopd: error:")]
-        assert len(lines) == 1 and message in lines[0]
+        assert len(lines) == 1 and told(message, lines[0])
 
     def test_nothing_is_written_before_the_settings_are_good(self, train: Train, run: Path) -> None:
         train("--estimator", "vodp")
@@ -246,7 +247,7 @@ class TestAccuracy:
         reported = json.loads((run / "results.json").read_text())
         assert (reported["problems"], reported["trained"]["problems"]) == ("chain_sum", 3)
         assert reported["trained"]["settings"]["max_new_tokens"] == 2
-        assert "accuracy of the start model on chain_sum: 0.0 %" in capsys.readouterr().out
+        assert told("accuracy ... start model ... chain_sum ... 0.0 %", capsys.readouterr().out)
 
     def test_the_problems_of_a_task_are_others_than_those_that_are_trained_on(self, train: Train, run: Path) -> None:
         task = "reasoning_gym:chain_sum"
@@ -261,14 +262,14 @@ class TestAccuracy:
         self, train: Train, prompts: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert train("--eval_data", str(prompts), "--eval_count", "5") == 0
-        assert "5 of the problems that accuracy is measured on are also training prompts" in caplog.text
+        assert told("5 of the problems ... training prompts", caplog.text)
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
-            (["--eval_data", "missing.jsonl"], 3, "there is no file"),
-            (["--eval_task", "chain_sum"], 2, "write reasoning_gym:NAME"),
-            (["--eval_task", "reasoning_gym:a", "--eval_data", "b.jsonl"], 2, "give one of them"),
+            (["--eval_data", "missing.jsonl"], 3, "no file 'missing.jsonl'"),
+            (["--eval_task", "chain_sum"], 2, "reasoning_gym:NAME"),
+            (["--eval_task", "reasoning_gym:a", "--eval_data", "b.jsonl"], 2, "eval_task ... eval_data"),
             (["--eval_task", "reasoning_gym:nothing"], 2, "nothing"),
         ],
     )
@@ -276,4 +277,4 @@ class TestAccuracy:
         self, train: Train, run: Path, arguments: list[str], code: int, message: str, capsys: Any
     ) -> None:
         assert train(*arguments) == code
-        assert message in capsys.readouterr().err and not run.exists()
+        assert told(message, capsys.readouterr().err) and not run.exists()

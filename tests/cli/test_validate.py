@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from messages import told
 from vopd import cli
 from vopd.models import load_tokenizer
 
@@ -65,59 +66,59 @@ def _without_special_tokens(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-# Broken settings (BAD is the folder above), exit code, part of the line.
+# Broken settings (BAD is the folder above), exit code, what the line says.
 BROKEN: list[tuple[dict[str, Any], int, str]] = [
-    ({"lerning_rate": 1e-5}, 2, "unknown option 'lerning_rate'; did you mean 'learning_rate'"),
-    ({"nonsense": 1}, 2, "unknown option 'nonsense'; --help lists"),
-    ({"estimator": "vodp"}, 2, "unknown estimator 'vodp': did you mean 'vopd'"),
-    ({"estimator": "zzz"}, 2, "known are opd, vopd"),
-    ({"estimator": "vopd_top_k", "top_k": 5, "loss_top_k": 5}, 2, "did you mean loss_top_k=5"),
-    ({"beta": 0.5}, 2, "choose the objective with estimator"),
-    ({"loss_top_k": 5}, 2, "means nothing to estimator 'vopd'"),
-    ({"estimator": "vopd_top_k"}, 2, "needs loss_top_k, for example"),
-    ({"estimator": "vopd_top_k", "loss_top_k": 301}, 2, "more than the vocabulary has (300)"),
-    ({"estimator": "vopd_top_k", "loss_top_k": 0}, 2, "loss_top_k must be at least 1"),
-    ({"learning_rate": "fast"}, 2, "learning_rate must be a number, not 'fast'"),
-    ({"max_steps": 1.5}, 2, "max_steps must be a whole number, not 1.5"),
-    ({"temperature": 0}, 2, "temperature must be positive"),
+    ({"lerning_rate": 1e-5}, 2, "'lerning_rate' ... 'learning_rate'"),
+    ({"nonsense": 1}, 2, "'nonsense' ... --help"),
+    ({"estimator": "vodp"}, 2, "'vodp' ... 'vopd'"),
+    ({"estimator": "zzz"}, 2, "'zzz' ... opd, vopd"),
+    ({"estimator": "vopd_top_k", "top_k": 5, "loss_top_k": 5}, 2, "top_k ... loss_top_k=5"),
+    ({"beta": 0.5}, 2, "beta ... estimator"),
+    ({"loss_top_k": 5}, 2, "loss_top_k ... 'vopd'"),
+    ({"estimator": "vopd_top_k"}, 2, "'vopd_top_k' ... loss_top_k"),
+    ({"estimator": "vopd_top_k", "loss_top_k": 301}, 2, "loss_top_k=301 ... 300"),
+    ({"estimator": "vopd_top_k", "loss_top_k": 0}, 2, "loss_top_k ... 1"),
+    ({"learning_rate": "fast"}, 2, "learning_rate ... number ... 'fast'"),
+    ({"max_steps": 1.5}, 2, "max_steps ... whole number ... 1.5"),
+    ({"temperature": 0}, 2, "temperature ... positive"),
     ({"top_p": 0.9}, 2, "remove top_p"),
-    ({"importance_sampling": True}, 2, "set use_vllm=true"),
-    ({"importance_cap": 0.1}, 2, "importance_cap must be at least 1"),
-    ({"run_name": "../outside"}, 2, "run name '../outside' must be letters"),
-    ({"lora_rank": -1}, 2, "lora_rank must be at least 0"),
-    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "a PEFT adapter on the student's output head"),
-    ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "Target modules {'no_such'} not found"),
-    ({"report_to": "wandbd"}, 2, "unknown tracker 'wandbd' in report_to; did you mean 'wandb'"),
-    ({"report_to": "tensorboard"}, 2, "tensorboard is needed for report_to=tensorboard; install it with"),
-    ({"dtype": "float8"}, 2, "unknown dtype 'float8'; choose one of"),
-    ({"prompt_template": "{text}"}, 2, "names {text}, which is no column; the columns are problem, answer"),
-    ({"chat_template": True}, 2, "this tokenizer has no chat template; leave chat_template off"),
-    ({"thinking": True}, 2, "set chat_template=true"),
-    ({"model": None}, 2, "model must be text, not None"),
-    ({"trust_remote_code": True}, 2, "never runs code from a model's repository"),
-    ({"dataset": [{"source": "a.jsonl", "wieght": 2}, "b.jsonl"]}, 2, "unknown key 'wieght'"),
+    ({"importance_sampling": True}, 2, "importance_sampling ... use_vllm=true"),
+    ({"importance_cap": 0.1}, 2, "importance_cap ... 1"),
+    ({"run_name": "../outside"}, 2, "run name '../outside' ... letters"),
+    ({"lora_rank": -1}, 2, "lora_rank ... 0 ... -1"),
+    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "adapter ... student's output head"),
+    ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "'no_such'"),
+    ({"report_to": "wandbd"}, 2, "'wandbd' ... report_to ... 'wandb'"),
+    ({"report_to": "tensorboard"}, 2, "report_to=tensorboard ... install"),
+    ({"dtype": "float8"}, 2, "dtype 'float8' ... float32"),
+    ({"prompt_template": "{text}"}, 2, "{text} ... problem, answer"),
+    ({"chat_template": True}, 2, "no chat template ... chat_template"),
+    ({"thinking": True}, 2, "thinking ... chat_template=true"),
+    ({"model": None}, 2, "model ... text ... None"),
+    ({"trust_remote_code": True}, 2, "trust_remote_code ... code"),
+    ({"dataset": [{"source": "a.jsonl", "wieght": 2}, "b.jsonl"]}, 2, "'wieght'"),
     ({"dataset": "reasoning_gym:no_such_task"}, 2, "no_such_task"),
     ({"eval_task": "chain_sum"}, 2, "reasoning_gym:NAME"),
-    ({"dataset": "BAD/missing.jsonl"}, 3, "there is no file"),
-    ({"dataset": "BAD/empty.jsonl"}, 3, "has no rows"),
-    ({"dataset": "BAD/column.jsonl"}, 3, "has no column prompt, problem or question; it has: text"),
-    ({"dataset": "BAD/number.jsonl"}, 3, "row 0: the prompt is int and not text"),
-    ({"dataset": "BAD/blank.jsonl"}, 3, "every prompt of"),
-    ({"dataset": "BAD/broken.jsonl"}, 3, "line 1 is not valid JSON"),
-    ({"dataset": "BAD/noise.parquet"}, 3, "is not a readable parquet file"),
-    ({"dataset": "BAD/latin.jsonl"}, 3, "is not UTF-8 text"),
-    ({"dataset": "BAD/unreadable.jsonl"}, 3, "there is no file"),
-    ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts are fewer than one step takes (4)"),
-    ({"max_prompt_length": 1}, 3, "has more than 1 tokens, the shortest"),
-    ({"max_completion_length": 510}, 3, "go beyond the models' 512 positions with max_completion_length=510"),
-    ({"max_completion_length": 512}, 2, "leaves no room for a prompt in the models' 512 positions"),
+    ({"dataset": "BAD/missing.jsonl"}, 3, "no file ... missing.jsonl"),
+    ({"dataset": "BAD/empty.jsonl"}, 3, "no rows"),
+    ({"dataset": "BAD/column.jsonl"}, 3, "prompt, problem or question ... text"),
+    ({"dataset": "BAD/number.jsonl"}, 3, "row 0 ... prompt ... int ... text"),
+    ({"dataset": "BAD/blank.jsonl"}, 3, "every prompt ... empty"),
+    ({"dataset": "BAD/broken.jsonl"}, 3, "line 1 ... JSON"),
+    ({"dataset": "BAD/noise.parquet"}, 3, "parquet"),
+    ({"dataset": "BAD/latin.jsonl"}, 3, "UTF-8"),
+    ({"dataset": "BAD/unreadable.jsonl"}, 3, "no file ... unreadable.jsonl"),
+    ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts ... 4"),
+    ({"max_prompt_length": 1}, 3, "more than 1 tokens ... shortest"),
+    ({"max_completion_length": 510}, 3, "512 positions ... max_completion_length=510"),
+    ({"max_completion_length": 512}, 2, "max_completion_length=512 ... 512 positions"),
     ({"eval_data": "BAD/no_answer.jsonl"}, 3, "answer"),
-    ({"model": "./no/such/folder"}, 4, "there is no model folder"),
-    ({"model": "BAD/configless"}, 4, "has no config.json"),
-    ({"model": "BAD/tokenless"}, 4, "has no tokenizer"),
-    ({"model": "BAD/endless"}, 4, "has neither a padding nor an end token"),
-    ({"model": "BAD/small_head"}, 4, "the student's output head has 200 rows but its tokenizer has 300"),
-    ({"teacher_model": "BAD/swapped"}, 4, "student and teacher use different vocabularies"),
+    ({"model": "./no/such/folder"}, 4, "no model folder ... './no/such/folder'"),
+    ({"model": "BAD/configless"}, 4, "no config.json"),
+    ({"model": "BAD/tokenless"}, 4, "no tokenizer"),
+    ({"model": "BAD/endless"}, 4, "padding ... end token"),
+    ({"model": "BAD/small_head"}, 4, "student's ... 200 rows ... 300"),
+    ({"teacher_model": "BAD/swapped"}, 4, "student ... teacher ... different vocabularies"),
 ]  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def test_each_broken_configuration_is_one_clear_line_with_its_exit_code(
         got = validate(tmp_path / "broken.yaml", {**base, **placed})
         shown = capsys.readouterr()
         lines = [line for line in shown.err.splitlines() if line.startswith("vopd: error:")]
-        if got != code or len(lines) != 1 or message not in lines[0] or "good" in shown.out:
+        if got != code or len(lines) != 1 or not told(message, lines[0]) or "good" in shown.out:
             found.append((settings, got, lines))
     assert found == []
     assert not (tmp_path / "runs").exists()
@@ -158,12 +159,10 @@ def test_good_settings_are_told_to_be_good(
     base: dict[str, Any], tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert validate(tmp_path / "good.yaml", {**base, "eval_data": str(prompts), "lora_rank": 2}) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "common vocabulary: 300 tokens",
-        "prompts: 16",
-        "accuracy is measured on prompts: 16 problems",
-        "good",
-    ]
+    text = capsys.readouterr().out
+    for facts in ("common vocabulary ... 300", "prompts ... 16", "accuracy ... prompts ... 16 problems"):
+        assert told(facts, text)
+    assert text.splitlines()[-1] == "good"
     assert not (tmp_path / "runs").exists()
 
 
@@ -185,9 +184,9 @@ def test_what_training_accepts_with_care_is_noted(
     assert validate(tmp_path / "a.yaml", {**base, "model": str(student), "teacher_model": str(teacher),
                                           "use_vllm": True}) == 0  # fmt: skip
     text = capsys.readouterr().out
-    assert "the student's padding token is its end token" in text
-    assert "the teacher ends completions with 1 (<eos>) or 42" in text
-    assert "vllm is not installed here" in text
+    assert told("student's padding token ... end token", text)
+    assert told("teacher ... 1 (<eos>) ... 42", text)
+    assert told("vllm ... not installed", text)
 
 
 def test_what_only_the_hub_has_is_named_and_passed_over(
@@ -195,7 +194,7 @@ def test_what_only_the_hub_has_is_named_and_passed_over(
 ) -> None:
     assert validate(tmp_path / "far.yaml", {**base, "teacher_model": "nobody/far", "dataset": "nobody/prompts"}) == 0
     text = capsys.readouterr().out
-    assert "not checked, for it is not on this machine: nobody/far" in text and "nobody/prompts" in text
+    assert told("not checked ... nobody/far", text) and "nobody/prompts" in text
     assert cli.main(["train", "--config", str(tmp_path / "far.yaml"), "--dry-run"]) == 4
 
 
@@ -211,4 +210,4 @@ def test_benchmarks_out_of_reach_are_named_and_the_others_checked(
 ) -> None:
     assert train("--eval_benchmarks", f"math500,{prompts}", command="validate") == 0
     text = capsys.readouterr().out
-    assert "not on this machine: math500\n" in text and "accuracy on prompts every 100 steps" in text
+    assert told("not on this machine ... math500", text) and told("accuracy ... prompts ... 100 steps", text)

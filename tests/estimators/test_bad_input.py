@@ -7,6 +7,7 @@ import torch
 
 import vopd
 from enumeration import top_k
+from messages import says
 from vopd.errors import ConfigurationError
 
 EVERY = list(vopd.ESTIMATORS)
@@ -120,7 +121,7 @@ def test_a_token_that_a_server_names_twice_is_refused(estimator):
     student, teacher = logits()
     given = scores(teacher)
     given["top_k_ids"][4, 2] = given["top_k_ids"][4, 0]
-    with pytest.raises(ConfigurationError, match="name a token twice at one position"):
+    with pytest.raises(ConfigurationError, match=says("token twice")):
         run(student, None, estimator=estimator, teacher_scores=vopd.TopKScores(**given))
 
 
@@ -184,10 +185,10 @@ def test_what_comes_with_a_token_may_have_any_dtype(estimator, dtype):
 def test_a_teacher_of_another_length_is_refused():
     student, teacher = logits()
     padded = torch.cat([teacher, teacher[:1]])
-    with pytest.raises(ConfigurationError, match=r"teacher_logits has shape \(7, 12\), expected \(6, ·\)"):
+    with pytest.raises(ConfigurationError, match=says("teacher_logits ... (7, 12) ... (6, ·)")):
         run(student, padded)
     hidden = torch.randn(2, 3, 4)
-    with pytest.raises(ConfigurationError, match="teacher_hidden has shape"):
+    with pytest.raises(ConfigurationError, match=says("teacher_hidden ... shape")):
         vopd.linear_distillation_loss(
             hidden, torch.randn(5, 4), torch.randn(2, 4, 4), torch.randn(5, 4), torch.zeros(2, 3).long()
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from messages import says
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks import DEFINITIONS, Question, contamination, load_benchmark, training_texts
 from vopd.evaluation.benchmarks.fields import find, read_question, shuffled
@@ -162,16 +163,16 @@ def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "?", "answer": "1"}, "row 0 has no question; it has the columns text, answer"),
-        ({"question": "?"}, "row 0 has no answer"),
+        ({"text": "?", "answer": "1"}, "row 0 ... question ... columns text, answer"),
+        ({"question": "?"}, "row 0 ... no answer"),
         ({"question": "?", "answer": "long " * 200}, "without a box"),
-        ({"question": "  ", "answer": "1"}, "has no question"),
+        ({"question": "  ", "answer": "1"}, "no question"),
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=says(message)):
         load_benchmark(str(path))
 
 
@@ -224,14 +225,15 @@ def test_a_gated_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     error = datasets.exceptions.DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
     Hub(monkeypatch, error)
     with pytest.raises(
-        DataError, match="is gated: accept its conditions at https://.*gpqa_diamond=fingertap/GPQA-Diamond"
+        DataError,
+        match=says("gated ... https://huggingface.co/datasets/Idavidrein/gpqa ... gpqa_diamond=fingertap/GPQA-Diamond"),
     ):
         load_benchmark("gpqa_diamond")
 
 
 def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(monkeypatch, ConnectionError("Couldn't reach the Hub"))
-    with pytest.raises(DataError, match="cannot load 'HuggingFaceH4/MATH-500'.*math500=FILE.jsonl"):
+    with pytest.raises(DataError, match=says("'HuggingFaceH4/MATH-500' ... math500=FILE.jsonl")):
         load_benchmark("math500")
 
 

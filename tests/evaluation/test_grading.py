@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from messages import says
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation import Grade, grade, grade_many
 from vopd.evaluation.grading.extract import last_box, strip_thinking
@@ -140,11 +141,11 @@ def test_limits_are_whole_seconds(limit: object) -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ConfigurationError, match="choose one of math, choice"):
+    with pytest.raises(ConfigurationError, match=says("'letters' ... math ... choice")):
         grade("B", "B", kind="letters")
 
 
 @pytest.mark.parametrize("pair", [(None, "1"), ("1", 1)])
 def test_what_is_not_text(pair: tuple[object, object]) -> None:
-    with pytest.raises(DataError, match="pair 0: completion and gold must be text"):
+    with pytest.raises(DataError, match=says("pair 0 ... text")):
         grade(*pair)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from messages import says, told
 from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.evaluation import compare_results, evaluate, load_results
 from vopd.evaluation.benchmarks import Protocol, load_benchmark
@@ -202,9 +203,9 @@ def test_other_settings_need_another_folder(monkeypatch: pytest.MonkeyPatch, pro
     scripted(monkeypatch, {"m": ["x"], "n": ["x"]})
     evaluate("m", [problems], tmp_path)
     for changed in ({"seed": 1}, {"samples": 3}, {"template": "{question}!"}):
-        with pytest.raises(ConfigurationError, match="holds an evaluation with other"):
+        with pytest.raises(ConfigurationError, match=says(f"{tmp_path} ... another folder")):
             evaluate("m", [problems], tmp_path, **changed)
-    with pytest.raises(ConfigurationError, match="other checkpoints"):
+    with pytest.raises(ConfigurationError, match=says("checkpoints ... folder")):
         evaluate("n", [problems], tmp_path)
 
 
@@ -228,14 +229,14 @@ def test_a_file_system_without_locks_is_no_other_evaluation(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samples": 0}, "at least 1"),
-        ({"temperature": 0, "samples": 2}, "all samples are equal"),
-        ({"temprature": 1}, "unexpected keyword argument"),
-        ({"backend": "llama.cpp"}, "unknown backend"),
+        ({"samples": 0}, "samples ... 1"),
+        ({"temperature": 0, "samples": 2}, "samples ... temperature"),
+        ({"temprature": 1}, "temprature"),
+        ({"backend": "llama.cpp"}, "backend ... llama.cpp"),
     ],
 )
 def test_settings_out_of_range(problems: str, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=says(message)):
         evaluate("m", [problems], tmp_path, **arguments)
 
 
@@ -324,7 +325,7 @@ def test_comparison_needs_the_same_questions(monkeypatch: pytest.MonkeyPatch, pr
     second["benchmarks"][0]["name"] = "other"
     with pytest.raises(DataError, match="nothing to compare"):
         compare_results(first, second)
-    with pytest.raises(DataError, match="give the folder of a finished evaluation"):
+    with pytest.raises(DataError, match=says("folder ... finished evaluation")):
         load_results(tmp_path)
 
 
@@ -355,10 +356,10 @@ def test_remarks() -> None:
         "contamination": {"a": [1, 2]},
     }
     first, second, seen, hint = remarks(results)
-    assert "1 problems left out" in first and "2 comparisons ran past" in first and "100 tokens" in first
-    assert second.endswith("cut at the length limit 25.0%, mean length 100 tokens")
-    assert seen == "a: 2 problems occur among the training prompts"
-    assert hint.startswith("hint: most completions of a") and r"\boxed{}" in hint
+    assert told("1 problems ... 2 comparisons ... 100 tokens", first)
+    assert told("length limit 25.0% ... 100 tokens", second) and "left out" not in second
+    assert told("a ... 2 problems ... training prompts", seen)
+    assert told(r"hint ... completions of a ... \boxed{}", hint)
 
 
 def test_short_names() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from messages import says
 from vopd.data.reasoning import Problem
 from vopd.errors import ConfigurationError, DataError
 from vopd.experiments.held_out import HeldOut, outcomes, read_held_out, write_held_out
@@ -22,11 +23,11 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "has no problems"), ('{"prompt": "a"}', "row 0"), ('{"prompt": 3, "answer": "b"}', "needs a text 'prompt'")],
+    [("", "no problems"), ('{"prompt": "a"}', "row 0"), ('{"prompt": 3, "answer": "b"}', "row 0 ... text 'prompt'")],
 )
 def test_a_file_without_problems_is_a_data_error(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=says(message)):
         read_held_out(tmp_path / "bad.jsonl")
 
 
@@ -46,5 +47,5 @@ def test_a_problem_without_a_task_is_graded_as_the_kind_says(kind: str, answer: 
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="choose one of math, choice, tags"):
+    with pytest.raises(ConfigurationError, match=says("'essay' ... math ... choice ... tags")):
         outcomes([TASK], ["7"], "essay")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from messages import says
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.models import load_model, load_skeleton, load_tokenizer
 
@@ -41,7 +42,7 @@ def test_dtype(tiny_student_dir: Path) -> None:
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 class TestClearErrors:
     def test_missing_folder(self, load, tmp_path: Path) -> None:
-        with pytest.raises(MismatchError, match="there is no model folder"):
+        with pytest.raises(MismatchError, match=says(f"no model folder '{tmp_path / 'nothing'}'")):
             load(tmp_path / "nothing")
 
     def test_folder_without_config(self, load, tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ class TestClearErrors:
             load(copied)
 
     def test_unreachable_hub_id(self, load) -> None:
-        with pytest.raises(MismatchError, match="hub id that this machine can reach"):
+        with pytest.raises(MismatchError, match=says("'nobody/no-such-model-at-all' ... hub id")):
             load("nobody/no-such-model-at-all")
 
 
@@ -68,7 +69,7 @@ def test_code_of_the_repository_is_refused_and_named(copied: Path) -> None:
         },
     )
     (copied / "code.py").write_text("raise SystemExit('this code must never run')")
-    with pytest.raises(MismatchError, match=r"code from its own repository \(trust_remote_code\)"):
+    with pytest.raises(MismatchError, match=says("code ... trust_remote_code")):
         load_model(copied)
 
 
@@ -76,7 +77,7 @@ def test_missing_weights_are_an_error_and_not_random_numbers(copied: Path) -> No
     weights = load_file(copied / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MismatchError, match=r"lacks 1 of the model's weights, .*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(MismatchError, match=says("1 of the model's weights ... model.layers.1.mlp.up_proj.weight")):
         load_model(copied)
 
 
@@ -110,7 +111,7 @@ class TestPadToken:
         edit(copied / "tokenizer_config.json", pad_token=None, eos_token=None)
         text = (copied / "tokenizer.json").read_text().replace("<pad>", "<spare>")
         (copied / "tokenizer.json").write_text(text)
-        with pytest.raises(MismatchError, match="neither a padding nor an end token"):
+        with pytest.raises(MismatchError, match=says("padding ... end token")):
             load_tokenizer(copied)
 
 
@@ -146,7 +147,7 @@ class TestQuantization:
         assert getattr(given["quantization_config"], field) is True and given["device_map"] == {"": "cpu"}
 
     def test_what_it_needs(self, tiny_student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(ConfigurationError, match="unknown quantization '2bit'; choose one of 8bit, 4bit"):
+        with pytest.raises(ConfigurationError, match=says("quantization '2bit' ... 8bit ... 4bit")):
             load_model(tiny_student_dir, quantization="2bit")
         monkeypatch.setitem(sys.modules, "bitsandbytes", None)
         with pytest.raises(ConfigurationError, match="pip install 'vopd\\[quantization\\]'"):
@@ -175,12 +176,12 @@ class TestNamesThatAreNoFolder:
     def test_the_hub_is_asked_once_and_nothing_is_downloaded(self, load: Any, asked: list[str], tmp_path: Path) -> None:
         (tmp_path / "student").mkdir()
         (tmp_path / "student" / "config.json").write_text("{}")
-        with pytest.raises(MismatchError, match="no folder 'stundent' here .* did you mean 'student'"):
+        with pytest.raises(MismatchError, match=says("'stundent' ... 'student'")):
             load("stundent")
         assert asked == ["stundent"]
 
     def test_a_name_that_can_be_no_hub_id(self, asked: list[str]) -> None:
-        with pytest.raises(MismatchError, match="there is no folder 'my model'"):
+        with pytest.raises(MismatchError, match=says("'my model'")):
             load_tokenizer("my model")
 
     def test_a_hub_out_of_reach_is_told_at_once(self, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,14 +191,14 @@ class TestNamesThatAreNoFolder:
             raise ConnectionError("Name or service not known")
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-        with pytest.raises(MismatchError, match="the hub cannot be asked .* Name or service not known"):
+        with pytest.raises(MismatchError, match=says("hub ... Name or service not known")):
             load_tokenizer("gpt2")
 
     def test_offline_the_nearest_folder_is_named_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "student").mkdir()
         (tmp_path / "student" / "config.json").write_text("{}")
-        with pytest.raises(MismatchError, match="did you mean 'student'"):
+        with pytest.raises(MismatchError, match=says("'stundent' ... 'student'")):
             load_tokenizer("stundent")
-        with pytest.raises(MismatchError, match="no model folder './stundent'; did you mean 'student'"):
+        with pytest.raises(MismatchError, match=says("'./stundent' ... 'student'")):
             load_tokenizer("./stundent")

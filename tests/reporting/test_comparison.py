@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from messages import says
 from vopd.errors import DataError
 from vopd.reporting.comparison import Comparison, read_comparison, write_comparison
 
@@ -21,7 +22,7 @@ def test_comes_back_from_disk_as_it_was(make_comparison: Make, tmp_path: Path) -
 
 
 def test_broken_and_absent_files_are_data_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="give a folder that `vopd demo` or `vopd compare` wrote"):
+    with pytest.raises(DataError, match=says(f"{tmp_path / 'comparison.json'} ... vopd demo ... vopd compare")):
         read_comparison(tmp_path)
     (tmp_path / "comparison.json").write_text('{"runs": []}')
     with pytest.raises(DataError, match="not a comparison"):

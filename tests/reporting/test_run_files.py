@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from messages import says
 from vopd.errors import DataError
 from vopd.reporting.run_files import read_metrics, series, smoothed
 
@@ -39,9 +40,9 @@ def test_empty_file_and_blank_lines(tmp_path: Path) -> None:
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="line 2 is not valid JSON"):
+    with pytest.raises(DataError, match=says("line 2 ... JSON")):
         read_metrics(write(tmp_path, '{"step": 1}\n{"st\n{"step": 3}\n'))
-    with pytest.raises(DataError, match="line 1 is not a JSON object"):
+    with pytest.raises(DataError, match=says("line 1 ... object")):
         read_metrics(write(tmp_path, "7\n{}\n"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from messages import says
 from vopd.errors import ConfigurationError
 from vopd.run.directory import create, nearest_existing, run_directory, suggest_name
 
@@ -50,7 +51,7 @@ class TestCreate:
 
     def test_refuses_a_folder_in_use_and_touches_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("precious")
-        with pytest.raises(ConfigurationError, match=r"in use; continue it with --resume or choose another"):
+        with pytest.raises(ConfigurationError, match=says(f"{tmp_path} ... --resume ... --run_name")):
             create(tmp_path, resume=False)
         assert (tmp_path / "metrics.jsonl").read_text() == "precious"
 
@@ -62,7 +63,7 @@ class TestCreate:
 
     def test_a_file_in_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "runs").write_text("a file")
-        with pytest.raises(ConfigurationError, match="cannot write to .* choose another output_dir"):
+        with pytest.raises(ConfigurationError, match=says(f"{tmp_path / 'runs' / 'first'} ... output_dir")):
             create(tmp_path / "runs" / "first", resume=False)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from messages import says, told
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks import Protocol
 from vopd.training.monitoring.benchmark_runs import BenchmarkRuns
@@ -222,7 +223,7 @@ class TestPrompts:
     ) -> None:
         with caplog.at_level(logging.WARNING, logger="vopd"):
             make_trainer(prompts=["What is 3 + 3?", "What is 4 + 4? Think.", "Hi"], eval_benchmarks=[sums])
-        assert "2 questions of sums occur among the training prompts" in caplog.text
+        assert told("2 questions of sums ... training prompts", caplog.text)
 
 
 def test_a_benchmark_without_readable_answers_is_told_once(
@@ -240,16 +241,16 @@ class TestRefusals:
             make_trainer(eval_benchmarks="math501", model="no such model")
         (tmp_path / "other").mkdir()
         shutil.copy(sums, tmp_path / "other" / "sums.jsonl")
-        with pytest.raises(ConfigurationError, match="two that would be logged as 'sums'"):
+        with pytest.raises(ConfigurationError, match=says("eval_benchmarks ... 'sums'")):
             make_trainer(eval_benchmarks=[sums, str(tmp_path / "other" / "sums.jsonl")], model="no such model")
 
     def test_questions_that_leave_no_room(self, make_trainer: Callable[..., Any], sums: str) -> None:
-        with pytest.raises(DataError, match="question of sums .* the student has 512 positions; lower it"):
+        with pytest.raises(DataError, match=says("sums ... 512 positions")):
             make_trainer(eval_benchmarks=[sums], eval_benchmark_max_new_tokens=510)
 
     @pytest.mark.parametrize("name", ["steps", "samples", "limit", "max_new_tokens"])
     def test_numbers_below_one(self, name: str, make_trainer: Callable[..., Any]) -> None:
-        with pytest.raises(ConfigurationError, match=f"eval_benchmark_{name} must be at least 1"):
+        with pytest.raises(ConfigurationError, match=says(f"eval_benchmark_{name} ... 1")):
             make_trainer(**{f"eval_benchmark_{name}": 0})
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from full_disk import FullDisk, largest_file
+from messages import says, told
 from vopd.errors import ConfigurationError, VOPDError
 from vopd.training.saving import checkpoints
 from vopd.training.saving.checkpoints import MANIFEST, fault, newest_valid, rotate, step_of, write_manifest
@@ -58,11 +59,11 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda folder: (folder / MANIFEST).unlink(), "it has no manifest.json: it was not finished"),
+            (lambda folder: (folder / MANIFEST).unlink(), "manifest.json ... not finished"),
             (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json cannot be read"),
             (lambda folder: (folder / MANIFEST).write_text('{"files": []}'), "manifest.json cannot be read"),
             (lambda folder: (folder / "weights").unlink(), "weights is missing"),
-            (lambda folder: (folder / "weights").write_bytes(b"w" * 9), "weights has 9 bytes instead of 10"),
+            (lambda folder: (folder / "weights").write_bytes(b"w" * 9), "weights ... 9 bytes ... 10"),
             (lambda folder: (folder / "inner/state").write_bytes(b"s" * 9 + b"t"), "inner/state has changed"),
         ],
     )
@@ -75,7 +76,7 @@ class TestManifest:
         found = newest_valid(tmp_path)
         assert found.path == tmp_path / "checkpoint-9"
         (line,) = found.skipped
-        assert line.startswith("checkpoint-10: ") and message in line
+        assert told(f"checkpoint-10 ... {message}", line)
 
     def test_none_is_found_where_there_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoint-x").mkdir()
@@ -135,8 +136,8 @@ def test_resume_takes_the_newest_valid_one_and_says_what_it_skipped(
     resumed = saving(make_trainer, 4)
     with caplog.at_level(logging.INFO, logger="vopd"):
         resumed.train(resume_from_checkpoint=True)
-    assert "skipped checkpoint-4: it has no manifest.json" in caplog.text
-    assert "skipped checkpoint-3: optimizer.pt has 0 bytes" in caplog.text
+    assert told("skipped checkpoint-4 ... manifest.json", caplog.text)
+    assert told("skipped checkpoint-3 ... optimizer.pt ... 0 bytes", caplog.text)
     assert f"resuming from {run / 'checkpoint-2'}" in caplog.text
     theirs = whole.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
@@ -156,7 +157,7 @@ def test_with_nothing_to_resume_the_run_starts(
 
 def test_a_checkpoint_that_is_named_but_not_valid_is_refused(make_trainer: Make, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1, complete=False)
-    with pytest.raises(ConfigurationError, match="cannot resume from .*checkpoint-1: it has no manifest"):
+    with pytest.raises(ConfigurationError, match=says(f"{folder} ... manifest.json")):
         make_trainer().train(resume_from_checkpoint=str(folder))
 
 
@@ -249,7 +250,7 @@ def test_a_limit_on_the_size_of_files_loses_nothing(make_trainer: Make, tmp_path
 
 def test_an_output_below_a_file_is_told_before_models_are_loaded(make_trainer: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot write to .*choose another output_dir"):
+    with pytest.raises(ConfigurationError, match=says(f"{tmp_path / 'file' / 'run'} ... output_dir")):
         make_trainer(model=str(tmp_path / "no-model"), output_dir=str(tmp_path / "file" / "run"))
 
 

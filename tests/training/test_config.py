@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from messages import says
 from vopd import ESTIMATORS, VOPDConfig
 from vopd.errors import ConfigurationError
 from vopd.training.trl import check_trl_version
@@ -40,45 +41,45 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"estimator": "vopdd"}, "did you mean 'vopd'"),
-        ({"estimator": "zzzz"}, "known are opd, vopd"),
-        ({"estimator": "vopd_top_k"}, "needs loss_top_k"),
-        ({"loss_top_k": 5}, "means nothing to estimator 'vopd'"),
-        ({"estimator": "vopd_top_k", "loss_top_k": 0}, "loss_top_k must be at least 1"),
-        ({"top_k": 20}, "did you mean loss_top_k=20"),
-        ({"estimator": "full_rkl", "top_k": 20}, "did you mean loss_top_k"),
-        ({"beta": 1.0}, "choose the objective with estimator"),
-        ({"beta": 0.0}, "choose the objective with estimator"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"top_p": 0.9}, "unbiased only for tokens drawn from the student's whole distribution; remove top_p"),
+        ({"estimator": "vopdd"}, "'vopdd' ... 'vopd'"),
+        ({"estimator": "zzzz"}, "'zzzz' ... opd, vopd"),
+        ({"estimator": "vopd_top_k"}, "'vopd_top_k' ... loss_top_k"),
+        ({"loss_top_k": 5}, "loss_top_k ... 'vopd'"),
+        ({"estimator": "vopd_top_k", "loss_top_k": 0}, "loss_top_k ... 1"),
+        ({"top_k": 20}, "top_k ... loss_top_k=20"),
+        ({"estimator": "full_rkl", "top_k": 20}, "top_k ... loss_top_k"),
+        ({"beta": 1.0}, "beta ... estimator"),
+        ({"beta": 0.0}, "beta ... estimator"),
+        ({"temperature": 0.0}, "temperature ... positive"),
+        ({"top_p": 0.9}, "unbiased ... remove top_p"),
         ({"min_p": 0.05}, "remove min_p"),
         ({"repetition_penalty": 1.1}, "remove repetition_penalty"),
         ({"generation_kwargs": {"typical_p": 0.9}}, "remove typical_p"),
         ({"generation_kwargs": {"do_sample": False}}, "remove do_sample"),
         ({"generation_kwargs": '{"no_repeat_ngram_size": 3}'}, "remove no_repeat_ngram_size"),
-        ({"generation_kwargs": {"temperature": 0.5}}, "the loss uses temperature=1.0"),
+        ({"generation_kwargs": {"temperature": 0.5}}, "temperature=1.0"),
         ({"vllm_structured_outputs_regex": "[0-9]+"}, "remove structured_outputs"),
-        ({"max_completion_length": None}, "max_completion_length must be set"),
-        ({"max_completion_length": 0}, "max_completion_length must be at least 1"),
-        ({"max_prompt_length": 0}, "max_prompt_length must be at least 1"),
-        ({"metrics_every": -1}, "metrics_every must be at least 0"),
-        ({"samples_per_step": -1}, "samples_per_step must be at least 0"),
-        ({"log_completions": True}, "show_samples shows completions"),
-        ({"show_samples": 3}, "between 0 and samples_per_step=2"),
-        ({"loss_backend": "cuda"}, "unknown loss_backend 'cuda'; choose one of auto, torch, triton"),
-        ({"loss_normalizer": 0.0}, "loss_normalizer must be positive"),
-        ({"importance_sampling": True}, "set use_vllm=true"),
-        ({"importance_cap": 0.5}, "importance_cap must be at least 1"),
+        ({"max_completion_length": None}, "max_completion_length"),
+        ({"max_completion_length": 0}, "max_completion_length ... 1"),
+        ({"max_prompt_length": 0}, "max_prompt_length ... 1"),
+        ({"metrics_every": -1}, "metrics_every ... 0"),
+        ({"samples_per_step": -1}, "samples_per_step ... 0"),
+        ({"log_completions": True}, "log_completions ... show_samples"),
+        ({"show_samples": 3}, "show_samples ... 0 ... samples_per_step=2"),
+        ({"loss_backend": "cuda"}, "loss_backend 'cuda' ... auto ... torch ... triton"),
+        ({"loss_normalizer": 0.0}, "loss_normalizer ... positive"),
+        ({"importance_sampling": True}, "importance_sampling ... use_vllm=true"),
+        ({"importance_cap": 0.5}, "importance_cap ... 1"),
         (
             {"importance_sampling": True, "use_vllm": True, "estimator": "full_rkl"},
-            "means nothing to estimator 'full_rkl'",
+            "importance_sampling ... 'full_rkl'",
         ),
         ({"generation_kwargs": {"thinking_token_budget": 100}}, "remove thinking_token_budget"),
-        ({"generation_kwargs": {"n": 4}}, "set num_generations instead"),
+        ({"generation_kwargs": {"n": 4}}, "num_generations"),
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=message) as raised:
+    with pytest.raises(ConfigurationError, match=says(message)) as raised:
         config(tmp_path, **settings)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from messages import says
 from vopd.errors import VOPDError
 from vopd.training.monitoring.progress import Progress, key_numbers
 from vopd.training.saving.logs import RunLog, append, open_log
@@ -62,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
     blocked = tmp_path / "file"
     blocked.write_text("")
     log = RunLog(str(blocked / "run"), lambda step: [])
-    with pytest.raises(VOPDError, match="cannot write .*choose another output_dir"):
+    with pytest.raises(VOPDError, match=says("metrics.jsonl ... output_dir")):
         log.on_train_begin(None, state(0), None)
 
 

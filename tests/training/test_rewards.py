@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from messages import says, told
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
 from vopd.training.rewards.functions import Rewards
 
@@ -78,43 +79,43 @@ def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     assert rewards("my_rewards:short").names == ["short"]
     assert scores("my_rewards:short", ["abc"]) == [-3.0]
-    with pytest.raises(ConfigurationError, match="has no 'long'"):
+    with pytest.raises(ConfigurationError, match=says("my_rewards ... 'long'")):
         rewards("my_rewards:long")
-    with pytest.raises(ConfigurationError, match="no module 'his_rewards'"):
+    with pytest.raises(ConfigurationError, match=says("'his_rewards'")):
         rewards("his_rewards:short")
 
 
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        ("maths", {}, "unknown reward function 'maths'; known are math, choice, reasoning_gym"),
-        ("math", {"num_generations": 1}, "a reward needs num_generations of 2 or more"),
-        (["math", "choice"], {"weights": [1.0]}, "1 values for 2 reward functions"),
-        ([], {"weights": [1.0]}, "1 values for 0 reward functions"),
-        ("math", {"weights": [float("nan")]}, "must be finite"),
-        (["math", "math"], {}, "share a name"),
-        (3, {}, "a name or a callable, not int"),
+        ("maths", {}, "'maths' ... math, choice, reasoning_gym"),
+        ("math", {"num_generations": 1}, "num_generations ... 2"),
+        (["math", "choice"], {"weights": [1.0]}, "reward_weights ... 1 values ... 2 reward functions"),
+        ([], {"weights": [1.0]}, "reward_weights ... 1 values ... 0 reward functions"),
+        ("math", {"weights": [float("nan")]}, "reward_weights ... finite ... nan"),
+        (["math", "math"], {}, "math, math ... name"),
+        (3, {}, "callable ... int"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: Any, settings: Any, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=says(message)):
         rewards(given, **settings)
 
 
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        ([1.0], ConfigurationError, "'f' returned 1 for 2 completions"),
-        (1.0, ConfigurationError, "'f' returned float for 2 completions"),
-        (["good", 1.0], ConfigurationError, "'good', which is no number"),
-        ([float("nan"), 1.0], NonFiniteError, "returned nan; return None"),
+        ([1.0], ConfigurationError, "'f' ... 1 for 2 completions"),
+        (1.0, ConfigurationError, "'f' ... float for 2 completions"),
+        (["good", 1.0], ConfigurationError, "'f' ... 'good' ... number"),
+        ([float("nan"), 1.0], NonFiniteError, "'f' ... nan ... None"),
     ],
 )
 def test_what_a_function_must_not_return(answer: Any, error: type[Exception], message: str) -> None:
     def f(completions: Any) -> Any:
         return answer
 
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=says(message)):
         scores(f, ["a", "b"])
 
 
@@ -122,13 +123,13 @@ def test_columns_are_checked_before_anything_is_loaded(make_trainer: Callable[..
     def level_reward(completions: Any, level: Any) -> list[float]:
         return [1.0] * len(completions)
 
-    with pytest.raises(DataError, match="'math' needs a column 'answer', and train_dataset has prompt; set reward_col"):
+    with pytest.raises(DataError, match=says("'math' ... 'answer' ... train_dataset has prompt ... reward_column")):
         make_trainer(trainer={"reward_funcs": "math"}, num_generations=2)
-    with pytest.raises(DataError, match="'level_reward' needs a column 'level'"):
+    with pytest.raises(DataError, match=says("'level_reward' ... 'level'")):
         make_trainer(trainer={"reward_funcs": level_reward}, num_generations=2)
-    with pytest.raises(ConfigurationError, match="2 completions of a process must be a multiple of num_generations=4"):
+    with pytest.raises(ConfigurationError, match=says("2 completions ... multiple of num_generations=4")):
         make_trainer(num_generations=4)
-    with pytest.raises(ConfigurationError, match="top_p=0.9 .* a reward's gradient"):
+    with pytest.raises(ConfigurationError, match=says("top_p=0.9 ... reward's")):
         make_trainer(trainer={"reward_funcs": "math"}, num_generations=2, estimator="full_rkl", top_p=0.9)
     with pytest.raises(DataError, match="2 prompts|no reference answer"):
         table = Dataset.from_dict({"prompt": ["a", "b"], "answer": [None, ""]})
@@ -240,9 +241,9 @@ def test_samples_hold_the_scores(make_trainer: Callable[..., Any], tmp_path: Pat
         sample = json.loads(line)
         assert sample["scored_by"] == ["by_ids", "odd"]
         assert sample["scores"][1] == (None if len(sample["tokens"]) % 2 else 1.0)
-    assert "by_ids (weight 1), odd (weight 1), over 2 completions a prompt" in (
-        trainer.save_model(str(tmp_path / "model")) or (tmp_path / "model" / "README.md").read_text()
-    )
+    trainer.save_model(str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert told("by_ids (weight 1) ... odd (weight 1) ... 2 completions a prompt", card)
 
 
 def test_evaluation_measures_rewards_without_groups(make_trainer: Callable[..., Any], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from messages import says
 from vopd.errors import ConfigurationError, GuardError, MissingExtraError, NonFiniteError, TeacherServerError
 from vopd.training import rollout_logprobs as rollout
 from vopd.training.rollout_logprobs import MAX_DIFFERENCE, MEAN_DIFFERENCE, padded, sampled_logprobs
@@ -178,7 +179,7 @@ def test_raw_log_probabilities_at_another_temperature_end_the_run(with_engine: C
     processed.train()
     assert processed.state.log_history[0][MEAN_DIFFERENCE] < 1e-4
     raw = with_engine(noisy=False, temperature=0.5, reported_at=1.0, max_steps=1)
-    with pytest.raises(GuardError, match="started without --logprobs-mode processed_logprobs"):
+    with pytest.raises(GuardError, match=says("--logprobs-mode processed_logprobs")):
         raw.train()
 
 
@@ -196,12 +197,12 @@ class TestWhatTheEngineReports:
             sampled_logprobs([[7]], [[[value]]], [[[7]]])
 
     def test_one_score_too_few(self) -> None:
-        with pytest.raises(NonFiniteError, match="1 log-probabilities for 2 tokens"):
+        with pytest.raises(NonFiniteError, match=says("1 log-probabilities ... 2 tokens")):
             sampled_logprobs([[7, 8]], [[[-1.0]]], None)
 
     @pytest.mark.parametrize("ids", [[[8]], [[8, 9]]])
     def test_scores_of_other_tokens(self, ids: Any) -> None:
-        with pytest.raises(NonFiniteError, match="sampled token 7 and reported log-probabilities of 8"):
+        with pytest.raises(NonFiniteError, match=says("token 7 ... log-probabilities of 8")):
             sampled_logprobs([[7]], [[[-1.0] * len(ids[0])]], [ids])
 
     def test_padding_on_the_right(self) -> None:
@@ -212,7 +213,7 @@ class TestWhatTheEngineReports:
 class TestRefusals:
     def test_no_vllm(self, make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rollout, "has_vllm", lambda: False)
-        with pytest.raises(MissingExtraError, match="vllm is needed for use_vllm; install it"):
+        with pytest.raises(MissingExtraError, match=says("vllm ... use_vllm ... install")):
             make_trainer(use_vllm=True)
 
     def test_weights_through_tools(self) -> None:
@@ -226,6 +227,6 @@ class TestRefusals:
             raise ConnectionError("can't be reached")
 
         monkeypatch.setattr(FakeEngine, "__init__", refuse)
-        with pytest.raises(TeacherServerError, match="start it with vllm serve") as raised:
+        with pytest.raises(TeacherServerError, match=says("vllm serve")) as raised:
             with_engine()
         assert raised.value.exit_code == 5

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from messages import says
 from vopd.errors import ConfigurationError, DataError
 from vopd.teachers import EVERY_KIND, RoutedTeacher, Scored, TopKScores
 
@@ -130,9 +131,9 @@ def test_a_model_card_names_every_teacher(
 @pytest.mark.parametrize(
     ("names", "default", "message"),
     [
-        (["a", "a", "c", "a"], True, "row 2 of train_dataset names the teacher 'c'; there are a, default"),
-        (["a", None, "a", "a"], False, "row 1 of train_dataset names no teacher, and there is no default; .* a, b"),
-        (None, True, "train_dataset has no column 'teacher' that names each row's teacher"),
+        (["a", "a", "c", "a"], True, "row 2 of train_dataset ... 'c' ... a, default"),
+        (["a", None, "a", "a"], False, "row 1 of train_dataset ... no default ... a, b"),
+        (None, True, "train_dataset ... column 'teacher'"),
     ],
 )
 def test_rows_that_name_no_teacher(
@@ -141,17 +142,17 @@ def test_rows_that_name_no_teacher(
     columns = {"prompt": PROMPTS} | ({} if names is None else {"teacher": names})
     teachers = {"a": str(tiny_teacher_dir)} | ({} if default else {"b": str(tiny_teacher_dir)})
     given = {"teachers": teachers, "train_dataset": Dataset.from_dict(columns)}
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=says(message)):
         make_trainer(trainer=given | ({} if default else {"teacher_model": None}))
 
 
 def test_what_are_no_teachers(make_trainer: Callable[..., Any], tiny_teacher_dir: Path) -> None:
     path = str(tiny_teacher_dir)
-    with pytest.raises(ConfigurationError, match="teachers must be a mapping"):
+    with pytest.raises(ConfigurationError, match=says("teachers ... mapping")):
         make_trainer(trainer={"teachers": [path]})
     with pytest.raises(ConfigurationError, match="keep one"):
         make_trainer(trainer={"teachers": {"default": path}})
-    with pytest.raises(ConfigurationError, match="is no name with a teacher"):
+    with pytest.raises(ConfigurationError, match=says("'a'")):
         make_trainer(trainer={"teachers": {"a": None}})
 
 
@@ -257,13 +258,13 @@ def test_teacher_prompts_are_checked(make_trainer: Callable[..., Any]) -> None:
         data = Dataset.from_dict({"prompt": PROMPTS} | ({} if column is None else {"hint": column}))
         return make_trainer(teacher_prompt_column="hint", trainer={"train_dataset": data})
 
-    with pytest.raises(DataError, match="no column 'hint', which teacher_prompt_column names; it has prompt"):
+    with pytest.raises(DataError, match=says("'hint' ... teacher_prompt_column ... prompt")):
         make(None)
-    with pytest.raises(DataError, match="'hint' of train_dataset holds nothing"):
+    with pytest.raises(DataError, match=says("'hint' of train_dataset")):
         make([None, "", None, ""])
-    with pytest.raises(DataError, match="row 0 of train_dataset: 'hint' is list, and the student's prompt str"):
+    with pytest.raises(DataError, match=says("row 0 of train_dataset ... 'hint' is list ... student's prompt str")):
         make([[{"role": "user", "content": "x"}]] * 4)
-    with pytest.raises(DataError, match="1 prompts in 'hint' of train_dataset go beyond the models' 512 positions"):
+    with pytest.raises(DataError, match=says("1 prompts ... 'hint' of train_dataset ... 512 positions")):
         make([None, "x" * 600, None, ""])
 
 
@@ -385,13 +386,13 @@ def test_an_average_of_a_half_precision_student_is_in_float32(
 
 
 def test_where_the_student_cannot_be_its_teacher(make_trainer: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigurationError, match="without its adapter, and it has none"):
+    with pytest.raises(ConfigurationError, match=says("self:base ... adapter")):
         hinted(make_trainer, "self:base")
-    with pytest.raises(ConfigurationError, match="unknown teacher 'self:past'; .* self:frozen, self:base"):
+    with pytest.raises(ConfigurationError, match=says("'self:past' ... self:frozen, self:base, self:average")):
         hinted(make_trainer, "self:past")
     with pytest.raises(ConfigurationError, match="nothing to learn"):
         make_trainer(trainer={"teacher_model": "self:frozen"})
-    with pytest.raises(ConfigurationError, match="teacher_decay must be between 0 and 1"):
+    with pytest.raises(ConfigurationError, match=says("teacher_decay ... 0 and 1")):
         make_trainer(teacher_decay=1.0)
 
 
@@ -448,5 +449,5 @@ def test_offloading_changes_nothing_and_does_not_go_with_few_bits(
     assert all(torch.equal(plain[name], away[name]) for name in plain)
     teacher = load(tiny_teacher_dir)
     teacher.quantization_method = "bitsandbytes"
-    with pytest.raises(ConfigurationError, match="does not go with a quantized teacher"):
+    with pytest.raises(ConfigurationError, match=says("teacher_offload ... quantized teacher")):
         make_trainer(teacher_offload=True, trainer={"teacher_model": teacher})
