@@ -83,6 +83,7 @@ class TestDemo:
     @pytest.fixture
     def demo(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         monkeypatch.chdir(ROOT)
+        monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
 
         def call(*more: str) -> Path:
             assert cli.main(["train", *short(tmp_path), *more]) == 0
@@ -113,13 +114,13 @@ class TestDemo:
         put_into_hub_cache(tmp_path / "home", "me/tiny", commit, rows())
         environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
         environment |= {"PYTHONPATH": str(ROOT / "src")}
-        arguments = [*short(tmp_path), "--dataset", "me/tiny", "--dataset_revision", commit]
+        arguments = [*short(tmp_path), "--dataset", "me/tiny", "--dataset_revision", commit, "--dry_run"]
         done = subprocess.run(
             [sys.executable, "-m", "vopd", "train", *arguments],
             capture_output=True, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "birds" in (tmp_path / "demo" / "samples.jsonl").read_text()
+        assert "first prompt: '0 birds" in done.stdout
 
 
 def short(folder: Path) -> list[str]:

@@ -24,12 +24,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_trains_and_leaves_a_complete_run_directory(
-    train: Train, run: Path, tiny_student_dir: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, run: Path, tiny_student_dir: Path, drawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train() == 0
     files = {path.name for path in run.iterdir()}
     assert {"resolved_config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "model"} <= files
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    numbers, figures = ({path.stem for path in (run / "report").glob(kind)} for kind in ("*.csv", "*.png"))
+    assert len(figures) > 5 and figures == numbers
     before, after = weights(tiny_student_dir), weights(run / "model")
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (run / "model" / "README.md").is_file() and (run / "model" / "model.safetensors").is_file()

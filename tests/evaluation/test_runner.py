@@ -130,11 +130,13 @@ def test_a_torn_line_is_drawn_again(tmp_path: Path) -> None:
         Journal(path)
 
 
-SCRIPT = """
+SAMPLED: dict[str, Any] = {
+    "samples": 4, "temperature": 1.0, "max_new_tokens": 24, "batch_size": 2, "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+SCRIPT = f"""
 import sys
 from vopd.evaluation import evaluate
-evaluate(sys.argv[1], [sys.argv[2]], sys.argv[3], samples=4, temperature=1.0, max_new_tokens=24, batch_size=2,
-         dtype="float32", device="cpu")
+evaluate(sys.argv[1], [sys.argv[2]], sys.argv[3], **{SAMPLED})
 """
 
 
@@ -145,7 +147,7 @@ def start(model: Path, problems: str, folder: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_at_any_moment_it_ends_the_same(tiny_student_dir: Path, problems: str, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(tiny_student_dir, problems, undisturbed).wait() == 0
+    evaluate(str(tiny_student_dir), [problems], undisturbed, **SAMPLED)
     for batches in (1, 5):
         process = start(tiny_student_dir, problems, killed)
         deadline = time.monotonic() + 120
@@ -156,7 +158,7 @@ def test_killed_at_any_moment_it_ends_the_same(tiny_student_dir: Path, problems:
         process.wait()
         assert not (killed / "results.json").exists(), "it was too fast to be killed"
     assert 0 < lines_written(killed) < 12
-    assert start(tiny_student_dir, problems, killed).wait() == 0
+    evaluate(str(tiny_student_dir), [problems], killed, **SAMPLED)
     for name in ("results.json", "samples.jsonl"):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
     texts = [json.loads(line)["completion"] for line in (killed / "samples.jsonl").read_text().splitlines()]

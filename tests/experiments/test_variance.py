@@ -92,7 +92,7 @@ def spread(gradients):
 
 @pytest.mark.parametrize(("name", "baseline"), [("opd", False), ("vopd", True)])
 def test_the_parts_are_the_enumerated_ones(models, name, baseline):
-    found = decompose_variance(*models, ROLLOUTS, estimators=[name], resamples=1000, seed=5)
+    found = decompose_variance(*models, ROLLOUTS, estimators=[name], resamples=400, seed=5)
     noise = found.estimators[name]
     expected = sum(token_variance(models, rollout, baseline) for rollout in ROLLOUTS) / len(ROLLOUTS)
     signal = sum(float(exact_gradient(models, rollout).square().sum()) for rollout in ROLLOUTS) / len(ROLLOUTS)
@@ -159,7 +159,7 @@ def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says(kind,
 @pytest.mark.parametrize(("name", "baseline"), [("opd", False), ("vopd", True)])
 def test_the_noise_of_a_batch_is_the_enumerated_one_and_its_mean_the_exact_gradient(models, name, baseline):
     """One gradient over contexts of different lengths, padded together: the mean is over their seven tokens."""
-    noise = gradient_noise(*models, ROLLOUTS, estimators=[name], resamples=1500, seed=3)[name]
+    noise = gradient_noise(*models, ROLLOUTS, estimators=[name], resamples=600, seed=3)[name]
     tokens = sum(len(rollout.completion_ids) for rollout in ROLLOUTS)
     expected = sum(token_variance(models, rollout, baseline, tokens) for rollout in ROLLOUTS)
     assert noise.variance == pytest.approx(expected, rel=0.1)

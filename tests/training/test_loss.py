@@ -54,7 +54,8 @@ def test_gradient_of_a_step_is_that_of_the_formula_written_out(
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+# One for each kind of support and of scores.
+@pytest.mark.parametrize("estimator", ["opd", "vopd", "vopd_sparse", "vopd_teacher_top_k", "full_rkl"])
 def test_accumulation_does_not_change_the_gradient(
     estimator: str, make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-EPOCHS = 3
+EPOCHS = 2
 STEPS_PER_EPOCH = 3
 ACCUMULATION = 2
 PROMPTS = [f"{a} + {a} =" for a in range(2 * ACCUMULATION * STEPS_PER_EPOCH + 1)]  # one too many for whole batches
