@@ -102,6 +102,18 @@ def tiny_teacher_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: A
 
 
 @pytest.fixture
+def drawn() -> None:
+    """For a test that wants the PNG files which `undrawn` leaves out."""
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No PNG files beside a report: a dozen of them take longer than a tiny run."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
+
+
+@pytest.fixture
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each text was given to a tokenizer since the test began."""
     from transformers import PreTrainedTokenizerBase

@@ -81,9 +81,8 @@ class TestDemo:
     """A few steps of configs/demo.yaml."""
 
     @pytest.fixture
-    def demo(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    def demo(self, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
 
         def call(*more: str) -> Path:
             assert cli.main(["train", *short(tmp_path), *more]) == 0

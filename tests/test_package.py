@@ -39,24 +39,6 @@ def test_every_public_name_resolves() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "code", "builtin"),
-    [
-        (errors.VOPDError, 1, Exception),
-        (errors.ConfigurationError, 2, ValueError),
-        (errors.MissingExtraError, 2, ImportError),
-        (errors.DataError, 3, ValueError),
-        (errors.MismatchError, 4, ValueError),
-        (errors.TeacherServerError, 5, RuntimeError),
-        (errors.NonFiniteError, 6, FloatingPointError),
-    ],
-)
-def test_errors_have_their_exit_code_and_a_builtin_parent(kind: type, code: int, builtin: type) -> None:
-    error = kind("what is wrong")
-    assert (error.exit_code, str(error)) == (code, "what is wrong")
-    assert isinstance(error, builtin) and isinstance(error, errors.VOPDError)
-
-
 def test_require_returns_an_installed_module() -> None:
     assert errors.require("json.decoder", "train").__name__ == "json.decoder"
 

@@ -11,15 +11,8 @@ import pytest
 from vopd import cli
 
 
-@pytest.fixture
-def drawn() -> None:
-    """The PNG files beside reports, which take longer than the runs and are drawn only for tests that name this."""
-
-
 @pytest.fixture(autouse=True)
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
+def figures(undrawn: None) -> None: ...
 
 
 @pytest.fixture

@@ -10,6 +10,11 @@ import pytest
 
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
 
+
+@pytest.fixture(autouse=True)
+def figures(undrawn: None) -> None: ...
+
+
 END = {"opd": 0.40, "vopd": 0.30, "full_rkl": 0.20}
 RIGHT = {"opd": 12, "vopd": 14, "full_rkl": 16}
 

@@ -18,7 +18,6 @@ import pytest
 from messages import told
 from vopd import cli
 from vopd.errors import DataError
-from vopd.reporting import png
 from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.drawing import ticks
 from vopd.reporting.page import escape
@@ -111,7 +110,7 @@ def test_tokens_have_their_numbers_and_colours(run_folder: Path) -> None:
     assert "--a:0.80" in str(tokens[3]["style"]) and "not finite" in str(tokens[5]["data-t"])
 
 
-def test_figures_and_data_lie_beside_it(run_folder: Path) -> None:
+def test_figures_and_data_lie_beside_it(drawn: None, run_folder: Path) -> None:
     write_report(run_folder)
     rows = list(csv.reader((run_folder / "report" / "variance.csv").read_text().splitlines()))
     assert rows[:2] == [["line", "step", "value"], ["no baseline", "1", "1.5"]] and len(rows) == 16
@@ -134,9 +133,8 @@ def test_metrics_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_comparison_has_all_sections_and_stands_alone(
-    make_comparison: Callable[[int], Comparison], tmp_path: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
+    make_comparison: Callable[[int], Comparison], tmp_path: Path, seeds: int
 ) -> None:
-    monkeypatch.setattr("vopd.reporting.report.write_png", lambda figures, path: None)
     write_comparison(make_comparison(seeds), tmp_path / "comparison.json")
     write_lines(tmp_path / "opd-0" / "metrics.jsonl", metrics(20))
     write_lines(tmp_path / "opd-0" / "samples.jsonl", [{"step": 1, "completion": HOSTILE[0]}])
@@ -152,12 +150,13 @@ def test_a_comparison_has_all_sections_and_stands_alone(
     assert_alone(path)
 
 
-def test_every_kind_of_figure_is_drawn(make_comparison: Callable[[int], Comparison], tmp_path: Path) -> None:
+def test_every_kind_of_figure_is_drawn(
+    drawn: None, make_comparison: Callable[[int], Comparison], tmp_path: Path
+) -> None:
     write_comparison(make_comparison(1), tmp_path / "comparison.json")
     write_report(tmp_path)
     names = {"held_out", "noise", "accuracy", "training_reverse_kl"}
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} == names
-    assert png.STYLE["axes.grid"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What must not change a step's loss and gradient: padding, the order of its sequences, how it is cut up.
 
-Accumulation over all estimators is in test_loss.py, processes and sharding are in test_distributed.py, chunks in
+Accumulation is in test_loss.py, processes and sharding are in test_distributed.py, chunks in
 kernels/test_linear.py.
 """
 
