@@ -12,7 +12,8 @@ from vopd import cli
 
 
 @pytest.fixture(autouse=True)
-def figures(undrawn: None) -> None: ...
+def figures(undrawn: None) -> None:
+    """Reports come without PNG files."""
 
 
 @pytest.fixture

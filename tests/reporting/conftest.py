@@ -12,7 +12,8 @@ from vopd.reporting.comparison import Comparison, Interval, Run, Start
 
 
 @pytest.fixture(autouse=True)
-def figures(undrawn: None) -> None: ...
+def figures(undrawn: None) -> None:
+    """Reports come without PNG files."""
 
 
 END = {"opd": 0.40, "vopd": 0.30, "full_rkl": 0.20}
