@@ -17,7 +17,7 @@ Make = Callable[[int], Comparison]
 
 def test_comes_back_from_disk_as_it_was(make_comparison: Make, tmp_path: Path) -> None:
     comparison = make_comparison(2)
-    write_comparison(comparison, tmp_path / "comparison.json")
+    write_comparison(comparison, tmp_path)
     assert read_comparison(tmp_path) == comparison
 
 

@@ -66,7 +66,8 @@ def run_folder(tmp_path: Path) -> Path:
     write_lines(folder / "samples.jsonl", [{**sample, "rewards": [*values[:5], 0.0], "advantages": values}])
     (folder / "resolved_config.yaml").write_text("estimator: vopd  # command line\nmodel: a<b  # default\n")
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 100}
-    results = {"start": {"avg_at_k": score}, "trained": {"avg_at_k": {**score, "value": 0.55}}}
+    entry = {"avg_at_k": score, "problems": 100, "format_rate": 0.75, "truncation_rate": 0.125, "mean_length": 31.0}
+    results = {"start": entry, "trained": {**entry, "avg_at_k": {**score, "value": 0.55}}}
     difference = {"value": 0.05, "low": -0.01, "high": 0.1, "p_value": 0.2}
     (folder / "results.json").write_text(json.dumps({**results, "difference": difference}))
     return folder
@@ -91,6 +92,7 @@ def test_a_run_has_all_sections_and_stands_alone(run_folder: Path) -> None:
     assert page.ids("section") == SECTIONS
     assert {"reverse_kl", "variance", "value_hurts_share", "timing", "loss"} <= set(page.ids("figure"))
     assert "55.0 % [40.0, 60.0]" in page.text and "+5.0 points [-1.0, +10.0]" in page.text
+    assert "75.0%" in page.text and "12.5%" in page.text
     assert_alone(path)
 
 
@@ -135,7 +137,7 @@ def test_metrics_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_comparison_has_all_sections_and_stands_alone(
     make_comparison: Callable[[int], Comparison], tmp_path: Path, seeds: int
 ) -> None:
-    write_comparison(make_comparison(seeds), tmp_path / "comparison.json")
+    write_comparison(make_comparison(seeds), tmp_path)
     write_lines(tmp_path / "opd-0" / "metrics.jsonl", metrics(20))
     write_lines(tmp_path / "opd-0" / "samples.jsonl", [{"step": 1, "completion": HOSTILE[0]}])
     path = write_report(tmp_path)
@@ -153,7 +155,7 @@ def test_a_comparison_has_all_sections_and_stands_alone(
 def test_every_kind_of_figure_is_drawn(
     drawn: None, make_comparison: Callable[[int], Comparison], tmp_path: Path
 ) -> None:
-    write_comparison(make_comparison(1), tmp_path / "comparison.json")
+    write_comparison(make_comparison(1), tmp_path)
     write_report(tmp_path)
     names = {"held_out", "noise", "accuracy", "training_reverse_kl"}
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} == names
@@ -233,7 +235,7 @@ def test_a_run_shows_the_variance_measured_beside_it(run_folder: Path) -> None:
 
 
 def test_seeds_become_one_line_with_their_range(make_comparison: Callable[[int], Comparison], tmp_path: Path) -> None:
-    write_comparison(make_comparison(3), tmp_path / "comparison.json")
+    write_comparison(make_comparison(3), tmp_path)
     page = Page(write_report(tmp_path))
     held_out = list(csv.reader((tmp_path / "report" / "held_out.csv").read_text().splitlines()))
     assert held_out[0] == ["line", "step", "value", "low", "high"] and len(held_out) == 1 + 3 * 3
@@ -246,7 +248,7 @@ def test_a_comparison_whose_runs_all_broke_off_has_a_page(
     make_comparison: Callable[[int], Comparison], tmp_path: Path
 ) -> None:
     found = make_comparison(1)
-    write_comparison(replace(found, runs=[replace(run, curve=[]) for run in found.runs]), tmp_path / "comparison.json")
+    write_comparison(replace(found, runs=[replace(run, curve=[]) for run in found.runs]), tmp_path)
     assert "held_out" not in Page(write_report(tmp_path)).ids("figure")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,8 @@ import pytest
 
 from vopd.reporting.comparison import Comparison, Interval, Run
 from vopd.reporting.comparison_report import seed_lines
-from vopd.reporting.stability import stability_html, stability_text, target_accuracy
+from vopd.reporting.stability import stability_rows, target_accuracy
+from vopd.reporting.tables import comparison_tables, comparison_text
 
 CURVE = [(0, 0.65), (2, 0.7), (4, 0.9)]
 
@@ -29,8 +29,8 @@ def comparison(make_comparison: Callable[[int], Comparison]) -> Comparison:
 
 def cells(comparison: Comparison, name: str) -> list[str]:
     """Less accurate, farther, broke off, reached, samples, seconds: the estimator's row."""
-    (row,) = (line for line in stability_text(comparison).splitlines() if line.startswith(f"{name} "))
-    return re.split(r"\s{2,}", row)[1:]
+    (row,) = (cells for label, *cells in stability_rows(comparison)[1] if label == name)
+    return row
 
 
 def test_counts_runs_that_end_worse_than_they_began(comparison: Comparison) -> None:
@@ -54,9 +54,12 @@ def test_the_price_is_that_of_the_first_checkpoint_with_the_target(comparison: C
     assert cells(found, "opd")[3:] == ["0 of 3", "-", "-"]
 
 
-def test_both_tables_say_so(comparison: Comparison) -> None:
-    for text in (stability_text(comparison), stability_html(comparison)):
-        assert "3 of 4" in text and "reach 65 %" in text and "broke off" in text
+def test_text_and_page_end_with_it_where_accuracy_was_measured_along_the_runs(comparison: Comparison) -> None:
+    text, table = comparison_text(comparison), comparison_tables(comparison)[-1]
+    assert "3 of 4" in text and "reach 65 %" in text and "broke off" in text
+    assert table.title == "Stability and price" and table.note in text
+    unmeasured = replace(comparison, runs=[replace(run, accuracy_curve=[]) for run in comparison.runs])
+    assert "Stability" not in comparison_text(unmeasured)
 
 
 def test_curves_of_several_seeds_become_their_mean_and_range() -> None:

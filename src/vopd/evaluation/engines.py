@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError
+from vopd.errors import check_known
 from vopd.models import Completion, best_device, load_model, load_tokenizer, sample
 
 from .benchmarks import Protocol
 
-BACKENDS = ("transformers", "vllm")
 Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
 """``draw(prompts, protocol, seed)``: one completion of each prompt, in order; the same arguments give the same
 texts."""
@@ -32,8 +31,7 @@ def open_sampler(source: str, backend: str, dtype: str, device: str, revision: s
         ConfigurationError: unknown backend, or vLLM is asked for and not installed.
         MismatchError: the model or its tokenizer cannot be loaded.
     """
-    if backend not in BACKENDS:
-        raise ConfigurationError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    check_known("backend", backend, ("transformers", "vllm"))
     if backend == "vllm":
         from .vllm_engine import open_vllm
 

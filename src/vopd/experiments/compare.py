@@ -11,9 +11,8 @@ from typing import Any
 
 from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
-from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
+from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
-from vopd.reporting.stability import stability_text
 from vopd.reporting.tables import comparison_text
 
 from .grid import GridRun, Say, collect, run_grid, run_name
@@ -75,19 +74,15 @@ def embedded_runs(
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", problems, 0)]
     write_held_out(held_out, folder / HELD_OUT_FILE)
-    for seed in grid.seeds:
+    prompts = {seed: folder / f"train-seed{seed}.jsonl" for seed in grid.seeds}
+    for seed, path in prompts.items():
         rows = (
             {"prompt": prompt_text(problem), "answer": problem.answer, "task": problem.task}
             for problem in pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
         )
-        _prompts(folder, seed).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = recipe_runs(grid, usual)
-    own = [replace(run, options={**run.options, "dataset": str(_prompts(folder, run.seed))}) for run in runs]
-    return own, measurement
-
-
-def _prompts(folder: Path, seed: int) -> Path:
-    return folder / f"train-seed{seed}.jsonl"
+    return [replace(run, options={**run.options, "dataset": str(prompts[run.seed])}) for run in runs], measurement
 
 
 def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
@@ -124,16 +119,16 @@ def compare(
     """
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target))
-    text = f"{comparison_text(comparison)}\n\n{stability_text(comparison)}"
-    say("\n" + text)
-    say(f"\nwritten to {write_results(comparison, folder, text)}")
+    say(f"\nwritten to {write_results(comparison, folder, say)}")
     return comparison
 
 
-def write_results(comparison: Comparison, folder: Path, text: str) -> Path:
-    """Write comparison.json, `text` as comparison.txt, and the report, whose path is returned."""
-    write_comparison(comparison, folder / COMPARISON_FILE)
+def write_results(comparison: Comparison, folder: Path, say: Say) -> Path:
+    """Write comparison.json, comparison.txt, which is also said, and the report, whose path is returned."""
+    write_comparison(comparison, folder)
+    text = comparison_text(comparison)
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
+    say("\n" + text)
     return write_report(folder)
 
 

@@ -13,7 +13,6 @@ from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators, spelled
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
-from vopd.reporting.tables import comparison_text
 
 from .compare import EMBEDDED_BATCH, EMBEDDED_TOP_K, HELD_OUT_FILE, Grid, embedded_runs, write_results
 from .grid import START, GridRun, Say, collect, measured_of, run_grid
@@ -68,9 +67,7 @@ def run_demo(
     comparison = collect(runs, folder, _settings(seeds, steps, problems))
     draw_comparison(comparison, folder, folder / "comparison.png")
     (folder / "samples.md").write_text(_samples_text(runs, folder))
-    text = comparison_text(comparison)
-    write_results(comparison, folder, text)
-    say("\n" + text)
+    write_results(comparison, folder, say)
     say(f"\n{time.monotonic() - started:.0f} s in all; report.html, samples and runs are in {output_dir}")
     return comparison
 

@@ -20,7 +20,8 @@ from vopd.errors import DataError, GuardError, NonFiniteError, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
-from vopd.reporting.run_files import METRICS_FILE, read_metrics
+from vopd.reporting.run_files import METRICS_FILE, read_records
+from vopd.reporting.run_report import timing_split
 
 from .jobs import Job, last_line, run_jobs
 from .measure import Measurement
@@ -181,7 +182,7 @@ class _Progress:
         folder = self.folder / name
         if name == START or (folder / "model").is_dir():
             return "measuring"
-        records = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+        records = read_records(folder / METRICS_FILE)
         if not records:
             return "loading"
         return f"step {records[-1]['step']}" + (f" of {self.steps[name]}" if self.steps[name] else "")
@@ -227,19 +228,14 @@ def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
     if "failed" in measured:
         nothing = Interval(float("inf"), float("inf"), float("inf"))
         return Run(name, run.seed, run.directory, [False] * len(start.student_outcomes), nothing, [], seconds)
-    accuracy = [tuple(point) for point in measured["accuracy_curve"]]
+    accuracy, curve = (list(map(tuple, measured[name])) for name in ("accuracy_curve", "curve"))
     if accuracy:
-        accuracy = [(0, sum(start.student_outcomes) / len(start.student_outcomes)), *accuracy]
-    curve = [(0, start.reverse_kl.value), *map(tuple, measured["curve"])]
-    return Run(
-        name, run.seed, run.directory, measured["outcomes"], Interval(**measured["reverse_kl"]), curve, seconds,
-        accuracy or (),
-    )  # fmt: skip
+        accuracy.insert(0, (0, sum(start.student_outcomes) / len(start.student_outcomes)))
+    curve.insert(0, (0, start.reverse_kl.value))
+    divergence = Interval(**measured["reverse_kl"])
+    return Run(name, run.seed, run.directory, measured["outcomes"], divergence, curve, seconds, accuracy)
 
 
 def training_seconds(folder: Path) -> float:
     """Seconds of all optimizer steps, rollouts included, without loading and saving."""
-    if not (folder / METRICS_FILE).is_file():
-        return 0.0
-    parts = ("seconds/rollout", "seconds/scoring", "seconds/update")
-    return sum(record.get(part, 0.0) for record in read_metrics(folder) for part in parts)
+    return sum(timing_split(read_records(folder / METRICS_FILE)).values())

@@ -70,13 +70,10 @@ def run_jobs(
 
 def child_environment(offline: bool = True) -> dict[str, str]:
     """The environment of a job: one thread, no network, this very vopd."""
-    environment = dict(os.environ)
-    environment.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
-    source = str(Path(vopd.__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
-    return environment
+    paths = [str(Path(vopd.__file__).parent.parent), os.environ.get("PYTHONPATH")]
+    more = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    more |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def last_line(log: Path) -> str:

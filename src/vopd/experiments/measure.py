@@ -133,19 +133,16 @@ class Evaluator:
         self.models = ModelPair(plan.student, plan.teacher, teacher_dtype="float32", device=plan.device)
         self.problems = read_held_out(plan.held_out, plan.problems)
 
-    def texts(self, model: Any, problems: Sequence[HeldOut]) -> list[str]:
-        """Greedy completions."""
-        return greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
+    def answers(self, model: Any, problems: Sequence[HeldOut]) -> tuple[list[bool], list[str]]:
+        """Greedy completions: whether each is right, and its text."""
+        texts = greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
+        return outcomes(problems, texts, self.plan.kind), texts
 
     def reverse_kl(self, model: Any, problems: Sequence[HeldOut], seed: int = 0) -> Interval:
         return held_out_reverse_kl(
             model, self.models.teacher, self.models.tokenizer, _prompts(problems), seed=seed,
             max_new_tokens=self.plan.max_new_tokens, vocabulary=self.models.vocabulary,
         )  # fmt: skip
-
-    def accuracy(self, model: Any, problems: Sequence[HeldOut]) -> float:
-        right = outcomes(problems, self.texts(model, problems), self.plan.kind)
-        return sum(right) / len(right)
 
     def gradient_noise(self, student: Any) -> dict[str, float]:
         """Variance that drawing the tokens puts into the gradient of one batch, by estimator."""
@@ -167,10 +164,11 @@ def measure_start(evaluator: Evaluator) -> dict[str, Any]:
     """Outcomes of the student before and of the teacher, the student's divergence and the noise of its gradient."""
     plan, problems = evaluator.plan, evaluator.problems
     student = evaluator.models.student(plan.student)
-    student_texts, teacher_texts = (evaluator.texts(model, problems) for model in (student, evaluator.models.teacher))
+    student_right, student_texts = evaluator.answers(student, problems)
+    teacher_right, teacher_texts = evaluator.answers(evaluator.models.teacher, problems)
     return {
-        "student_outcomes": outcomes(problems, student_texts, plan.kind),
-        "teacher_outcomes": outcomes(problems, teacher_texts, plan.kind),
+        "student_outcomes": student_right,
+        "teacher_outcomes": teacher_right,
         "reverse_kl": asdict(evaluator.reverse_kl(student, problems)),
         "gradient_noise": evaluator.gradient_noise(student),
         "samples": {"student before": student_texts[:SHOWN_SAMPLES], "teacher": teacher_texts[:SHOWN_SAMPLES]},
@@ -181,8 +179,7 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     """The final model of a run, and its checkpoints by step on fewer problems."""
     plan, problems = evaluator.plan, evaluator.problems
     model, few = evaluator.models.student(folder / "model"), problems[: plan.curve_problems]
-    texts, final = evaluator.texts(model, problems), evaluator.reverse_kl(model, problems)
-    right = outcomes(problems, texts, plan.kind)
+    (right, texts), final = evaluator.answers(model, problems), evaluator.reverse_kl(model, problems)
     last = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     divergence, accuracy = [], []
     for step, path in [*((step, path) for step, path in _checkpoints(folder) if step < last), (last, None)]:
@@ -190,7 +187,8 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
         student = model if path is None else evaluator.models.student(path)
         divergence.append((step, (final if whole else evaluator.reverse_kl(student, few)).value))
         if plan.accuracy_curve:
-            accuracy.append((step, sum(right) / len(right) if whole else evaluator.accuracy(student, few)))
+            found = right if whole else evaluator.answers(student, few)[0]
+            accuracy.append((step, sum(found) / len(found)))
     return {
         "outcomes": right,
         "reverse_kl": asdict(final),

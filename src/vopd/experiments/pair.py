@@ -6,14 +6,13 @@ Everything here works offline: the weights lie inside the package and the proble
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vopd.data.reasoning import Problem, stream_problems
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import DataError, check_known, require
 
 EMBEDDED = Path(__file__).parent / "embedded"
 # Longest worked completion of the tasks below, end of text included, with some room.
@@ -82,9 +81,11 @@ def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
 
     The same seed gives the same list.
     """
-    if split not in ("train", "held_out"):
-        raise ConfigurationError(f"unknown split '{split}'; choose 'train' or 'held_out'")
-    streams = [_of_split(stream_problems(name, seed, **options), split) for name, options in TASKS]
+    check_known("split", split, get_args(Split))
+    streams = [
+        filter(lambda problem: split_of(problem.question) == split, stream_problems(name, seed, **options))
+        for name, options in TASKS
+    ]
     return [next(streams[index]) for index in islice(cycle(_SCHEDULE), count)]
 
 
@@ -94,7 +95,3 @@ def prompt_text(problem: Problem) -> str:
     So the pair also answers prompts that are read as "reasoning_gym:chain_sum" or "reasoning_gym:leg_counting".
     """
     return problem.question
-
-
-def _of_split(stream: Iterator[Problem], split: Split) -> Iterator[Problem]:
-    return (problem for problem in stream if split_of(problem.question) == split)

@@ -56,7 +56,7 @@ class Run:
     reverse_kl: Interval
     curve: Sequence[tuple[int, float]]
     seconds: float
-    accuracy_curve: Sequence[tuple[int, float]] = ()
+    accuracy_curve: Sequence[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,18 @@ class Comparison:
         return list(zip(*(run.outcomes for run in self.runs_of(estimator)), strict=True))
 
 
-def write_comparison(comparison: Comparison, path: str | Path) -> None:
-    """Write a comparison as JSON."""
-    Path(path).write_text(json.dumps(asdict(comparison), indent=1) + "\n", encoding="utf-8")
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write a comparison into this folder, as JSON."""
+    (folder / COMPARISON_FILE).write_text(json.dumps(asdict(comparison), indent=1) + "\n", encoding="utf-8")
 
 
-def read_comparison(path: str | Path) -> Comparison:
-    """Read what `write_comparison` wrote, from the file or from the directory that holds it.
+def read_comparison(folder: Path) -> Comparison:
+    """Read what `write_comparison` wrote into this folder.
 
     Raises:
         DataError: there is no such file, or it is not a comparison.
     """
-    path = Path(path)
-    path = path / COMPARISON_FILE if path.is_dir() else path
+    path = folder / COMPARISON_FILE
     if not path.is_file():
         raise DataError(f"there is no {path}; give a folder that `vopd demo` or `vopd compare` wrote")
     raw = read_json(path)
@@ -149,8 +148,5 @@ def read_comparison(path: str | Path) -> Comparison:
 
 
 def _run(raw: dict[str, Any]) -> Run:
-    curve, accuracy = (
-        [(int(step), float(value)) for step, value in raw.get(name, ())] for name in ("curve", "accuracy_curve")
-    )
-    interval = Interval(**raw["reverse_kl"])
-    return Run(**{**raw, "reverse_kl": interval, "curve": curve, "accuracy_curve": accuracy or ()})
+    curves = {name: list(map(tuple, raw.get(name, ()))) for name in ("curve", "accuracy_curve")}
+    return Run(**{**raw, "reverse_kl": Interval(**raw["reverse_kl"]), **curves})

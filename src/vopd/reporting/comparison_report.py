@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from .png import write_png
 from .run_files import METRICS_FILE, read_json, read_records, series
 from .run_report import SAMPLES_FILE, timing_row, timing_split
 from .samples_page import KEY, samples_html
-from .stability import stability_html
-from .tables import difference_rows
+from .tables import comparison_tables
 from .variance_report import variance_beside
 
 _MEASURED = "measured.json"
@@ -63,16 +63,14 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     training, variance = (_metric_figures(comparison, records, specs) for specs in (_TRAINING, _VARIANCE))
     timing = _timing_figures(comparison, records)
     measured, more = variance_beside(folder)
-    several = any(run.accuracy_curve for run in comparison.runs)
     names = ", ".join(f"{name} {value}" for name, value in comparison.settings.items() if name in ("steps", "batch"))
     parts = [
         tiles(_facts(comparison)),
-        section("evaluation", "Results", _results(comparison), _results_note(comparison)),
+        section("evaluation", "Results", _results(comparison)),
         section("outcome", "What is left of the distance, and how noisy the gradient is", figures_html(outcome)),
         section("progress", "Training", figures_html(training)) if training else "",
         section("variance", "Gradient variance along the runs", figures_html(variance, _ABSENT), _VARIANCE_NOTE),
         measured,
-        section("stability", "Stability and price", stability_html(comparison)) if several else "",
         section("time", "Time", figures_html(timing, _ABSENT)),
         section("samples", "Samples", _samples(comparison, folder)),
         section("settings", "Settings", _settings(comparison)),
@@ -118,30 +116,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _results(comparison: Comparison) -> str:
-    start, noise = comparison.start, comparison.relative_noise()
-    several = len(comparison.seeds) > 1
-    before = f"{start.reverse_kl.value:.3f}" if several else str(start.reverse_kl)
-    rows = [["student before", before, str(start.student_score), ""]]
-    for name in comparison.estimators:
-        found = [run.reverse_kl for run in comparison.runs_of(name)]
-        ends = [interval.value for interval in found]
-        over_seeds = f"{comparison.reverse_kl(name):.3f} ({min(ends):.3f} to {max(ends):.3f})"
-        left = f"{noise[name]:.3f}" if name in noise else "-"
-        rows.append([name, over_seeds if several else str(found[0]), str(comparison.score(name)), left])
-    rows.append(["teacher", "0", str(start.teacher_score), ""])
-    spread = "reverse KL (range over seeds)" if several else "reverse KL [95 %]"
-    headers, differences = difference_rows(comparison)
-    headers[0] = f"less {comparison.estimators[0]}"
-    less = table(headers, differences) if differences else ""
-    return table(["", spread, "accuracy [95 %]", "noise"], rows) + less
-
-
-def _results_note(comparison: Comparison) -> str:
-    return (
-        f"{len(comparison.start.student_outcomes)} held-out problems. Reverse KL is exact, in nats a token on the "
-        "student's own samples. Intervals and p-values are over problems: they do not say how sure the training seeds "
-        f"are ({comparison.seeds_label}). Noise: variance of the gradient from drawing the tokens, at the student "
-        "before."
+    return "".join(
+        f'<h3>{escape(title)}</h3>{table(headers, rows)}<p class="note">{escape(note)}</p>'
+        for title, headers, rows, note in comparison_tables(comparison)
     )
 
 
@@ -257,16 +234,16 @@ def _greedy(folder: Path, first: dict[str, Path]) -> str:
     """Completions of each held-out problem by all models; what a demo measured holds those of the first problems."""
     texts = dict(read_json(folder / "start" / _MEASURED).get("samples", {}))
     texts |= {name: found for name, run in first.items() if (found := read_json(run / _MEASURED).get("samples"))}
-    problems = read_records(folder / "held_out.jsonl")
+    if not texts:
+        return ""
+    problems = [f"{row['prompt']}\nright: {row['answer']}" for row in read_records(folder / "held_out.jsonl")]
     articles = []
-    for index in range(min(map(len, texts.values()), default=0)):
-        problem = problems[index] if index < len(problems) else None
-        shown = "" if problem is None else f"{problem.get('prompt', '')}\nright: {problem.get('answer', '')}"
-        question = f'<div class="prompt">{escape(shown)}</div>' if shown else ""
+    for problem, *samples in zip(problems or repeat(""), *texts.values()):
         answers = (
-            f'<h3>{escape(name)}</h3><p class="completion">{escape(samples[index])}</p>'
-            for name, samples in texts.items()
+            f'<h3>{escape(name)}</h3><p class="completion">{escape(sample)}</p>'
+            for name, sample in zip(texts, samples, strict=True)
         )
+        question = f'<div class="prompt">{escape(problem)}</div>' if problem else ""
         articles.append(f"<article>{question}{''.join(answers)}</article>")
     return "".join(articles)
 

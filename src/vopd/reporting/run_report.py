@@ -67,10 +67,13 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     settings = _settings(folder / CONFIG_FILE)
     progress, variance = _metric_figures(_PROGRESS, records), _metric_figures(_VARIANCE, records)
     timing = _timing_figures(records)
-    evaluation = _evaluation(folder / RESULTS_FILE)
+    evaluation = read_json(folder / RESULTS_FILE)
     beside, more = variance_beside(folder)
     accuracy = training_accuracy(records)
-    measured = _evaluation_table(evaluation) if evaluation or not accuracy else ""
+    try:
+        measured = _evaluation_table(evaluation) if evaluation or not accuracy else ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / RESULTS_FILE} is not a results.json that vopd wrote: {error}") from error
     note = "95 % intervals: problems drawn anew." if evaluation or accuracy else ""
     parts = [
         tiles(_facts(records, settings, evaluation)),
@@ -138,38 +141,19 @@ def _settings_html(settings: Settings) -> str:
     return f'<div class="settings">{shown}{more}</div>'
 
 
-def _evaluation_table(evaluation: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores of every evaluated model, and the paired difference where there is one."""
+def _evaluation_table(evaluation: Mapping[str, Any]) -> str:
+    """Scores of the start model and of the trained one, and their paired difference where there is one."""
     if not evaluation:
         return '<p class="note">The run measured no accuracy; --eval_benchmarks, --eval_task or --eval_data does.</p>'
-    models = {name: found for name, found in evaluation.items() if "avg_at_k" in found}
-    rows = [_score_row(name, found) for name, found in models.items()]
+    rows = []
+    for name in ("start", "trained"):
+        if found := evaluation.get(name):
+            rates = [f"{found[rate]:.1%}" for rate in ("format_rate", "truncation_rate")]
+            accuracy, length = str(Score(**found["avg_at_k"])), f"{found['mean_length']:.0f}"
+            rows.append([name, accuracy, str(found["problems"]), *rates, length])
     if "difference" in evaluation:
         rows.append(["trained - start", str(Difference(**evaluation["difference"])), "", "", "", ""])
-    return table(["model", "accuracy [95 %]", "problems", "no answer", "cut off", "mean length"], rows)
-
-
-def _score_row(name: str, found: Mapping[str, Any]) -> list[str]:
-    shares = [f"{found[key]:.1%}" if key in found else "-" for key in ("no_answer", "truncated")]
-    length = f"{found['mean_length']:.0f}" if "mean_length" in found else "-"
-    return [name, str(Score(**found["avg_at_k"])), str(found["avg_at_k"]["count"]), *shares, length]
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    """The parts of results.json that a page shows: start, trained and difference of a run, or one evaluation's scores.
-
-    Raises:
-        DataError: it is not JSON, or its scores are not in the form that vopd writes.
-    """
-    raw = read_json(path)
-    found: dict[str, Any] = {name: raw[name] for name in ("start", "trained", "difference") if name in raw}
-    if not found and "avg_at_k" in raw:
-        found = {"model": raw}
-    try:
-        _evaluation_table(found)
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a results.json that vopd wrote: {error}") from error
+    return table(["model", "accuracy [95 %]", "problems", "in the form asked for", "cut off", "mean length"], rows)
 
 
 def _metric_figures(specs: Sequence[_Spec], records: Sequence[dict[str, Any]]) -> list[Figure]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import statistics
 
 from .comparison import Comparison
-from .page import table
-from .tables import format_table
 
-_NOTE = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
+PRICE_NOTE = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
 
 
 def target_accuracy(comparison: Comparison) -> float:
@@ -18,17 +16,8 @@ def target_accuracy(comparison: Comparison) -> float:
     return max(comparison.start.student_score.value, comparison.score(comparison.estimators[0]).value)
 
 
-def stability_html(comparison: Comparison) -> str:
-    """How each estimator's runs end, and the price of the target accuracy, as a table of the page."""
-    return table(*_table(comparison)) + f'<p class="note">{_NOTE}</p>'
-
-
-def stability_text(comparison: Comparison) -> str:
-    """The same as plain text."""
-    return "\n".join(["Stability and price\n", format_table(*_table(comparison)), _NOTE])
-
-
-def _table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: how each estimator's runs end, and the price of the target accuracy."""
     target = target_accuracy(comparison)
     headers = [
         "", "less accurate than the start", "farther from the teacher", "broke off",

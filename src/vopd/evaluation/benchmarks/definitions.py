@@ -16,7 +16,7 @@ from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX
-from vopd.errors import ConfigurationError, DataError, check_at_least, did_you_mean, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, did_you_mean, first_line, require
 
 from .fields import Question, find, is_choice, read_question
 
@@ -248,7 +248,6 @@ def _recorded_commit(dataset: Any) -> str | None:
 
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
     others = [other.repository for other in definition.sources if other.repository != source.repository]
     instead = "".join(f"{definition.name}={other}, " for other in others) + f"{definition.name}=FILE.jsonl"
     if "gated" in str(error).lower():
@@ -256,4 +255,4 @@ def _why(source: Source, definition: Definition, error: Exception) -> str:
             f"'{source.repository}' is gated: accept its conditions at https://huggingface.co/datasets/"
             f"{source.repository} and log in with `hf auth login`, or use {instead}"
         )
-    return f"cannot load '{source.repository}': {first}; use {instead}"
+    return f"cannot load '{source.repository}': {first_line(error)}; use {instead}"
