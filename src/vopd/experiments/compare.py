@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,6 +10,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
+from vopd.evaluation.journal import write_lines
 from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.tables import comparison_text
@@ -76,11 +76,8 @@ def embedded_runs(
     write_held_out(held_out, folder / HELD_OUT_FILE)
     prompts = {seed: folder / f"train-seed{seed}.jsonl" for seed in grid.seeds}
     for seed, path in prompts.items():
-        rows = (
-            {"prompt": prompt_text(problem), "answer": problem.answer, "task": problem.task}
-            for problem in pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
-        )
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        drawn = pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
+        write_lines(path, ({"prompt": prompt_text(one), "answer": one.answer, "task": one.task} for one in drawn))
     runs = recipe_runs(grid, usual)
     return [replace(run, options={**run.options, "dataset": str(prompts[run.seed])}) for run in runs], measurement
 

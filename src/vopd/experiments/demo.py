@@ -14,9 +14,8 @@ from vopd.estimators.catalogue import find_estimators, spelled
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 
-from .compare import EMBEDDED_BATCH, EMBEDDED_TOP_K, HELD_OUT_FILE, Grid, embedded_runs, write_results
-from .grid import START, GridRun, Say, collect, measured_of, run_grid
-from .held_out import read_held_out
+from .compare import EMBEDDED_BATCH, EMBEDDED_TOP_K, Grid, embedded_runs, write_results
+from .grid import GridRun, Say, collect, run_grid
 from .measure import SHOWN_SAMPLES, Measurement
 
 DEMO_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
@@ -40,7 +39,7 @@ def run_demo(
     """Distil the embedded student with each estimator from the same start and prompts, and compare.
 
     Every run is an ordinary `vopd train` in a process of its own; run directories, comparison.json, comparison.txt,
-    comparison.png, samples.md and report.html go to `output_dir`. Downloads nothing.
+    comparison.png and report.html go to `output_dir`. Downloads nothing.
 
     Args:
         output_dir: made if it is absent.
@@ -55,7 +54,10 @@ def run_demo(
         ConfigurationError: an unknown estimator or a number out of range.
         VOPDError: a run failed; with the last line of its log.
     """
-    _check(seeds, processes, steps, problems)
+    check_at_least("seeds", seeds, 1)
+    check_at_least("processes", processes, 1)
+    check_at_least("steps", steps, _CHECKPOINTS)
+    check_at_least("problems", problems, SHOWN_SAMPLES)
     grid = Grid(find_estimators(estimators), range(seeds), (_LEARNING_RATE,))
     # What is drawn at the end is asked for now, not after minutes of training.
     require("matplotlib", "report")
@@ -66,9 +68,8 @@ def run_demo(
     run_grid(runs, folder, measurement, processes=processes, excused=(), say=say)
     comparison = collect(runs, folder, _settings(seeds, steps, problems))
     draw_comparison(comparison, folder, folder / "comparison.png")
-    (folder / "samples.md").write_text(_samples_text(runs, folder))
     write_results(comparison, folder, say)
-    say(f"\n{time.monotonic() - started:.0f} s in all; report.html, samples and runs are in {output_dir}")
+    say(f"\n{time.monotonic() - started:.0f} s in all; report.html, comparison.png and runs are in {output_dir}")
     return comparison
 
 
@@ -88,16 +89,6 @@ def demo_runs(grid: Grid, folder: Path, steps: int, problems: int) -> tuple[list
     )  # fmt: skip
 
 
-def _check(seeds: int, processes: int, steps: int, problems: int) -> None:
-    for label, value, least in (
-        ("seeds", seeds, 1),
-        ("processes", processes, 1),
-        ("steps", steps, _CHECKPOINTS),
-        ("problems", problems, SHOWN_SAMPLES),
-    ):
-        check_at_least(label, value, least)
-
-
 def _settings(seeds: int, steps: int, problems: int) -> dict[str, Any]:
     return {
         "student": "embedded student",
@@ -109,17 +100,3 @@ def _settings(seeds: int, steps: int, problems: int) -> dict[str, Any]:
         "seeds": seeds,
         "held_out_problems": problems,
     }
-
-
-def _samples_text(runs: Sequence[GridRun], folder: Path) -> str:
-    """Greedy completions of a few held-out problems by all models, as Markdown."""
-    texts = dict(measured_of(folder / START)["samples"])
-    for run in runs:
-        if run.seed == 0:
-            texts[run.estimator.name] = measured_of(folder / run.directory)["samples"]
-    parts = ["# Greedy completions of held-out problems\n"]
-    for index, problem in enumerate(read_held_out(folder / HELD_OUT_FILE, SHOWN_SAMPLES)):
-        parts.append(f"\n## {problem.prompt.strip()}\n\nRight answer: {problem.answer}\n")
-        parts += [f"\n- {name}: `{samples[index]}`" for name, samples in texts.items()]
-        parts.append("\n")
-    return "".join(parts)

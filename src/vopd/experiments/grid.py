@@ -20,7 +20,7 @@ from vopd.errors import DataError, GuardError, NonFiniteError, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import Comparison, Interval, Run, Start
-from vopd.reporting.run_files import METRICS_FILE, read_records
+from vopd.reporting.run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records
 from vopd.reporting.run_report import timing_split
 
 from .jobs import Job, last_line, run_jobs
@@ -29,7 +29,6 @@ from .measure import Measurement
 START = "start"
 ENTRY = "vopd.experiments.one_run"
 _MEASUREMENT_FILE = "measurement.json"
-_MEASURED_FILE = "measured.json"
 _PROGRESS_SECONDS = 10.0
 # Exit codes of a training that broke off: over a non-finite loss or gradient, or by a guard that stops it.
 BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
@@ -115,7 +114,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
 def read_measurement(folder: Path) -> Measurement:
     """What is measured in the folder of a grid."""
-    return Measurement(**json.loads((folder / _MEASUREMENT_FILE).read_text(encoding="utf-8")))
+    return Measurement(**read_json(folder / _MEASUREMENT_FILE))
 
 
 def config_of(folder: Path, name: str) -> Path:
@@ -132,7 +131,7 @@ def _keep(path: Path, text: str) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run (or the start) was measured to its end."""
-    return (folder / _MEASURED_FILE).is_file()
+    return (folder / MEASURED_FILE).is_file()
 
 
 def may_resume(folder: Path) -> bool:
@@ -191,13 +190,12 @@ class _Progress:
 def write_measured(folder: Path, measured: dict[str, Any]) -> None:
     """Write measured.json in one move: a run with that file is a finished one."""
     folder.mkdir(exist_ok=True)
-    write_whole(folder / _MEASURED_FILE, json.dumps(measured) + "\n")
+    write_whole(folder / MEASURED_FILE, json.dumps(measured) + "\n")
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
     """What was measured of a run or of the start."""
-    measured: dict[str, Any] = json.loads((folder / _MEASURED_FILE).read_text(encoding="ascii"))
-    return measured
+    return read_json(folder / MEASURED_FILE)
 
 
 def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> Comparison:

@@ -104,7 +104,6 @@ def gradient_noise(
     estimators: Sequence[str | Estimator],
     top_k: int | None = None,
     resamples: int = 32,
-    temperature: float = 1.0,
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, GradientNoise]:
@@ -120,7 +119,7 @@ def gradient_noise(
     Source: the law of total variance; E over contexts of this is the token part of the gradient's variance.
     """
     _check(rollouts, resamples)
-    contexts = _Contexts(_Models(student, teacher, top_k, temperature, vocab_size), rollouts)
+    contexts = _Contexts(_Models(student, teacher, top_k, 1.0, vocab_size), rollouts)
     redraws, exact = contexts.redraws(resamples, seed), contexts.exact_gradient()
     return {chosen.name: contexts.noise(chosen, redraws, exact) for chosen in find_estimators(estimators)}
 
@@ -158,8 +157,6 @@ def decompose_variance(
 
     Source: the law of total variance, for e_m and the redraws.
     """
-    if len(rollouts) < 2:
-        raise ConfigurationError("a variance over contexts needs at least 2 of them")
     _check(rollouts, resamples)
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ def training_accuracy(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
             parts = [record.get(key) for key in ("step", name, f"{name}_low", f"{name}_high")]
             if (match := _ACCURACY.fullmatch(name)) and all(isinstance(part, int | float) for part in parts):
                 scores.setdefault(f"{match[1]}, avg@{match[2]}", {})[record["step"]] = parts[1:]
-    lines = _lines(scores)
-    return [Curves("accuracy", "Accuracy on benchmarks", "per cent", lines, from_zero=False)] if lines else []
+    return [_figure(scores, "per cent")] if scores else []
 
 
 def draw_accuracy(results: Mapping[str, Any], path: str | Path) -> None:
@@ -43,15 +43,14 @@ def draw_accuracy(results: Mapping[str, Any], path: str | Path) -> None:
         label = f"{row['benchmark']}, n = {problems.setdefault(row['benchmark'], row['problems'])}"
         place = checkpoints.index(row["checkpoint"])
         scores.setdefault(label, {})[place] = [row["avg_at_k"][part] for part in ("value", "low", "high")]
-    title, unit = "Accuracy on benchmarks", "avg@k, per cent, 95 % interval"
-    lines = _lines(scores)
-    write_png([Curves("accuracy", title, unit, lines, from_zero=False, axis="checkpoint", places=checkpoints)], path)
+    figure = _figure(scores, "avg@k, per cent, 95 % interval")
+    write_png([replace(figure, axis="checkpoint", places=checkpoints)], path)
 
 
-def _lines(scores: _Scores) -> list[Line]:
+def _figure(scores: _Scores, unit: str) -> Curves:
     lines = []
     for (label, found), colour in zip(scores.items(), itertools.cycle(SERIES)):
         places = sorted(found)
         values, lows, highs = zip(*([100 * part for part in found[place]] for place in places))
         lines.append(Line(label, places, values, colour, ends=list(zip(lows, highs))))
-    return lines
+    return Curves("accuracy", "Accuracy on benchmarks", unit, lines, from_zero=False)

@@ -16,13 +16,12 @@ from .drawing import figures_html
 from .figures import Curves, Figure, Line, Row, Rows
 from .page import escape, folded, page, section, table, tiles
 from .png import write_png
-from .run_files import METRICS_FILE, read_json, read_records, series
+from .run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records, series
 from .run_report import SAMPLES_FILE, timing_row, timing_split
 from .samples_page import KEY, samples_html
 from .tables import comparison_tables
 from .variance_report import variance_beside
 
-_MEASURED = "measured.json"
 _ABSENT = "the runs kept no such metrics"
 # Figures of metrics along the runs: name, title, unit, metric, the metric that it is divided by, steps of the mean.
 _Spec = tuple[str, str, str, str, str, int]
@@ -232,8 +231,8 @@ def _samples(comparison: Comparison, folder: Path) -> str:
 
 def _greedy(folder: Path, first: dict[str, Path]) -> str:
     """Completions of each held-out problem by all models; what a demo measured holds those of the first problems."""
-    texts = dict(read_json(folder / "start" / _MEASURED).get("samples", {}))
-    texts |= {name: found for name, run in first.items() if (found := read_json(run / _MEASURED).get("samples"))}
+    texts = dict(read_json(folder / "start" / MEASURED_FILE).get("samples", {}))
+    texts |= {name: found for name, run in first.items() if (found := read_json(run / MEASURED_FILE).get("samples"))}
     if not texts:
         return ""
     problems = [f"{row['prompt']}\nright: {row['answer']}" for row in read_records(folder / "held_out.jsonl")]

@@ -1,4 +1,7 @@
-"""Readers of what a run's folder holds: metrics.jsonl with one JSON object a logged step, and whole files."""
+"""Readers of what a run's folder holds: metrics.jsonl with one JSON object a logged step, and whole files.
+
+measured.json is what a comparison measured of the run.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from vopd.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
+MEASURED_FILE = "measured.json"
 
 
 def read_text(path: Path) -> str:

@@ -16,6 +16,8 @@ _SHOWN = 16
 _SHOWN_TOKENS = 600
 # Smaller than this no colour could be told from the ground.
 _LEAST = 0.01
+# What a record has of every token, and what it is called.
+_COLUMNS = {"advantages": "advantage", "rewards": "reward", "reverse_kl": "exact KL"}
 
 KEY = (
     '<p class="note key">Colour by <button data-colour="advantage" aria-pressed="true">advantage</button> '
@@ -26,11 +28,11 @@ KEY = (
 )
 
 
-def chosen(records: Sequence[dict[str, Any]], count: int = _SHOWN) -> list[dict[str, Any]]:
-    """At most `count` samples, spread evenly over the run from its first step to its last."""
-    if len(records) <= count:
-        return list(records)
-    return [records[round(index * (len(records) - 1) / (count - 1))] for index in range(count)]
+def chosen(records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """At most 16 samples, spread evenly over the run from its first step to its last."""
+    if len(records) <= _SHOWN:
+        return records
+    return [records[round(index * (len(records) - 1) / (_SHOWN - 1))] for index in range(_SHOWN)]
 
 
 def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
@@ -43,8 +45,16 @@ def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
 
 
 def _article(record: dict[str, Any], source: str) -> str:
-    tokens = _tokens(record, source)
-    rewards = [value for value in record.get("rewards") or [] if value is not None]
+    tokens = record.get("tokens", [record.get("completion")])
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
+    columns = {label: record[name] for name, label in _COLUMNS.items() if record.get(name) is not None}
+    for label, values in columns.items():
+        if not _are_numbers(values, len(tokens)):
+            raise DataError(
+                f"{source}: a sample has {len(tokens)} tokens and not a number of {label} for each; remove it"
+            )
+    rewards = [value for value in columns.get("reward", ()) if value is not None]
     facts = [
         str(record.get("label", "")),
         f"step {record.get('step', '?')}",
@@ -55,37 +65,24 @@ def _article(record: dict[str, Any], source: str) -> str:
     return (
         f"<article><h3>{escape(' · '.join(filter(None, facts)))}</h3>"
         f'<div class="prompt">{escape(record.get("prompt", ""))}</div>'
-        f'<p class="completion">{_coloured(record, tokens)}</p></article>\n'
+        f'<p class="completion">{_coloured(tokens, columns)}</p></article>\n'
     )
 
 
-def _tokens(record: dict[str, Any], source: str) -> list[str]:
-    tokens = record.get("tokens", [record.get("completion")])
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
-    for name in ("advantages", "rewards", "reverse_kl"):
-        values = [None] * len(tokens) if record.get(name) is None else record[name]
-        if not isinstance(values, list) or len(values) != len(tokens):
-            raise DataError(f"{source}: a sample has {len(tokens)} tokens and not as many {name}; remove the line")
-        if not all(isinstance(value, int | float) or value is None for value in values):
-            raise DataError(f"{source}: a sample has {name} that are not numbers; remove the line")
-    return tokens
+def _are_numbers(values: Any, count: int) -> bool:
+    numbers = isinstance(values, list) and all(isinstance(value, int | float | None) for value in values)
+    return numbers and len(values) == count
 
 
-def _coloured(record: dict[str, Any], tokens: list[str]) -> str:
-    columns = {
-        label: record[name]
-        for name, label in (("advantages", "advantage"), ("rewards", "reward"), ("reverse_kl", "exact KL"))
-        if record.get(name) is not None
-    }
+def _coloured(tokens: list[str], columns: dict[str, list[float | None]]) -> str:
     blank: list[float | None] = [None] * len(tokens)
     rewards = columns.get("reward", blank)
     advantages = columns.get("advantage", rewards)
     parts = []
     for index, token in enumerate(tokens[:_SHOWN_TOKENS]):
         numbers = [f"{label}  {_number(values[index])}" for label, values in columns.items()]
-        if "reward" in columns and "exact KL" not in columns and columns["reward"][index] is not None:
-            numbers.append(f"sampled KL  {_number(-columns['reward'][index])}")
+        if "exact KL" not in columns and (reward := rewards[index]) is not None:
+            numbers.append(f"sampled KL  {_number(-reward)}")
         parts.append(_token(token, advantages[index], rewards[index], "\n".join(numbers)))
     if len(tokens) > _SHOWN_TOKENS:
         parts.append(f"<em> … {len(tokens) - _SHOWN_TOKENS} more tokens in samples.jsonl</em>")
