@@ -122,13 +122,6 @@ def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, en
         go(folder, entry, runs(OPD), replace(MEASUREMENT, noise_estimators=["opd"]))
 
 
-def test_without_excuses_a_run_that_breaks_off_ends_the_grid(tmp_path: Path, entry: str) -> None:
-    with pytest.raises(VOPDError, match="not finite") as caught:
-        run_grid(runs(BROKEN), tmp_path, MEASUREMENT, processes=1, entry=entry, excused=(), say=lambda line: None)
-    assert caught.value.exit_code == 6
-    assert not (tmp_path / run_name(BROKEN, 1e-3, 0) / "measured.json").exists()
-
-
 def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
     wanted = [*runs(OPD), *runs(OPD, rate=3e-4)]

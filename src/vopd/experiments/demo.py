@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vopd.errors import check_at_least, require
 from vopd.estimators import Estimator
@@ -14,13 +13,11 @@ from vopd.estimators.catalogue import find_estimators, spelled
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 
-from .compare import EMBEDDED_BATCH, EMBEDDED_TOP_K, Grid, embedded_runs, write_results
-from .grid import GridRun, Say, collect, run_grid
+from .compare import EMBEDDED_RATE, EMBEDDED_TOP_K, Grid, compare, embedded_runs
+from .grid import GridRun, Say
 from .measure import SHOWN_SAMPLES, Measurement
 
 DEMO_ESTIMATORS = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
-# Small enough for vanilla OPD to improve too: larger steps favour the estimators of low noise.
-_LEARNING_RATE = 3e-4
 _WARMUP_STEPS = 20
 _CHECKPOINTS = 5
 # Checkpoints on the way get a smaller measurement than the end.
@@ -58,18 +55,16 @@ def run_demo(
     check_at_least("processes", processes, 1)
     check_at_least("steps", steps, _CHECKPOINTS)
     check_at_least("problems", problems, SHOWN_SAMPLES)
-    grid = Grid(find_estimators(estimators), range(seeds), (_LEARNING_RATE,))
+    grid = Grid(find_estimators(estimators), range(seeds), (EMBEDDED_RATE,))
     # What is drawn at the end is asked for now, not after minutes of training.
     require("matplotlib", "report")
     started, folder = time.monotonic(), Path(output_dir).resolve()
     runs, measurement = demo_runs(grid, folder, steps, problems)
     names = ", ".join(estimator.name for estimator in grid.estimators)
     say(f"{len(runs)} runs of {steps} steps from one student, with {names}; all on the CPU, no download")
-    run_grid(runs, folder, measurement, processes=processes, excused=(), say=say)
-    comparison = collect(runs, folder, _settings(seeds, steps, problems))
+    comparison = compare(folder, runs, measurement, processes=processes, say=say)
     draw_comparison(comparison, folder, folder / "comparison.png")
-    write_results(comparison, folder, say)
-    say(f"\n{time.monotonic() - started:.0f} s in all; report.html, comparison.png and runs are in {output_dir}")
+    say(f"{time.monotonic() - started:.0f} s in all")
     return comparison
 
 
@@ -87,16 +82,3 @@ def demo_runs(grid: Grid, folder: Path, steps: int, problems: int) -> tuple[list
         measurement, accuracy_curve=False, ends_on_all=True, noise_estimators=list(map(spelled, grid.estimators)),
         noise_top_k=EMBEDDED_TOP_K,
     )  # fmt: skip
-
-
-def _settings(seeds: int, steps: int, problems: int) -> dict[str, Any]:
-    return {
-        "student": "embedded student",
-        "teacher": "embedded teacher",
-        "steps": steps,
-        "batch": EMBEDDED_BATCH,
-        "learning_rate": _LEARNING_RATE,
-        "top_k": EMBEDDED_TOP_K,
-        "seeds": seeds,
-        "held_out_problems": problems,
-    }

@@ -31,7 +31,7 @@ ENTRY = "vopd.experiments.one_run"
 _MEASUREMENT_FILE = "measurement.json"
 _PROGRESS_SECONDS = 10.0
 # Exit codes of a training that broke off: over a non-finite loss or gradient, or by a guard that stops it.
-BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
+_BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
 
 Say = Callable[[str], None]
 
@@ -60,16 +60,16 @@ def run_grid(
     processes: int,
     entry: str = ENTRY,
     offline: bool = True,
-    excused: Sequence[int] = BROKE_OFF,
     say: Say = print,
 ) -> None:
     """Do every run that is not finished, `processes` at a time, each in a process of one thread.
+
+    One whose training broke off is kept as failed while the others go on.
 
     Args:
         runs: all of the grid; each knows its folder.
         folder: of the grid; the file of held-out problems already lies where `measurement` says.
         offline: keep the Hugging Face Hub out; the models are local then.
-        excused: exit codes with which a run is kept as failed while the others go on.
         entry: module that is run as `python -m ENTRY --folder FOLDER --run NAME`; the start is a run of that name.
 
     Raises:
@@ -77,16 +77,16 @@ def run_grid(
         VOPDError: a run failed for any other reason; with the last line of its log.
     """
     prepare(runs, folder, measurement)
-    waiting = [run for run in runs if not is_finished(folder / run.directory)]
-    for run in waiting:
-        _clear(folder / run.directory)
-    names = [*([] if is_finished(folder / START) else [START]), *(run.directory for run in waiting)]
+    waiting = [name for name in (START, *(run.directory for run in runs)) if not is_finished(folder / name)]
+    for name in waiting:  # what a killed run left goes, unless it can go on from there
+        if (folder / name).is_dir() and not may_resume(folder / name):
+            shutil.rmtree(folder / name)
     jobs = [
         Job(name, [entry, "--folder", str(folder), "--run", name], folder / "logs" / f"{name}.log", offline)
-        for name in names
+        for name in waiting
     ]
-    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
-    progress = _Progress(folder, runs, len(runs) - len(waiting), excused, say)
+    progress = _Progress(folder, runs, say)
+    say(f"{len(runs)} runs, {progress.done} of them finished before")
     run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=progress.excused)
 
 
@@ -142,19 +142,13 @@ def may_resume(folder: Path) -> bool:
     return found is not None and (found / "optimizer.pt").is_file()
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a killed run left, unless it can go on from there."""
-    if folder.is_dir() and not may_resume(folder):
-        shutil.rmtree(folder)
-
-
 class _Progress:
     """Says how far the runs are and how long the rest may take, and keeps a run that broke off as a failed one."""
 
-    def __init__(self, folder: Path, runs: Sequence[GridRun], before: int, codes: Sequence[int], say: Say) -> None:
-        self.folder, self.codes, self.say = folder, codes, say
+    def __init__(self, folder: Path, runs: Sequence[GridRun], say: Say) -> None:
+        self.folder, self.say = folder, say
         self.steps = {run.directory: run.options.get("max_steps") for run in runs}
-        self.done = self.before = before
+        self.done = self.before = sum(is_finished(folder / name) for name in self.steps)
         self.started = self.last = time.monotonic()
 
     def finished(self, job: Job, seconds: float) -> None:
@@ -171,7 +165,7 @@ class _Progress:
             self.say("  " + "   ".join(f"{job.name}: {self._state(job.name)}" for job in jobs))
 
     def excused(self, job: Job, code: int) -> bool:
-        if code not in self.codes:
+        if code not in _BROKE_OFF:
             return False
         write_measured(self.folder / job.name, {"failed": last_line(job.log) or "broke off"})
         self.say(f"  {job.name}: broke off")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import vopd
@@ -26,11 +26,19 @@ class Job:
     offline: bool = True
 
 
-@dataclass
 class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    started: float = field(default_factory=time.monotonic)
+    """A job in its process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.started = job, time.monotonic()
+        with job.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *job.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=child_environment(job.offline),
+            )
 
 
 def run_jobs(
@@ -57,7 +65,7 @@ def run_jobs(
     try:
         while waiting or running:
             while waiting and len(running) < processes:
-                running.append(_start(waiting.pop(0)))
+                running.append(_Running(waiting.pop(0)))
             time.sleep(_POLL_SECONDS)
             running = [entry for entry in running if not _ended(entry, finished, excused)]
             tick([entry.job for entry in running])
@@ -79,18 +87,6 @@ def child_environment(offline: bool = True) -> dict[str, str]:
 def last_line(log: Path) -> str:
     """The last line that a job wrote, empty where it wrote nothing."""
     return (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
-
-
-def _start(job: Job) -> _Running:
-    with job.log.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *job.command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=child_environment(job.offline),
-        )
-    return _Running(job, process)
 
 
 def _ended(entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]) -> bool:

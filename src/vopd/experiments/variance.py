@@ -120,8 +120,7 @@ def gradient_noise(
     """
     _check(rollouts, resamples)
     contexts = _Contexts(_Models(student, teacher, top_k, 1.0, vocab_size), rollouts)
-    redraws, exact = contexts.redraws(resamples, seed), contexts.exact_gradient()
-    return {chosen.name: contexts.noise(chosen, redraws, exact) for chosen in find_estimators(estimators)}
+    return {chosen.name: contexts.noise(chosen, resamples, seed) for chosen in find_estimators(estimators)}
 
 
 def decompose_variance(
@@ -161,10 +160,8 @@ def decompose_variance(
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}
     for chosen in find_estimators(estimators):
-        noise = [
-            context.noise(chosen, context.redraws(resamples, seed + index), context.exact_gradient())
-            for index, context in enumerate(_each(models, rollouts))
-        ]
+        # Every context has redraws of its own, the same for all estimators.
+        noise = [context.noise(chosen, resamples, own) for own, context in enumerate(_each(models, rollouts), seed)]
         found[chosen.name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, chosen))
         tick(chosen.name)
     return Decomposition(_variance(_spread(models, rollouts, FULL_RKL)), found)
@@ -243,13 +240,13 @@ class _Contexts:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten().float() for gradient in gradients])
 
-    def exact_gradient(self) -> Tensor:
-        """The gradient that every unbiased estimator's has as its mean."""
-        return self.gradient(FULL_RKL, self.tokens)
+    def noise(self, estimator: Estimator, resamples: int, seed: int) -> GradientNoise:
+        """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines.
 
-    def noise(self, estimator: Estimator, redraws: Tensor, exact: Tensor) -> GradientNoise:
-        """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines."""
-        norm, count = float(exact.norm()), len(redraws)
+        The exact gradient is the one that every unbiased estimator's has as its mean; redraws of one seed are the same.
+        """
+        redraws, exact = self.redraws(resamples, seed), self.gradient(FULL_RKL, self.tokens)
+        norm, count = float(exact.norm()), resamples
         deviations, squares, cosine = torch.zeros_like(exact), 0.0, 0.0
         for tokens in redraws:
             gradient = self.gradient(estimator, tokens)

@@ -16,9 +16,6 @@ from .variance_report import read_variance, variance_report
 
 logger = logging.getLogger("vopd")
 
-REPORT_FILE = "report.html"
-REPORT_FOLDER = "report"
-
 
 def write_report(folder: str | Path) -> Path:
     """Write report.html into the directory of a run, a comparison or a `vopd variance`, and report/NAME.png and .csv.
@@ -43,7 +40,7 @@ def write_report(folder: str | Path) -> Path:
             f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run, of a "
             "`vopd variance`, or of a finished `vopd demo` or `vopd compare`"
         )
-    data = folder / REPORT_FOLDER
+    data = folder / "report"
     data.mkdir(exist_ok=True)
     for figure in figures:
         (data / f"{figure.name}.csv").write_text(figure.csv(), encoding="utf-8")
@@ -52,6 +49,6 @@ def write_report(folder: str | Path) -> Path:
             write_png([figure], data / f"{figure.name}.png")
     except MissingExtraError as error:
         logger.info("no PNG files: %s", error)
-    path = folder / REPORT_FILE
+    path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path

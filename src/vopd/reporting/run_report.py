@@ -19,8 +19,6 @@ from .samples_page import KEY, chosen, samples_html
 from .variance_report import RESULTS_FILE, variance_beside
 
 SAMPLES_FILE = "samples.jsonl"
-CONFIG_FILE = "resolved_config.yaml"
-
 TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
 
 # Value and origin by name, as written.
@@ -64,7 +62,7 @@ def run_report(folder: Path) -> tuple[str, list[Figure]]:
     records = read_metrics(folder)
     if not any(isinstance(record.get("step"), int) for record in records):
         raise DataError(f"{folder}/metrics.jsonl has no step yet; wait for the first logged step")
-    settings = _settings(folder / CONFIG_FILE)
+    settings = _settings(folder / "resolved_config.yaml")
     progress, variance = _metric_figures(_PROGRESS, records), _metric_figures(_VARIANCE, records)
     timing = _timing_figures(records)
     evaluation = read_json(folder / RESULTS_FILE)

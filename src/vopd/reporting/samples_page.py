@@ -50,7 +50,8 @@ def _article(record: dict[str, Any], source: str) -> str:
         raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
     columns = {label: record[name] for name, label in _COLUMNS.items() if record.get(name) is not None}
     for label, values in columns.items():
-        if not _are_numbers(values, len(tokens)):
+        numbers = isinstance(values, list) and all(isinstance(value, int | float | None) for value in values)
+        if not numbers or len(values) != len(tokens):
             raise DataError(
                 f"{source}: a sample has {len(tokens)} tokens and not a number of {label} for each; remove it"
             )
@@ -67,11 +68,6 @@ def _article(record: dict[str, Any], source: str) -> str:
         f'<div class="prompt">{escape(record.get("prompt", ""))}</div>'
         f'<p class="completion">{_coloured(tokens, columns)}</p></article>\n'
     )
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    numbers = isinstance(values, list) and all(isinstance(value, int | float | None) for value in values)
-    return numbers and len(values) == count
 
 
 def _coloured(tokens: list[str], columns: dict[str, list[float | None]]) -> str:

@@ -13,7 +13,7 @@ from .definitions import DEFINITIONS, load_benchmark
 from .fields import Question
 
 _WORDS = 8
-SHARE = 0.8
+_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Overlap:
     share: float
 
 
-def contamination(questions: Sequence[Question], prompts: Iterable[str], *, share: float = SHARE) -> list[Overlap]:
-    """Questions of which at least `share` of the text occurs in one training prompt.
+def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list[Overlap]:
+    """Questions of which at least 80 % of the text occurs in one training prompt.
 
     Texts are compared in lower case as sequences of words and signs, by their runs of eight. A question with
     fewer counts only where it occurs whole. The instruction around a training prompt does not hide a
@@ -45,7 +45,7 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str], *, shar
     for number, prompt in enumerate(prompts):
         for index, found in _found(prompt, wanted, holders).items():
             part = found / len(wanted[index])
-            if part >= share and part > best.get(index, (0.0, 0))[0]:
+            if part >= _SHARE and part > best.get(index, (0.0, 0))[0]:
                 best[index] = (part, number)
     return [Overlap(questions[index].id, best[index][1], best[index][0]) for index in sorted(best)]
 
