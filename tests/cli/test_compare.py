@@ -107,7 +107,7 @@ def test_runs_measures_reports_and_does_nothing_twice(
         assert (folder / run.directory / "model" / "model.safetensors").is_file()
     assert "Stability and price" in (folder / "comparison.txt").read_text()
     page = (folder / "report.html").read_text()
-    assert 'id="stability"' in page and "opd_clipped" in page and comparison.colours["opd_clipped"] in page
+    assert "Stability and price" in page and "opd_clipped" in page and comparison.colours["opd_clipped"] in page
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
     capsys.readouterr()
     assert cli.main(arguments) == 0

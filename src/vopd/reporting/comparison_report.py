@@ -235,14 +235,14 @@ def _greedy(folder: Path, first: dict[str, Path]) -> str:
     texts |= {name: found for name, run in first.items() if (found := read_json(run / MEASURED_FILE).get("samples"))}
     if not texts:
         return ""
-    problems = [f"{row['prompt']}\nright: {row['answer']}" for row in read_records(folder / "held_out.jsonl")]
     articles = []
-    for problem, *samples in zip(problems or repeat(""), *texts.values()):
+    for problem, *samples in zip(read_records(folder / "held_out.jsonl") or repeat({}), *texts.values()):
+        shown = "\nright: ".join(str(problem[name]) for name in ("prompt", "answer") if name in problem)
+        question = f'<div class="prompt">{escape(shown)}</div>' if shown else ""
         answers = (
             f'<h3>{escape(name)}</h3><p class="completion">{escape(sample)}</p>'
             for name, sample in zip(texts, samples, strict=True)
         )
-        question = f'<div class="prompt">{escape(problem)}</div>' if problem else ""
         articles.append(f"<article>{question}{''.join(answers)}</article>")
     return "".join(articles)
 
