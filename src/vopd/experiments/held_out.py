@@ -6,7 +6,6 @@ reasoning_gym problem and is graded by the library's verifier; the others are gr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from vopd.data.files import read_rows
 from vopd.data.reasoning import Problem
 from vopd.errors import DataError, check_known
 from vopd.evaluation.benchmarks import Question
+from vopd.evaluation.journal import write_lines
 from vopd.evaluation.scores import grade_completions
 
 KINDS = ("math", "choice", "tags")
@@ -44,7 +44,7 @@ class HeldOut:
 
 def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:
     """Write problems as JSON lines."""
-    Path(path).write_text("".join(json.dumps(vars(problem)) + "\n" for problem in problems), encoding="utf-8")
+    write_lines(Path(path), map(vars, problems))
 
 
 def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_at_least
 from vopd.estimators import DistillationOutput, Estimator, linear_distillation_loss
 from vopd.estimators.catalogue import find_estimators
 from vopd.estimators.exact import FULL_RKL
@@ -168,8 +168,7 @@ def decompose_variance(
 
 
 def _check(rollouts: Sequence[Rollout], resamples: int) -> None:
-    if resamples < 2:
-        raise ConfigurationError(f"a variance needs at least 2 resamples, not {resamples}")
+    check_at_least("resamples", resamples, 2)
     if not all(len(rollout.prompt_ids) and len(rollout.completion_ids) for rollout in rollouts):
         raise ConfigurationError("every context needs a prompt and a completion of at least one token")
 
