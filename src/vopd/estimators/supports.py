@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vopd.functional import Moments, bucketed_moments, rest_log_ratio
+from vopd.functional import Moments, bucket_log_ratio, bucketed_moments
 from vopd.functional.moments import not_none
 from vopd.kernels import Rows
 
@@ -27,7 +27,7 @@ def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
     rewards = (teacher - rows.support_logprobs).masked_fill(~counted, 0)
     top_prob = rows.support_logprobs[:, 0].exp()
     bucket_prob = rows.other_prob + top_prob.masked_fill(rows.in_support[:, 0], 0)
-    return rewards, rest_log_ratio(teacher, bucket_prob)
+    return rewards, bucket_log_ratio(teacher, bucket_prob)
 
 
 def bucket_moments(rows: Rows) -> Moments:
@@ -39,7 +39,7 @@ def bucket_moments(rows: Rows) -> Moments:
         top_reward=torch.where(rows.in_support[:, 0], rewards[:, 0], bucket_reward),
         support_probs=probs[:, 1:],
         support_rewards=rewards[:, 1:],
-        outside_prob=rows.other_prob,
-        outside_square_prob=rows.other_square_prob,
-        outside_reward=bucket_reward,
+        other_prob=rows.other_prob,
+        other_square_prob=rows.other_square_prob,
+        bucket_reward=bucket_reward,
     )

@@ -122,17 +122,17 @@ class Rows:
 
     @functools.cached_property
     def _moments(self) -> Moments:
-        reward = -not_none(self.other_difference)
+        centred_reward = -not_none(self.other_difference)
         squares: dict[str, Tensor] = {}
         if self.other_square_prob is not None:
             squares["rest_square_prob"] = self.other_square_prob
         if self.other_square_difference is not None:
-            squares["square_reward"] = -self.other_square_difference
+            squares["square_centred_reward"] = -self.other_square_difference
         if self.other_difference_square is not None:
-            squares["reward_square"] = self.other_difference_square
-            squares["square_reward_square"] = not_none(self.other_square_difference_square)
+            squares["centred_reward_square"] = self.other_difference_square
+            squares["square_centred_reward_square"] = not_none(self.other_square_difference_square)
         top_prob = self.support_logprobs[:, 0].exp()
-        others = Moments(top_prob, self.other_prob, reward, top_reward=self.top_reward, **squares)
+        others = Moments(top_prob, self.other_prob, centred_reward, top_reward=self.top_reward, **squares)
         # On a GPU every small operation counts, and there is nothing to add where only the top token is kept.
         return others if self.support_ids.shape[-1] == 1 else self._with_columns(others)
 
@@ -143,11 +143,11 @@ class Rows:
         difference = not_none(self.support_difference)[:, 1:].masked_fill(~counted, 0)
         terms = {
             "rest_prob": probs,
-            "reward": -probs * difference,
+            "centred_reward": -probs * difference,
             "rest_square_prob": probs.square(),
-            "square_reward": -probs.square() * difference,
-            "reward_square": probs * difference.square(),
-            "square_reward_square": (probs * difference).square(),
+            "square_centred_reward": -probs.square() * difference,
+            "centred_reward_square": probs * difference.square(),
+            "square_centred_reward_square": (probs * difference).square(),
         }
         found = {name: getattr(others, name) for name in terms}
         return replace(others, **{n: v + terms[n].sum(-1) for n, v in found.items() if v is not None})
