@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 import torch
 
+from shapes import check_shapes
+
 torch.set_num_threads(1)
+check_shapes()
 
 SENTENCES = [
     "How many legs do two dogs and three hens have in total?",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,11 @@ from vopd.kernels import Estimate, GradientForm, Needs, Rows
 from .base import Estimator
 from .supports import bucket_moments, support_logits
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> Estimate:
+
+def policy_gradient(rows: Rows, advantages: Float[Tensor, " N"], baseline: Float[Tensor, " N"] | None) -> Estimate:
     """Token loss -w A log p_y, whose gradient in the logits is w A (p - e_y): a = w A, and -w A at y.
 
     Args:
@@ -35,7 +40,7 @@ def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> 
     return Estimate(loss=loss, form=form, baseline=baseline, advantages=advantages)
 
 
-def centred_policy_gradient(rows: Rows, centred_baseline: Tensor) -> Estimate:
+def centred_policy_gradient(rows: Rows, centred_baseline: Float[Tensor, " N"]) -> Estimate:
     """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
     advantages = -not_none(rows.sampled_difference) - centred_baseline
     baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline

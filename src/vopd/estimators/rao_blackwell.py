@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from vopd.functional import centred_value_baseline, outside_mean_baseline, policy_gradient_loss
@@ -11,8 +13,16 @@ from vopd.kernels import Estimate, GradientForm, Needs, Rows
 from .base import Estimator, append
 from .supports import bucket_rewards
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, baseline: Tensor) -> Estimate:
+
+def rao_blackwell(
+    rows: Rows,
+    support_rewards: Float[Tensor, "N K"],
+    sampled_rewards: Float[Tensor, " N"],
+    baseline: Float[Tensor, " N"],
+) -> Estimate:
     """Sums the support exactly and samples the rest (``functional.rao_blackwell_loss``).
 
     With c_v = p_v (r_v - b) on S and c_y = w (r_y - b) if y is not in S, the gradient in the logits is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,11 @@ from vopd.functional import Moments, bucket_log_ratio, bucketed_moments
 from vopd.functional.moments import not_none
 from vopd.kernels import Rows
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
+
+def support_logits(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Student and teacher logits on S, each up to a constant per row, (N, K); -inf in columns outside S.
 
     The teacher's come from differences, log p - d', so that its normaliser is not needed.
@@ -19,7 +24,7 @@ def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
     return student, student - not_none(rows.support_difference)
 
 
-def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
+def bucket_rewards(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
     """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
     teacher = not_none(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
     # A token that the student excludes stays in the teacher's sum, but nothing is rewarded for it.

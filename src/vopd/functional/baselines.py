@@ -8,17 +8,22 @@ without the log-normaliser of either model.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .losses import truncated_reverse_kl
 from .moments import Moments, not_none
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 BUCKET_FLOOR = 1e-9
 """Least probability that a truncated teacher distribution is taken to leave outside its top k."""
 
 
-def value_baseline(moments: Moments) -> Tensor:
+def value_baseline(moments: Moments) -> Float[Tensor, "*tokens"]:
     """The value function V = E_p[r] = -KL(p || q).
 
     Computed as r_top + V' (``centred_value_baseline``). r_top brings the rounding of both log-normalisers, in float32
@@ -36,7 +41,7 @@ def value_baseline(moments: Moments) -> Tensor:
     return not_none(moments.top_reward) + centred_value_baseline(moments)
 
 
-def centred_value_baseline(moments: Moments) -> Tensor:
+def centred_value_baseline(moments: Moments) -> Float[Tensor, "*tokens"]:
     """V' = V - r_top = sum p r', which keeps its digits however certain the student is.
 
     Args:
@@ -48,7 +53,7 @@ def centred_value_baseline(moments: Moments) -> Tensor:
     return moments.centred_reward
 
 
-def optimal_baseline(moments: Moments) -> Tensor:
+def optimal_baseline(moments: Moments) -> Float[Tensor, "*tokens"]:
     """The scalar baseline of least gradient variance in logit space, b* = E_p[w r] / E_p[w].
 
     w_v = |e_v - p|^2 is the squared norm of the score of token v. Computed as r_top + b*'
@@ -65,7 +70,7 @@ def optimal_baseline(moments: Moments) -> Tensor:
     return not_none(moments.top_reward) + centred_optimal_baseline(moments)
 
 
-def centred_optimal_baseline(moments: Moments) -> Tensor:
+def centred_optimal_baseline(moments: Moments) -> Float[Tensor, "*tokens"]:
     """b*' = b* - r_top = E_p[w r'] / E_p[w].
 
     With m and s2 the sums of p and p^2 over every token but the top one, it is
@@ -82,7 +87,9 @@ def centred_optimal_baseline(moments: Moments) -> Tensor:
     return moments.weighted_centred_reward.div(moments.weight.masked_fill(certain, 1)).masked_fill(certain, 0)
 
 
-def renormalised_top_k_baseline(student_top_k_logits: Tensor, teacher_top_k_logits: Tensor) -> Tensor:
+def renormalised_top_k_baseline(
+    student_top_k_logits: Float[Tensor, "*tokens k"], teacher_top_k_logits: Float[Tensor, "*tokens k"]
+) -> Float[Tensor, "*tokens"]:
     """The paper's truncated baseline -KL(p~ || q~), both models renormalised on the student's top k.
 
     0 at k = 1, the value function at k = V.
@@ -99,7 +106,9 @@ def renormalised_top_k_baseline(student_top_k_logits: Tensor, teacher_top_k_logi
     return -truncated_reverse_kl(student_top_k_logits, teacher_top_k_logits)
 
 
-def sparse_top_k_baseline(student_top_k_logits: Tensor, top_k_rewards: Tensor) -> Tensor:
+def sparse_top_k_baseline(
+    student_top_k_logits: Float[Tensor, "*tokens k"], top_k_rewards: Float[Tensor, "*tokens k"]
+) -> Float[Tensor, "*tokens"]:
     """E_p~[r]: the mean reward under the student renormalised on its own top k.
 
     Follows any shift of the rewards, so centred rewards give the centred baseline, and the teacher is needed at the
@@ -116,7 +125,9 @@ def sparse_top_k_baseline(student_top_k_logits: Tensor, top_k_rewards: Tensor) -
     return (probs * top_k_rewards.masked_fill(probs == 0, 0)).sum(-1)
 
 
-def bucket_log_ratio(top_k_teacher_logprobs: Tensor, bucket_student_prob: Tensor) -> Tensor:
+def bucket_log_ratio(
+    top_k_teacher_logprobs: Float[Tensor, "*tokens k"], bucket_student_prob: Float[Tensor, "*tokens"]
+) -> Float[Tensor, "*tokens"]:
     """Reward of the bucket of all tokens outside the teacher's top k: log q(bucket) - log p(bucket).
 
     q(bucket) = max(1 - sum q, 1e-9) over the top k; p(bucket) must be summed over the tokens outside, never taken as
@@ -134,7 +145,11 @@ def bucket_log_ratio(top_k_teacher_logprobs: Tensor, bucket_student_prob: Tensor
     return (bucket_teacher_prob.log() - bucket_student_prob.masked_fill(never, 1).log()).masked_fill(never, 0)
 
 
-def outside_mean_baseline(outside_prob: Tensor, outside_reward_sum: Tensor, otherwise: Tensor) -> Tensor:
+def outside_mean_baseline(
+    outside_prob: Float[Tensor, "*tokens"],
+    outside_reward_sum: Float[Tensor, "*tokens"],
+    otherwise: Float[Tensor, "*tokens"],
+) -> Float[Tensor, "*tokens"]:
     """Mean reward of the tokens outside the support S: sum_{v not in S} p_v r_v / p(S^c).
 
     Args:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .moments import Moments, not_none
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def squared_gradient_norm(moments: Moments) -> Tensor:
+
+def squared_gradient_norm(moments: Moments) -> Float[Tensor, "*tokens"]:
     """|g|^2 of the exact gradient g_v = p_v (V - r_v) of KL(p || q) in the student's logits.
 
     |g|^2 = sum p^2 r'^2 - 2 V' sum p^2 r' + V'^2 S2 with V' = sum p r'.
@@ -25,7 +30,7 @@ def squared_gradient_norm(moments: Moments) -> Tensor:
     )
 
 
-def gradient_variance(moments: Moments, baseline: Tensor) -> Tensor:
+def gradient_variance(moments: Moments, baseline: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
     """Trace of the covariance over y ~ p of the token gradient (r_y - b)(p - e_y), in logit space.
 
     sum_v p_v w_v (r_v - b)^2 - |g|^2, from the moments alone; b = 0 is vanilla OPD. The difference b - r_top is
@@ -44,7 +49,9 @@ def gradient_variance(moments: Moments, baseline: Tensor) -> Tensor:
     return gradient_variance_from_centred(moments, baseline - not_none(moments.top_reward))
 
 
-def gradient_variance_from_centred(moments: Moments, centred_baseline: Tensor) -> Tensor:
+def gradient_variance_from_centred(
+    moments: Moments, centred_baseline: Float[Tensor, "*tokens"]
+) -> Float[Tensor, "*tokens"]:
     """``gradient_variance`` of the baseline b = r_top + b': sum_v p_v w_v (r'_v - b')^2 - |g|^2.
 
     Args:

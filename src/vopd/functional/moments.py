@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,39 @@ class Moments:
         top_reward: r_top, or None where only differences of rewards are known.
     """
 
-    top_prob: Tensor
-    rest_prob: Tensor
-    centred_reward: Tensor
-    rest_square_prob: Tensor | None = None
-    square_centred_reward: Tensor | None = None
-    centred_reward_square: Tensor | None = None
-    square_centred_reward_square: Tensor | None = None
-    top_reward: Tensor | None = None
+    top_prob: Float[Tensor, "*tokens"]
+    rest_prob: Float[Tensor, "*tokens"]
+    centred_reward: Float[Tensor, "*tokens"]
+    rest_square_prob: Float[Tensor, "*tokens"] | None = None
+    square_centred_reward: Float[Tensor, "*tokens"] | None = None
+    centred_reward_square: Float[Tensor, "*tokens"] | None = None
+    square_centred_reward_square: Float[Tensor, "*tokens"] | None = None
+    top_reward: Float[Tensor, "*tokens"] | None = None
 
     @property
-    def square_prob(self) -> Tensor:
+    def square_prob(self) -> Float[Tensor, "*tokens"]:
         """S2 = sum of p^2 over the whole vocabulary."""
         return self.top_prob.square() + not_none(self.rest_square_prob)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Float[Tensor, "*tokens"]:
         """E_p[w] = 1 - S2 for the score-function weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, without cancellation."""
         return self.rest_prob * (1 + self.top_prob) - not_none(self.rest_square_prob)
 
     @property
-    def weighted_centred_reward(self) -> Tensor:
+    def weighted_centred_reward(self) -> Float[Tensor, "*tokens"]:
         """E_p[w r'] = (1 + S2) sum p r' - 2 sum p^2 r'."""
         return (1 + self.square_prob) * self.centred_reward - 2 * not_none(self.square_centred_reward)
 
 
-def not_none(value: Tensor | None) -> Tensor:
+def not_none(value: Shaped[Tensor, "*shape"] | None) -> Shaped[Tensor, "*shape"]:
     """The statistic, which whoever asks for it must have had computed."""
     if value is None:
         raise AssertionError("an equation read a statistic that was not computed")
     return value
 
 
-def moments(student_logits: Tensor, teacher_logits: Tensor) -> Moments:
+def moments(student_logits: Float[Tensor, "*tokens V"], teacher_logits: Float[Tensor, "*tokens V"]) -> Moments:
     """Computes the moments of the log-ratio reward r = log q - log p from dense logits.
 
     The reference for the fused kernels, and the way in for callers who hold full logits:
@@ -95,13 +99,13 @@ def moments(student_logits: Tensor, teacher_logits: Tensor) -> Moments:
 
 
 def bucketed_moments(
-    top_prob: Tensor,
-    top_reward: Tensor,
-    support_probs: Tensor,
-    support_rewards: Tensor,
-    other_prob: Tensor,
-    other_square_prob: Tensor | None,
-    bucket_reward: Tensor,
+    top_prob: Float[Tensor, "*tokens"],
+    top_reward: Float[Tensor, "*tokens"],
+    support_probs: Float[Tensor, "*tokens k"],
+    support_rewards: Float[Tensor, "*tokens k"],
+    other_prob: Float[Tensor, "*tokens"],
+    other_square_prob: Float[Tensor, "*tokens"] | None,
+    bucket_reward: Float[Tensor, "*tokens"],
 ) -> Moments:
     """Moments of a reward known one by one on a support S and by a single value for the bucket of all other tokens.
 

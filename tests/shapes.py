@@ -1,0 +1,62 @@
+"""Runs functional, kernels and estimators with the shapes in their signatures checked, by jaxtyping and beartype."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import jaxtyping
+
+PACKAGES = ("vopd.functional", "vopd.kernels", "vopd.estimators")
+
+# Their callers' mistakes are ConfigurationErrors, found by estimators/checks.py, and tested as such.
+CHECKED_BY_THEMSELVES = ("distillation_loss", "linear_distillation_loss", "TopKScores")
+
+
+def has_shapes(target: Any) -> bool:
+    """Whether a function is annotated with shapes, or a class has to be looked into. Annotations are text here."""
+    hints = getattr(target, "__annotations__", {}).values()
+    return isinstance(target, type) or any("[Tensor, " in str(hint) for hint in hints)
+
+
+def shapes_alone(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """In the place of ``jaxtyping.jaxtyped``: functions without shapes stay as they are, and so do hints without.
+
+    mypy has looked after those, and checking them all takes as long again as the tests of these packages.
+    """
+
+    def check(function: Any) -> Any:
+        function.__annotations__ = {n: hint for n, hint in function.__annotations__.items() if "[Tensor, " in repr(hint)}
+        return typechecker(function)
+
+    def decorate(target: Any) -> Any:
+        if target.__qualname__ in CHECKED_BY_THEMSELVES or not has_shapes(target):
+            return target
+        return jaxtyped(target, typechecker=check)
+
+    return decorate
+
+
+jaxtyped = jaxtyping.jaxtyped
+
+
+def check_shapes() -> None:
+    """Imports the packages, for the first time, such that a wrong shape in a call raises jaxtyping.TypeCheckError.
+
+    They import jaxtyping under TYPE_CHECKING alone, which is therefore true meanwhile, but not for what they lie in and
+    are checked by.
+    """
+    importlib.import_module("vopd")
+    importlib.import_module("beartype")
+    jaxtyping.jaxtyped = shapes_alone  # type: ignore[assignment]
+    hook = jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
+    with hook, mock.patch.object(typing, "TYPE_CHECKING", True):
+        for package in map(importlib.import_module, PACKAGES):
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                if "triton" not in module.name or find_spec("triton"):
+                    importlib.import_module(module.name)
