@@ -15,7 +15,7 @@ import jaxtyping
 PACKAGES = ("vopd.functional", "vopd.kernels", "vopd.estimators")
 
 # Their callers' mistakes are ConfigurationErrors, found by estimators/checks.py, and tested as such.
-CHECKED_BY_THEMSELVES = ("distillation_loss", "linear_distillation_loss", "TopKScores")
+CHECKED_BY_THEMSELVES = ("distillation_loss", "linear_distillation_loss", "TopKScores", "Batch")
 
 
 def has_shapes(target: Any) -> bool:
@@ -31,7 +31,12 @@ def shapes_alone(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """
 
     def check(function: Any) -> Any:
-        function.__annotations__ = {n: hint for n, hint in function.__annotations__.items() if "[Tensor, " in repr(hint)}
+        hints = function.__annotations__
+        shapes = {name: hint for name, hint in hints.items() if "[Tensor, " in repr(hint)}
+        # jaxtyping asks twice: for the parameters, as if anything were returned, and for all of them with what was.
+        if "return" not in shapes and hints.get("return", Any) is not Any:
+            return function
+        function.__annotations__ = shapes
         return typechecker(function)
 
     def decorate(target: Any) -> Any:

@@ -3,6 +3,11 @@
 A function returns what its name says on the scale of the rewards; those named ``centred_`` are off by r_top, the reward
 of the student's most likely token ("top"). "Rest" means every token but that one, the "bucket" all tokens outside a
 support, taken as one.
+
+Axes in the signatures here and in ``kernels`` and ``estimators``: N tokens that count in the loss, one a row, and C of
+them in a chunk; V vocabulary (V_s of the student, V_t of the teacher, where they may differ); D width of hidden states
+(D_s, D_t); k tokens of a top k; K columns of statistics, the student's top token and the support; J ids at which a
+gradient has a value of its own; ``*tokens`` whatever axes the caller's tokens have: (N,), (B, T) or none.
 """
 
 from .baselines import (

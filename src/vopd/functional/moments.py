@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Shaped
+    from jaxtyping import Float
+
+Statistic = TypeVar("Statistic")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Moments:
         return (1 + self.square_prob) * self.centred_reward - 2 * not_none(self.square_centred_reward)
 
 
-def not_none(value: Shaped[Tensor, "*shape"] | None) -> Shaped[Tensor, "*shape"]:
+def not_none(value: Statistic | None) -> Statistic:
     """The statistic, which whoever asks for it must have had computed."""
     if value is None:
         raise AssertionError("an equation read a statistic that was not computed")
