@@ -177,7 +177,7 @@ def size(module: Module) -> Found:
 
 
 def shapes(module: Module) -> Found:
-    """in functional, kernels, estimators, tensors of public functions and of fields have a shape: Float[Tensor, "N V"]"""
+    """in functional, kernels, estimators, tensors of public functions and of fields have a shape: Float[Tensor, "N"]"""
     if module.package not in SHAPED:
         return
     parents: list[Any] = [module.tree, *(node for node in module.nodes if isinstance(node, ast.ClassDef))]
