@@ -53,15 +53,16 @@ jaxtyped = jaxtyping.jaxtyped
 def check_shapes() -> None:
     """Imports the packages, for the first time, such that a wrong shape in a call raises jaxtyping.TypeCheckError.
 
-    They import jaxtyping under TYPE_CHECKING alone, which is therefore true meanwhile, but not for what they lie in and
-    are checked by.
+    They import jaxtyping under TYPE_CHECKING alone, which is therefore true meanwhile: for them, not for what they import
+    or are checked by, which would then import what is there for type checkers alone.
     """
-    importlib.import_module("vopd")
-    importlib.import_module("beartype")
+    triton = find_spec("triton") is not None
+    for outside in ["torch", "vopd", "beartype", *["triton"] * triton]:
+        importlib.import_module(outside)
     jaxtyping.jaxtyped = shapes_alone  # type: ignore[assignment]
     hook = jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
     with hook, mock.patch.object(typing, "TYPE_CHECKING", True):
         for package in map(importlib.import_module, PACKAGES):
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-                if "triton" not in module.name or find_spec("triton"):
+                if triton or "triton" not in module.name:
                     importlib.import_module(module.name)
