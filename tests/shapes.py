@@ -12,14 +12,16 @@ from unittest import mock
 
 import jaxtyping
 
+jaxtyped = jaxtyping.jaxtyped
 PACKAGES = ("vopd.functional", "vopd.kernels", "vopd.estimators")
 
-# Their callers' mistakes are ConfigurationErrors, found by estimators/checks.py, and tested as such.
+# Mistakes of their callers are ConfigurationErrors, found by estimators/checks.py and tested as such. The losses look
+# at a server's ids when they stand in a Batch already.
 CHECKED_BY_THEMSELVES = ("distillation_loss", "linear_distillation_loss", "TopKScores", "Batch")
 
 
 def has_shapes(target: Any) -> bool:
-    """Whether a function is annotated with shapes, or a class has to be looked into. Annotations are text here."""
+    """Whether a function is annotated with shapes; classes are looked into. Annotations are text here."""
     hints = getattr(target, "__annotations__", {}).values()
     return isinstance(target, type) or any("[Tensor, " in str(hint) for hint in hints)
 
@@ -47,14 +49,11 @@ def shapes_alone(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-jaxtyped = jaxtyping.jaxtyped
-
-
 def check_shapes() -> None:
     """Imports the packages, for the first time, such that a wrong shape in a call raises jaxtyping.TypeCheckError.
 
-    They import jaxtyping under TYPE_CHECKING alone, which is therefore true meanwhile: for them, not for what they import
-    or are checked by, which would then import what is there for type checkers alone.
+    They import jaxtyping under TYPE_CHECKING alone, which is therefore true meanwhile: for them, not for what they
+    import or are checked by, which would then import what is there for type checkers alone.
     """
     triton = find_spec("triton") is not None
     for outside in ["torch", "vopd", "beartype", *["triton"] * triton]:

@@ -38,7 +38,7 @@ PRIVATE_ALLOWED = {"_asdict", "_fields", "_replace", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
 MOST_MODULES = {"training": 10}
 MOST_MODULES_ANYWHERE = 15
-# Packages that compute with tensors alone.
+# Packages whose signatures tell the shape of every tensor.
 SHAPED = {"functional", "kernels", "estimators"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -69,7 +69,7 @@ RAO_BLACKWELL_TOP_K = Estimator(
 
 
 def _rao_blackwell_teacher_top_k(rows: Rows) -> Estimate:
-    """b = r_bucket = log q(bucket) / p(bucket), of the tokens outside S."""
+    """b = r_bucket = log(q(bucket) / p(bucket)), the bucket being the tokens outside S."""
     rewards, bucket_reward = bucket_rewards(rows)
     return rao_blackwell(rows, rewards, not_none(rows.rewards), bucket_reward).with_baseline(bucket_reward)
 
