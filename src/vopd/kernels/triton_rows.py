@@ -163,7 +163,9 @@ class TritonPass:
                 )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
-    def _narrow_gradient(self, dtype: torch.dtype, a: Tensor, b: Tensor | None) -> Tensor:
+    def _narrow_gradient(
+        self, dtype: torch.dtype, a: Float[Tensor, " C"], b: Float[Tensor, " C"] | None
+    ) -> Float[Tensor, "C V"]:
         """a p + b p d' over the teacher's buffer, in a dtype of half its width or less.
 
         With b the teacher is still to be read. The gradient of tile i lies over tile i // 2 or one before it, so each
@@ -179,7 +181,13 @@ class TritonPass:
             self._write_gradient(out, a, b, tiles)
         return out
 
-    def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None, tiles: tuple[int, int] | None = None) -> None:
+    def _write_gradient(
+        self,
+        out: Float[Tensor, "C V"],
+        a: Float[Tensor, " C"],
+        b: Float[Tensor, " C"] | None,
+        tiles: tuple[int, int] | None = None,
+    ) -> None:
         """Runs ``write_gradient`` over the tiles from one number to before another, all by default."""
         student = self._student
         teacher = student if b is None or self._teacher is None else self._teacher
