@@ -71,7 +71,7 @@ test-kernels: $(KERNELS_STAMP)
 $(KERNELS_STAMP): pyproject.toml constraints.txt
 	test -x $(KERNELS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(KERNELS_VENV)
 	$(KERNELS_VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist
+	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist jaxtyping beartype
 	@touch $@
 
 # The server alone runs in an environment of its own: vLLM's CPU build wants an older transformers, and trips over the

@@ -1,17 +1,23 @@
-"""Writes docs/configuration.md and configs/train.schema.json from the dataclasses that the commands read.
+"""Writes docs/configuration.md and configs/train.schema.json from the dataclasses that the commands read, and
+docs/functional.md from the signatures and docstrings of vopd.functional.
 
     python docs/generate.py
 
-tests/test_docs.py fails while either is older than the dataclasses.
+tests/test_docs.py fails while one of them is older than what it is written from.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vopd import functional
 from vopd.cli.compare import CompareOptions
 from vopd.cli.demo import DemoOptions
 from vopd.cli.doctor import DoctorOptions
@@ -25,6 +31,7 @@ from vopd.training.trl import DistillationConfig
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "configs" / "train.schema.json"
+FUNCTIONAL = ROOT / "docs" / "functional.md"
 
 # Plain type: what a reader calls it (None is told by the default), and its JSON type.
 _TYPES = {
@@ -69,6 +76,118 @@ _OTHERS = {
     "eval": EvalOptions, "variance": VarianceOptions, "compare": CompareOptions, "report": ReportOptions,
     "demo": DemoOptions, "doctor": DoctorOptions,
 }  # fmt: skip
+
+
+_FUNCTIONAL_HEAD = """\
+# The equations: `vopd.functional`
+
+<!-- Written by docs/generate.py from signatures and docstrings; changes belong there. -->
+
+Pure functions of tensors that need torch alone: one equation, one function. They are the definitions that the fused
+losses are tested against, for a loss of your own and for frameworks that hold full logits. p and q are the student's
+and the teacher's probabilities, r = log q - log p is the reward of a token, w_v = |e_v - p|^2. Rewards, baselines and
+advantages are in nats.
+
+## In a training loop of your own
+
+<!-- this block is run by tests/test_docs.py -->
+```python
+import torch
+
+from vopd.functional import moments, policy_gradient_loss, value_baseline
+
+torch.manual_seed(0)
+student, teacher = torch.nn.Linear(16, 50), torch.nn.Linear(16, 50)  # states of width 16, 50 tokens
+optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+states = torch.randn(128, 16)
+
+for step in range(100):
+    student_logits, teacher_logits = student(states), teacher(states).detach()
+    stated = moments(student_logits.detach(), teacher_logits)
+    value = value_baseline(stated)  # V = -KL(p || q) of each state
+    sampled = torch.distributions.Categorical(logits=student_logits).sample().unsqueeze(-1)
+    log_p = student_logits.log_softmax(-1).gather(-1, sampled).squeeze(-1)
+    log_q = teacher_logits.log_softmax(-1).gather(-1, sampled).squeeze(-1)
+    loss = policy_gradient_loss(log_p, log_q - log_p - value).mean()  # the advantages are detached inside
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if step % 33 == 0:
+        print(f"reverse KL {-value.mean():.3f} nats a token")
+```
+
+For the vocabularies of language models take `vopd.linear_distillation_loss`, which never holds the logits of all tokens
+([README](../README.md#only-the-loss-in-a-loop-of-your-own)).
+
+## Centred baselines
+
+A function named `centred_` returns b' = b - r_top, with r_top the reward of the student's most likely token. The
+advantage is the same, r_y - b = r'_y - b' with r' = r - r_top, but in the second form both log-normalisers cancel. The
+estimators use it: where the student is nearly certain, b' is smaller than the rounding of r_top, and nothing of it is
+left on the scale of the rewards. And r' is known where only the logits at some ids are, without the rest of their row.
+
+<!-- this block is run by tests/test_docs.py -->
+```python
+from vopd.functional import centred_value_baseline
+
+difference = student_logits - teacher_logits
+top = student_logits.argmax(-1, keepdim=True)
+centred_rewards = difference.gather(-1, top) - difference  # r' = r - r_top, without a softmax
+advantages = centred_rewards.gather(-1, sampled).squeeze(-1) - centred_value_baseline(stated)
+```
+
+## Shapes
+
+The signatures say them, in the notation of [jaxtyping](https://docs.kidger.site/jaxtyping/), and the tests check every
+call against them.
+"""
+
+# In the order in which they build on each other.
+_FUNCTIONAL = ("moments", "baselines", "losses", "gradient_variance", "importance", "group_advantages")
+
+
+def functional_page() -> str:
+    """Return the text of docs/functional.md: what is public in vopd.functional, by module."""
+    axes = _plain_markdown(functional).split("\n\n")[-1]
+    return "\n".join([_FUNCTIONAL_HEAD, axes, *map(_module, _FUNCTIONAL)]) + "\n"
+
+
+def _module(name: str) -> str:
+    """A section: the docstring of the module, then its public functions and classes."""
+    module = importlib.import_module(f"vopd.functional.{name}")
+    title, *text = _plain_markdown(module).split("\n\n")
+    public = [found for found in vars(module).values() if getattr(found, "__module__", "") == module.__name__]
+    entries = [_entry(found) for found in public if found.__name__ in functional.__all__]
+    return "\n\n".join([f"\n## {title.rstrip('.')}", *text, *entries])
+
+
+def _entry(found: Any) -> str:
+    """Name, signature as in the source, and what the docstring says but for the arguments."""
+    sections = re.split(r"\n\n(?=\w+:)", _plain_markdown(found))
+    told = [_fields(section) for section in sections if not section.startswith(("Args:", "Returns:"))]
+    return "\n\n".join([f"### `{found.__name__}`", f"```python\n{_signature(found)}\n```", *told])
+
+
+def _plain_markdown(found: Any) -> str:
+    """Its docstring, code in single backticks."""
+    return (inspect.getdoc(found) or "").replace("``", "`")
+
+
+def _signature(found: Any) -> str:
+    """The lines of a function's signature, or of a class's fields, as they stand in the source."""
+    source = inspect.getsource(found)
+    definition: Any = ast.parse(source).body[0]
+    head = source.splitlines()[definition.lineno - 1 : definition.body[0].lineno - 1]
+    fields = [
+        f"    {ast.get_source_segment(source, node)}" for node in definition.body if isinstance(node, ast.AnnAssign)
+    ]
+    return "\n".join([*head, *fields]) if fields else "\n".join(head).rstrip(":")
+
+
+def _fields(section: str) -> str:
+    """The section of a docstring that lists attributes as a list of Markdown; any other one as it is."""
+    title, _, entries = section.partition("\n")
+    return re.sub(r"^    (\w+): ", r"- `\1`: ", entries, flags=re.MULTILINE) if title == "Attributes:" else section
 
 
 def page() -> str:
@@ -156,3 +275,4 @@ def _jsonable(value: Any) -> Any:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     SCHEMA.write_text(schema(), encoding="utf-8")
+    FUNCTIONAL.write_text(functional_page(), encoding="utf-8")

@@ -13,6 +13,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import gc
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 torch.set_num_threads(1)
 
+<<<<<<< HEAD
 
 def pytest_collection_finish() -> None:
     """Every training begins with a garbage collection, which would go through all that has been imported: half the
@@ -28,6 +30,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
+=======
+# A machine that was lent for its GPU may have neither; tests/test_shapes.py fails without them.
+if find_spec("jaxtyping") and find_spec("beartype"):
+    from shapes import check_shapes
+
+    check_shapes()
+>>>>>>> w-functional
 
 SENTENCES = [
     "How many legs do two dogs and three hens have in total?",

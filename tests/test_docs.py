@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import vopd
+from vopd import functional
 from vopd.cli import COMMANDS
 from vopd.estimators import find_estimator
 from vopd.run.options import Option
@@ -21,7 +22,7 @@ from vopd.run.options import Option
 ROOT = Path(__file__).parents[1]
 _NAMES = (
     "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
-    "own-estimator",
+    "own-estimator", "functional",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
@@ -39,7 +40,11 @@ def generator() -> ModuleType:
 def test_the_generated_documents_are_fresh(generator: ModuleType) -> None:
     stale = [
         path.name
-        for path, text in ((generator.PAGE, generator.page()), (generator.SCHEMA, generator.schema()))
+        for path, text in (
+            (generator.PAGE, generator.page()),
+            (generator.SCHEMA, generator.schema()),
+            (generator.FUNCTIONAL, generator.functional_page()),
+        )
         if path.read_text(encoding="utf-8") != text
     ]
     assert stale == [], "run: python docs/generate.py"
@@ -122,18 +127,21 @@ def test_every_promise_names_tests_that_exist_and_every_guard_its_default() -> N
     assert set(targets) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
+def blocks_run_here(page: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"<!-- this block is run by tests/test_docs.py -->\n```python\n(.*?)```", text, re.DOTALL)
+
+
 def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_estimator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = (ROOT / "docs" / "own-estimator.md").read_text()
-    found = re.search(r"<!-- this block is run by tests/test_docs.py -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
+    (block,) = blocks_run_here("own-estimator.md")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     clipped = find_estimator("clipped_rewards:CLIPPED")
     student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()
     ids, mask = torch.randint(9, (3, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     student.requires_grad_()
-    exec(found[1], {
+    exec(block, {
         "vopd": vopd, "CLIPPED": clipped, "student_logits": student, "teacher_logits": teacher,
         "completion_ids": ids, "completion_mask": mask,
     })  # fmt: skip
@@ -142,3 +150,22 @@ def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_est
     plain = vopd.distillation_loss(student, teacher, ids, mask, estimator=clipped).loss
     expected = plain - (penalty[:, None] * logprobs * mask).sum() / mask.sum()
     torch.testing.assert_close(student.grad, torch.autograd.grad(expected, student)[0])
+
+
+def test_the_page_of_the_equations_has_all_of_them_with_their_shapes() -> None:
+    text = (ROOT / "docs" / "functional.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^### `(\w+)`$", text, re.MULTILINE)) == functional.__all__
+    assert 'def gradient_variance(moments: Moments, baseline: Float[Tensor, "*tokens"]) -> ' in text
+
+
+def test_the_loop_on_the_equations_trains_and_its_centred_advantages_are_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loop, centred = blocks_run_here("functional.md")
+    scope: dict[str, Any] = {}
+    exec(loop, scope)
+    values = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(values) == 4 and values == sorted(values, reverse=True) and values[-1] < values[0] / 2
+    exec(centred, scope)
+    expected = scope["log_q"] - scope["log_p"] - scope["value"]
+    torch.testing.assert_close(scope["advantages"], expected, atol=1e-5, rtol=1e-5)

@@ -38,6 +38,8 @@ PRIVATE_ALLOWED = {"_asdict", "_fields", "_replace", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
 MOST_MODULES = {"training": 10}
 MOST_MODULES_ANYWHERE = 15
+# Packages whose signatures tell the shape of every tensor.
+SHAPED = {"functional", "kernels", "estimators"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # A line, and what stands there.
@@ -174,8 +176,29 @@ def size(module: Module) -> Found:
             yield node.lineno, f"{lines} lines of {node.name}"
 
 
+def shapes(module: Module) -> Found:
+    """in functional, kernels, estimators, tensors of public functions and of fields have a shape: Float[Tensor, "N"]"""
+    if module.package not in SHAPED:
+        return
+    parents: list[Any] = [module.tree, *(node for node in module.nodes if isinstance(node, ast.ClassDef))]
+    for node in (node for parent in parents for node in parent.body):
+        if isinstance(node, Function) and not re.match("_[^_]", node.name):
+            arguments = [node for node in ast.walk(node.args) if isinstance(node, ast.arg)]
+            hints = [*(argument.annotation for argument in arguments), node.returns]
+        else:
+            hints = [node.annotation] if isinstance(node, ast.AnnAssign) else []
+        yield from ((hint.lineno, ast.unparse(hint)) for hint in hints if hint is not None and bare_tensor(hint))
+
+
+def bare_tensor(hint: ast.AST) -> bool:
+    """Whether a Tensor stands in the annotation without a shape; what a Callable takes and gives is left out."""
+    if isinstance(hint, ast.Subscript) and ast.unparse(hint.value) in {"Float", "Int", "Bool", "Shaped", "Callable"}:
+        return False
+    return ast.unparse(hint) in {"Tensor", "torch.Tensor"} or any(map(bare_tensor, ast.iter_child_nodes(hint)))
+
+
 # The docstring of each is the sentence that its faults end with.
-RULES = (distributed, trl, private, estimator_names, settings, batch_keys, untyped_trainer, import_style, size)
+RULES = (distributed, trl, private, estimator_names, settings, batch_keys, untyped_trainer, import_style, size, shapes)
 
 
 def same_names(paths: list[Path]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 
@@ -14,6 +15,12 @@ from head_reference import batch_of, leaves
 
 # Dynamo hides these from users, but not where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_checks_of_shapes(monkeypatch):
+    """What Dynamo would trace with the backward pass, and get wrong."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def linear(batch, hidden):

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from vopd.functional import (
+    bucket_log_ratio,
     bucketed_moments,
+    centred_optimal_baseline,
+    centred_value_baseline,
     importance_weights,
     moments,
     optimal_baseline,
+    outside_mean_baseline,
     policy_gradient_loss,
     rao_blackwell_loss,
     renormalised_top_k_baseline,
-    rest_log_ratio,
-    rest_mean_baseline,
     reverse_kl,
     sparse_top_k_baseline,
     truncated_reverse_kl,
@@ -56,8 +58,8 @@ def test_tokens_that_the_student_excludes_count_for_nothing():
         losses = [
             reverse_kl(logprobs, rewards_of),
             rao_blackwell_loss(logprobs, rewards, torch.zeros(3).double(), ids, support),
-            value_baseline(stated),
-            optimal_baseline(stated),
+            centred_value_baseline(stated),
+            centred_optimal_baseline(stated),
             centred,
         ]
         (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
@@ -84,11 +86,11 @@ def test_moments_of_a_worked_case():
     assert float(stated.top_reward) == pytest.approx(float(rewards[0]))
     assert float(stated.rest_prob) == pytest.approx(0.5)
     assert float(stated.rest_square_prob) == pytest.approx(0.13)
-    assert float(stated.reward) == pytest.approx(float(0.3 * centred[1] + 0.2 * centred[2]))
-    assert float(stated.square_reward) == pytest.approx(float(0.09 * centred[1] + 0.04 * centred[2]))
+    assert float(stated.centred_reward) == pytest.approx(float(0.3 * centred[1] + 0.2 * centred[2]))
+    assert float(stated.square_centred_reward) == pytest.approx(float(0.09 * centred[1] + 0.04 * centred[2]))
     assert float(stated.square_prob) == pytest.approx(0.38)
     assert float(stated.weight) == pytest.approx(0.62)
-    assert float(stated.top_reward + value_baseline(stated)) == pytest.approx(-float(reverse_kl(student, teacher)))
+    assert float(value_baseline(stated)) == pytest.approx(-float(reverse_kl(student, teacher)))
 
 
 def test_two_tokens_leave_no_variance_to_the_optimal_baseline():
@@ -97,12 +99,13 @@ def test_two_tokens_leave_no_variance_to_the_optimal_baseline():
     stated = moments(student, teacher)
     rewards = teacher - student
     expected = 0.7 * rewards[1] + 0.3 * rewards[0]
-    assert float(stated.top_reward + optimal_baseline(stated)) == pytest.approx(float(expected))
+    assert float(optimal_baseline(stated)) == pytest.approx(float(expected))
 
 
 def test_a_student_certain_to_the_last_digit_gets_a_finite_baseline():
     stated = moments(torch.tensor([0.0, -1e4]), torch.tensor([0.0, 1.0]))
-    assert float(optimal_baseline(stated)) == 0
+    assert float(centred_optimal_baseline(stated)) == 0
+    assert float(optimal_baseline(stated)) == float(stated.top_reward)
 
 
 def test_sparse_baseline_follows_a_shift_of_the_rewards():
@@ -112,10 +115,10 @@ def test_sparse_baseline_follows_a_shift_of_the_rewards():
 
 def test_bucket_reward_has_a_floor_and_an_unreachable_bucket_counts_nothing():
     everything = logprobs(0.5, 0.5)
-    assert float(rest_log_ratio(everything, torch.tensor(0.1))) == pytest.approx(math.log(1e-9 / 0.1))
-    assert float(rest_log_ratio(everything, torch.tensor(0.0))) == 0
+    assert float(bucket_log_ratio(everything, torch.tensor(0.1))) == pytest.approx(math.log(1e-9 / 0.1))
+    assert float(bucket_log_ratio(everything, torch.tensor(0.0))) == 0
     absent = torch.tensor([math.log(0.5), -torch.inf])
-    assert float(rest_log_ratio(absent, torch.tensor(0.25))) == pytest.approx(math.log(2), rel=1e-6)
+    assert float(bucket_log_ratio(absent, torch.tensor(0.25))) == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_bucketed_moments_of_a_worked_case():
@@ -125,18 +128,18 @@ def test_bucketed_moments_of_a_worked_case():
         top_reward=torch.tensor(-1.0),
         support_probs=torch.tensor([0.3, 0.0]),
         support_rewards=torch.tensor([2.0, 99.0]),
-        outside_prob=torch.tensor(0.2),
-        outside_square_prob=torch.tensor(0.02),
-        outside_reward=torch.tensor(-1.0),
+        other_prob=torch.tensor(0.2),
+        other_square_prob=torch.tensor(0.02),
+        bucket_reward=torch.tensor(-1.0),
     )
-    assert float(stated.top_reward + value_baseline(stated)) == pytest.approx(0.3 * 2 - 0.7)
+    assert float(value_baseline(stated)) == pytest.approx(0.3 * 2 - 0.7)
     assert float(stated.rest_prob) == pytest.approx(0.5)
     assert float(stated.square_prob) == pytest.approx(0.25 + 0.09 + 0.02)
 
 
-def test_rest_mean_falls_back_where_nothing_is_outside():
-    rest = rest_mean_baseline(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([7.0, 7.0]))
-    assert rest.tolist() == [2.0, 7.0]
+def test_outside_mean_falls_back_where_nothing_is_outside():
+    found = outside_mean_baseline(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([7.0, 7.0]))
+    assert found.tolist() == [2.0, 7.0]
 
 
 def test_policy_gradient_detaches_advantages_and_weights():

@@ -63,21 +63,21 @@ def test_products_of_half_precision_are_summed_in_float32(alpha, accumulate):
 def test_products_are_in_half_precision_on_cuda_only(device):
     half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
 
-    class Placed:  # a tensor of which only the place and the dtype are asked
-        def __init__(self, tensor):
-            self.dtype, self.device = tensor.dtype, torch.device(device)
+    class Placed(torch.Tensor):  # says that it is elsewhere
+        pass
 
+    Placed.device = torch.device(device)
     expected = torch.bfloat16 if device == "cuda" else torch.float32
-    assert heads.product_dtype(Placed(half), half, torch.float32) == expected
-    assert heads.product_dtype(Placed(half), full, torch.float32) == torch.float32
-    assert heads.product_dtype(Placed(half), half, torch.float64) == torch.float64
+    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float32) == expected
+    assert heads.product_dtype(half.as_subclass(Placed), full, torch.float32) == torch.float32
+    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float64) == torch.float64
     with (
         torch.autocast("cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else pytest.MonkeyPatch.context() as p
     ):
         if p is not None and hasattr(p, "setattr"):
             p.setattr(torch, "is_autocast_enabled", lambda kind: True)
             p.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-        assert heads.product_dtype(Placed(full), full, torch.float32) == expected
+        assert heads.product_dtype(full.as_subclass(Placed), full, torch.float32) == expected
 
 
 @pytest.mark.parametrize("estimator", list(vopd.ESTIMATORS))

@@ -58,8 +58,8 @@ def reference(batch, estimator, vocab, temperature=1.0):
         baseline = (outside * rewards).sum(-1) / outside.sum(-1)
         token_loss = rao_blackwell_loss(logprobs, rewards, baseline, ids, ordered)
     else:
-        centred = {"opd": -stated.top_reward, "vopd": value_baseline(stated), "vopd_optimal": optimal_baseline(stated)}
-        advantages = rewards.gather(-1, sampled).squeeze(-1) - stated.top_reward - centred[estimator]
+        baselines = {"opd": 0.0, "vopd": value_baseline(stated), "vopd_optimal": optimal_baseline(stated)}
+        advantages = rewards.gather(-1, sampled).squeeze(-1) - baselines[estimator]
         token_loss = policy_gradient_loss(logprobs.gather(-1, sampled).squeeze(-1), advantages)
     return (token_loss * mask).sum() / mask.sum()
 

@@ -26,6 +26,7 @@ BATCH = "the batch is a dataclass"
 TRAINER = "a trainer is a Protocol of what is used of it, not Any"
 IMPORTS = "imports are relative within a package and absolute between packages"
 SIZE = "modules have at most 399 lines and functions 100"
+SHAPES = "tensors of public functions and of fields have a shape"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,16 @@ SIZE = "modules have at most 399 lines and functions 100"
         ("__main__.py", "from .cli import main\n", 1, IMPORTS),
         ("run/a.py", "x = 1\n" * 400, 1, SIZE),
         ("run/a.py", "x = 1\nasync def f():\n" + "    x = 1\n" * 100, 2, SIZE),
+        ("functional/a.py", "def f(x: Tensor): ...\n", 1, SHAPES),
+        ("functional/a.py", "def f(*, x: torch.Tensor | None = None): ...\n", 1, SHAPES),
+        (
+            "kernels/a.py",
+            "def f(\n    x: Float[Tensor, 'N'],\n) -> tuple[Float[Tensor, 'N'], Tensor]: ...\n",
+            3,
+            SHAPES,
+        ),
+        ("kernels/a.py", "class A:\n    x: Tensor\n", 2, SHAPES),
+        ("estimators/a.py", "class A:\n    def __init__(self, *x: list[Tensor]): ...\n", 2, SHAPES),
     ],
 )
 def test_each_fault_is_one_line_with_its_place(tmp_path: Path, name: str, text: str, line: int, sentence: str) -> None:
@@ -86,6 +97,9 @@ def test_each_fault_is_one_line_with_its_place(tmp_path: Path, name: str, text: 
         ("run/inner/a.py", "from ..b import c\nfrom . import d\nfrom vopd.models import e\nfrom vopd import f\n"),
         ("run/a.py", "x = 1\n" * 399),
         ("run/a.py", "def f():\n" + "    x = 1\n" * 99),
+        ("training/a.py", "def f(x: Tensor) -> Tensor: ...\n"),
+        ("kernels/a.py", "def f(x: Float[Tensor, 'N V'] | None, change: Callable[[Tensor], Tensor]): ...\n"),
+        ("kernels/a.py", "def _f(x: Tensor):\n    found: dict[str, Tensor] = {}\n"),
     ],
 )
 def test_what_is_allowed_is_no_fault(tmp_path: Path, name: str, text: str) -> None:

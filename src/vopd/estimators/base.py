@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, cat
 
@@ -14,6 +14,9 @@ from vopd.functional import policy_gradient_loss
 from vopd.kernels import Estimate, Needs, Rows
 
 from .teacher_scores import ScoreKind
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,6 @@ def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
     return replace(estimate, loss=estimate.loss + policy_gradient_loss(rows.student_logprobs, weighted), form=form)
 
 
-def append(columns: Tensor, column: Tensor) -> Tensor:
+def append(columns: Shaped[Tensor, "N J"], column: Shaped[Tensor, " N"]) -> Shaped[Tensor, "N J+1"]:
     """One more column, (N, J + 1)."""
     return cat([columns, column.unsqueeze(-1)], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from .base import Estimator
 from .catalogue import ESTIMATORS
 from .teacher_scores import ScoreKind, TopKScores
 
+if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
+
 _NEEDS: dict[ScoreKind, str] = {
     "sampled": "the score of each sampled token",
     "top_k": "the scores of the teacher's own top k",
@@ -21,7 +25,7 @@ _NEEDS: dict[ScoreKind, str] = {
 }
 
 
-def check_teacher(estimator: Estimator, teacher: Tensor | None, scores: TopKScores | None) -> None:
+def check_teacher(estimator: Estimator, teacher: Shaped[Tensor, " ..."] | None, scores: TopKScores | None) -> None:
     """Exactly one of teacher tensors and server scores, and scores only where they are enough."""
     if (teacher is None) == (scores is None):
         raise ConfigurationError("give either the teacher's tensors or teacher_scores, with the other one None")
@@ -84,7 +88,7 @@ def common_vocabulary(student_rows: int, teacher_rows: int | None, vocab_size: i
     return vocab_size
 
 
-def check_leading(name: str, tensor: Tensor | None, shape: torch.Size, trailing: int = 0) -> None:
+def check_leading(name: str, tensor: Shaped[Tensor, " ..."] | None, shape: torch.Size, trailing: int = 0) -> None:
     """The tensor's shape is that of the completion ids, with ``trailing`` more dimensions."""
     if tensor is None:
         return
@@ -95,7 +99,7 @@ def check_leading(name: str, tensor: Tensor | None, shape: torch.Size, trailing:
         raise ConfigurationError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted} to fit completion_ids")
 
 
-def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
+def check_ids(ids: Shaped[Tensor, " ..."], vocab_size: int, name: str) -> None:
     """Every id that counts is a token of the vocabulary. One look at the device for the whole batch."""
     if ids.numel() and bool(((ids < 0) | (ids >= vocab_size)).any()):
         raise ConfigurationError(
@@ -103,7 +107,9 @@ def check_ids(ids: Tensor, vocab_size: int, name: str) -> None:
         )
 
 
-def checked_top_k_ids(ids: Tensor, logprobs: Tensor, vocab_size: int) -> Tensor:
+def checked_top_k_ids(
+    ids: Shaped[Tensor, " ..."], logprobs: Shaped[Tensor, " ..."], vocab_size: int
+) -> Int[Tensor, "N k"]:
     """A server's top k ids, (N, k), with 0 for those of absent entries (-inf), which mean nothing.
 
     Raises:
@@ -123,7 +129,7 @@ def checked_top_k_ids(ids: Tensor, logprobs: Tensor, vocab_size: int) -> Tensor:
     return known
 
 
-def check_head(model: str, hidden: Tensor | None, head: Tensor | None) -> None:
+def check_head(model: str, hidden: Shaped[Tensor, " ..."] | None, head: Shaped[Tensor, " ..."] | None) -> None:
     """The head has one row a token, as wide as the hidden states."""
     if (hidden is None) != (head is None):
         raise ConfigurationError(f"{model}_hidden and {model}_head go together")
@@ -133,7 +139,9 @@ def check_head(model: str, hidden: Tensor | None, head: Tensor | None) -> None:
         )
 
 
-def check_head_options(model: str, head: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> None:
+def check_head_options(
+    model: str, head: Shaped[Tensor, " ..."], bias: Shaped[Tensor, " ..."] | None, scale: float, softcap: float | None
+) -> None:
     """A bias has one entry a row of the head; a logit scale and a soft cap are above 0."""
     if bias is not None and bias.shape != head.shape[:1]:
         raise ConfigurationError(f"{model}_bias has shape {tuple(bias.shape)}, expected ({len(head)},) as {model}_head")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vopd.functional import sparse_top_k_baseline, truncated_reverse_kl
+from vopd.functional import centred_value_baseline, sparse_top_k_baseline, truncated_reverse_kl, value_baseline
 from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
@@ -14,14 +14,15 @@ from .supports import support_logits
 
 def _full_rkl(rows: Rows) -> Estimate:
     """Token loss KL(p || q); gradient p (d' - E_p[d']): b = 1, a = -E_p[d'] = E_p[r']."""
-    reward = rows.moments().reward
+    moments = rows.moments()
+    centred = centred_value_baseline(moments)
     form = GradientForm(
-        a=reward,
-        b=torch.ones_like(reward),
+        a=centred,
+        b=torch.ones_like(centred),
         ids=rows.sampled_ids.unsqueeze(-1),
-        values=torch.zeros_like(reward).unsqueeze(-1),
+        values=torch.zeros_like(centred).unsqueeze(-1),
     )
-    return Estimate(loss=-(not_none(rows.top_reward) + reward), form=form)
+    return Estimate(loss=-value_baseline(moments), form=form)
 
 
 FULL_RKL = Estimator(

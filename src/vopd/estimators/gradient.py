@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -39,7 +42,12 @@ class GradientInHand(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        loss: Float[Tensor, ""],
+        gradients: list[Float[Tensor, " ..."] | None],
+        *inputs: Float[Tensor, " ..."] | None,
+    ) -> Float[Tensor, ""]:
         """``inputs`` are the tensors that the gradients belong to, in order; None has no gradient."""
         ctx.gradients = gradients
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
@@ -47,7 +55,7 @@ class GradientInHand(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *outputs: Float[Tensor, ""]) -> tuple[Float[Tensor, " ..."] | None, ...]:
         """Scales the gradients by that of the loss."""
         if ctx.gradients is None:
             raise RuntimeError(
@@ -60,7 +68,9 @@ class GradientInHand(torch.autograd.Function):
         return None, None, *scaled
 
 
-def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled(
+    gradient: Float[Tensor, "*shape"], factor: Float[Tensor, ""], dtype: torch.dtype
+) -> Float[Tensor, "*shape"]:
     """gradient * factor in the dtype, in place where it can be; a float32 head gradient is narrowed only here, since
     one over a normaliser, or a loss scale, is in the factor."""
     if gradient.dtype == dtype:

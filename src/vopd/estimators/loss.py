@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,23 +29,26 @@ from .catalogue import find_estimator
 from .gradient import GradientInHand, outside_compilation
 from .teacher_scores import TopKScores
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
+
 
 @outside_compilation
 def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    completion_ids: Tensor,
-    completion_mask: Tensor | None = None,
+    student_logits: Float[Tensor, "*tokens V_s"],
+    teacher_logits: Float[Tensor, "*tokens V_t"] | None,
+    completion_ids: Int[Tensor, "*tokens"],
+    completion_mask: Shaped[Tensor, "*tokens"] | None = None,
     *,
     estimator: str | Estimator = "vopd",
     top_k: int | None = None,
     temperature: float = 1.0,
-    normalizer: Tensor | float | None = None,
+    normalizer: Shaped[Tensor, ""] | float | None = None,
     teacher_scores: TopKScores | None = None,
-    importance_weights: Tensor | None = None,
-    rollout_logprobs: Tensor | None = None,
+    importance_weights: Float[Tensor, "*tokens"] | None = None,
+    rollout_logprobs: Float[Tensor, "*tokens"] | None = None,
     importance_cap: float = 2.0,
-    extra_advantages: Tensor | None = None,
+    extra_advantages: Float[Tensor, "*tokens"] | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
     chunk_size: int | None = None,
@@ -111,28 +115,28 @@ def distillation_loss(
 
 @outside_compilation
 def linear_distillation_loss(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
-    completion_ids: Tensor,
-    completion_mask: Tensor | None = None,
+    student_hidden: Float[Tensor, "*tokens D_s"],
+    student_head: Float[Tensor, "V_s D_s"],
+    teacher_hidden: Float[Tensor, "*tokens D_t"] | None,
+    teacher_head: Float[Tensor, "V_t D_t"] | None,
+    completion_ids: Int[Tensor, "*tokens"],
+    completion_mask: Shaped[Tensor, "*tokens"] | None = None,
     *,
     estimator: str | Estimator = "vopd",
     top_k: int | None = None,
     temperature: float = 1.0,
-    normalizer: Tensor | float | None = None,
+    normalizer: Shaped[Tensor, ""] | float | None = None,
     teacher_scores: TopKScores | None = None,
-    importance_weights: Tensor | None = None,
+    importance_weights: Float[Tensor, "*tokens"] | None = None,
     backend: str = "auto",
-    rollout_logprobs: Tensor | None = None,
+    rollout_logprobs: Float[Tensor, "*tokens"] | None = None,
     importance_cap: float = 2.0,
-    extra_advantages: Tensor | None = None,
+    extra_advantages: Float[Tensor, "*tokens"] | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
     chunk_size: int | None = None,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
+    student_bias: Float[Tensor, " V_s"] | None = None,
+    teacher_bias: Float[Tensor, " V_t"] | None = None,
     student_logit_scale: float = 1.0,
     teacher_logit_scale: float = 1.0,
     student_softcap: float | None = None,

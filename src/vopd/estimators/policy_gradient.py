@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from vopd.functional import (
+    centred_optimal_baseline,
+    centred_value_baseline,
     optimal_baseline,
     policy_gradient_loss,
     renormalised_top_k_baseline,
@@ -18,8 +22,11 @@ from vopd.kernels import Estimate, GradientForm, Needs, Rows
 from .base import Estimator
 from .supports import bucket_moments, support_logits
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> Estimate:
+
+def policy_gradient(rows: Rows, advantages: Float[Tensor, " N"], baseline: Float[Tensor, " N"] | None) -> Estimate:
     """Token loss -w A log p_y, whose gradient in the logits is w A (p - e_y): a = w A, and -w A at y.
 
     Args:
@@ -33,7 +40,7 @@ def policy_gradient(rows: Rows, advantages: Tensor, baseline: Tensor | None) -> 
     return Estimate(loss=loss, form=form, baseline=baseline, advantages=advantages)
 
 
-def centred_policy_gradient(rows: Rows, centred_baseline: Tensor) -> Estimate:
+def centred_policy_gradient(rows: Rows, centred_baseline: Float[Tensor, " N"]) -> Estimate:
     """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
     advantages = -not_none(rows.sampled_difference) - centred_baseline
     baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline
@@ -58,7 +65,7 @@ OPD = Estimator(
 
 def _vopd(rows: Rows) -> Estimate:
     """A = r_y - V = E_p[d] - d_y. Source: arXiv 2605.07865, Eq. 9."""
-    return centred_policy_gradient(rows, value_baseline(rows.moments()))
+    return centred_policy_gradient(rows, centred_value_baseline(rows.moments()))
 
 
 VOPD = Estimator(
@@ -105,7 +112,7 @@ VOPD_SPARSE = Estimator(
 
 def _vopd_optimal(rows: Rows) -> Estimate:
     """A = r_y - E_p[w r] / E_p[w]. Advantages are not centred: never whiten or clip them."""
-    return centred_policy_gradient(rows, optimal_baseline(rows.moments()))
+    return centred_policy_gradient(rows, centred_optimal_baseline(rows.moments()))
 
 
 VOPD_OPTIMAL = Estimator(
@@ -119,9 +126,8 @@ VOPD_OPTIMAL = Estimator(
 
 
 def _vopd_teacher_top_k(rows: Rows) -> Estimate:
-    """A = r_y - (sum_S p r + p_rest r_rest), S the teacher's top k."""
-    moments = bucket_moments(rows)
-    baseline = not_none(moments.top_reward) + value_baseline(moments)
+    """A = r_y - (sum_S p r + p(bucket) r_bucket), S the teacher's top k."""
+    baseline = value_baseline(bucket_moments(rows))
     return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
 
 
@@ -136,9 +142,8 @@ VOPD_TEACHER_TOP_K = Estimator(
 
 
 def _vopd_teacher_top_k_optimal(rows: Rows) -> Estimate:
-    """A = r_y - [sum_S p w r + (sum_{v not in S} p w) r_rest] / E_p[w], S the teacher's top k."""
-    moments = bucket_moments(rows)
-    baseline = not_none(moments.top_reward) + optimal_baseline(moments)
+    """A = r_y - [sum_S p w r + (sum_{v not in S} p w) r_bucket] / E_p[w], S the teacher's top k."""
+    baseline = optimal_baseline(bucket_moments(rows))
     return policy_gradient(rows, not_none(rows.rewards) - baseline, baseline)
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from vopd.functional import policy_gradient_loss, rest_mean_baseline
+from vopd.functional import centred_value_baseline, outside_mean_baseline, policy_gradient_loss
 from vopd.functional.moments import not_none
 from vopd.kernels import Estimate, GradientForm, Needs, Rows
 
 from .base import Estimator, append
 from .supports import bucket_rewards
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, baseline: Tensor) -> Estimate:
+
+def rao_blackwell(
+    rows: Rows,
+    support_rewards: Float[Tensor, "N K"],
+    sampled_rewards: Float[Tensor, " N"],
+    baseline: Float[Tensor, " N"],
+) -> Estimate:
     """Sums the support exactly and samples the rest (``functional.rao_blackwell_loss``).
 
     With c_v = p_v (r_v - b) on S and c_y = w (r_y - b) if y is not in S, the gradient in the logits is
@@ -42,8 +52,8 @@ def rao_blackwell(rows: Rows, support_rewards: Tensor, sampled_rewards: Tensor, 
 
 def _rao_blackwell_top_k(rows: Rows) -> Estimate:
     """b = mean of r outside S, from the full rows; all on the scale of centred rewards r' = -d'."""
-    otherwise = rows.moments().reward
-    baseline = rest_mean_baseline(rows.other_prob, -not_none(rows.other_difference), otherwise)
+    otherwise = centred_value_baseline(rows.moments())
+    baseline = outside_mean_baseline(rows.other_prob, -not_none(rows.other_difference), otherwise)
     result = rao_blackwell(rows, -not_none(rows.support_difference), -not_none(rows.sampled_difference), baseline)
     return result.with_baseline(not_none(rows.top_reward) + baseline)
 
@@ -59,7 +69,7 @@ RAO_BLACKWELL_TOP_K = Estimator(
 
 
 def _rao_blackwell_teacher_top_k(rows: Rows) -> Estimate:
-    """b = r_rest = log(q_rest / p_rest), the reward of the bucket outside S."""
+    """b = r_bucket = log(q(bucket) / p(bucket)), the bucket being the tokens outside S."""
     rewards, bucket_reward = bucket_rewards(rows)
     return rao_blackwell(rows, rewards, not_none(rows.rewards), bucket_reward).with_baseline(bucket_reward)
 

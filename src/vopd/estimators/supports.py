@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from vopd.functional import Moments, bucketed_moments, rest_log_ratio
+from vopd.functional import Moments, bucket_log_ratio, bucketed_moments
 from vopd.functional.moments import not_none
 from vopd.kernels import Rows
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
+
+def support_logits(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Student and teacher logits on S, each up to a constant per row, (N, K); -inf in columns outside S.
 
     The teacher's come from differences, log p - d', so that its normaliser is not needed.
@@ -19,7 +24,7 @@ def support_logits(rows: Rows) -> tuple[Tensor, Tensor]:
     return student, student - not_none(rows.support_difference)
 
 
-def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
+def bucket_rewards(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
     """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
     teacher = not_none(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
     # A token that the student excludes stays in the teacher's sum, but nothing is rewarded for it.
@@ -27,7 +32,7 @@ def bucket_rewards(rows: Rows) -> tuple[Tensor, Tensor]:
     rewards = (teacher - rows.support_logprobs).masked_fill(~counted, 0)
     top_prob = rows.support_logprobs[:, 0].exp()
     bucket_prob = rows.other_prob + top_prob.masked_fill(rows.in_support[:, 0], 0)
-    return rewards, rest_log_ratio(teacher, bucket_prob)
+    return rewards, bucket_log_ratio(teacher, bucket_prob)
 
 
 def bucket_moments(rows: Rows) -> Moments:
@@ -39,7 +44,7 @@ def bucket_moments(rows: Rows) -> Moments:
         top_reward=torch.where(rows.in_support[:, 0], rewards[:, 0], bucket_reward),
         support_probs=probs[:, 1:],
         support_rewards=rewards[:, 1:],
-        outside_prob=rows.other_prob,
-        outside_square_prob=rows.other_square_prob,
-        outside_reward=bucket_reward,
+        other_prob=rows.other_prob,
+        other_square_prob=rows.other_square_prob,
+        bucket_reward=bucket_reward,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 ScoreKind = Literal["sampled", "top_k", "chosen", "full"]
 """What a teacher can give at each position of a completion: the log-probability of the ``sampled`` token; those of
@@ -31,7 +34,7 @@ class TopKScores:
             ids alone take scores that are off by a constant a position.
     """
 
-    sampled_logprobs: Tensor
-    top_k_ids: Tensor | None = None
-    top_k_logprobs: Tensor | None = None
+    sampled_logprobs: Float[Tensor, "*tokens"]
+    top_k_ids: Int[Tensor, "*tokens k"] | None = None
+    top_k_logprobs: Float[Tensor, "*tokens k"] | None = None
     chosen: bool = False

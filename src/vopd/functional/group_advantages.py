@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
-def group_advantages(rewards: Tensor, weights: Tensor, num_generations: int) -> Tensor:
+
+def leave_one_out_advantages(
+    rewards: Float[Tensor, "N F"], weights: Float[Tensor, " F"], num_generations: int
+) -> Float[Tensor, " N"]:
     """a_i = sum_f w_f (R_if - mean over the group's others j of R_jf), (N,) float32, detached.
 
     The baseline of a completion does not depend on it, so -a log p(y), summed over its tokens, has the expected
@@ -32,10 +39,15 @@ def group_advantages(rewards: Tensor, weights: Tensor, num_generations: int) -> 
     return (advantages @ weights.double().to(advantages.device)).reshape(-1).float()
 
 
-def without_spread(rewards: Tensor, num_generations: int) -> Tensor:
-    """1 for each group of which no function tells one completion from another, else 0; (N / num_generations,)."""
+def groups_without_spread(rewards: Float[Tensor, "N F"], num_generations: int) -> Bool[Tensor, " N//{num_generations}"]:
+    """Whether no function tells one completion of a group from another, (N / num_generations,) booleans.
+
+    Args:
+        rewards: (N, F) as in ``leave_one_out_advantages``; those that are missing (NaN) are left out.
+        num_generations: size of a group.
+    """
     grouped = rewards.detach().view(-1, num_generations, rewards.shape[-1])
     known = ~grouped.isnan()
     most = grouped.masked_fill(~known, -torch.inf).amax(1)
     least = grouped.masked_fill(~known, torch.inf).amin(1)
-    return (most <= least).all(-1).float()
+    return (most <= least).all(-1)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def importance_weights(trainer_logprobs: Tensor, rollout_logprobs: Tensor, cap: float) -> Tensor:
+
+def importance_weights(
+    trainer_logprobs: Float[Tensor, "*tokens"], rollout_logprobs: Float[Tensor, "*tokens"], cap: float
+) -> Float[Tensor, "*tokens"]:
     """Truncated token weights w = min(sg[exp(log p_trainer(y) - log p_rollout(y))], cap).
 
     Args:

@@ -7,13 +7,20 @@ detached inside.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def policy_gradient_loss(
-    sampled_logprobs: Tensor, advantages: Tensor, importance_weights: Tensor | None = None
-) -> Tensor:
+    sampled_logprobs: Float[Tensor, "*tokens"],
+    advantages: Float[Tensor, "*tokens"],
+    importance_weights: Float[Tensor, "*tokens"] | None = None,
+) -> Float[Tensor, "*tokens"]:
     """Token loss -w A log p(y), A and w detached.
 
     Args:
@@ -30,7 +37,9 @@ def policy_gradient_loss(
     return -weighted.detach() * sampled_logprobs
 
 
-def reverse_kl(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+def reverse_kl(
+    student_logprobs: Float[Tensor, "*tokens V"], teacher_logprobs: Float[Tensor, "*tokens V"]
+) -> Float[Tensor, "*tokens"]:
     """Exact KL(p || q) = sum p (log p - log q). A token of student probability 0 contributes 0.
 
     Args:
@@ -46,7 +55,9 @@ def reverse_kl(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
     return (probs * (student_logprobs - teacher_logprobs).masked_fill(probs == 0, 0)).sum(-1)
 
 
-def truncated_reverse_kl(student_top_k_logits: Tensor, teacher_top_k_logits: Tensor) -> Tensor:
+def truncated_reverse_kl(
+    student_top_k_logits: Float[Tensor, "*tokens k"], teacher_top_k_logits: Float[Tensor, "*tokens k"]
+) -> Float[Tensor, "*tokens"]:
     """KL(p~ || q~), both renormalised on the student's top k: a biased objective, kept as a control.
 
     Args:
@@ -60,13 +71,13 @@ def truncated_reverse_kl(student_top_k_logits: Tensor, teacher_top_k_logits: Ten
 
 
 def rao_blackwell_loss(
-    student_logprobs: Tensor,
-    rewards: Tensor,
-    baseline: Tensor,
-    completion_ids: Tensor,
-    support_ids: Tensor,
-    importance_weights: Tensor | None = None,
-) -> Tensor:
+    student_logprobs: Float[Tensor, "*tokens V"],
+    rewards: Float[Tensor, "*tokens V"],
+    baseline: Float[Tensor, "*tokens"],
+    completion_ids: Int[Tensor, "*tokens"],
+    support_ids: Int[Tensor, "*tokens k"],
+    importance_weights: Float[Tensor, "*tokens"] | None = None,
+) -> Float[Tensor, "*tokens"]:
     """-sum_{v in S} sg[p_v (r_v - b)] log p_v - 1[y not in S] sg[w (r_y - b)] log p_y.
 
     The tokens of S are summed exactly, the others sampled: unbiased for any S and b that do not depend on y.

@@ -7,7 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from vopd.functional import gradient_variance, optimal_baseline, value_baseline
+from vopd.functional import (
+    centred_optimal_baseline,
+    centred_value_baseline,
+    gradient_variance_from_centred,
+    value_baseline,
+)
 from vopd.functional.moments import not_none
 
 from .logits import LogitSource
@@ -83,9 +88,9 @@ def _summary(rows: Rows, estimate: Estimate) -> DistillationOutput:
     )
     if rows.other_difference is None:
         return found
-    moments, top_reward = rows.moments(), not_none(rows.top_reward)
-    found = replace(found, reverse_kl=-(top_reward + value_baseline(moments)))
-    if moments.reward_square is None:
+    moments = rows.moments()
+    found = replace(found, reverse_kl=-value_baseline(moments))
+    if moments.centred_reward_square is None:
         return found
-    baselines = (-top_reward, value_baseline(moments), optimal_baseline(moments))
-    return replace(found, variance=Variance(*(gradient_variance(moments, baseline) for baseline in baselines)))
+    centred = (-not_none(rows.top_reward), centred_value_baseline(moments), centred_optimal_baseline(moments))
+    return replace(found, variance=Variance(*(gradient_variance_from_centred(moments, one) for one in centred)))

@@ -6,12 +6,15 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .row_pass import soft_cap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 BUFFER_ALIGNMENT = 128
 """Row strides of buffers are multiples of it, whatever the vocabulary, so that loads of 16 bytes never straddle."""
@@ -34,8 +37,8 @@ class Head:
         softcap: bound of the logits (Gemma's final_logit_softcapping); None for none.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     softcap: float | None = None
 
@@ -56,7 +59,7 @@ class Head:
         """Where it is."""
         return self.weight.device
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens V"]:
         """Logits (..., V) of a few hidden states (..., D), in float32 or wider. Products with all of them are for
         ``Projection``."""
         wide = hidden if hidden.dtype == torch.float64 else hidden.float()
@@ -80,7 +83,9 @@ class Projection:
     nats into each advantage. Elsewhere both sides are cast to ``dtype`` first.
     """
 
-    def __init__(self, hidden: Tensor, head: Head, vocab_size: int, temperature: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, hidden: Float[Tensor, "N D"], head: Head, vocab_size: int, temperature: float, dtype: torch.dtype
+    ) -> None:
         self.dtype = dtype
         self.product_dtype = product_dtype(hidden, head.weight, dtype)
         tell_of_tf32(hidden.device, self.product_dtype)
@@ -92,17 +97,17 @@ class Projection:
         self._vocab_size = vocab_size
         self._buffer: Tensor | None = None
 
-    def weight(self) -> Tensor:
+    def weight(self) -> Float[Tensor, "V D"]:
         """The head's rows in the products' dtype, (V, D): cast once a call, not once a chunk."""
         if self._weight.dtype != self.product_dtype:
             self._weight = self._weight.to(self.product_dtype)
         return self._weight
 
-    def hidden(self, rows: Tensor) -> Tensor:
+    def hidden(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C D"]:
         """Hidden states of the rows in the products' dtype, (C, D)."""
         return self._hidden.index_select(0, rows).to(self.product_dtype)
 
-    def logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C V"]:
         """(C, V), in a buffer that the next call overwrites; before the soft cap."""
         if self._buffer is None:
             stride = -(-self._vocab_size // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
@@ -111,13 +116,13 @@ class Projection:
         multiply(self.hidden(rows), self.weight().T, logits, self.alpha)
         return logits if self._bias is None else logits.add_(self._bias)
 
-    def at(self, rows: Tensor, ids: Tensor) -> Tensor:
+    def at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         """Logits at ids with the soft cap, (C, J), from those rows of the head only, gathered some at a time."""
         step = max(1, GATHER_ELEMENTS // (ids.shape[-1] * self._weight.shape[-1]))
         parts = [self._at(*part) for part in zip(rows.split(step), ids.split(step))]
         return soft_cap(torch.cat(parts) if parts else rows.new_empty(ids.shape, dtype=self.dtype), self.softcap)
 
-    def _at(self, rows: Tensor, ids: Tensor) -> Tensor:
+    def _at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         weights, hidden = self._weight[ids].to(self.product_dtype), self.hidden(rows).unsqueeze(-1)
         if self.product_dtype == self.dtype:
             logits = torch.bmm(weights, hidden)
@@ -129,7 +134,7 @@ class Projection:
         return logits if self._bias is None else logits.add_(self._bias[ids])
 
 
-def product_dtype(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+def product_dtype(hidden: Float[Tensor, "*tokens D"], weight: Float[Tensor, "V D"], dtype: torch.dtype) -> torch.dtype:
     """What the matrix products run in: half precision only on CUDA, where the model or autocast says so."""
     if hidden.device.type != "cuda" or dtype == torch.float64:
         return dtype
@@ -154,7 +159,13 @@ def _say_tf32() -> None:
     )
 
 
-def multiply(left: Tensor, right: Tensor, out: Tensor, alpha: float = 1.0, accumulate: bool = False) -> Tensor:
+def multiply(
+    left: Float[Tensor, "X Y"],
+    right: Float[Tensor, "Y Z"],
+    out: Float[Tensor, "X Z"],
+    alpha: float = 1.0,
+    accumulate: bool = False,
+) -> Float[Tensor, "X Z"]:
     """out = alpha left @ right, plus out itself with ``accumulate``; half inputs are summed in ``out``'s float32."""
     if left.dtype == out.dtype:
         if alpha == 1 and not accumulate:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .heads import Head, Projection, multiply
 from .row_pass import ChunkLogits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class LogitSource(Protocol):
@@ -28,24 +31,24 @@ class LogitSource(Protocol):
     dtype: torch.dtype
     gradient_dtype: torch.dtype
 
-    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+    def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
         """Logits of the rows, (C, V), free to overwrite; the teacher's None if not wanted or not there."""
         ...
 
-    def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
+    def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         """Teacher logits at ids, (C, J), without the rest of the row."""
         ...
 
-    def accumulate(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
         """Takes the gradient of the summed loss in what the student's buffer of ``logits`` held, (C, V)."""
         ...
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self) -> list[Float[Tensor, " ..."] | None]:
         """The gradients accumulated so far, one for each differentiable input; None where none is wanted."""
         ...
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+def compute_dtype(*tensors: Float[Tensor, " ..."] | None) -> torch.dtype:
     """float64 if any tensor is, else float32: what statistics are computed in."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -54,12 +57,12 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 class DenseLogits:
     """Full logits of both models, (N, V_s) and (N, V_t), each cut to ``vocab_size`` columns."""
 
-    student_logits: Tensor
-    teacher_logits: Tensor | None
+    student_logits: Float[Tensor, "N V_s"]
+    teacher_logits: Float[Tensor, "N V_t"] | None
     vocab_size: int
     temperature: float
     wants_gradient: bool
-    gradient: Tensor | None = None
+    gradient: Float[Tensor, "N V_s"] | None = None
     full_teacher_is_free = True
 
     def __post_init__(self) -> None:
@@ -67,26 +70,26 @@ class DenseLogits:
         if self.wants_gradient:
             self.gradient = torch.zeros_like(self.student_logits)
 
-    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+    def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
         """Logits over temperature; a caller may have excluded tokens with -inf."""
         teacher = None if self.teacher_logits is None else self._rows(self.teacher_logits, rows)
         return ChunkLogits(self._rows(self.student_logits, rows), teacher, may_exclude=True)
 
-    def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
+    def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         """Teacher logits over temperature at ids, (C, J)."""
         assert self.teacher_logits is not None
         return self._rows(self.teacher_logits, rows).gather(-1, ids)
 
-    def accumulate(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
         """Writes the gradient of the rows over temperature in the student logits' dtype."""
         assert self.gradient is not None
         self.gradient[rows, : self.vocab_size] = gradient.div_(self.temperature).to(self.gradient.dtype)
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self) -> list[Float[Tensor, " ..."] | None]:
         """The gradient in the student's logits, (N, V_s)."""
         return [self.gradient]
 
-    def _rows(self, logits: Tensor, rows: Tensor) -> Tensor:
+    def _rows(self, logits: Float[Tensor, "N V_any"], rows: Int[Tensor, " C"]) -> Float[Tensor, "C V"]:
         chosen = logits.index_select(0, rows)[:, : self.vocab_size]
         # index_select has copied, so the buffer is ours unless the cast or the cut made it a view of the copy.
         return chosen.to(self.dtype).contiguous().div_(self.temperature)
@@ -110,9 +113,9 @@ class LinearHeads:
 
     def __init__(
         self,
-        student_hidden: Tensor,
+        student_hidden: Float[Tensor, "N D_s"],
         student: Head,
-        teacher_hidden: Tensor | None,
+        teacher_hidden: Float[Tensor, "N D_t"] | None,
         teacher: Head | None,
         *,
         vocab_size: int,
@@ -133,7 +136,7 @@ class LinearHeads:
         self._weight_gradient = zeros(student.weight.shape, dtype=self.dtype) if wants[1] else None
         self._bias_gradient = zeros(len(student.weight), dtype=self.dtype) if wants[2] else None
 
-    def logits(self, rows: Tensor, with_teacher: bool) -> ChunkLogits:
+    def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
         """Logits over temperature, their soft caps left to the row pass."""
         teacher = self._teacher if with_teacher else None
         return ChunkLogits(
@@ -143,12 +146,12 @@ class LinearHeads:
             teacher_cap=None if teacher is None else teacher.softcap,
         )
 
-    def teacher_at(self, rows: Tensor, ids: Tensor) -> Tensor:
+    def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         """Teacher logits over temperature at ids, (C, J), from those rows of the head only."""
         assert self._teacher is not None
         return self._teacher.at(rows, ids)
 
-    def accumulate(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
         """Adds the rows' share to the gradients of the student's hidden states, head weight and bias."""
         alpha = self._student.alpha
         if self._hidden_gradient is not None:
@@ -161,6 +164,6 @@ class LinearHeads:
         if self._bias_gradient is not None:
             self._bias_gradient[: self.vocab_size].add_(gradient.sum(0, dtype=self.dtype), alpha=alpha)
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self) -> list[Float[Tensor, " ..."] | None]:
         """The gradients in the student's hidden states (in their dtype), head weight and bias (float32 or wider)."""
         return [self._hidden_gradient, self._weight_gradient, self._bias_gradient]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Variance(NamedTuple):
     """Closed-form logit-space variance of the token gradient under three baselines, per token, nats^2."""
 
-    none: Tensor
-    value: Tensor
-    optimal: Tensor
+    none: Float[Tensor, "*tokens"]
+    value: Float[Tensor, "*tokens"]
+    optimal: Float[Tensor, "*tokens"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,15 @@ class DistillationOutput:
         variance: under no baseline, the value and the optimal one (with diagnostics and full teacher rows).
     """
 
-    loss: Tensor
-    student_logprobs: Tensor
-    importance_weights: Tensor
-    teacher_logprobs: Tensor | None = None
-    rewards: Tensor | None = None
-    baseline: Tensor | None = None
-    advantages: Tensor | None = None
-    reverse_kl: Tensor | None = None
-    entropy: Tensor | None = None
+    loss: Float[Tensor, " ..."]
+    student_logprobs: Float[Tensor, "*tokens"]
+    importance_weights: Float[Tensor, "*tokens"]
+    teacher_logprobs: Float[Tensor, "*tokens"] | None = None
+    rewards: Float[Tensor, "*tokens"] | None = None
+    baseline: Float[Tensor, "*tokens"] | None = None
+    advantages: Float[Tensor, "*tokens"] | None = None
+    reverse_kl: Float[Tensor, "*tokens"] | None = None
+    entropy: Float[Tensor, "*tokens"] | None = None
     variance: Variance | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> DistillationOutput:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .rows import GradientForm
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Support:
         holds_top: the student's most likely token is known to be among them.
     """
 
-    ids: Tensor
-    present: Tensor
+    ids: Int[Tensor, "C k"]
+    present: Bool[Tensor, "C k"]
     holds_top: bool = False
 
 
@@ -49,18 +52,18 @@ class Sums:
             since their sum would round away what the largest logit has digits for.
     """
 
-    top_ids: Tensor
-    top_logits: Tensor
-    mass: Tensor
-    square_mass: Tensor | None = None
-    difference: Tensor | None = None
-    square_difference: Tensor | None = None
-    difference_square: Tensor | None = None
-    square_difference_square: Tensor | None = None
-    entropy: Tensor | None = None
-    top_difference: Tensor | None = None
-    teacher_top_logits: Tensor | None = None
-    teacher_log_mass: Tensor | None = None
+    top_ids: Int[Tensor, " C"]
+    top_logits: Float[Tensor, " C"]
+    mass: Float[Tensor, " C"]
+    square_mass: Float[Tensor, " C"] | None = None
+    difference: Float[Tensor, " C"] | None = None
+    square_difference: Float[Tensor, " C"] | None = None
+    difference_square: Float[Tensor, " C"] | None = None
+    square_difference_square: Float[Tensor, " C"] | None = None
+    entropy: Float[Tensor, " C"] | None = None
+    top_difference: Float[Tensor, " C"] | None = None
+    teacher_top_logits: Float[Tensor, " C"] | None = None
+    teacher_log_mass: Float[Tensor, " C"] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class ChunkLogits:
         may_exclude: logits of minus infinity may occur.
     """
 
-    student: Tensor
-    teacher: Tensor | None
+    student: Float[Tensor, "C V"]
+    teacher: Float[Tensor, "C V"] | None
     student_cap: float | None = None
     teacher_cap: float | None = None
     may_exclude: bool = False
@@ -83,7 +86,7 @@ class ChunkLogits:
 class RowPass(Protocol):
     """One pass over a chunk: ``at``, then ``sums``, then at most once ``gradient``."""
 
-    def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
         """Student and teacher logits at ids, soft caps applied, (C, J) each."""
         ...
 
@@ -91,7 +94,7 @@ class RowPass(Protocol):
         """Reads every logit. ``order`` is that of ``Needs``; ``diagnostics`` asks for all there is."""
         ...
 
-    def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
         """a p + b p d' + values at ids, times the slope of the student's soft cap: the gradient in what its buffer
         held, (C, V) of ``dtype``, over a buffer that is no longer needed. ``totals`` are the sums of e over all."""
         ...
@@ -100,11 +103,11 @@ class RowPass(Protocol):
 MakePass = Callable[[ChunkLogits], RowPass]
 
 
-def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+def soft_cap(logits: Float[Tensor, "*shape"], cap: float | None) -> Float[Tensor, "*shape"]:
     """cap tanh(logits / cap), out of place; the logits themselves without a cap."""
     return logits if cap is None else logits.div(cap).tanh_().mul_(cap)
 
 
-def soft_cap_slope(capped: Tensor, cap: float) -> Tensor:
+def soft_cap_slope(capped: Float[Tensor, "*shape"], cap: float) -> Float[Tensor, "*shape"]:
     """Derivative of the soft cap at its value z: 1 - (z / cap)^2."""
     return 1 - (capped / cap).square()

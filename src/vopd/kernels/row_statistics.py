@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from .logits import LogitSource
 from .row_pass import MakePass, RowPass, Sums, Support
 from .rows import Batch, GradientForm, Needs, Rows
 from .support import top_k_ids
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,10 @@ class Chunk:
 
     rows: Rows
     row_pass: RowPass
-    totals: Tensor
+    totals: Float[Tensor, " C"]
     gradient_dtype: torch.dtype
 
-    def gradient(self, form: GradientForm) -> Tensor:
+    def gradient(self, form: GradientForm) -> Float[Tensor, "C V"]:
         """The gradient form written over a buffer of the chunk, (C, V); call once."""
         return self.row_pass.gradient(form, self.totals, self.gradient_dtype)
 
@@ -91,7 +95,9 @@ def compute_chunk(
     return Chunk(rows, row_pass, totals, source.gradient_dtype)
 
 
-def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs, top_k: int) -> Support:
+def _support(
+    student: Float[Tensor, "C V"], teacher: Float[Tensor, "C V"] | None, part: Batch, needs: Needs, top_k: int
+) -> Support:
     """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
     if needs.support != "top" and part.top_k_ids is not None:
         # Only -inf is absent: a NaN is there, and must not be lost.
@@ -106,23 +112,27 @@ def _support(student: Tensor, teacher: Tensor | None, part: Batch, needs: Needs,
     return Support(ids, present, holds_top=needs.support == "student_top_k")
 
 
-def _in_support(support: Support, is_top: Tensor, needs: Needs) -> Tensor:
+def _in_support(support: Support, is_top: Bool[Tensor, "C k"], needs: Needs) -> Bool[Tensor, "C K"]:
     """Columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
     if needs.support == "top":
         return torch.ones(len(is_top), 1, dtype=torch.bool, device=is_top.device)
     return _prepend(is_top.any(-1), support.present & ~is_top)
 
 
-def _prepend(column: Tensor, columns: Tensor) -> Tensor:
+def _prepend(column: Shaped[Tensor, " C"], columns: Shaped[Tensor, "C k"]) -> Shaped[Tensor, "C k+1"]:
     return torch.cat([column.unsqueeze(-1), columns], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
 
 
-def _append(columns: Tensor, column: Tensor) -> Tensor:
+def _append(columns: Shaped[Tensor, "C k"], column: Shaped[Tensor, " C"]) -> Shaped[Tensor, "C k+1"]:
     return torch.cat([columns, column.unsqueeze(-1)], dim=-1) if columns.shape[-1] else column.unsqueeze(-1)
 
 
 def _scores(
-    student_known: Tensor, teacher_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor
+    student_known: Float[Tensor, "C J"],
+    teacher_known: Float[Tensor, "C J"],
+    is_top: Bool[Tensor, "C k"],
+    sums: Sums,
+    log_totals: Float[Tensor, " C"],
 ) -> dict[str, Tensor]:
     """Differences about the top token; with full teacher rows also the teacher's log-probabilities."""
     difference = student_known - teacher_known
@@ -144,7 +154,7 @@ def _scores(
     return scores
 
 
-def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
+def _server_scores(part: Batch, is_top: Bool[Tensor, "C k"] | None) -> dict[str, Tensor]:
     """A server's scores, with the top token's moved to column 0 where it is among the teacher's top k."""
     scores = {"teacher_logprobs": not_none(part.teacher_logprobs)}
     if is_top is not None:
@@ -155,7 +165,12 @@ def _server_scores(part: Batch, is_top: Tensor | None) -> dict[str, Tensor]:
 
 
 def _chosen_scores(
-    part: Batch, student_known: Tensor, is_top: Tensor, sums: Sums, log_totals: Tensor, needs: Needs
+    part: Batch,
+    student_known: Float[Tensor, "C J"],
+    is_top: Bool[Tensor, "C k"],
+    sums: Sums,
+    log_totals: Float[Tensor, " C"],
+    needs: Needs,
 ) -> dict[str, Tensor]:
     """A server's scores at the student's top k, in the place of logits: only their differences are read.
 
@@ -168,7 +183,7 @@ def _chosen_scores(
     return {**scores, "teacher_logprobs": sampled} if needs.full_teacher else scores
 
 
-def _other_sums(sums: Sums, totals: Tensor) -> dict[str, Tensor]:
+def _other_sums(sums: Sums, totals: Float[Tensor, " C"]) -> dict[str, Tensor]:
     """Sums over the tokens in no column, as probabilities: of e over totals, of e^2 over their squares."""
     powers = {
         "other_square_prob": (sums.square_mass, 2),
@@ -180,7 +195,7 @@ def _other_sums(sums: Sums, totals: Tensor) -> dict[str, Tensor]:
     return {name: value / totals**power for name, (value, power) in powers.items() if value is not None}
 
 
-def _importance(part: Batch, student_logprobs: Tensor) -> Tensor:
+def _importance(part: Batch, student_logprobs: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     if part.rollout_logprobs is not None:
         return importance_weights(student_logprobs, part.rollout_logprobs, part.importance_cap)
     return torch.ones_like(student_logprobs) if part.importance is None else part.importance

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from vopd.functional import Moments
 from vopd.functional.moments import not_none
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
 
@@ -50,16 +53,16 @@ class Batch:
         extra_advantages: what the caller adds to the advantage of each sampled token.
     """
 
-    rows: Tensor
-    sampled_ids: Tensor
-    teacher_logprobs: Tensor | None = None
-    top_k_ids: Tensor | None = None
-    top_k_logprobs: Tensor | None = None
+    rows: Int[Tensor, " N"]
+    sampled_ids: Int[Tensor, " N"]
+    teacher_logprobs: Float[Tensor, " N"] | None = None
+    top_k_ids: Int[Tensor, "N k"] | None = None
+    top_k_logprobs: Float[Tensor, "N k"] | None = None
     chosen: bool = False
-    importance: Tensor | None = None
-    rollout_logprobs: Tensor | None = None
+    importance: Float[Tensor, " N"] | None = None
+    rollout_logprobs: Float[Tensor, " N"] | None = None
     importance_cap: float = 2.0
-    extra_advantages: Tensor | None = None
+    extra_advantages: Float[Tensor, " N"] | None = None
 
     def chunks(self, size: int) -> list[Batch]:
         """The batch cut into parts of at most ``size`` rows."""
@@ -91,28 +94,28 @@ class Rows:
         extra_advantages: added to the advantages of the sampled terms, (N,), None for none.
     """
 
-    sampled_ids: Tensor
-    student_logprobs: Tensor
-    support_ids: Tensor
-    in_support: Tensor
-    support_logprobs: Tensor
-    importance: Tensor
-    other_prob: Tensor
-    extra_advantages: Tensor | None = None
-    other_square_prob: Tensor | None = None
-    teacher_logprobs: Tensor | None = None
-    sampled_difference: Tensor | None = None
-    top_reward: Tensor | None = None
-    support_difference: Tensor | None = None
-    support_teacher_logprobs: Tensor | None = None
-    other_difference: Tensor | None = None
-    other_square_difference: Tensor | None = None
-    other_difference_square: Tensor | None = None
-    other_square_difference_square: Tensor | None = None
-    entropy: Tensor | None = None
+    sampled_ids: Int[Tensor, " N"]
+    student_logprobs: Float[Tensor, " N"]
+    support_ids: Int[Tensor, "N K"]
+    in_support: Bool[Tensor, "N K"]
+    support_logprobs: Float[Tensor, "N K"]
+    importance: Float[Tensor, " N"]
+    other_prob: Float[Tensor, " N"]
+    extra_advantages: Float[Tensor, " N"] | None = None
+    other_square_prob: Float[Tensor, " N"] | None = None
+    teacher_logprobs: Float[Tensor, " N"] | None = None
+    sampled_difference: Float[Tensor, " N"] | None = None
+    top_reward: Float[Tensor, " N"] | None = None
+    support_difference: Float[Tensor, "N K"] | None = None
+    support_teacher_logprobs: Float[Tensor, "N K"] | None = None
+    other_difference: Float[Tensor, " N"] | None = None
+    other_square_difference: Float[Tensor, " N"] | None = None
+    other_difference_square: Float[Tensor, " N"] | None = None
+    other_square_difference_square: Float[Tensor, " N"] | None = None
+    entropy: Float[Tensor, " N"] | None = None
 
     @property
-    def rewards(self) -> Tensor | None:
+    def rewards(self) -> Float[Tensor, " N"] | None:
         """r_y = log q(y) - log p(y), (N,)."""
         return None if self.teacher_logprobs is None else self.teacher_logprobs - self.student_logprobs
 
@@ -122,17 +125,17 @@ class Rows:
 
     @functools.cached_property
     def _moments(self) -> Moments:
-        reward = -not_none(self.other_difference)
+        centred_reward = -not_none(self.other_difference)
         squares: dict[str, Tensor] = {}
         if self.other_square_prob is not None:
             squares["rest_square_prob"] = self.other_square_prob
         if self.other_square_difference is not None:
-            squares["square_reward"] = -self.other_square_difference
+            squares["square_centred_reward"] = -self.other_square_difference
         if self.other_difference_square is not None:
-            squares["reward_square"] = self.other_difference_square
-            squares["square_reward_square"] = not_none(self.other_square_difference_square)
+            squares["centred_reward_square"] = self.other_difference_square
+            squares["square_centred_reward_square"] = not_none(self.other_square_difference_square)
         top_prob = self.support_logprobs[:, 0].exp()
-        others = Moments(top_prob, self.other_prob, reward, top_reward=self.top_reward, **squares)
+        others = Moments(top_prob, self.other_prob, centred_reward, top_reward=self.top_reward, **squares)
         # On a GPU every small operation counts, and there is nothing to add where only the top token is kept.
         return others if self.support_ids.shape[-1] == 1 else self._with_columns(others)
 
@@ -143,11 +146,11 @@ class Rows:
         difference = not_none(self.support_difference)[:, 1:].masked_fill(~counted, 0)
         terms = {
             "rest_prob": probs,
-            "reward": -probs * difference,
+            "centred_reward": -probs * difference,
             "rest_square_prob": probs.square(),
-            "square_reward": -probs.square() * difference,
-            "reward_square": probs * difference.square(),
-            "square_reward_square": (probs * difference).square(),
+            "square_centred_reward": -probs.square() * difference,
+            "centred_reward_square": probs * difference.square(),
+            "square_centred_reward_square": (probs * difference).square(),
         }
         found = {name: getattr(others, name) for name in terms}
         return replace(others, **{n: v + terms[n].sum(-1) for n, v in found.items() if v is not None})
@@ -164,10 +167,10 @@ class GradientForm:
         values: (N, J).
     """
 
-    a: Tensor
-    ids: Tensor
-    values: Tensor
-    b: Tensor | None = None
+    a: Float[Tensor, " N"]
+    ids: Int[Tensor, "N J"]
+    values: Float[Tensor, "N J"]
+    b: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,11 @@ class Estimate:
     """What an estimator returns for N rows: the token losses, their gradient form, and what it
     subtracted from the reward."""
 
-    loss: Tensor
+    loss: Float[Tensor, " N"]
     form: GradientForm
-    baseline: Tensor | None = None
-    advantages: Tensor | None = None
+    baseline: Float[Tensor, " N"] | None = None
+    advantages: Float[Tensor, " N"] | None = None
 
-    def with_baseline(self, baseline: Tensor) -> Estimate:
+    def with_baseline(self, baseline: Float[Tensor, " N"]) -> Estimate:
         """The same with the baseline to report, (N,)."""
         return replace(self, baseline=baseline)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 TILE = 128
 """Columns whose largest logit stands for them in the first look."""
 
 
-def top_k_ids(logits: Tensor, k: int) -> Tensor:
+def top_k_ids(logits: Float[Tensor, "C V"], k: int) -> Int[Tensor, "C {k}"]:
     """Ids of the k largest logits of each row, largest first, (C, k).
 
     The k tiles of the largest tops hold the k largest logits, so one sweep for the tops and a search among k tiles

@@ -8,6 +8,7 @@ the scratch stays in cache and never reaches the size of a buffer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from .row_pass import ChunkLogits, Sums, Support, soft_cap_slope
 from .rows import GradientForm
 from .support import top_k_ids
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 CPU_BLOCK = 1 << 16
 """Elements of a block of rows on a CPU: 256 KiB in float32, which two operands keep in a second-level cache."""
@@ -31,7 +35,7 @@ class TorchPass:
                 for rows in row_blocks(buffer):
                     buffer[rows].div_(cap).tanh_().mul_(cap)
 
-    def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
         """Logits at ids, (C, J) each; before ``sums``."""
         student = self._student.gather(-1, ids)
         self._known_ids, self._known_logits = ids, student
@@ -66,7 +70,7 @@ class TorchPass:
             found["square_mass"] = square_masses(student)
         return Sums(top_ids, self._tops, mass, **found)
 
-    def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
         """Written over the student's buffer."""
         exponentials = self._student.scatter_(-1, self._kept, self._kept_values)
         values = form.values
@@ -85,7 +89,7 @@ class TorchPass:
                 block.mul_(slope)
         return exponentials.scatter_add_(-1, form.ids, values).to(dtype)
 
-    def _slope_at(self, ids: Tensor) -> Tensor:
+    def _slope_at(self, ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
         """Slope of the soft cap at the top token and those of ``at``, from their own logits, (C, J)."""
         top_ids, tops = self._kept[:, :1], self._tops.unsqueeze(-1)
         logits = self._student.scatter_(-1, top_ids, tops).scatter_(-1, self._known_ids, self._known_logits)
@@ -95,14 +99,14 @@ class TorchPass:
         self._student.scatter_(-1, top_ids, 1)
         return slope
 
-    def _slope(self, exponentials: Tensor, rows: slice) -> Tensor:
+    def _slope(self, exponentials: Float[Tensor, "C V"], rows: slice) -> Float[Tensor, "C V"]:
         """Slope of the soft cap from z = z_top + log e; where e has underflowed the gradient is 0 whatever it is."""
         smallest = torch.finfo(exponentials.dtype).tiny
         assert self._cap is not None
         return soft_cap_slope(exponentials.clamp_min(smallest).log_().add_(self._tops[rows].unsqueeze(-1)), self._cap)
 
 
-def _top(student: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+def _top(student: Float[Tensor, "C V"], support: Support) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
     """Logit and id of each row's most likely token; among equals one of the support, whose columns are all known."""
     logits, ids = None, None
     if support.ids.shape[-1]:
@@ -118,19 +122,19 @@ def _top(student: Tensor, support: Support) -> tuple[Tensor, Tensor]:
     return top_logits, top_ids
 
 
-def row_blocks(buffer: Tensor) -> Iterator[slice]:
+def row_blocks(buffer: Float[Tensor, "C V"]) -> Iterator[slice]:
     """Slices of rows whose elementwise scratch is small; all rows at once where launches cost more than memory."""
     rows, width = buffer.shape
     step = max(1, CPU_BLOCK // max(width, 1)) if buffer.device.type == "cpu" else max(rows, 1)
     return (slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step))
 
 
-def by_blocks(buffer: Tensor, reduce: Callable[[slice], Tensor]) -> Tensor:
+def by_blocks(buffer: Float[Tensor, "C V"], reduce: Callable[[slice], Tensor]) -> Float[Tensor, "C ..."]:
     """Applies a row reduction (rows -> (rows, ...)) block by block."""
     return torch.cat([reduce(rows) for rows in row_blocks(buffer)])
 
 
-def log_normalizers(logits: Tensor) -> tuple[Tensor, Tensor]:
+def log_normalizers(logits: Float[Tensor, "C V"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """Largest logit of each row and the log of the sum of exp(logit - largest), (C,) each."""
     largest = logits.amax(-1)
     # A row of -inf alone has the sum 0, not that of exp(-inf + inf).
@@ -138,7 +142,12 @@ def log_normalizers(logits: Tensor) -> tuple[Tensor, Tensor]:
     return largest, by_blocks(logits, lambda rows: logits[rows].sub(shift[rows]).exp_().sum(-1)).log_()
 
 
-def subtract_into_teacher(student: Tensor, teacher: Tensor, top_differences: Tensor, may_exclude: bool) -> None:
+def subtract_into_teacher(
+    student: Float[Tensor, "C V"],
+    teacher: Float[Tensor, "C V"],
+    top_differences: Float[Tensor, " C"],
+    may_exclude: bool,
+) -> None:
     """Overwrites the teacher's logits with d' = d - d_top.
 
     A token that the student's logits exclude (-inf, which ``may_exclude`` says can occur) has no mass, whatever the
@@ -150,7 +159,9 @@ def subtract_into_teacher(student: Tensor, teacher: Tensor, top_differences: Ten
             teacher[rows].masked_fill_(student[rows] == -torch.inf, 0)
 
 
-def exponentiate(student: Tensor, top_logits: Tensor, kept_ids: Tensor) -> Tensor:
+def exponentiate(
+    student: Float[Tensor, "C V"], top_logits: Float[Tensor, " C"], kept_ids: Int[Tensor, "C K"]
+) -> Float[Tensor, "C K"]:
     """Overwrites the student's logits with exp(z - z_top), 0 at the kept ids; returns the values there, (C, K)."""
     kept = (student.gather(-1, kept_ids) - top_logits.unsqueeze(-1)).exp()
     for rows in row_blocks(student):
@@ -159,7 +170,9 @@ def exponentiate(student: Tensor, top_logits: Tensor, kept_ids: Tensor) -> Tenso
     return kept
 
 
-def moment_sums(student: Tensor, difference: Tensor, order: int, diagnostics: bool) -> list[Tensor]:
+def moment_sums(
+    student: Float[Tensor, "C V"], difference: Float[Tensor, "C V"], order: int, diagnostics: bool
+) -> list[Float[Tensor, " C"]]:
     """[sum e d', sum e^2, sum e^2 d', sum e d'^2, sum e^2 d'^2] of each row, cut after what is asked for."""
 
     def sums(rows: slice) -> Tensor:
@@ -175,12 +188,12 @@ def moment_sums(student: Tensor, difference: Tensor, order: int, diagnostics: bo
     return list(by_blocks(student, sums).unbind(-1))
 
 
-def square_masses(student: Tensor) -> Tensor:
+def square_masses(student: Float[Tensor, "C V"]) -> Float[Tensor, " C"]:
     """Sum of squares of each row, (C,)."""
     return torch.linalg.vector_norm(student, dim=-1).square()
 
 
-def entropy_sums(student: Tensor) -> Tensor:
+def entropy_sums(student: Float[Tensor, "C V"]) -> Float[Tensor, " C"]:
     """Sum of -e log e of each row, (C,)."""
     smallest = torch.finfo(student.dtype).tiny  # log 0 would turn 0 log 0 into NaN
 

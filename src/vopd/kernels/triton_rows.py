@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -12,6 +12,9 @@ from torch import Tensor
 from . import triton_kernels
 from .row_pass import ChunkLogits, Sums, Support, soft_cap, soft_cap_slope
 from .rows import GradientForm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 LANES, WIDTH = 512, 4
 """Columns of a tile of ``row_sums``: a 16-byte load for each lane."""
@@ -26,17 +29,17 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 class _Found(NamedTuple):
     """What ``row_sums`` writes, in its order, (C,) each."""
 
-    top: Tensor
-    top_d: Tensor
-    teacher_top: Tensor
-    mass: Tensor
-    mass2: Tensor
-    d1: Tensor
-    d2: Tensor
-    dd1: Tensor
-    dd2: Tensor
-    logs: Tensor
-    teacher_log_mass: Tensor
+    top: Float[Tensor, " C"]
+    top_d: Float[Tensor, " C"]
+    teacher_top: Float[Tensor, " C"]
+    mass: Float[Tensor, " C"]
+    mass2: Float[Tensor, " C"]
+    d1: Float[Tensor, " C"]
+    d2: Float[Tensor, " C"]
+    dd1: Float[Tensor, " C"]
+    dd2: Float[Tensor, " C"]
+    logs: Float[Tensor, " C"]
+    teacher_log_mass: Float[Tensor, " C"]
 
 
 class TritonPass:
@@ -51,7 +54,7 @@ class TritonPass:
         self._cap, self._teacher_cap = logits.student_cap, logits.teacher_cap
         self._holes = logits.may_exclude
 
-    def at(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
         """Logits at ids, (C, J) each."""
         teacher = None if self._teacher is None else soft_cap(self._teacher.gather(-1, ids), self._teacher_cap)
         return soft_cap(self._student.gather(-1, ids), self._cap), teacher
@@ -86,7 +89,7 @@ class TritonPass:
             teacher_log_mass=found.teacher_log_mass if teacher else None,
         )
 
-    def gradient(self, form: GradientForm, totals: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
         """Over the student's buffer in its own dtype, else over the teacher's.
 
         The columns of ``form.ids`` are summed in the wider dtype: where the student is nearly certain, a p + value is
@@ -110,7 +113,7 @@ class TritonPass:
         student.scatter_(-1, ids, softmax * slope).scatter_add_(-1, ids, form.values * slope)
         return out.scatter_(-1, ids, student.gather(-1, ids).to(dtype))
 
-    def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Tensor]:
+    def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Int[Tensor, " C"]]:
         """What the kernel finds, and the top tokens, (C,)."""
         student, teacher = self._student, self._teacher
         count, vocab = student.shape
@@ -128,8 +131,8 @@ class TritonPass:
         return _Found(*found), top_ids
 
     def _with_support(
-        self, found: _Found, top_ids: Tensor, support: Support, order: int, diagnostics: bool
-    ) -> tuple[_Found, Tensor]:
+        self, found: _Found, top_ids: Int[Tensor, " C"], support: Support, order: int, diagnostics: bool
+    ) -> tuple[_Found, Int[Tensor, " C"]]:
         """The same about the top token of all, which may be in the support: the rule of ``triton_kernels`` once more.
 
         Where it is, the kernel's own top token becomes one of the others.
@@ -160,7 +163,9 @@ class TritonPass:
                 )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
 
-    def _narrow_gradient(self, dtype: torch.dtype, a: Tensor, b: Tensor | None) -> Tensor:
+    def _narrow_gradient(
+        self, dtype: torch.dtype, a: Float[Tensor, " C"], b: Float[Tensor, " C"] | None
+    ) -> Float[Tensor, "C V"]:
         """a p + b p d' over the teacher's buffer, in a dtype of half its width or less.
 
         With b the teacher is still to be read. The gradient of tile i lies over tile i // 2 or one before it, so each
@@ -176,7 +181,13 @@ class TritonPass:
             self._write_gradient(out, a, b, tiles)
         return out
 
-    def _write_gradient(self, out: Tensor, a: Tensor, b: Tensor | None, tiles: tuple[int, int] | None = None) -> None:
+    def _write_gradient(
+        self,
+        out: Float[Tensor, "C V"],
+        a: Float[Tensor, " C"],
+        b: Float[Tensor, " C"] | None,
+        tiles: tuple[int, int] | None = None,
+    ) -> None:
         """Runs ``write_gradient`` over the tiles from one number to before another, all by default."""
         student = self._student
         teacher = student if b is None or self._teacher is None else self._teacher
@@ -190,7 +201,7 @@ class TritonPass:
                 BLOCK=GRADIENT_BLOCK, num_warps=GRADIENT_WARPS,
             )  # fmt: skip
 
-    def _spare(self, dtype: torch.dtype) -> Tensor:
+    def _spare(self, dtype: torch.dtype) -> Float[Tensor, "C V"]:
         """A dead (C, V) buffer of the dtype: the teacher's, or a new one where there is none."""
         vocab = self._student.shape[1]
         if self._teacher is None:

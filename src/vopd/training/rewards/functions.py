@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
-from vopd.functional.group_advantages import group_advantages, without_spread
+from vopd.functional import groups_without_spread, leave_one_out_advantages
 
 from ..batch import Batch
 from ..monitoring.metrics import Averages
@@ -163,9 +163,9 @@ class Rewards:
             averages.add(f"rewards/{name}", scores[:, place].nan_to_num(), known[:, place], spread=True)
         if state is None:
             return replace(batch, scores=scores)
-        advantages = group_advantages(scores, torch.tensor(self.weights), self.num_generations)
+        advantages = leave_one_out_advantages(scores, torch.tensor(self.weights), self.num_generations)
         averages.add("group_advantage", advantages, spread=True)
-        averages.add("zero_spread_share", without_spread(scores, self.num_generations))
+        averages.add("zero_spread_share", groups_without_spread(scores, self.num_generations).float())
         return replace(batch, scores=scores, group_advantages=advantages)
 
 
