@@ -178,10 +178,10 @@ def _signature(found: Any) -> str:
     source = inspect.getsource(found)
     definition: Any = ast.parse(source).body[0]
     head = source.splitlines()[definition.lineno - 1 : definition.body[0].lineno - 1]
-    fields = [
-        f"    {ast.get_source_segment(source, node)}" for node in definition.body if isinstance(node, ast.AnnAssign)
-    ]
-    return "\n".join([*head, *fields]) if fields else "\n".join(head).rstrip(":")
+    if isinstance(definition, ast.FunctionDef):
+        return "\n".join(head).rstrip(":")
+    fields = (node for node in definition.body if isinstance(node, ast.AnnAssign))
+    return "\n".join([*head, *(f"    {ast.get_source_segment(source, node)}" for node in fields)])
 
 
 def _fields(section: str) -> str:

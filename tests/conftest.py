@@ -22,7 +22,12 @@ import torch
 
 torch.set_num_threads(1)
 
-<<<<<<< HEAD
+# A machine that was lent for its GPU may have neither; tests/test_shapes.py fails without them.
+if find_spec("jaxtyping") and find_spec("beartype"):
+    from shapes import check_shapes
+
+    check_shapes()
+
 
 def pytest_collection_finish() -> None:
     """Every training begins with a garbage collection, which would go through all that has been imported: half the
@@ -30,13 +35,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
-=======
-# A machine that was lent for its GPU may have neither; tests/test_shapes.py fails without them.
-if find_spec("jaxtyping") and find_spec("beartype"):
-    from shapes import check_shapes
-
-    check_shapes()
->>>>>>> w-functional
 
 SENTENCES = [
     "How many legs do two dogs and three hens have in total?",
