@@ -84,7 +84,6 @@ def test_progress_prints_plain_lines_without_a_terminal() -> None:
     assert stream.getvalue() == ""
     progress.on_train_begin(None, state(0), None)
     progress.on_log(None, state(3), None, {"loss": 0.5, "reverse_kl": 0.25, "sampled_reverse_kl": 9.0})
-    progress.on_train_end(None, state(3), None)
     assert stream.getvalue() == "loss: vopd, torch on cpu\nstep 3/9  loss 0.5  reverse KL 0.25\n"
 
 

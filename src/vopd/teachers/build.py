@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
-from vopd.estimators.checks import check_gives
 from vopd.models import (
     common_vocabulary,
     context_length,
@@ -113,8 +111,8 @@ class Placed:
         model: the prepared model, None behind a server.
         name, revision: for the model card.
         vocab_size: number of real ids.
-        student_rows: rows of the student's head.
         positions: longest sequence that both models take; None for no limit.
+        average: keeps it up to date, where it is the moving average of the student.
     """
 
     teacher: Teacher
@@ -122,21 +120,15 @@ class Placed:
     name: str
     revision: str | None
     vocab_size: int
-    student_rows: int
     positions: int | None
-
-
-@dataclass
-class TeacherSet:
-    """What training needs of its teachers.
-
-    Attributes:
-        placed: by name; the same object where names share weights.
-        average: keeps the moving average of the student up to date, where that is a teacher.
-    """
-
-    placed: dict[str, Placed] = field(default_factory=dict)
     average: MovingAverage | None = None
+
+
+@dataclass(frozen=True)
+class TeacherSet:
+    """What training needs of its teachers: by name, the same object where names share weights."""
+
+    placed: dict[str, Placed]
 
     @property
     def first(self) -> Placed:
@@ -147,6 +139,11 @@ class TeacherSet:
     def model(self) -> Any:
         """The first prepared model in this process; None without any."""
         return next((placed.model for placed in self.placed.values() if placed.model is not None), None)
+
+    @property
+    def average(self) -> MovingAverage | None:
+        """What keeps the moving average of the student, where that is a teacher."""
+        return next((placed.average for placed in self.placed.values() if placed.average is not None), None)
 
     @property
     def positions(self) -> int | None:
@@ -165,12 +162,6 @@ class TeacherSet:
         here = {name for name, teacher in teachers.items() if isinstance(teacher, InProcess)}
         return RoutedTeacher(teachers, frozenset(here) if divided else frozenset())
 
-    def save_beside(self, write: Callable[[], None], folder: Path, here: bool) -> None:
-        """`write` a checkpoint, and into its folder what the teachers have that changes, on the process that is to."""
-        write()
-        if self.average is not None:
-            self.average.save(folder, here)
-
     def card_facts(self) -> dict[str, Any]:
         """What a model card says of them."""
         if len(self.placed) == 1:
@@ -185,76 +176,67 @@ def set_up_teachers(trainer: Trainer, given: dict[str, Any]) -> TeacherSet:
         ConfigurationError, MismatchError, TeacherServerError: a teacher does not go with the student, the estimator,
             the tokenizer, or this machine.
     """
-    found, made = TeacherSet(), {}
+    placed, made = {}, {}
     for name, source in given.items():
-        key = source if isinstance(source, str) else str(source) if isinstance(source, Served) else id(source)
+        key = str(source) if isinstance(source, str | Served) else id(source)
         if key not in made:
             revision = trainer.args.teacher_model_revision if name == DEFAULT else None
             if is_self(source):
-                made[key], average = _place_student(trainer, source)
-                found.average = average or found.average
+                made[key] = _place_student(trainer, source)
             elif isinstance(source, Served):
                 made[key] = _place_served(trainer, source, revision)
             else:
                 made[key] = _place_local(trainer, source, revision)
-        found.placed[name] = made[key]
-    return found
+        placed[name] = made[key]
+    return TeacherSet(placed)
 
 
 def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
-    args = trainer.args
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
-    student_rows = _checked_rows(trainer, trainer.model, "student")
-    teacher_rows = _checked_rows(trainer, model, "teacher")
-    vocab_size = _common_vocabulary(trainer, tokenizer, student_rows, teacher_rows)
+    vocab_size = _common_vocabulary(trainer, tokenizer, _checked_rows(trainer, model, "teacher"))
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
-    if args.teacher_offload:
+    offload = trainer.args.teacher_offload
+    if offload:
         _check_offload(trainer.placement, model)
     prepared = trainer.placement.place_frozen(model)
-    teacher = LocalTeacher(prepared, trainer.placement, offload=args.teacher_offload)
-    check_gives(args.chosen_estimator, teacher.gives)
-    return Placed(teacher, prepared, name, commit, vocab_size, student_rows, positions)
+    teacher = LocalTeacher(prepared, trainer.placement, offload=offload)
+    return Placed(teacher, prepared, name, commit, vocab_size, positions)
 
 
-def _place_student(trainer: Trainer, source: str) -> tuple[Placed, MovingAverage | None]:
-    """The student as its own teacher, and what keeps its moving average where it is one."""
+def _place_student(trainer: Trainer, source: str) -> Placed:
+    """The student as its own teacher."""
     placement = trainer.placement
 
     def student() -> Any:
         return placement.unwrap(trainer.model_wrapped)
 
     check_self(source, hasattr(trainer.model, "peft_config"), placement.in_an_engine)
-    rows = _checked_rows(trainer, trainer.model, "student")
-    vocab_size = _common_vocabulary(trainer, trainer.tokenizer, rows, rows)
+    vocab_size = _common_vocabulary(trainer, trainer.tokenizer)
     positions = context_length(trainer.model)
     if source == ADAPTER_OFF:
-        return Placed(AdapterOff(student, placement), None, source, None, vocab_size, rows, positions), None
+        return Placed(AdapterOff(student, placement), None, source, None, vocab_size, positions)
     prepared = placement.place_frozen(copied(trainer.model, shared=placement.may_share_weights))
     teacher = LocalTeacher(prepared, placement)
     average = None
     if source == AVERAGE:
         average = MovingAverage(lambda: placement.unwrap(prepared), student, trainer.args.teacher_decay)
-    return Placed(teacher, prepared, source, None, vocab_size, rows, positions), average
+    return Placed(teacher, prepared, source, None, vocab_size, positions, average)
 
 
 def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Placed:
     args, tokenizer = copy.copy(trainer.args), trainer.tokenizer
     if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
-        args.teacher_server_url, args.teacher_server_model = source.urls, None
+        args.teacher_server_url, args.teacher_server_model, args.teacher_model_init_kwargs = source.urls, None, None
     if source.path is not None:
         tokenizer = load_tokenizer(source.path, revision=revision)
         _warn_of_ends(trainer, load_skeleton(source.path, revision=revision), tokenizer)
-    student_rows = _checked_rows(trainer, trainer.model, "student")
-    vocab_size = _common_vocabulary(trainer, tokenizer, student_rows)
-    found = connect(
+    vocab_size = _common_vocabulary(trainer, tokenizer)
+    teacher, notes = connect(
         args,
-        estimator=trainer.args.chosen_estimator,
-        top_k=args.loss_top_k,
-        temperature=args.temperature,
         tokenizer=trainer.tokenizer,
         compared=source.path is not None,
         vocab_size=vocab_size,
@@ -262,13 +244,11 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
         end_ids=trainer.eos_token_ids,
     )
     if trainer.is_world_process_zero():
-        for note in found.notes:
+        for note in notes:
             logger.info("teacher server: %s", note)
-    limits = (context_length(trainer.model), found.positions)
+    limits = (context_length(trainer.model), teacher.positions)
     positions = min((length for length in limits if length is not None), default=None)
-    return Placed(
-        found.teacher, None, source.path or found.teacher.model.name, None, vocab_size, student_rows, positions
-    )
+    return Placed(teacher, None, source.path or teacher.model.name, None, vocab_size, positions)
 
 
 def _check_offload(placement: Placement, model: Any) -> None:
@@ -288,8 +268,9 @@ def _checked_rows(trainer: Trainer, model: Any, name: str) -> int:
     return len(head.weight)
 
 
-def _common_vocabulary(trainer: Trainer, tokenizer: Any, student_rows: int, teacher_rows: int | None = None) -> int:
+def _common_vocabulary(trainer: Trainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
     """Number of ids that student and teacher share, of which the estimator's k may not be more."""
+    student_rows = _checked_rows(trainer, trainer.model, "student")
     size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
     top_k = trainer.args.loss_top_k
     if top_k is not None and top_k > size:

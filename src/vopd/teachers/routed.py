@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.estimators.teacher_scores import ScoreKind, TopKScores
+from vopd.estimators.teacher_scores import ScoreKind
 
 from .base import Rollouts, Scored, States, Teacher
 
@@ -76,14 +76,11 @@ class RoutedTeacher:
         count = len(rollouts.completion_ids)
         own = (_teachers(rollouts) == place).unsqueeze(-1)
         mask = own if entry.mask is None else own & _spread(entry.mask.bool(), rows, count).to(own.device)
-        by: States | TopKScores
-        if isinstance(entry.by, States):
-            by = States(_spread(entry.by.hidden, rows, count), entry.by.head)
-        else:
-            given = {name: value for name, value in vars(entry.by).items() if isinstance(value, Tensor)}
-            spread: dict[str, Any] = {name: _spread(value, rows, count) for name, value in given.items()}
-            by = replace(entry.by, **spread)
-        return Scored(by, mask.to(_device(by)), self.names[place])
+        # The head of full rows is no tensor: it is the same for all of them.
+        given = {name: value for name, value in vars(entry.by).items() if isinstance(value, Tensor)}
+        spread: dict[str, Any] = {name: _spread(value, rows, count) for name, value in given.items()}
+        device = next(iter(spread.values())).device
+        return Scored(replace(entry.by, **spread), mask.to(device), self.names[place])
 
     def metrics(self) -> dict[str, float]:
         """Each one's counts as metric/name; of one with several names under the first."""
@@ -92,10 +89,6 @@ class RoutedTeacher:
             for teacher, places in self._parts
             for metric, count in teacher.metrics().items()
         }
-
-
-def _device(by: States | TopKScores) -> torch.device:
-    return by.hidden.device if isinstance(by, States) else by.sampled_logprobs.device
 
 
 def _teachers(rollouts: Rollouts) -> Tensor:

@@ -68,10 +68,9 @@ class Batch(Texts):
     @property
     def rollouts(self) -> Rollouts:
         """What a teacher needs: with its own prompts, where it has some."""
-        own = self.teacher_prompt_ids is not None and self.teacher_prompt_mask is not None
         return Rollouts(
-            prompt_ids=self.teacher_prompt_ids if own else self.prompt_ids,  # type: ignore[arg-type]
-            prompt_mask=self.teacher_prompt_mask if own else self.prompt_mask,  # type: ignore[arg-type]
+            prompt_ids=self.prompt_ids if self.teacher_prompt_ids is None else self.teacher_prompt_ids,
+            prompt_mask=self.prompt_mask if self.teacher_prompt_mask is None else self.teacher_prompt_mask,
             completion_ids=self.completion_ids,
             completion_mask=self.completion_mask,
             loss_mask=self.loss_mask,

@@ -187,7 +187,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_sampling(self)
-        check_server(self, self.chosen_estimator, self.temperature, self.teacher_model_init_kwargs)
+        check_server(self)
         self._check_groups()
 
     @property

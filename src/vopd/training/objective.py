@@ -52,35 +52,32 @@ class Objective:
         """
         if normalizer is None and len(scored) > 1:
             normalizer = batch.loss_mask.sum()
-        return [self._part(batch, student, entry, normalizer, diagnostics) for entry in scored]
-
-    def _part(
-        self, batch: Batch, student: States, entry: Scored, normalizer: Tensor | float | None, diagnostics: bool
-    ) -> DistillationOutput:
-        config = self.config
-        scores = entry.by if isinstance(entry.by, TopKScores) else None
-        teacher = entry.by if isinstance(entry.by, States) else None
-        return linear_distillation_loss(
-            student.hidden,
-            student.head.weight,
-            None if teacher is None else teacher.hidden,
-            None if teacher is None else teacher.head.weight,
-            batch.completion_ids,
-            own_mask(entry, batch.loss_mask),
-            estimator=config.chosen_estimator,
-            top_k=config.loss_top_k,
-            temperature=config.temperature,
-            normalizer=normalizer,
-            teacher_scores=scores,
-            rollout_logprobs=None if config.importance_sampling is False else batch.rollout_logprobs,
-            importance_cap=config.importance_cap,
-            extra_advantages=batch.token_advantages,
-            vocab_size=self.vocab_size,
-            diagnostics=diagnostics,
-            backend=self.backend,
-            **student.head.options("student"),
-            **({} if teacher is None else teacher.head.options("teacher")),
-        )
+        config, parts = self.config, []
+        for entry in scored:
+            teacher = entry.by if isinstance(entry.by, States) else None
+            part = linear_distillation_loss(
+                student.hidden,
+                student.head.weight,
+                None if teacher is None else teacher.hidden,
+                None if teacher is None else teacher.head.weight,
+                batch.completion_ids,
+                own_mask(entry, batch.loss_mask),
+                estimator=config.chosen_estimator,
+                top_k=config.loss_top_k,
+                temperature=config.temperature,
+                normalizer=normalizer,
+                teacher_scores=entry.by if isinstance(entry.by, TopKScores) else None,
+                rollout_logprobs=None if config.importance_sampling is False else batch.rollout_logprobs,
+                importance_cap=config.importance_cap,
+                extra_advantages=batch.token_advantages,
+                vocab_size=self.vocab_size,
+                diagnostics=diagnostics,
+                backend=self.backend,
+                **student.head.options("student"),
+                **({} if teacher is None else teacher.head.options("teacher")),
+            )
+            parts.append(part)
+        return parts
 
 
 def own_mask(entry: Scored, loss_mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[int]):
     """Shuffled prompts in whole generation batches, each repeated once for every micro-batch that it feeds.
 
@@ -29,31 +31,28 @@ class EpochSampler(Sampler[int]):
             parts of the batch in order, so that no group is split where a part is a multiple of this.
     """
 
-    def __init__(
-        self, num_prompts: int, batch_size: int, repeats: int, *, shuffle: bool, seed: int, num_generations: int = 1
-    ) -> None:
-        self.num_prompts = num_prompts
-        self.prompts_per_batch = batch_size // num_generations
-        self.num_generations = num_generations
-        self.repeats = repeats
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
+    num_prompts: int
+    batch_size: int
+    repeats: int
+    shuffle: bool
+    seed: int
+    num_generations: int = 1
+    epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration yields the order of `epoch`."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order, step = self._order(), self.prompts_per_batch
+        order, step = self._order(), self.batch_size // self.num_generations
         for start in range(0, self.num_prompts - step + 1, step):
             batch = [prompt for prompt in order[start : start + step] for _ in range(self.num_generations)]
             for _ in range(self.repeats):
                 yield from batch
 
     def __len__(self) -> int:
-        batches = self.num_prompts // self.prompts_per_batch
-        return batches * self.prompts_per_batch * self.num_generations * self.repeats
+        step = self.batch_size // self.num_generations
+        return self.num_prompts // step * step * self.num_generations * self.repeats
 
     def _order(self) -> list[int]:
         if not self.shuffle:

@@ -95,10 +95,9 @@ def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] |
 
 def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     """Return log-probabilities as a float32 tensor of the shape of the completion ids `like`, 0 on the padding."""
-    rows = [torch.tensor(row, dtype=torch.float32) for row in logprobs]
     found = torch.zeros(like.shape, dtype=torch.float32)
-    for index, row in enumerate(rows):
-        found[index, : len(row)] = row
+    for index, row in enumerate(logprobs):
+        found[index, : len(row)] = torch.tensor(row)
     return found.to(like.device)
 
 

@@ -6,10 +6,13 @@ whole distribution that the loss sees. Whatever truncates or penalises on the wa
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vopd.errors import ConfigurationError
-from vopd.estimators import ESTIMATORS, Estimator
+from vopd.estimators import ESTIMATORS
+
+if TYPE_CHECKING:
+    from .config import VOPDConfig
 
 # Settings of transformers' GenerationConfig and vLLM's SamplingParams that change the distribution of the next token,
 # with the values that leave it alone.
@@ -39,20 +42,7 @@ NEUTRAL = {name: values for names, values in _NEUTRAL_VALUES for name in names.s
 _ONE = ("n", "best_of", "num_return_sequences")
 
 
-class SamplingSettings(Protocol):
-    @property
-    def chosen_estimator(self) -> Estimator: ...
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float | None
-    repetition_penalty: float
-    vllm_structured_outputs_regex: str | None
-    generation_kwargs: Any
-
-
-def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
+def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
     """Raises ConfigurationError if completions would not be drawn from the distribution that the loss sees.
 
     Where the estimator does not look at the token drawn, the sampler only chooses the states that it is summed over.
@@ -63,13 +53,17 @@ def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
             f"top_k={settings.top_k} would truncate the sampling; did you mean loss_top_k={settings.top_k}, "
             "the estimator's k?"
         )
-    if not settings.temperature > 0:
+    temperature, extra = settings.temperature, settings.generation_kwargs or {}
+    if not temperature > 0:
         raise ConfigurationError(
-            f"temperature must be positive, got {settings.temperature}: "
+            f"temperature must be positive, got {temperature}: "
             "rollouts are sampled, and the loss divides the logits of both models by it"
         )
-    extra = settings.generation_kwargs or {}
-    _check_temperature(extra, settings.temperature)
+    if extra.get("temperature", temperature) != temperature:
+        raise ConfigurationError(
+            f"generation_kwargs sets temperature={extra['temperature']} but the loss uses temperature={temperature}; "
+            "set temperature alone, it serves both"
+        )
     for name in _ONE:
         if extra.get(name, 1) != 1:
             raise ConfigurationError(
@@ -82,14 +76,6 @@ def check_sampling(settings: SamplingSettings, rewarded: bool = False) -> None:
     for name, value in asked.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
             raise ConfigurationError(_biased(name, value, settings.chosen_estimator.name, rewarded))
-
-
-def _check_temperature(extra: dict[str, Any], temperature: float) -> None:
-    if extra.get("temperature", temperature) != temperature:
-        raise ConfigurationError(
-            f"generation_kwargs sets temperature={extra['temperature']} but the loss uses temperature={temperature}; "
-            "set temperature alone, it serves both"
-        )
 
 
 def _biased(name: str, value: Any, estimator: str, rewarded: bool) -> str:

@@ -17,7 +17,7 @@ from vopd.data.prompt_checks import check_enough, check_prompts, check_room, kee
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
-from vopd.models import States
+from vopd.models import States, read_head
 from vopd.models.head_checks import check_not_shared, disable_dropout
 from vopd.teachers import Scored
 from vopd.teachers.build import set_up_teachers, sources
@@ -154,7 +154,7 @@ class VOPDTrainer(TRLAdapter):
         self.vocab_size = self._teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, self._teachers.first.student_rows)
+        self.sample_only(self.vocab_size, len(read_head(self.model, "student").weight))
         self._positions = self._teachers.positions
         self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
 
@@ -284,9 +284,7 @@ class VOPDTrainer(TRLAdapter):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
-        write = partial(super()._save_checkpoint, model, trial)
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        self._checkpoints.save(partial(self._teachers.save_beside, write, folder, self.args.should_save))
+        self._checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

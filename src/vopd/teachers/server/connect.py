@@ -4,55 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators import Estimator
 from vopd.estimators.checks import check_gives
-from vopd.estimators.teacher_scores import ScoreKind
 
 from .preflight import Findings, inspect_servers
-from .settings import ServerSettings, check_server, use_unnormalised
+from .settings import check_server, use_unnormalised
 from .teacher import ServerTeacher
 
 logger = logging.getLogger("vopd")
 
 
-@dataclass(frozen=True)
-class Connected:
-    """A server that was found fit.
-
-    Attributes:
-        teacher: scores completions.
-        positions: longest sequence that it scores; None where it does not say.
-        notes: what was found, a line each.
-    """
-
-    teacher: ServerTeacher
-    positions: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 def connect(
-    settings: ServerSettings,
-    *,
-    estimator: Estimator,
-    top_k: int | None,
-    temperature: float,
-    tokenizer: Any,
-    compared: bool,
-    vocab_size: int,
-    prompt: Sequence[int],
-    end_ids: Sequence[int],
-) -> Connected:
-    """Try the servers of `settings` and return the teacher behind them.
+    args: Any, *, tokenizer: Any, compared: bool, vocab_size: int, prompt: Sequence[int], end_ids: Sequence[int]
+) -> tuple[ServerTeacher, list[str]]:
+    """Try the servers of ``args.teacher_server_url`` and return the teacher behind them, and what was found.
 
     Args:
-        settings: with ``teacher_server_url``.
-        estimator: of the run.
-        top_k: its k, None where it has none.
-        temperature: of the rollouts.
+        args: a VOPDConfig.
         tokenizer: the student's.
         compared: the teacher's own tokenizer was compared with it already.
         vocab_size: number of real ids.
@@ -64,15 +35,15 @@ def connect(
         MismatchError: its vocabulary is another one.
         ConfigurationError: it does not give what the estimator or the temperature needs.
     """
-    check_server(settings, estimator, temperature, None)
-    need = estimator.need
-    servers = settings.teacher_servers()
+    check_server(args)
+    need = args.chosen_estimator.need
+    servers = args.teacher_servers()
     try:
-        found = inspect_servers(servers, settings.teacher_server_model, tokenizer, prompt, vocab_size)
+        found = inspect_servers(servers, args.teacher_server_model, tokenizer, prompt, vocab_size)
         _check_vocabulary(found, compared)
-        _check_kind(found, need, estimator, top_k)
+        _check_kind(found, args.chosen_estimator, args.loss_top_k)
         if need != "chosen":  # which needs no normaliser: the scores are divided by the temperature on this side
-            _check_temperature(found, temperature)
+            _check_temperature(found, args.temperature)
     except Exception:
         servers.close()
         raise
@@ -86,14 +57,13 @@ def connect(
         found.model,
         need=need,
         gives=frozenset({"sampled", need}),
-        top_k=top_k or 0,
-        temperature=temperature,
-        drop=settings.teacher_failure == "drop",
+        top_k=args.loss_top_k or 0,
+        temperature=args.temperature,
+        drop=args.teacher_failure == "drop",
         check=found.check_weights,
+        positions=None if found.length is None else found.length - 1,  # scoring a sequence takes one token more
     )
-    # Scoring a sequence takes one token more.
-    positions = None if found.length is None else found.length - 1
-    return Connected(teacher, positions, _notes(found))
+    return teacher, _notes(found)
 
 
 def _check_vocabulary(found: Findings, compared: bool) -> None:
@@ -105,12 +75,12 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
             )
 
 
-def _check_kind(found: Findings, need: ScoreKind, estimator: Estimator, top_k: int | None) -> None:
-    if need == "top_k" and top_k:
+def _check_kind(found: Findings, estimator: Estimator, top_k: int | None) -> None:
+    if estimator.need == "top_k" and top_k:
         given, refusal = found.most_top_k([top_k])
         if not given:
             raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
-    if need == "chosen" and (refusal := found.refusal_of_chosen()):
+    if estimator.need == "chosen" and (refusal := found.refusal_of_chosen()):
         check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
 
 

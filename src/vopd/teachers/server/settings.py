@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vopd.errors import ConfigurationError, check_at_least
+from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.checks import check_gives
 
@@ -59,42 +59,36 @@ class ServerSettings:
         )
 
 
-def check_server(settings: ServerSettings, estimator: Estimator, temperature: float, model_init_kwargs: Any) -> None:
+def check_server(args: Any) -> None:
     """Check the settings of a teacher server against each other and against those of the run.
 
     What a server can give at all is known here; what this one gives is tried when the trainer is made.
 
     Args:
-        settings: of the server.
-        estimator: of the run.
-        temperature: of the rollouts.
-        model_init_kwargs: ``teacher_model_init_kwargs``, which only a teacher in this process takes.
+        args: a VOPDConfig.
 
     Raises:
         ConfigurationError: one is out of range, or two do not go together.
     """
-    if settings.teacher_failure not in {"raise", "drop"}:
-        raise ConfigurationError(f"unknown teacher_failure {settings.teacher_failure!r}; choose raise or drop")
+    check_known("teacher_failure", args.teacher_failure, ("raise", "drop"))
     for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
-        if not getattr(settings, name) > 0:
-            raise ConfigurationError(f"{name} must be above 0, got {getattr(settings, name)}")
-    check_at_least("teacher_server_retries", settings.teacher_server_retries, 0)
-    if not 0 <= settings.teacher_drop_limit <= 1:
-        raise ConfigurationError(
-            f"teacher_drop_limit is a share from 0 to 1, got {settings.teacher_drop_limit}; for example 0.1"
-        )
-    if settings.teacher_server_url is None:
+        if not getattr(args, name) > 0:
+            raise ConfigurationError(f"{name} must be above 0, got {getattr(args, name)}")
+    check_at_least("teacher_server_retries", args.teacher_server_retries, 0)
+    if not 0 <= args.teacher_drop_limit <= 1:
+        raise ConfigurationError(f"teacher_drop_limit is a share from 0 to 1, got {args.teacher_drop_limit}; try 0.1")
+    if args.teacher_server_url is None:
         return
-    checked_urls(settings.teacher_server_url)
-    if model_init_kwargs is not None:
+    checked_urls(args.teacher_server_url)
+    if args.teacher_model_init_kwargs is not None:
         raise ConfigurationError("teacher_model_init_kwargs means nothing to a teacher behind a server; remove it")
-    check_gives(estimator, {"sampled", "top_k", "chosen"}, "a server")
-    if estimator.need == "chosen":
-        _check_chosen(settings, estimator, temperature)
+    check_gives(args.chosen_estimator, {"sampled", "top_k", "chosen"}, "a server")
+    if args.chosen_estimator.need == "chosen":
+        _check_chosen(args.chosen_estimator, args.teacher_failure, args.temperature)
 
 
-def _check_chosen(settings: ServerSettings, estimator: Estimator, temperature: float) -> None:
-    if settings.teacher_failure == "drop":
+def _check_chosen(estimator: Estimator, failure: str, temperature: float) -> None:
+    if failure == "drop":
         raise ConfigurationError(
             f"teacher_failure=drop does not go with estimator {estimator.name!r}: its scores are asked for one "
             "micro-batch at a time, after the tokens of the whole step were counted; use raise"

@@ -37,6 +37,7 @@ class ServerTeacher:
         drop: leave a completion that gets no good answer out of the loss, instead of ending the run.
         check: called in the background with every generated batch; raises TeacherServerError where the servers are no
             longer what they were.
+        positions: longest sequence that the servers score; None where they do not say.
     """
 
     model: ServedModel
@@ -46,6 +47,7 @@ class ServerTeacher:
     temperature: float
     drop: bool
     check: Callable[[], None]
+    positions: int | None = None
     _checked: Future[None] | None = field(default=None, init=False)
     _asked: dict[int, Future[Answer]] = field(default_factory=dict, init=False)
     _dropped: int = field(default=0, init=False)

@@ -30,14 +30,17 @@ _CUT_OFF = 0.1
 
 
 class Window:
-    """The last `size` values of one metric; its mean is None until it is full."""
+    """The last `size` values of one metric."""
 
     def __init__(self, size: int) -> None:
         self.values: deque[float] = deque(maxlen=size)
 
-    def add(self, value: float) -> float | None:
-        self.values.append(value)
-        return sum(self.values) / len(self.values) if len(self.values) == self.values.maxlen else None
+    def add(self, value: float | None) -> float | None:
+        """Their mean with one more; None before there are `size` of them, and for a step without a value."""
+        if value is not None:
+            self.values.append(value)
+        full = value is not None and len(self.values) == self.values.maxlen
+        return sum(self.values) / len(self.values) if full else None
 
 
 class Guard:
@@ -68,8 +71,7 @@ class ReverseKL(Guard):
     def check(self, metrics: Metrics) -> str | None:
         if "reverse_kl" in metrics:  # the exact one, from the first step on and perhaps not at every step
             self.metric = "reverse_kl"
-        value = metrics.get(self.metric)
-        mean = None if value is None else self.window.add(value)
+        mean = self.window.add(metrics.get(self.metric))
         if mean is None:
             return None
         self.lowest = min(self.lowest, mean)
@@ -88,8 +90,7 @@ class Truncation(Guard):
     name = "truncation"
 
     def check(self, metrics: Metrics) -> str | None:
-        share = metrics.get("truncated_share")
-        mean = None if share is None else self.window.add(share)
+        mean = self.window.add(metrics.get("truncated_share"))
         if mean is None or mean < self.limit:
             return None
         return (
@@ -109,10 +110,8 @@ class Length(Guard):
         self.shares = Window(window)
 
     def check(self, metrics: Metrics) -> str | None:
-        if "completion_length" not in metrics or "truncated_share" not in metrics:
-            return None
-        length = self.window.add(metrics["completion_length"])
-        share = self.shares.add(metrics["truncated_share"])
+        length = self.window.add(metrics.get("completion_length"))
+        share = self.shares.add(metrics.get("truncated_share"))
         if length is None or share is None:
             return None
         if self.first is None:
@@ -179,9 +178,8 @@ class NoSignal(Guard):
     name = "no_signal"
 
     def check(self, metrics: Metrics) -> str | None:
-        value = metrics.get("grad_norm", metrics.get("advantage/std"))
-        full = value is not None and self.window.add(abs(value)) is not None
-        if not full or max(self.window.values) > self.limit:
+        mean = self.window.add(metrics.get("grad_norm", metrics.get("advantage/std")))
+        if mean is None or max(self.window.values) > self.limit:
             return None
         return (
             f"the gradient has been 0 for {len(self.window.values)} logged steps; check that some weights are trained, "

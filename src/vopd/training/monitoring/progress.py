@@ -18,14 +18,13 @@ class Progress(TrainerCallback):
         self.stream = sys.stderr if stream is None else stream
         self.notes = notes
         self._bar: Any = None
-        self._task: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             for note in self.notes:
                 print(note, file=self.stream, flush=True)
         if state.is_world_process_zero and self.stream.isatty():
-            self._bar, self._task = _live_line(self.stream, state.global_step, state.max_steps)
+            self._bar = _live_line(self.stream, state.global_step, state.max_steps)
             self._bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -35,7 +34,7 @@ class Progress(TrainerCallback):
         if self._bar is not None and "loss" not in logs:  # above the live line, which the next step writes over
             self._bar.console.print(numbers, markup=False, highlight=False)
         elif self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step, numbers=numbers)
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step, numbers=numbers)
         else:
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=self.stream, flush=True)
 
@@ -46,9 +45,6 @@ class Progress(TrainerCallback):
         console = self._bar.console if self._bar is not None else Console(file=self.stream)
         console.print(table)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()
-
     def close(self) -> None:
         """Leave the terminal as it was; also after an error."""
         if self._bar is not None:
@@ -56,7 +52,7 @@ class Progress(TrainerCallback):
         self._bar = None
 
 
-def _live_line(stream: TextIO, done: int, total: int) -> tuple[Any, Any]:
+def _live_line(stream: TextIO, done: int, total: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -69,28 +65,29 @@ def _live_line(stream: TextIO, done: int, total: int) -> tuple[Any, Any]:
         TextColumn("{task.fields[numbers]}", markup=False),
         console=Console(file=stream),
     )
-    return bar, bar.add_task("", total=total, completed=done, numbers="")
+    bar.add_task("", total=total, completed=done, numbers="")
+    return bar
 
 
-# Short label, and the metrics it is read from: the exact quantity where there is one.
+# Short label, and the metric it is read from.
 _KEY_NUMBERS = {
-    "loss": ("loss", "eval_loss"),
-    "reverse KL": ("reverse_kl", "eval_reverse_kl"),
-    "sampled reverse KL": ("sampled_reverse_kl", "eval_sampled_reverse_kl"),
-    "entropy": ("entropy", "eval_entropy"),
-    "length": ("completion_length", "eval_completion_length"),
-    "tokens/s": ("tokens_per_second",),
+    "loss": "loss",
+    "reverse KL": "reverse_kl",
+    "sampled reverse KL": "sampled_reverse_kl",
+    "entropy": "entropy",
+    "length": "completion_length",
+    "tokens/s": "tokens_per_second",
 }
 
 
 def key_numbers(logs: dict[str, Any]) -> str:
     """The few numbers of a step that tell whether a run is well."""
     shown: dict[str, float] = {}
-    for label, names in _KEY_NUMBERS.items():
-        value = next((logs[name] for name in names if logs.get(name) is not None), None)
+    for label, name in _KEY_NUMBERS.items():
+        value = logs.get(name, logs.get(f"eval_{name}"))
         if value is not None:
             shown[label] = value
-    if "reverse KL" in shown:
+    if "reverse KL" in shown:  # the exact quantity
         shown.pop("sampled reverse KL", None)
     texts = {label: f"{value:.4g}" for label, value in shown.items()} | _accuracies(logs)
     prefix = "evaluation  " if any(name.startswith("eval_") for name in logs) else ""

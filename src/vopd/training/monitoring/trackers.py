@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean
 
-# Tracker: the package that it needs, and how to get it.
+# Tracker, which is a package of that name: how to get it.
 TRACKERS = {
-    "trackio": ("trackio", "pip install 'vopd[report]'"),
-    "wandb": ("wandb", "pip install wandb"),
-    "tensorboard": ("tensorboard", "pip install tensorboard"),
+    "trackio": "pip install 'vopd[report]'",
+    "wandb": "pip install wandb",
+    "tensorboard": "pip install tensorboard",
 }
 
 
@@ -25,6 +25,5 @@ def check_trackers(report_to: str | Sequence[str] | None) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             hint = did_you_mean(name, [*TRACKERS, "none"], f"take one of {', '.join(TRACKERS)} or none")
             raise ConfigurationError(f"unknown tracker {name!r} in report_to; {hint}")
-        package, install = TRACKERS.get(name, (name, ""))
-        if install and importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"{package} is needed for report_to={name}; install it with {install}")
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"{name} is needed for report_to={name}; install it with {TRACKERS[name]}")

@@ -18,11 +18,12 @@ from torch import Tensor
 from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS
 from vopd.errors import ConfigurationError, DataError, NonFiniteError
 from vopd.functional import groups_without_spread, leave_one_out_advantages
+from vopd.user_code import imported
 
 from ..batch import Batch
 from ..monitoring.metrics import Averages
 from ..sampling_rules import check_sampling
-from .named import GRADED, RewardFunction, check_golds, named_reward
+from .named import GRADED, RewardFunction, named_reward
 
 if TYPE_CHECKING:
     from ..config import VOPDConfig
@@ -142,8 +143,10 @@ class Rewards:
                         f"reward function '{reward.name}' needs a column '{column}', and {name} has "
                         f"{', '.join(columns)}{hint}"
                     )
-            if reward.gold is not None:
-                check_golds(dataset, reward.gold, name)
+            if reward.gold is not None and not any(gold is not None and gold != "" for gold in dataset[reward.gold]):
+                raise DataError(
+                    f"column '{reward.gold}' of {name} has no reference answer; set reward_column to the one that has"
+                )
 
     def scored(self, rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, averages: Averages, state: Any) -> Batch:
         """A generated batch with scores, (N, F), and in training with advantages, (N,); adds metrics.
@@ -170,12 +173,11 @@ class Rewards:
 
 
 def _reward(given: Any, column: str) -> Reward:
-    if isinstance(given, str):
+    if isinstance(given, str) and ":" in given:
+        given = imported(given, "reward function")
+    elif isinstance(given, str):
         function, columns = named_reward(given, column)
-        name = given.rpartition(":")[2]
-        if ":" not in given:
-            return Reward(name, function, columns, column if given in GRADED else None)
-        given = function
+        return Reward(given, function, columns, column if given in GRADED else None)
     if not callable(given):
         raise ConfigurationError(f"a reward function must be a name or a callable, not {type(given).__name__}")
     if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004

@@ -1,4 +1,4 @@
-"""Reward functions by name: graders against a reference answer, reasoning_gym's verifiers, functions of a module."""
+"""Reward functions by name: graders against a reference answer, reasoning_gym's verifiers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vopd.data.reasoning import Problem, score
-from vopd.errors import ConfigurationError, DataError, VOPDError
+from vopd.errors import ConfigurationError, VOPDError
 from vopd.evaluation.grading import KINDS, grade_many
-from vopd.user_code import imported
 
 logger = logging.getLogger("vopd")
 
@@ -27,7 +26,7 @@ def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...
 
     Args:
         name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), "reasoning_gym" (the score in
-            [0, 1] of the task's own verifier), or "module:function".
+            [0, 1] of the task's own verifier).
         column: with the reference answers of "math" and "choice".
 
     Raises:
@@ -37,8 +36,6 @@ def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...
         return _graded(name, column), (column,)
     if name == REASONING_GYM:
         return verified, _PROBLEM_COLUMNS
-    if ":" in name:
-        return _imported(name), ()
     known = ", ".join((*GRADED, REASONING_GYM))
     raise ConfigurationError(f"unknown reward function '{name}'; known are {known}, and module:function for one's own")
 
@@ -81,16 +78,3 @@ def _verified(completion: Any, question: str, task: str | None, answer: Any, met
     except Exception as error:  # the library's verifiers stumble over some answers, which are then not right
         logger.warning("the verifier of reasoning_gym's '%s' failed, counted as 0: %s", task, error)
         return 0.0
-
-
-def _imported(name: str) -> RewardFunction:
-    found = imported(name, "reward function")
-    if not callable(found):
-        raise ConfigurationError(f"reward function '{name}' is a {type(found).__name__}: it must be a function")
-    return found  # type: ignore[no-any-return]
-
-
-def check_golds(dataset: Any, column: str, name: str) -> None:
-    """Raises DataError if no row of `dataset` has a reference answer to grade against."""
-    if not any(gold is not None and gold != "" for gold in dataset[column]):
-        raise DataError(f"column '{column}' of {name} has no reference answer; set reward_column to the one that has")

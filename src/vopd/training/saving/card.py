@@ -35,7 +35,7 @@ Trained by on-policy distillation with vopd: the student samples completions, th
 ```bibtex
 {citation}```
 """
-_PACKAGES = ("vopd", "torch", "transformers", "trl", "peft")
+_PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 def model_card(facts: dict[str, Any]) -> ModelCard:
@@ -92,14 +92,16 @@ def _versions() -> dict[str, str]:
     from vopd import __version__
 
     found = {"vopd": __version__}
-    for package in _PACKAGES[1:]:
+    for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
 
 
-def _with_revision(source: str, revision: str | None = None) -> str:
-    return _called(source) + (f" at {revision}" if revision else "")
+def _with_revision(source: str, revision: str | None) -> str:
+    """A hub id as it is, of a local folder its name alone: a path may tell more than its owner likes."""
+    called = (Path(source).name if Path(source).exists() else source) or "not named"
+    return called + (f" at {revision}" if revision else "")
 
 
 def _teachers(teacher: Any, revision: str | None) -> str:
@@ -112,8 +114,3 @@ def _teachers(teacher: Any, revision: str | None) -> str:
 def _cell(value: Any) -> str:
     """Text that cannot break out of its cell."""
     return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _called(source: str) -> str:
-    """A hub id as it is, of a local folder its name alone: a path may tell more than its owner likes."""
-    return (Path(source).name if Path(source).exists() else source) or "not named"

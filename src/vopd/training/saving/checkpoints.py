@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 
 from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, VOPDError
+from vopd.models.undisturbed import replaced
+from vopd.teachers.itself import MovingAverage
 
 logger = logging.getLogger("vopd")
 
@@ -42,7 +44,7 @@ class Found:
 
 def write_manifest(folder: Path, step: int) -> None:
     """Declare the checkpoint in `folder` complete. Everything in it is on the disk before the manifest is."""
-    paths = _files(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_synced_hash, paths))
     for inner in {folder, *(path.parent for path in paths)}:
@@ -195,8 +197,10 @@ class Checkpoints:
         set_aside_later(self.run, 0 if chosen is None else step_of(chosen))
         return None if chosen is None else str(chosen)
 
-    def save(self, write: Callable[[], None]) -> None:
+    def save(self, write: Callable[[], None], average: MovingAverage | None) -> None:
         """Save a checkpoint of the current step: `write` makes its files, the manifest makes it count.
+
+        The `average` of the student that teaches, if one does, is saved with it.
 
         Raises:
             VOPDError: it could not be written. Older checkpoints are as they were.
@@ -209,20 +213,19 @@ class Checkpoints:
             if args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed here has left
             self.trainer.accelerator.wait_for_everyone()
-            with _without_rotation(args):
+            # transformers deletes old checkpoints by their number alone, before the new one is complete.
+            with replaced(args, save_total_limit=None):
                 write()
+            if average is not None:
+                average.save(folder, args.should_save)
             self.trainer.accelerator.wait_for_everyone()
             if args.should_save:
-                self._sync_logs()
+                for log in self.run.glob("*.jsonl"):  # what they say of the steps so far is as safe as the checkpoint
+                    _sync(log)
                 write_manifest(folder, step)
         self._saved = step
         if args.should_save and not self.keep_all:
             rotate(self.run, args.save_total_limit, self.trainer.state.best_model_checkpoint)
-
-    def _sync_logs(self) -> None:
-        """What metrics.jsonl and samples.jsonl say of the steps up to a checkpoint is as safe as the checkpoint."""
-        for path in self.run.glob("*.jsonl"):
-            _sync(path)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -236,10 +239,6 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
         if match and path.is_dir():
             yield int(match.group(1)), path
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
 def _hash(path: Path) -> str:
@@ -262,16 +261,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _without_rotation(args: Any) -> Iterator[None]:
-    """transformers deletes old checkpoints by their number alone, before the new one is complete."""
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        yield
-    finally:
-        args.save_total_limit = limit
 
 
 @contextmanager
