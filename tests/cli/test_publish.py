@@ -104,9 +104,8 @@ class TestCard:
     def card(**facts: Any) -> Any:
         from vopd.training.saving.card import model_card
 
-        names = ("name", "estimator", "temperature", "steps", "prompts", "learning_rate", "seed")
-        given = {"student": "a", "teacher": "b", "adapter": False, "tags": ["t"], **facts}
-        return model_card({**dict.fromkeys(names, 1), **given})
+        models = {"student": "a", "teachers": {"default": ("b", None)}, "adapter": False}
+        return model_card({"name": "c", "settings": {"seed": 1}, "tags": ["t"], **models, **facts})
 
     def test_a_source_cannot_break_the_table(self) -> None:
         assert "| data | x \\| y z |" in self.card(data=["x | y\nz"]).text

@@ -40,7 +40,7 @@ def test_means_weigh_every_token_once_over_micro_batches_and_ranks() -> None:
     averages = Averages()
     averages.add("x", torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[1, 1, 0]]))
     averages.add("x", torch.tensor([6.0]))
-    assert averages.reduce(Ranks(torch.tensor([11.0, 1.0]))) == {"x": 5.0}
+    assert averages.reduce(Ranks(torch.tensor([11.0, 1.0, 0.0]))) == {"x": 5.0}
     assert averages.reduce(Ranks()) == {}
 
 

@@ -31,6 +31,15 @@ class Texts:
         ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
         return ids, torch.cat([self.prompt_mask, self.completion_mask], dim=1), self.completion_ids.size(1)
 
+    def unpadded(self) -> list[tuple[list[int], list[int]]]:
+        """The ids of each prompt, and of its completion."""
+        prompts = _without_padding(self.prompt_ids, self.prompt_mask)
+        return list(zip(prompts, _without_padding(self.completion_ids, self.completion_mask), strict=True))
+
+
+def _without_padding(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real.bool()].tolist() for row, real in zip(ids.cpu(), mask.cpu(), strict=True)]
+
 
 @dataclass(frozen=True)
 class Rollouts(Texts):
@@ -64,7 +73,8 @@ class Scored:
 
 class Teacher(Protocol):
     """Scores completions. Training calls ``begin`` with every generated batch, ``settle`` before the first loss of it
-    and ``score`` with each of its micro-batches, whose rows may come in another order."""
+    and ``score`` with each of its micro-batches, whose rows may come in another order. A subclass that leaves them out
+    begins nothing, always has scores, and counts nothing."""
 
     @property
     def gives(self) -> frozenset[ScoreKind]:
@@ -73,7 +83,7 @@ class Teacher(Protocol):
 
     def begin(self, rollouts: Rollouts) -> None:
         """A batch was generated: whatever can be done while the student computes may start. Must not wait."""
-        ...
+        return None
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
         """Which rows have scores, (B,) booleans, known once this returns; None where every row always has.
@@ -81,7 +91,7 @@ class Teacher(Protocol):
         Called with all rows that share a normaliser, on every process, also with none. Those without scores count
         nowhere. Whether the answer is None must not depend on the rows: the processes act on it together.
         """
-        ...
+        return None
 
     def score(self, rollouts: Rollouts, student: States) -> Sequence[Scored]:
         """Scores of a micro-batch, on the device of the student's head. Each token in the masks of at most one entry.
@@ -97,4 +107,4 @@ class Teacher(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Counts of this process since the last call, by name: summed over processes and logged."""
-        ...
+        return {}

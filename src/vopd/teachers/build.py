@@ -52,6 +52,7 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
+
     named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
     default = _default(teacher_model, server_url)
     if default is not None:
@@ -108,7 +109,6 @@ class Placed:
 
     Attributes:
         teacher: the object.
-        model: the prepared model, None behind a server.
         name, revision: for the model card.
         vocab_size: number of real ids.
         positions: longest sequence that both models take; None for no limit.
@@ -116,7 +116,6 @@ class Placed:
     """
 
     teacher: Teacher
-    model: Any
     name: str
     revision: str | None
     vocab_size: int
@@ -138,7 +137,7 @@ class TeacherSet:
     @property
     def model(self) -> Any:
         """The first prepared model in this process; None without any."""
-        return next((placed.model for placed in self.placed.values() if placed.model is not None), None)
+        return next((p.teacher.model for p in self.placed.values() if isinstance(p.teacher, LocalTeacher)), None)
 
     @property
     def average(self) -> MovingAverage | None:
@@ -161,12 +160,6 @@ class TeacherSet:
             return self.first.teacher
         here = {name for name, teacher in teachers.items() if isinstance(teacher, InProcess)}
         return RoutedTeacher(teachers, frozenset(here) if divided else frozenset())
-
-    def card_facts(self) -> dict[str, Any]:
-        """What a model card says of them."""
-        if len(self.placed) == 1:
-            return {"teacher": self.first.name, "teacher_revision": self.first.revision}
-        return {"teacher": {name: (placed.name, placed.revision) for name, placed in self.placed.items()}}
 
 
 def set_up_teachers(trainer: Trainer, given: dict[str, Any]) -> TeacherSet:
@@ -204,7 +197,7 @@ def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
         _check_offload(trainer.placement, model)
     prepared = trainer.placement.place_frozen(model)
     teacher = LocalTeacher(prepared, trainer.placement, offload=offload)
-    return Placed(teacher, prepared, name, commit, vocab_size, positions)
+    return Placed(teacher, name, commit, vocab_size, positions)
 
 
 def _place_student(trainer: Trainer, source: str) -> Placed:
@@ -218,13 +211,13 @@ def _place_student(trainer: Trainer, source: str) -> Placed:
     vocab_size = _common_vocabulary(trainer, trainer.tokenizer)
     positions = context_length(trainer.model)
     if source == ADAPTER_OFF:
-        return Placed(AdapterOff(student, placement), None, source, None, vocab_size, positions)
+        return Placed(AdapterOff(student, placement), source, None, vocab_size, positions)
     prepared = placement.place_frozen(copied(trainer.model, shared=placement.may_share_weights))
     teacher = LocalTeacher(prepared, placement)
     average = None
     if source == AVERAGE:
         average = MovingAverage(lambda: placement.unwrap(prepared), student, trainer.args.teacher_decay)
-    return Placed(teacher, prepared, source, None, vocab_size, positions, average)
+    return Placed(teacher, source, None, vocab_size, positions, average)
 
 
 def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Placed:
@@ -248,7 +241,7 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
             logger.info("teacher server: %s", note)
     limits = (context_length(trainer.model), teacher.positions)
     positions = min((length for length in limits if length is not None), default=None)
-    return Placed(teacher, None, source.path or teacher.model.name, None, vocab_size, positions)
+    return Placed(teacher, source.path or teacher.model.name, None, vocab_size, positions)
 
 
 def _check_offload(placement: Placement, model: Any) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, check_known
 from vopd.models import States
 from vopd.models.undisturbed import evaluating
 from vopd.placement import Placement, divided_like, whole
@@ -36,8 +37,7 @@ def is_self(source: Any) -> bool:
     """
     if not isinstance(source, str) or not source.startswith("self:"):
         return False
-    if source not in SELF:
-        raise ConfigurationError(f"unknown teacher '{source}'; the student itself is one of {', '.join(SELF)}")
+    check_known("teacher", source, SELF)
     return True
 
 
@@ -138,8 +138,6 @@ class MovingAverage(TrainerCallback):
 
     def save(self, folder: Path, here: bool) -> None:
         """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
-        from safetensors.torch import save_file
-
         weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
         if here:
             save_file(weights, folder / AVERAGE_FILE)
@@ -150,8 +148,6 @@ class MovingAverage(TrainerCallback):
         Raises:
             DataError: it has none.
         """
-        from safetensors.torch import load_file
-
         path = Path(checkpoint, AVERAGE_FILE)
         if not path.is_file():
             raise DataError(f"{path} is missing: the run of this checkpoint had another teacher than '{AVERAGE}'")

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
 from vopd.models import States
 from vopd.placement import Placement
 
-from .base import Rollouts, Scored
+from .base import Rollouts, Scored, Teacher
 
 
-class InProcess:
-    """What every ``Teacher`` in this process has in common: all there is to know, at once, and nothing to count."""
+class InProcess(Teacher):
+    """A teacher in this process: it tells all there is to know. Its forward pass needs the student's device, so that
+    nothing can begin before."""
 
     gives: frozenset[ScoreKind] = EVERY_KIND
-
-    def begin(self, rollouts: Rollouts) -> None:
-        """Nothing: its forward pass needs the device that the student computes on."""
-
-    def settle(self, rollouts: Rollouts) -> Tensor | None:
-        """Every row always has scores."""
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        """None."""
-        return {}
 
 
 class LocalTeacher(InProcess):

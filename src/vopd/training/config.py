@@ -15,7 +15,7 @@ from vopd.kernels import BACKENDS
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
-from .monitoring.guards import check_guards
+from .monitoring.guards import GUARDS, check_guards
 from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
@@ -34,9 +34,11 @@ _LEAST = {
     "metrics_every": 0,
     "samples_per_step": 0,
     "importance_cap": 1,  # the on-policy weight
-    **dict.fromkeys(("loss_top_k", "max_prompt_length", "max_completion_length", "num_generations"), 1),
+    "teacher_server_retries": 0,
+    **dict.fromkeys(("loss_top_k", "max_prompt_length", "max_completion_length", "num_generations", "guard_window"), 1),
     **{f"eval_benchmark_{name}": 1 for name in ("steps", "samples", "limit", "max_new_tokens")},
 }
+_ABOVE_0 = ("loss_normalizer", *(f"teacher_server_{name}" for name in ("concurrency", "timeout", "deadline")))
 
 
 def _default(name: str, value: Any) -> Any:
@@ -230,6 +232,9 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     def _check_ranges(self) -> None:
         for name, least in _LEAST.items():
             check_at_least(name, getattr(self, name), least)
+        for name in (*_ABOVE_0, *(f"guard_{guard.name}" for guard in GUARDS)):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigurationError(f"{name} must be positive, got {value}")
         check_known("loss_backend", self.loss_backend, BACKENDS)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(
@@ -244,8 +249,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             )
         if not 0 < self.teacher_decay < 1:
             raise ConfigurationError(f"teacher_decay must be between 0 and 1, got {self.teacher_decay}")
-        if self.loss_normalizer is not None and not self.loss_normalizer > 0:
-            raise ConfigurationError(f"loss_normalizer must be positive, got {self.loss_normalizer}")
 
     def to_dict(self) -> dict[str, Any]:
         """As the parents', without the access tokens that keyword arguments for the models may hold."""
@@ -269,11 +272,5 @@ def _supports_bf16() -> bool:
 
 def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:
     """A copy of nested `values` with every entry blanked whose name is or ends in "token"."""
-    return {
-        name: None
-        if name == "token" or name.endswith("_token")
-        else _without_tokens(value)
-        if isinstance(value, dict)
-        else value
-        for name, value in values.items()
-    }
+    known = {name: None if name.split("_")[-1] == "token" else value for name, value in values.items()}
+    return {name: _without_tokens(value) if isinstance(value, dict) else value for name, value in known.items()}

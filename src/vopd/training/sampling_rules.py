@@ -75,18 +75,14 @@ def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
     asked["structured_outputs"] = settings.vllm_structured_outputs_regex or extra.get("structured_outputs")
     for name, value in asked.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
-            raise ConfigurationError(_biased(name, value, settings.chosen_estimator.name, rewarded))
+            raise _bias(name, value, settings.chosen_estimator.name, rewarded)
 
 
-def _biased(name: str, value: Any, estimator: str, rewarded: bool) -> str:
-    if rewarded:
-        return (
-            f"{name}={value} changes the distribution that tokens are drawn from, and a reward's gradient is unbiased "
-            f"only for tokens drawn from the student's whole distribution; remove {name}"
-        )
+def _bias(name: str, value: Any, estimator: str, rewarded: bool) -> ConfigurationError:
     exact = " or ".join(repr(other.name) for other in ESTIMATORS.values() if other.unbiased and not other.samples)
-    return (
-        f"{name}={value} changes the distribution that tokens are drawn from, and estimator {estimator!r} is unbiased "
-        f"only for tokens drawn from the student's whole distribution; remove {name}, or use estimator={exact}, "
-        "whose token loss does not depend on the token drawn"
+    otherwise = f", or use estimator={exact}, whose token loss does not depend on the token drawn"
+    return ConfigurationError(
+        f"{name}={value} changes the distribution that tokens are drawn from, and "
+        f"{'a reward has a gradient that' if rewarded else f'estimator {estimator!r}'} is unbiased only for tokens "
+        f"drawn from the student's whole distribution; remove {name}{'' if rewarded else otherwise}"
     )

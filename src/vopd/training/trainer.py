@@ -18,7 +18,7 @@ from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
 from vopd.models import States, read_head
-from vopd.models.head_checks import check_not_shared, disable_dropout
+from vopd.models.head_checks import disable_dropout
 from vopd.teachers import Scored
 from vopd.teachers.build import set_up_teachers, sources
 from vopd.teachers.columns import Routes, TeacherPrompts
@@ -102,9 +102,6 @@ class VOPDTrainer(TRLAdapter):
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
         given = sources(teacher_model, teachers, args.teacher_server_url)
-        for teacher in given.values():
-            if model is teacher and not isinstance(model, str):
-                check_not_shared(model, teacher)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
@@ -118,7 +115,12 @@ class VOPDTrainer(TRLAdapter):
                 part.check(dataset, name)
         check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
-        self._prepare_books()
+        # Before TRL's __init__, which may log.
+        self._averages = {"train": Averages(), "eval": Averages()}
+        self._rollout = RolloutDifference()
+        self._tokens = 0.0
+        self.clock = StepClock()
+        self.card_notes: dict[str, Any] = {}
         super().__init__(
             model=model,
             args=args,
@@ -138,15 +140,6 @@ class VOPDTrainer(TRLAdapter):
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
-    def _prepare_books(self) -> None:
-        # Before TRL's __init__, which may log.
-        self._averages = {"train": Averages(), "eval": Averages()}
-        self._tokens = 0.0
-        self.clock = StepClock()
-        self._samples = SampleBuffer(0)
-        self._rollout = RolloutDifference()
-        self.card_notes: dict[str, Any] = {}
-
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
         self._teachers = set_up_teachers(self, given)
         self.teacher = self._teachers.as_one(self.placement.divided)
@@ -155,7 +148,6 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, len(read_head(self.model, "student").weight))
-        self._positions = self._teachers.positions
         self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
 
     def _tokenize_datasets(self) -> None:
@@ -168,20 +160,20 @@ class VOPDTrainer(TRLAdapter):
 
     def _prepare_prompts(self) -> None:
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
+        positions = self._teachers.positions
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
-            check_room(dataset, name, self._positions, self.args.max_completion_length, self.args.teacher_prompt_column)
+            check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
 
     def _prepare_callbacks(self) -> None:
-        if self.accelerator.is_main_process:
-            self._samples = SampleBuffer(self.args.samples_per_step, self._rewards.names)
+        kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
+        self._samples = SampleBuffer(kept, self._rewards.names)
         self.order = PromptOrder(self.args)
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._progress = Progress(
-            notes=[f"loss: {self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"]
-        )
+        loss = f"{self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"
+        self._progress = Progress(notes=[f"loss: {loss}"])
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
@@ -205,7 +197,9 @@ class VOPDTrainer(TRLAdapter):
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
-        parts = self._objective.parts(batch, student, scored, normalizer=normalizer, diagnostics=self._measures_now())
+        every = self.args.metrics_every
+        measures = every > 0 and self.state.global_step % every == 0
+        parts = self._objective.parts(batch, student, scored, normalizer=normalizer, diagnostics=measures)
         averages, output = self._averages["train" if training else "eval"], combined(parts)
         for part, entry in zip(parts, scored, strict=True):
             add_token_metrics(averages, part, own_mask(entry, batch.loss_mask), entry.name)
@@ -215,10 +209,6 @@ class VOPDTrainer(TRLAdapter):
             self._samples.offer(batch, output)
         entropy = batch.loss_mask.new_zeros(()) if output.entropy is None else output.entropy.sum()
         return output.loss, entropy
-
-    def _measures_now(self) -> bool:
-        every = self.args.metrics_every
-        return every > 0 and self.state.global_step % every == 0
 
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         like = batch.prompt_ids
@@ -311,23 +301,25 @@ class VOPDTrainer(TRLAdapter):
 
     def card_facts(self, name: str) -> dict[str, Any]:
         """What the card of a model called `name` says; `self.card_notes` adds to it."""
+        estimator, k = self.args.chosen_estimator.name, self.args.loss_top_k
         return {
             "name": name,
             "tags": self._tag_names,
+            "adapter": hasattr(self.model, "peft_config"),
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
-            **self._teachers.card_facts(),
+            "teachers": {name: (placed.name, placed.revision) for name, placed in self._teachers.placed.items()},
             "data": [f"{len(self.train_dataset)} prompts"],
-            "estimator": self.args.chosen_estimator.name,
-            "loss_top_k": self.args.loss_top_k,
-            "backend": self.loss_backend,
-            "temperature": self.args.temperature,
-            "steps": self.state.global_step,
-            "prompts": self.generation_batch_size // self.args.num_generations,
-            "rewards": self._rewards.summary,
-            "learning_rate": self.args.learning_rate,
-            "seed": self.args.seed,
-            "adapter": hasattr(self.model, "peft_config"),
+            "settings": {
+                "estimator": estimator if k is None else f"{estimator}, k = {k}",
+                "loss computed by": self.loss_backend,
+                "temperature": self.args.temperature,
+                "optimizer steps": self.state.global_step,
+                "prompts a step": self.generation_batch_size // self.args.num_generations,
+                "rewards": self._rewards.summary,
+                "learning rate": self.args.learning_rate,
+                "seed": self.args.seed,
+            },
             **self.card_notes,
         }
 

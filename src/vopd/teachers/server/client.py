@@ -135,7 +135,7 @@ class Servers:
 
         Raises:
             Rejected: the server will not do this.
-            TeacherServerError: no good answer within the deadline and the number of attempts.
+            TeacherServerError: no good answer within the deadline and the number of attempts, or a key is missing.
         """
         patience, ends = self.patience, time.monotonic() + self.patience.deadline
         retries = patience.retries if retries is None else retries
@@ -164,8 +164,6 @@ class Servers:
         try:
             return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
         except (BadAnswer, Rejected) as error:
-            if isinstance(error, Rejected) and error.status == 401:
-                raise
             raise TeacherServerError(
                 f"no teacher server answers at {url} ({error}); start it with vllm serve TEACHER --host 127.0.0.1, or "
                 "correct teacher_server_url"
@@ -189,10 +187,9 @@ class Servers:
         if status in _TRANSIENT:
             raise BadAnswer(f"status {status}: {_message(content)}")
         if status == 401:
-            raise Rejected(
+            raise TeacherServerError(
                 f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
-                "another one with teacher_server_key_env",
-                status,
+                "another one with teacher_server_key_env"
             )
         if status != 200:
             raise Rejected(f"the teacher server {url} refuses with status {status}: {_message(content)}", status)

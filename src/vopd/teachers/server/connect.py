@@ -41,9 +41,7 @@ def connect(
     try:
         found = inspect_servers(servers, args.teacher_server_model, tokenizer, prompt, vocab_size)
         _check_vocabulary(found, compared)
-        _check_kind(found, args.chosen_estimator, args.loss_top_k)
-        if need != "chosen":  # which needs no normaliser: the scores are divided by the temperature on this side
-            _check_temperature(found, args.temperature)
+        _check_scores(found, args.chosen_estimator, args.loss_top_k, args.temperature)
     except Exception:
         servers.close()
         raise
@@ -75,16 +73,15 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
             )
 
 
-def _check_kind(found: Findings, estimator: Estimator, top_k: int | None) -> None:
+def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temperature: float) -> None:
     if estimator.need == "top_k" and top_k:
         given, refusal = found.most_top_k([top_k])
         if not given:
             raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
-    if estimator.need == "chosen" and (refusal := found.refusal_of_chosen()):
-        check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
-
-
-def _check_temperature(found: Findings, temperature: float) -> None:
+    if estimator.need == "chosen":  # which needs no normaliser: the scores are divided by the temperature on this side
+        if refusal := found.refusal_of_chosen():
+            check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
+        return
     for url in found.untempered(temperature):
         raise ConfigurationError(
             f"{url} scores at temperature 1 whatever is asked, and this run samples at temperature={temperature}; "

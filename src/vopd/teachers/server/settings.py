@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vopd.errors import ConfigurationError, check_at_least, check_known
+from vopd.errors import ConfigurationError, check_known
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.checks import check_gives
 
@@ -71,10 +71,6 @@ def check_server(args: Any) -> None:
         ConfigurationError: one is out of range, or two do not go together.
     """
     check_known("teacher_failure", args.teacher_failure, ("raise", "drop"))
-    for name in ("teacher_server_concurrency", "teacher_server_timeout", "teacher_server_deadline"):
-        if not getattr(args, name) > 0:
-            raise ConfigurationError(f"{name} must be above 0, got {getattr(args, name)}")
-    check_at_least("teacher_server_retries", args.teacher_server_retries, 0)
     if not 0 <= args.teacher_drop_limit <= 1:
         raise ConfigurationError(f"teacher_drop_limit is a share from 0 to 1, got {args.teacher_drop_limit}; try 0.1")
     if args.teacher_server_url is None:

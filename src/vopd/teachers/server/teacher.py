@@ -89,10 +89,6 @@ class ServerTeacher:
         self._reported = counts
         return found
 
-    def close(self) -> None:
-        """Give up what is under way."""
-        self.model.servers.close()
-
     def _raise_checked(self) -> None:
         """Raise what the last check of the servers found."""
         checked, self._checked = self._checked, None
@@ -104,16 +100,14 @@ class ServerTeacher:
         try:
             return future.result()
         except TeacherServerError:
-            self.close()
+            self.model.servers.close()
             raise
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:
         """Ask for the scores of every row; of ids that the student chooses where these are needed."""
         chosen = self._chosen(rollouts, student) if student is not None and self.need == "chosen" else None
-        prompts = _unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
-        completions = _unpadded(rollouts.completion_ids, rollouts.completion_mask)
         futures = []
-        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        for row, (prompt, completion) in enumerate(rollouts.unpadded()):
             question = Question(
                 ids=(*prompt, *completion),
                 start=len(prompt),
@@ -159,7 +153,3 @@ def _failed(future: Future[Answer]) -> bool:
     if error is not None and not isinstance(error, TeacherServerError):
         raise error
     return error is not None
-
-
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [[token for token, real in zip(*row) if real] for row in zip(ids.tolist(), mask.tolist())]

@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks import Benchmark, Protocol, contamination, load_benchmark
+from vopd.evaluation.benchmarks import Benchmark, contamination, load_benchmark
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
 from vopd.evaluation.journal import write_lines
 from vopd.evaluation.scores import FORM_TEMPLATES, score
 from vopd.models import batch_seed, context_length, read_completion
 from vopd.reporting.run_files import read_metrics
 
+if TYPE_CHECKING:
+    from ..trainer import VOPDTrainer
+
 logger = logging.getLogger("vopd")
 
 FOLDER = "evaluation"
 """In the run's directory: the completions of every evaluation, step-000100.jsonl."""
-
-
-class Trainer(typing.Protocol):
-    """What of a trainer is needed to measure its student."""
-
-    args: Any
-    model: Any
-    accelerator: Any
-    train_dataset: Any
-    eos_token_ids: Any
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    def tokenize(self, prompts: list[Any]) -> list[list[int]]: ...
-
-    def draw(self, prompt_ids: Sequence[Sequence[int]], protocol: Protocol, seed: int) -> list[list[int]]: ...
-
-    def log_alone(self, logs: dict[str, float]) -> None: ...
 
 
 def load_benchmarks(args: Any) -> list[Benchmark]:
@@ -120,14 +103,14 @@ class BenchmarkRuns(TrainerCallback):
     out by a run that had to end is made up for.
 
     Args:
-        trainer: a VOPDTrainer, its prompts and models ready.
+        trainer: its prompts and models ready.
         benchmarks: from ``load_benchmarks``.
 
     Raises:
         DataError: a question does not fit the student's positions.
     """
 
-    def __init__(self, trainer: Trainer, benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(self, trainer: VOPDTrainer, benchmarks: Sequence[Benchmark]) -> None:
         self.trainer = trainer
         args = trainer.args
         if args.eval_benchmark_chat_template is None:
@@ -235,9 +218,7 @@ def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:
         key: average["value"],
         f"{key}_low": average["low"],
         f"{key}_high": average["high"],
-        f"{name}_format_rate": found["format_rate"],
-        f"{name}_truncation_rate": found["truncation_rate"],
-        f"{name}_mean_length": found["mean_length"],
+        **{f"{name}_{rate}": found[rate] for rate in ("format_rate", "truncation_rate", "mean_length")},
     }
 
 

@@ -49,7 +49,9 @@ class FiniteGuard:
         """
         losses, self._losses = torch.stack(self._losses), []
         bad_loss = ~torch.isfinite(losses)
-        bad_gradient = self._bad_gradient(grad_norm, losses)
+        # With fp16 an overflow now and then is part of loss scaling: the scaler itself skips such a step.
+        told = grad_norm is not None and getattr(self.accelerator, "scaler", None) is None
+        bad_gradient = ~torch.isfinite(torch.as_tensor(grad_norm if told else 0.0, device=losses.device))
         flags = torch.stack([bad_loss.any(), bad_gradient]).to(torch.float32)
         anywhere = self.accelerator.reduce(flags, reduction="sum").tolist()
         if not any(anywhere):
@@ -61,12 +63,6 @@ class FiniteGuard:
             f"the {what} of step {step} is not finite; the step was not taken, {saved}. A lower learning_rate or "
             "max_grad_norm often helps; resume from the last checkpoint"
         )
-
-    def _bad_gradient(self, grad_norm: Any, losses: Tensor) -> Tensor:
-        # With fp16 an overflow now and then is part of loss scaling: the scaler itself skips such a step.
-        if grad_norm is None or getattr(self.accelerator, "scaler", None) is not None:
-            return torch.zeros((), dtype=torch.bool, device=losses.device)
-        return ~torch.isfinite(torch.as_tensor(grad_norm, device=losses.device))
 
     def _save(self, batches: list[Batch], what: str, step: int) -> str:
         """Save this rank's offending micro-batches; says where, or why not."""
@@ -90,12 +86,8 @@ def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[st
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     texts = [
-        {
-            "prompt": tokenizer.decode(prompt[prompt_mask.bool()]),
-            "completion": tokenizer.decode(completion[completion_mask.bool()]),
-        }
-        for prompt, prompt_mask, completion, completion_mask in zip(
-            *(tensors[name] for name in _SAVED[:4]), strict=True
-        )
+        {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
+        for batch in batches
+        for prompt, completion in batch.unpadded()
     ]
     path.with_suffix(".json").write_text(json.dumps({**facts, "texts": texts}, indent=1) + "\n")

@@ -22,7 +22,7 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # of each metric the sum of the values, of their weights, of the squares
 
     def add(self, name: str, values: Tensor | None, mask: Tensor | None = None, *, spread: bool = False) -> None:
         """Add `values`, if any, where `mask` is 1. With `spread`, report name/mean and name/std instead of name."""
@@ -31,13 +31,12 @@ class Averages:
         values = values.detach().to(_wide(values.device))
         counted = torch.ones_like(values) if mask is None else mask.to(values.dtype)
         kept = values.masked_fill(counted == 0, 0)
-        parts = [kept.sum(), counted.sum()] + ([kept.square().sum()] if spread else [])
         key = f"{name}/mean" if spread else name
-        self._sums[key] = self._sums.get(key, 0) + torch.stack(parts)
+        self._sums[key] = self._sums.get(key, 0) + torch.stack([kept.sum(), counted.sum(), kept.square().sum()])
 
     def add_total(self, name: str, total: float, count: float, device: torch.device) -> None:
         """Add a sum and its weight directly, such as seconds and steps."""
-        part = torch.tensor([total, count], dtype=_wide(device), device=device)
+        part = torch.tensor([total, count, 0.0], dtype=_wide(device), device=device)
         self._sums[name] = self._sums.get(name, 0) + part
 
     def reduce(self, accelerator: Any) -> dict[str, float]:
@@ -46,11 +45,13 @@ class Averages:
         sums = _of_all_ranks(sums, accelerator)
         if not sums:
             return {}
-        lengths = [part.numel() for part in sums.values()]
-        flat = accelerator.reduce(torch.cat(list(sums.values())), reduction="sum").cpu()
+        parts = accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
         averages: dict[str, float] = {}
-        for name, part in zip(sums, flat.split(lengths), strict=True):
-            averages |= _average(name, part.tolist())
+        for name, (total, count, squares) in zip(sums, parts, strict=True):
+            if count:
+                mean = averages[name] = total / count
+                if name.endswith("/mean"):
+                    averages[name.removesuffix("mean") + "std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
         return {name: value for name, value in averages.items() if math.isfinite(value)}
 
 
@@ -60,23 +61,8 @@ def _of_all_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor
         return sums
     from accelerate.utils import gather_object
 
-    lengths = dict(gather_object([(name, part.numel()) for name, part in sums.items()]))
-    zeros = {
-        name: torch.zeros(length, dtype=_wide(accelerator.device), device=accelerator.device)
-        for name, length in sorted(lengths.items())
-    }
-    return {name: sums.get(name, zero) for name, zero in zeros.items()}
-
-
-def _average(name: str, part: list[float]) -> dict[str, float]:
-    total, count = part[:2]
-    if count == 0:
-        return {}
-    mean = total / count
-    if len(part) == 2:
-        return {name: mean}
-    std = math.sqrt(max(part[2] / count - mean * mean, 0.0))
-    return {name: mean, name.removesuffix("mean") + "std": std}
+    zeros = torch.zeros(3, dtype=_wide(accelerator.device), device=accelerator.device)
+    return {name: sums.get(name, zeros) for name in sorted(set(gather_object(list(sums))))}
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -87,9 +73,7 @@ def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tens
     """Add what the loss computed, token by token; what it left out stays absent. `teacher`: one of several, by name."""
     averages.add("reward", output.rewards, mask, spread=True)
     averages.add("advantage", output.advantages, mask, spread=True)
-    sampled = None
-    if output.teacher_logprobs is not None:
-        sampled = output.student_logprobs - output.teacher_logprobs
+    sampled = None if output.teacher_logprobs is None else output.student_logprobs - output.teacher_logprobs
     # At its own tokens each of several teachers is told from the others.
     for suffix in [""] if teacher is None else ["", f"/{teacher}"]:
         averages.add(f"sampled_reverse_kl{suffix}", sampled, mask)

@@ -25,7 +25,7 @@ class SampleBuffer:
     `rewards` are the names of the reward functions that scored them.
     """
 
-    def __init__(self, limit: int, rewards: Sequence[str] = ()) -> None:
+    def __init__(self, limit: int, rewards: Sequence[str]) -> None:
         self.limit = limit
         self.rewards = rewards
         self._rows: list[dict[str, Tensor]] = []

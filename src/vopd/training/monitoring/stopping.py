@@ -70,20 +70,13 @@ class Stopping(TrainerCallback):
 
     def end(self, error: VOPDError, control: Any) -> None:
         """Save after this step and end the run with `error`. Every rank has to call it at the same step."""
-        if self.error is None:
-            self.error = error
+        self.error = self.error or error
         control.should_save = control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._anywhere():
-            return
-        self.end(
-            Terminated(
-                f"stopped by SIGTERM at step {state.global_step} of {state.max_steps}; the checkpoint is saved: "
-                "go on with --resume"
-            ),
-            control,
-        )
+        if self._anywhere():
+            where = f"at step {state.global_step} of {state.max_steps}"
+            self.end(Terminated(f"stopped by SIGTERM {where}; the checkpoint is saved: go on with --resume"), control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.error is not None:  # the epoch did not end: what belongs to its end is left to the resumed run

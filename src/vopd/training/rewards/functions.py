@@ -91,11 +91,9 @@ class Rewards:
     def __init__(self, given: Any, weights: Sequence[float] | None, num_generations: int, column: str) -> None:
         functions = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
         self.rewards = [_reward(function, column) for function in functions]
+        self.names = [reward.name for reward in self.rewards]
         self.num_generations = num_generations
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
-        self._check()
-
-    def _check(self) -> None:
         if len(self.weights) != len(self.rewards):
             raise ConfigurationError(
                 f"reward_weights has {len(self.weights)} values for {len(self.rewards)} reward functions; give one each"
@@ -119,10 +117,6 @@ class Rewards:
             if args.remove_unused_columns:
                 raise ConfigurationError("remove_unused_columns would take the columns that rewards need; remove it")
         return rewards
-
-    @property
-    def names(self) -> list[str]:
-        return [reward.name for reward in self.rewards]
 
     @property
     def summary(self) -> str:
@@ -208,7 +202,7 @@ def _accepted(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, state: Any) -> dict[str, Any]:
-    ids = [row[mask.bool()].tolist() for row, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+    ids = [completion for _, completion in batch.unpadded()]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     prompts = [row["prompt"] for row in rows]
     conversations = isinstance(prompts[0], list)

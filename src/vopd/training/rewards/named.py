@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vopd.data.reasoning import Problem, score
-from vopd.errors import ConfigurationError, VOPDError
+from vopd.errors import VOPDError, check_known
 from vopd.evaluation.grading import KINDS, grade_many
 
 logger = logging.getLogger("vopd")
@@ -32,12 +32,8 @@ def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...
     Raises:
         ConfigurationError: there is none of that name.
     """
-    if name in GRADED:
-        return _graded(name, column), (column,)
-    if name == REASONING_GYM:
-        return verified, _PROBLEM_COLUMNS
-    known = ", ".join((*GRADED, REASONING_GYM))
-    raise ConfigurationError(f"unknown reward function '{name}'; known are {known}, and module:function for one's own")
+    check_known("reward function", name, (*GRADED, REASONING_GYM, "module:function"))
+    return (verified, _PROBLEM_COLUMNS) if name == REASONING_GYM else (_graded(name, column), (column,))
 
 
 def text_of(completion: Any) -> str:

@@ -42,9 +42,9 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
     """The card: Markdown with YAML front matter.
 
     Args:
-        facts: name, student, teacher, estimator, temperature, steps, prompts, learning_rate, seed, adapter (bool);
-            and where they are known loss_top_k, backend, student_revision, teacher_revision, data (lines), datasets
-            (hub ids), results (lines), rewards; tags for the Hub.
+        facts: name, student, teachers (source and revision by name), settings (by title, "" for none), adapter (bool),
+            tags for the Hub; and where they are known student_revision, data (lines), datasets (hub ids), results
+            (lines).
     """
     student = facts["student"]
     metadata = ModelCardData(
@@ -71,19 +71,11 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
 
 
 def _rows(facts: dict[str, Any]) -> dict[str, Any]:
-    k = facts.get("loss_top_k")
     return {
         "student": _with_revision(facts["student"], facts.get("student_revision")),
-        "teacher": _teachers(facts["teacher"], facts.get("teacher_revision")),
+        "teacher": _teachers(facts["teachers"]),
         "data": "<br>".join(facts.get("data", [])) or "not named",
-        "estimator": facts["estimator"] if k is None else f"{facts['estimator']}, k = {k}",
-        **({"loss computed by": facts["backend"]} if "backend" in facts else {}),
-        "temperature": facts["temperature"],
-        "optimizer steps": facts["steps"],
-        "prompts a step": facts["prompts"],
-        **({"rewards": facts["rewards"]} if facts.get("rewards") else {}),
-        "learning rate": facts["learning_rate"],
-        "seed": facts["seed"],
+        **{title: value for title, value in facts["settings"].items() if value != ""},
         "versions": ", ".join(f"{name} {found}" for name, found in _versions().items()),
     }
 
@@ -104,11 +96,10 @@ def _with_revision(source: str, revision: str | None) -> str:
     return called + (f" at {revision}" if revision else "")
 
 
-def _teachers(teacher: Any, revision: str | None) -> str:
-    """One teacher, or several by name, each with its revision."""
-    if isinstance(teacher, str):
-        return _with_revision(teacher, revision)
-    return "<br>".join(f"{name}: {_with_revision(*found)}" for name, found in teacher.items())
+def _teachers(found: dict[str, tuple[str, str | None]]) -> str:
+    """Each teacher with its revision; several with the names that the data have for them."""
+    told = {name: _with_revision(*teacher) for name, teacher in found.items()}
+    return "<br>".join(text if len(told) == 1 else f"{name}: {text}" for name, text in told.items())
 
 
 def _cell(value: Any) -> str:

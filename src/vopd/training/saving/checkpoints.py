@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -28,10 +28,14 @@ from vopd.errors import ConfigurationError, VOPDError
 from vopd.models.undisturbed import replaced
 from vopd.teachers.itself import MovingAverage
 
+if TYPE_CHECKING:
+    from ..trainer import VOPDTrainer
+
 logger = logging.getLogger("vopd")
 
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned-"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def fault(folder: Path, *, contents: bool = True) -> str | None:
 def newest_valid(run: Path) -> Found:
     """The newest valid checkpoint in the folder of a run. What is skipped on the way to it is named with its fault."""
     skipped: list[str] = []
-    for _, path in sorted(_checkpoints(run), reverse=True):
+    for _, path in _checkpoints(run):
         wrong = fault(path)
         if wrong is None:
             return Found(path, tuple(skipped))
@@ -110,7 +114,7 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
     """
     if not limit or limit < 1:
         return
-    ordered = [path for _, path in sorted(_checkpoints(run), reverse=True)]
+    ordered = [path for _, path in _checkpoints(run)]
     valid = [path for path in ordered if fault(path, contents=False) is None]
     kept = {*valid[:limit], *(path for path in valid if best is not None and path == Path(best))}
     newest = ordered.index(valid[0]) if valid else len(ordered)
@@ -132,24 +136,14 @@ def check_writable(folder: str | Path) -> None:
         raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
 
 
-class Run(Protocol):
-    """What saving needs of a trainer."""
-
-    args: Any
-    state: Any
-    accelerator: Any
-
-    def is_world_process_zero(self) -> bool: ...
-
-
 class Checkpoints:
     """Saves a trainer's checkpoints and chooses the one to resume from.
 
     Args:
-        trainer: a VOPDTrainer, set up.
+        trainer: set up.
     """
 
-    def __init__(self, trainer: Run) -> None:
+    def __init__(self, trainer: VOPDTrainer) -> None:
         self.trainer = trainer
         self.run = Path(trainer.args.output_dir)
         self.keep_all = False  # set where a run is stopped because it went wrong: older ones are the better ones
@@ -230,15 +224,14 @@ class Checkpoints:
 
 def step_of(checkpoint: Path) -> int:
     """The step that the name of a checkpoint tells, or else its manifest."""
-    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    match = _NAME.fullmatch(checkpoint.name)
     return int(match.group(1) if match else json.loads((checkpoint / MANIFEST).read_text())["step"])
 
 
-def _checkpoints(run: Path) -> Iterator[tuple[int, Path]]:
-    for path in run.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
-            yield int(match.group(1)), path
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Steps and folders, the newest first."""
+    named = [path for path in run.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(((step_of(path), path) for path in named), reverse=True)
 
 
 def _hash(path: Path) -> str:

@@ -6,14 +6,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from vopd.atomic import write_whole
-from vopd.errors import VOPDError
+
+from .checkpoints import clear_save_errors
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -63,7 +63,7 @@ def _strict(value: Any) -> Any:
 
 def open_log(path: Path, step: int) -> None:
     """Make `path` hold the records up to `step` and no others; at step 0 move an older file aside."""
-    with _clear_errors(path):
+    with clear_save_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if step == 0 and path.exists():
             os.replace(path, path.with_suffix(".previous.jsonl"))
@@ -88,24 +88,7 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
     """
     strict = ({name: _strict(value) for name, value in record.items()} for record in records)
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in strict)
-    if not text:
-        return
-    with _clear_errors(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            rest = text.encode("ascii")
-            while rest:  # a full disk takes a part first, and refuses only the next write
-                rest = rest[os.write(handle, rest) :]
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise VOPDError(
-            f"cannot write {path}: {error.strerror or error}; free the space or choose another output_dir, "
-            "then resume from the last checkpoint"
-        ) from error
+    with clear_save_errors(path), path.open("ab", buffering=0) as file:
+        rest = text.encode("ascii")
+        while rest:  # a full disk takes a part first, and refuses only the next write
+            rest = rest[file.write(rest) :]
