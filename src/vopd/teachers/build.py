@@ -54,11 +54,17 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
 
     named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
-    default = _default(teacher_model, server_url)
-    if default is not None:
+    if server_url is not None:
+        if teacher_model is not None and not isinstance(teacher_model, str):
+            raise ConfigurationError(
+                "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give "
+                "the teacher's path, whose tokenizer is then compared"
+            )
+        teacher_model = Served(server_url, teacher_model)
+    if teacher_model is not None:
         if DEFAULT in named:
             raise ConfigurationError("teacher_model is the default teacher, and teachers has another default; keep one")
-        named[DEFAULT] = default
+        named[DEFAULT] = teacher_model
     if not named:
         raise ConfigurationError(
             "teacher_model is missing; give a path, a hub id or a model, teacher_server_url for one behind a server, "
@@ -68,17 +74,6 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
         if not name or "/" in name or source is None:
             raise ConfigurationError(f"teachers: {name!r}: {source!r} is no name with a teacher; write name: path")
     return named
-
-
-def _default(teacher_model: Any, server_url: Any) -> Any:
-    if server_url is None:
-        return teacher_model
-    if teacher_model is not None and not isinstance(teacher_model, str):
-        raise ConfigurationError(
-            "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give the "
-            "teacher's path, whose tokenizer is then compared"
-        )
-    return Served(server_url, teacher_model)
 
 
 def _is_url(source: Any) -> bool:
@@ -193,8 +188,10 @@ def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
     offload = trainer.args.teacher_offload
-    if offload:
-        _check_offload(trainer.placement, model)
+    if offload and trainer.placement.divided:
+        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
+    if offload and getattr(model, "quantization_method", None) is not None:
+        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
     prepared = trainer.placement.place_frozen(model)
     teacher = LocalTeacher(prepared, trainer.placement, offload=offload)
     return Placed(teacher, name, commit, vocab_size, positions)
@@ -242,14 +239,6 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
     limits = (context_length(trainer.model), teacher.positions)
     positions = min((length for length in limits if length is not None), default=None)
     return Placed(teacher, source.path or teacher.model.name, None, vocab_size, positions)
-
-
-def _check_offload(placement: Placement, model: Any) -> None:
-    """Raises ConfigurationError where a teacher cannot be moved to the host and back."""
-    if placement.divided:
-        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
-    if getattr(model, "quantization_method", None) is not None:
-        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
 
 
 def _checked_rows(trainer: Trainer, model: Any, name: str) -> int:

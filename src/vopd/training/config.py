@@ -161,9 +161,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
     logging_steps: float = _default("logging_steps", 1)
     # In the parents' order, which HfArgumentParser depends on.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata=_INHERITED["report_to"].metadata
-    )
+    report_to: None | str | list[str] = _default("report_to", "none")  # noqa: RUF036
     vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
 
     def __post_init__(self) -> None:
@@ -171,7 +169,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
         self._check_estimator()
         self._check_ranges()
-        self._check_importance()
         check_guards(self)
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
@@ -207,6 +204,16 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 f"loss_top_k={self.loss_top_k} means nothing to estimator {chosen.name!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
             )
+        if self.importance_sampling and not self.use_vllm:
+            raise ConfigurationError(
+                "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true or "
+                "remove importance_sampling: generate samples from the student as it is trained"
+            )
+        if self.importance_sampling and not chosen.samples:
+            raise ConfigurationError(
+                f"importance_sampling means nothing to estimator {chosen.name!r}, whose token loss does not depend on "
+                "the token drawn; remove it"
+            )
 
     def _check_groups(self) -> None:
         # Rewards are compared within a process, and a step of accumulated micro-batches is generated at once.
@@ -215,18 +222,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             raise ConfigurationError(
                 f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions of a process "
                 f"must be a multiple of num_generations={self.num_generations}, so that no group is split"
-            )
-
-    def _check_importance(self) -> None:
-        if self.importance_sampling and not self.use_vllm:
-            raise ConfigurationError(
-                "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true or "
-                "remove importance_sampling: generate samples from the student as it is trained"
-            )
-        if self.importance_sampling and not self.chosen_estimator.samples:
-            raise ConfigurationError(
-                f"importance_sampling means nothing to estimator {self.chosen_estimator.name!r}, whose token loss does "
-                "not depend on the token drawn; remove it"
             )
 
     def _check_ranges(self) -> None:

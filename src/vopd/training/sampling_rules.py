@@ -80,9 +80,9 @@ def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
 
 def _bias(name: str, value: Any, estimator: str, rewarded: bool) -> ConfigurationError:
     exact = " or ".join(repr(other.name) for other in ESTIMATORS.values() if other.unbiased and not other.samples)
+    whose = "a reward's gradient" if rewarded else f"estimator {estimator!r}"
     otherwise = f", or use estimator={exact}, whose token loss does not depend on the token drawn"
     return ConfigurationError(
-        f"{name}={value} changes the distribution that tokens are drawn from, and "
-        f"{'a reward has a gradient that' if rewarded else f'estimator {estimator!r}'} is unbiased only for tokens "
+        f"{name}={value} changes the distribution that tokens are drawn from, and {whose} is unbiased only for tokens "
         f"drawn from the student's whole distribution; remove {name}{'' if rewarded else otherwise}"
     )

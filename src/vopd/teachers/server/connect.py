@@ -10,6 +10,7 @@ from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators import Estimator
 from vopd.estimators.checks import check_gives
 
+from .client import Patience, Servers
 from .preflight import Findings, inspect_servers
 from .settings import check_server, use_unnormalised
 from .teacher import ServerTeacher
@@ -37,7 +38,12 @@ def connect(
     """
     check_server(args)
     need = args.chosen_estimator.need
-    servers = args.teacher_servers()
+    servers = Servers(
+        args.teacher_server_url,
+        key_env=args.teacher_server_key_env,
+        concurrency=args.teacher_server_concurrency,
+        patience=Patience(args.teacher_server_timeout, args.teacher_server_deadline, args.teacher_server_retries),
+    )
     try:
         found = inspect_servers(servers, args.teacher_server_model, tokenizer, prompt, vocab_size)
         _check_vocabulary(found, compared)

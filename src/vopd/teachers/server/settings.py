@@ -9,7 +9,7 @@ from vopd.errors import ConfigurationError, check_known
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.checks import check_gives
 
-from .client import Patience, Servers, checked_urls
+from .client import checked_urls
 
 
 def own(value: Any, help_text: str) -> Any:
@@ -37,9 +37,7 @@ class ServerSettings:
     """
 
     # In the order that HfArgumentParser depends on.
-    teacher_server_url: None | str | list[str] = own(  # noqa: RUF036
-        None, "Address of a vLLM server with the teacher, or several."
-    )
+    teacher_server_url: None | str | list[str] = own(None, "Address of a vLLM server with the teacher, or several.")  # noqa: RUF036
     teacher_server_model: str | None = own(None, "Its name of the teacher. Default: the only model that it serves.")
     teacher_server_key_env: str = own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
     teacher_server_concurrency: int = own(32, "Requests to it under way at once.")
@@ -48,15 +46,6 @@ class ServerSettings:
     teacher_server_retries: int = own(8, "Attempts after the first, with growing pauses.")
     teacher_failure: str = own("raise", "Where a completion gets no usable scores: raise, or drop it from the step.")
     teacher_drop_limit: float = own(0.1, "Share of dropped completions past which the run saves and ends.")
-
-    def teacher_servers(self) -> Servers:
-        """The servers of these settings."""
-        return Servers(
-            self.teacher_server_url or (),
-            key_env=self.teacher_server_key_env,
-            concurrency=self.teacher_server_concurrency,
-            patience=Patience(self.teacher_server_timeout, self.teacher_server_deadline, self.teacher_server_retries),
-        )
 
 
 def check_server(args: Any) -> None:

@@ -56,11 +56,6 @@ class Question:
     chosen: tuple[tuple[int, ...], ...] | None = None
     temperature: float = 1.0
 
-    @property
-    def tokens(self) -> int:
-        """T, the tokens to score."""
-        return len(self.ids) - self.start
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -125,7 +120,7 @@ def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int 
         sampled.append(score)
         ids.append([other for other, _ in kept] + [0] * missing)
         logprobs.append([value for _, value in kept] + [-math.inf] * missing)
-    shape = (question.tokens, question.top_k)
+    shape = (len(sampled), question.top_k)
     return Answer(
         torch.tensor(sampled, dtype=torch.float32),
         torch.tensor(ids, dtype=torch.long).reshape(shape),
@@ -155,7 +150,7 @@ def _of_chosen(question: Question, body: Mapping[str, Any]) -> Answer:
     if encoded is None:
         raise BadAnswer("the answer has no prompt_token_id_logprobs")
     scores = decode_array(encoded)
-    shape = (question.tokens, len(question.chosen[0]))
+    shape = (len(question.chosen), len(question.chosen[0]))
     if scores.shape != shape:
         raise BadAnswer(f"the answer has scores of shape {tuple(scores.shape)} where {shape} were asked for")
     if not bool(scores.isfinite().all()) or bool((scores > _ABOVE_ZERO).any()):

@@ -45,28 +45,25 @@ class SampleBuffer:
     def take(self, step: int, tokenizer: Any, end_ids: list[int]) -> list[dict[str, Any]]:
         """The records of `step` as plain objects, and an empty buffer."""
         rows, self._rows = self._rows, []
-        return [_record(row, step, tokenizer, end_ids, self.rewards) for row in rows]
+        return [self._record(row, step, tokenizer, end_ids) for row in rows]
 
-
-def _record(
-    row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int], rewards: Sequence[str]
-) -> dict[str, Any]:
-    length = int(row["completion_mask"].sum())
-    ids = row["completion_ids"][:length].tolist()
-    record = {
-        "step": step,
-        "prompt": tokenizer.decode(row["prompt_ids"][row["prompt_mask"].bool()].tolist()),
-        "completion": tokenizer.decode(ids),
-        "truncated": not ids or ids[-1] not in end_ids,
-        "tokens": [tokenizer.decode([token]) for token in ids],
-    }
-    for name in _PER_TOKEN:
-        if name in row:
-            record[name] = [round(value, _DIGITS) for value in row[name][:length].tolist()]
-    if "scores" in row:  # a list, for a number that is none is written as null
-        record["scores"] = [round(value, _DIGITS) for value in row["scores"].tolist()]
-        record["scored_by"] = list(rewards)
-    return record
+    def _record(self, row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int]) -> dict[str, Any]:
+        length = int(row["completion_mask"].sum())
+        ids = row["completion_ids"][:length].tolist()
+        record = {
+            "step": step,
+            "prompt": tokenizer.decode(row["prompt_ids"][row["prompt_mask"].bool()].tolist()),
+            "completion": tokenizer.decode(ids),
+            "truncated": not ids or ids[-1] not in end_ids,
+            "tokens": [tokenizer.decode([token]) for token in ids],
+        }
+        for name in _PER_TOKEN:
+            if name in row:
+                record[name] = [round(value, _DIGITS) for value in row[name][:length].tolist()]
+        if "scores" in row:  # a list, for a number that is none is written as null
+            record["scores"] = [round(value, _DIGITS) for value in row["scores"].tolist()]
+            record["scored_by"] = list(self.rewards)
+        return record
 
 
 def sample_table(records: Sequence[dict[str, Any]], step: int) -> Any:
