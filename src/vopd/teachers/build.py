@@ -52,7 +52,6 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
-
     named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
     if server_url is not None:
         if teacher_model is not None and not isinstance(teacher_model, str):

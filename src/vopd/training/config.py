@@ -228,8 +228,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         for name, least in _LEAST.items():
             check_at_least(name, getattr(self, name), least)
         for name in (*_ABOVE_0, *(f"guard_{guard.name}" for guard in GUARDS)):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigurationError(f"{name} must be positive, got {value}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                off = ", or none to turn it off" if name.startswith("guard_") else ""
+                raise ConfigurationError(f"{name} must be positive{off}, got {value}")
         check_known("loss_backend", self.loss_backend, BACKENDS)
         if not 0 <= self.show_samples <= self.samples_per_step:
             raise ConfigurationError(

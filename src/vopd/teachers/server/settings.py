@@ -37,7 +37,9 @@ class ServerSettings:
     """
 
     # In the order that HfArgumentParser depends on.
-    teacher_server_url: None | str | list[str] = own(None, "Address of a vLLM server with the teacher, or several.")  # noqa: RUF036
+    teacher_server_url: None | str | list[str] = own(  # noqa: RUF036
+        None, "Address of a vLLM server with the teacher, or several."
+    )
     teacher_server_model: str | None = own(None, "Its name of the teacher. Default: the only model that it serves.")
     teacher_server_key_env: str = own("TEACHER_API_KEY", "Environment variable that holds its key, if it wants one.")
     teacher_server_concurrency: int = own(32, "Requests to it under way at once.")
