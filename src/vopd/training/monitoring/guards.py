@@ -178,7 +178,8 @@ class NoSignal(Guard):
     name = "no_signal"
 
     def check(self, metrics: Metrics) -> str | None:
-        mean = self.window.add(metrics.get("grad_norm", metrics.get("advantage/std")))
+        value = metrics.get("grad_norm", metrics.get("advantage/std"))
+        mean = self.window.add(None if value is None else abs(value))  # DeepSpeed's norm is -1 where it overflowed
         if mean is None or max(self.window.values) > self.limit:
             return None
         return (

@@ -22,7 +22,8 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # of each metric the sum of the values, of their weights, of the squares
+        # By name and whether the spread is asked for: the sum of the values, of their weights, of the squares.
+        self._sums: dict[tuple[str, bool], Tensor] = {}
 
     def add(self, name: str, values: Tensor | None, mask: Tensor | None = None, *, spread: bool = False) -> None:
         """Add `values`, if any, where `mask` is 1. With `spread`, report name/mean and name/std instead of name."""
@@ -31,13 +32,14 @@ class Averages:
         values = values.detach().to(_wide(values.device))
         counted = torch.ones_like(values) if mask is None else mask.to(values.dtype)
         kept = values.masked_fill(counted == 0, 0)
-        key = f"{name}/mean" if spread else name
-        self._sums[key] = self._sums.get(key, 0) + torch.stack([kept.sum(), counted.sum(), kept.square().sum()])
+        self._add(name, spread, torch.stack([kept.sum(), counted.sum(), kept.square().sum()]))
 
     def add_total(self, name: str, total: float, count: float, device: torch.device) -> None:
         """Add a sum and its weight directly, such as seconds and steps."""
-        part = torch.tensor([total, count, 0.0], dtype=_wide(device), device=device)
-        self._sums[name] = self._sums.get(name, 0) + part
+        self._add(name, False, torch.tensor([total, count, 0.0], dtype=_wide(device), device=device))
+
+    def _add(self, name: str, spread: bool, part: Tensor) -> None:
+        self._sums[name, spread] = self._sums.get((name, spread), 0) + part
 
     def reduce(self, accelerator: Any) -> dict[str, float]:
         """The averages over all ranks; starts over. A collective, in which ranks may have different names."""
@@ -47,22 +49,23 @@ class Averages:
             return {}
         parts = accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
         averages: dict[str, float] = {}
-        for name, (total, count, squares) in zip(sums, parts, strict=True):
+        for (name, spread), (total, count, squares) in zip(sums, parts, strict=True):
             if count:
-                mean = averages[name] = total / count
-                if name.endswith("/mean"):
-                    averages[name.removesuffix("mean") + "std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
+                mean = total / count
+                averages[f"{name}/mean" if spread else name] = mean
+                if spread:
+                    averages[f"{name}/std"] = math.sqrt(max(squares / count - mean * mean, 0.0))
         return {name: value for name, value in averages.items() if math.isfinite(value)}
 
 
-def _of_all_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
+def _of_all_ranks(sums: dict[tuple[str, bool], Tensor], accelerator: Any) -> dict[tuple[str, bool], Tensor]:
     """The sums in one order, with zeros for what only other ranks met, such as rows of one of several teachers."""
     if accelerator.num_processes == 1:
         return sums
     from accelerate.utils import gather_object
 
     zeros = torch.zeros(3, dtype=_wide(accelerator.device), device=accelerator.device)
-    return {name: sums.get(name, zeros) for name in sorted(set(gather_object(list(sums))))}
+    return {key: sums.get(key, zeros) for key in sorted(set(gather_object(list(sums))))}
 
 
 def _wide(device: torch.device) -> torch.dtype:

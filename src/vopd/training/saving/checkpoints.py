@@ -166,10 +166,9 @@ class Checkpoints:
                 answer[0] = self._chosen(asked)
             except (VOPDError, OSError) as error:  # every rank has to end, not this one alone
                 answer[1] = str(error)
-        broadcast_object_list(answer)
-        if answer[1] is not None:
-            raise ConfigurationError(answer[1])
-        chosen = answer[0]
+        chosen, problem = broadcast_object_list(answer)
+        if problem is not None:
+            raise ConfigurationError(problem)
         self._saved = None if chosen is None else step_of(Path(chosen))
         return chosen
 
