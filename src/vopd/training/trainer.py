@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,8 +43,6 @@ from .saving.card import write_card
 from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
 from .saving.logs import RunLog
 from .trl import TRLAdapter
-
-logger = logging.getLogger("vopd")
 
 
 class VOPDTrainer(TRLAdapter):
