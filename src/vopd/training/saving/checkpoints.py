@@ -265,8 +265,8 @@ def clear_save_errors(folder: str | Path) -> Iterator[None]:
         if why is None:
             raise
         raise VOPDError(
-            f"cannot save {folder}: {why}; older checkpoints are untouched: free the space or make it writable, then "
-            "go on with --resume"
+            f"cannot save {folder}: {why}; older checkpoints are untouched: free the space, or make output_dir "
+            "writable or choose another one, then go on with --resume"
         ) from error
 
 
