@@ -13,6 +13,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import gc
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ SENTENCES = [
 TOKENIZER_ENTRIES = 300
 STUDENT_ROWS = 304
 TEACHER_ROWS = 320
+
+
+@pytest.fixture(scope="module")
+def without_checks_of_shapes() -> Iterator[None]:
+    """For modules of tests that shapes.check_shapes would be in the way of."""
+    import jaxtyping
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
+    "JAXTYPING_DISABLE": "1",  # a mutant is to be caught by what its test asserts, not by a shape before that
 }
 DEFINITIONS = ast.FunctionDef | ast.ClassDef
 SERVER = multiprocessing.get_context("forkserver")

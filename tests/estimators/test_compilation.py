@@ -6,21 +6,18 @@ import inspect
 import subprocess
 import sys
 
-import jaxtyping
 import pytest
 import torch
 
 import vopd
 from head_reference import batch_of, leaves
 
-# Dynamo hides these from users, but not where warnings are errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def no_checks_of_shapes(monkeypatch):
-    """What Dynamo would trace with the backward pass, and get wrong."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = [
+    # Dynamo hides these from users, but not where warnings are errors.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    # It would trace the checks in the backward pass, and get them wrong.
+    pytest.mark.usefixtures("without_checks_of_shapes"),
+]
 
 
 def linear(batch, hidden):

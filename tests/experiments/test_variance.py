@@ -13,6 +13,9 @@ from vopd.estimators import distillation_loss
 from vopd.experiments.rollouts import Rollout
 from vopd.experiments.variance import decompose_variance, gradient_noise, ratio_of_means, variance_profile
 
+# Thousands of losses, one a token enumerated: the checks would double the time.
+pytestmark = pytest.mark.usefixtures("without_checks_of_shapes")
+
 VOCAB = 4
 ROLLOUTS = [Rollout([0, 1], [2, 3]), Rollout([0], [3]), Rollout([2, 1], [1, 1, 0])]
 LENGTH = 2.0
