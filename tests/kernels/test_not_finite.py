@@ -13,10 +13,7 @@ from enumeration import top_k
 from head_reference import batch_of, leaves
 
 INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = [
-    "torch",
-    pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")),
-]
+BACKENDS = ["torch", *["triton"] * INTERPRETED]
 SPOILT = {
     "student": ("student_hidden",),
     "teacher": ("teacher_hidden",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from messages import says
 from vopd.errors import ConfigurationError, TeacherServerError
+from vopd.estimators import Estimator
+from vopd.estimators.policy_gradient import OPD
 from vopd.experiments.pair import embedded_pair
 
 Make = Callable[..., Any]
@@ -29,10 +32,11 @@ def largest_difference(first: list[dict[str, torch.Tensor]], second: list[dict[s
         ("rao_blackwell_teacher_top_k", 5),
         ("vopd_top_k", 5),
         ("vopd_sparse", 5),
+        (replace(OPD, name="of_a_notebook", estimate=lambda rows: OPD.estimate(rows)), None),
     ],
 )
 def test_the_gradient_is_that_of_the_teacher_in_this_process(
-    estimator: str, top_k: int | None, serve: Make, make_trainer: Make, gradients_of: Make
+    estimator: str | Estimator, top_k: int | None, serve: Make, make_trainer: Make, gradients_of: Make
 ) -> None:
     settings = {"estimator": estimator, "loss_top_k": top_k, "gradient_accumulation_steps": 2, "max_grad_norm": 0}
     expected = gradients_of(make_trainer(str(embedded_pair().teacher), **settings))

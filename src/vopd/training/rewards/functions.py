@@ -167,13 +167,15 @@ class Rewards:
 
 
 def _reward(given: Any, column: str) -> Reward:
+    name = given
     if isinstance(given, str) and ":" in given:
         given = imported(given, "reward function")
     elif isinstance(given, str):
         function, columns = named_reward(given, column)
         return Reward(given, function, columns, column if given in GRADED else None)
     if not callable(given):
-        raise ConfigurationError(f"a reward function must be a name or a callable, not {type(given).__name__}")
+        what = f"'{name}' is a {type(given).__name__}"
+        raise ConfigurationError(f"a reward function must be a name or a callable, and {what}")
     if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004
         raise ConfigurationError(f"reward function '{_name(given)}' is asynchronous, which is not supported")
     return Reward(_name(given), given, _needed(given))
