@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from messages import told
 from vopd import cli
 from vopd.errors import ConfigurationError
 from vopd.models import load_model, load_tokenizer
+from vopd.run.evaluation import evaluate
 from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
 
 Train = Callable[..., int]
@@ -280,3 +282,25 @@ class TestAccuracy:
     ) -> None:
         assert train(*arguments) == code
         assert told(message, capsys.readouterr().err) and not run.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--lora_rank", "2"]], ids=["full", "lora"])
+def test_models_of_the_run_are_let_go_before_the_trained_one_is_loaded(
+    train: Train, prompts: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    models: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def loading(*args: Any, **kwargs: Any) -> Any:
+        model = load_model(*args, **kwargs)
+        models.append(weakref.ref(model))
+        return model
+
+    def evaluating(*args: Any) -> Any:
+        held.append(sum(model() is not None for model in models))
+        return evaluate(*args)
+
+    monkeypatch.setattr("vopd.run.train.load_model", loading)
+    monkeypatch.setattr("vopd.run.accuracy.evaluate", evaluating)
+    assert train("--eval_data", str(prompts), *more) == 0
+    assert held == [2, 0]  # student and teacher before the start model's evaluation, neither before the trained one's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,33 @@ def train(plan: Plan) -> None:
     """
     accuracy = plan_accuracy(plan)
     directory.create(plan.folder, resume=plan.options.resume)
+    card, prompts = _train(plan, accuracy)
+    if directory.is_main_process():
+        release_memory()  # of the trainer, whose parts refer to each other
+        _finish(plan, accuracy, card, prompts)
+
+
+def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Sequence[Any]]:
+    """Train and save the model; returns what its card says, and the prompts.
+
+    The trainer with its models and the optimizer lives no longer than this call: an evaluation that comes afterwards
+    loads the saved model anew, and needs the room.
+    """
     trainer = build_trainer(plan, gather_facts(plan))
+    prompts = trainer.train_dataset["prompt"]
     if directory.is_main_process():
         write_resolved(plan)
     # The others would wait for the first process's evaluation, and give up after half an hour: then it comes last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
-        accuracy.measure("start", trainer.train_dataset["prompt"])
+        accuracy.measure("start", prompts)
     trainer.train(resume_from_checkpoint=plan.options.resume)
-    trainer.save_model(str(plan.folder / "model"))
+    model = plan.folder / "model"
+    trainer.save_model(str(model))
     if directory.is_main_process():
-        _finish(plan, trainer, accuracy)
+        trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
+        print(f"trained {trainer.state.global_step} steps; the model is in {model}")
+        trainer.accelerator.free_memory()  # DeepSpeed's engine has to be told
+    return trainer.card_facts(plan.folder.name), prompts
 
 
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
@@ -116,14 +134,9 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
     return Accuracy(start, of(model=str(plan.folder / "model")), plan.folder)
 
 
-def _finish(plan: Plan, trainer: VOPDTrainer, accuracy: Accuracy | None) -> None:
+def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts: Sequence[Any]) -> None:
     model = plan.folder / "model"
-    trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
-    print(f"trained {trainer.state.global_step} steps; the model is in {model}")
     if accuracy is not None:
-        card = trainer.card_facts(plan.folder.name)
-        prompts = list(trainer.train_dataset["prompt"])
-        _free(trainer)
         accuracy.measure("start", prompts)
         accuracy.measure("trained")
         write_card(model, {**card, "results": accuracy.table()})
@@ -133,13 +146,6 @@ def _finish(plan: Plan, trainer: VOPDTrainer, accuracy: Accuracy | None) -> None
         print(f"next: vopd eval --model {model} --data problems.jsonl")
     if plan.options.push_to_hub:
         print(f"uploaded to {publish.push(model, plan.config)}")
-
-
-def _free(trainer: VOPDTrainer) -> None:
-    """Let go of both models and the optimizer: the evaluation loads the saved model anew, and needs the room."""
-    trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.teacher_model = trainer.optimizer = None
-    release_memory()  # once more, now that nothing refers to them
 
 
 def _report(folder: Path) -> None:
