@@ -98,6 +98,11 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     return f"did you mean '{close[0]}'?" if close else otherwise
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Return `text` with its control characters spelled out, but for those in `kept`: they may come from data."""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of what an error of another library says, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

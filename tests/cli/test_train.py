@@ -266,7 +266,7 @@ class TestAccuracy:
         self, train: Train, prompts: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert train("--eval_data", str(prompts), "--eval_count", "5") == 0
-        assert told("5 of the problems ... training prompts", caplog.text)
+        assert told("5 questions of prompts ... training prompts", caplog.text)
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),

@@ -267,6 +267,13 @@ def test_contamination() -> None:
     assert contamination(questions, prompts[:1]) == [] == contamination([], prompts)
 
 
+def test_other_questions_of_the_same_task_are_no_contamination() -> None:
+    """Their wording is the same, so that two questions with other words in it share most runs."""
+    asked = [Question(word, f"Spell this word backward (example: sun -> nus): {word}", word, "task") for word in "ab"]
+    prompts = ["Spell this word backward (example: sun -> nus): c", asked[1].text + "\nAnswer in tags."]
+    assert [overlap.question_id for overlap in contamination(asked, prompts)] == ["b"]
+
+
 def test_training_prompts_from_a_set_or_a_file(tmp_path: Path) -> None:
     assert training_texts(f"dapo_math={FILES / 'dapo14k.jsonl'}") == ["If $x + 5 = 12$, what is $x$?"]
     path = tmp_path / "prompts.jsonl"

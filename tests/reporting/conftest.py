@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vopd.reporting.comparison import Comparison, Interval, Run, Start
+from vopd.reporting.comparison import Comparison, Run, Start
+from vopd.statistics import Interval
 
 
 @pytest.fixture(autouse=True)

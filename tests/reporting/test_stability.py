@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from vopd.reporting.comparison import Comparison, Interval, Run
+from vopd.reporting.comparison import Comparison, Run
 from vopd.reporting.comparison_report import seed_lines
 from vopd.reporting.stability import stability_rows, target_accuracy
 from vopd.reporting.tables import comparison_tables, comparison_text
+from vopd.statistics import Interval
 
 CURVE = [(0, 0.65), (2, 0.7), (4, 0.9)]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vopd.run.directory import nearest_existing
 from vopd.run.options import read_options, setting
+from vopd.versions import versions
 
 # What a user meets by name in an error or a table of results.
 _PACKAGES = (
@@ -65,22 +66,14 @@ def missing_of_extras() -> dict[str, list[str]]:
         found = re.match(r"([A-Za-z0-9_.-]+).*;.*extra\s*==\s*['\"](\w+)['\"]", requirement)
         if found is not None and found[1] != "vopd":
             package, extra = found.groups()
-            missing.setdefault(extra, []).extend([] if _version(package) else [package])
+            missing.setdefault(extra, []).extend([] if package in versions(package) else [package])
     return missing
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _versions() -> list[str]:
-    from vopd import __version__
-
-    rows = {"vopd": __version__, "python": platform.python_version()}
-    rows |= {package: _version(package) or "not installed" for package in _PACKAGES}
+    found = versions(*_PACKAGES)
+    rows = {"vopd": found["vopd"], "python": platform.python_version()}
+    rows |= {package: found.get(package, "not installed") for package in _PACKAGES}
     return [f"{name:<14}{version}" for name, version in rows.items()]
 
 

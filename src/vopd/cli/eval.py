@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vopd.errors import require
 from vopd.run import directory
-from vopd.run.evaluation import TASK_PREFIX, EvalOptions, evaluate, find_problems, models_of
+from vopd.run.evaluation import EvalOptions, evaluate, find_problems, models_of
 from vopd.run.options import read_options
 
 
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
 
     earlier = load_results(options.against) if options.against else None
     benchmarks = find_problems(options)
-    names = [benchmark.name.removeprefix(TASK_PREFIX) for benchmark in benchmarks]
+    names = [benchmark.short_name for benchmark in benchmarks]
     folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))

@@ -17,7 +17,7 @@ from vopd.kernels import backend_name
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.directory import nearest_existing
-from vopd.run.facts import Facts, gather_facts, step_completions, step_prompts, teacher_paths
+from vopd.run.facts import Facts, gather_facts, teacher_paths
 from vopd.run.plan import Plan, plan_run
 from vopd.run.train import plan_accuracy, train
 from vopd.teachers.build import Served
@@ -46,7 +46,7 @@ def dry_run(plan: Plan, facts: Facts) -> str:
     assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
     check_engine(config.use_vllm, config.importance_sampling, None)
     # Prompts that do not fill a last step are left out.
-    epoch = len(facts.prompts.dataset) // step_prompts(config)
+    epoch = len(facts.prompts.dataset) // config.step_prompts
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
     memory = estimate(plan, facts)
     frozen = any(not weight.requires_grad for weight in facts.student.skeleton.parameters())
@@ -131,7 +131,7 @@ def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
 
 
 def _steps(config: VOPDConfig, epoch: int, steps: int) -> list[str]:
-    each, several, length = step_completions(config), config.num_generations, config.max_completion_length
+    each, several, length = config.step_completions, config.num_generations, config.max_completion_length
     tokens = steps * each * length
     return [
         f"steps: {steps}, {epoch} to the epoch",

@@ -172,14 +172,14 @@ def _from_hub(source: Source) -> tuple[Any, str]:
             f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; give a .jsonl, "
             ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
-    version = _commit(dataset) or source.revision or "revision not known"
+    version = recorded_commit(dataset) or source.revision or "revision not known"
     if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
         # Without network `datasets` takes whatever commit its cache holds.
         raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
     return dataset, version
 
 
-def _commit(dataset: Any) -> str | None:
+def recorded_commit(dataset: Any) -> str | None:
     """The commit that a hub data set was loaded from, as its checksums or its folder in the cache tell."""
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
     found = (_COMMIT.search(str(place)) for place in places)

@@ -64,9 +64,14 @@ def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | 
         raise ConfigurationError(f"{estimator.name} needs top_k, for example top_k=20")
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ConfigurationError(f"top_k must be a positive integer, not {top_k!r}")
-    if top_k > vocab_size:
-        raise ConfigurationError(f"top_k = {top_k} is more than the vocabulary of {vocab_size} tokens")
+    check_top_k("top_k", top_k, vocab_size)
     return top_k
+
+
+def check_top_k(name: str, top_k: int | None, vocab_size: int) -> None:
+    """The k, where there is one, is not more than the tokens there are; `name` is the caller's argument."""
+    if top_k is not None and top_k > vocab_size:
+        raise ConfigurationError(f"{name}={top_k} is more than the vocabulary of {vocab_size} tokens; lower it")
 
 
 def _scores_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores) -> int:

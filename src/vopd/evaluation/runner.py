@@ -4,25 +4,24 @@ stood."""
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, MissingExtraError
 from vopd.reporting.benchmark_curves import draw_accuracy
+from vopd.versions import versions
 
-from .benchmarks import Benchmark, contamination, load_benchmark
+from .benchmarks import Benchmark, load_benchmark, warn_of_overlaps
 from .completions import Checkpoint, Settings, draw_all
 from .journal import only_one, same_plan, write_lines
 from .scores import score
 
-logger = logging.getLogger(__name__)
+_PACKAGES = ("torch", "transformers", "math-verify", "sympy")
 
 
 def evaluate(
@@ -73,9 +72,10 @@ def evaluate(
         head = _head(checkpoints, loaded, chosen)
         same_plan(folder, head)
         entries = _run(checkpoints, loaded, chosen, folder)
-        results = {**head, "versions": _versions(), "results": entries}
+        results = {**head, "versions": versions(*_PACKAGES), "results": entries}
         if training_prompts is not None:
-            results["contamination"] = _contamination(loaded, training_prompts)
+            found = warn_of_overlaps(loaded, training_prompts)
+            results["contamination"] = {name: list(map(asdict, overlaps)) for name, overlaps in found.items()}
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         if len(checkpoints) > 1:
             with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
@@ -136,19 +136,3 @@ def _run(
             lines += graded
     write_lines(folder / "samples.jsonl", lines)
     return entries
-
-
-def _contamination(benchmarks: list[Benchmark], prompts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    found = {benchmark.name: contamination(benchmark.questions, prompts) for benchmark in benchmarks}
-    for name, overlaps in found.items():
-        if overlaps:
-            logger.warning("%d questions of %s occur among the training prompts", len(overlaps), name)
-    return {name: [asdict(overlap) for overlap in overlaps] for name, overlaps in found.items()}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("vopd", "torch", "transformers", "math-verify", "sympy"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -19,9 +19,10 @@ from vopd.atomic import write_whole
 from vopd.errors import DataError, GuardError, NonFiniteError, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
-from vopd.reporting.comparison import Comparison, Interval, Run, Start
+from vopd.reporting.comparison import Comparison, Run, Start
 from vopd.reporting.run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records
 from vopd.reporting.run_report import timing_split
+from vopd.statistics import Interval
 
 from .jobs import Job, last_line, run_jobs
 from .measure import Measurement

@@ -17,8 +17,7 @@ import torch
 from vopd.estimators import distillation_loss
 from vopd.estimators.exact import FULL_RKL
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
-from vopd.reporting.comparison import Interval
-from vopd.statistics import bootstrap_interval
+from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
 from .rollouts import pad, sample_rollouts

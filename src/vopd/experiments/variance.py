@@ -35,8 +35,7 @@ from vopd.estimators.catalogue import find_estimators
 from vopd.estimators.exact import FULL_RKL
 from vopd.estimators.policy_gradient import VOPD
 from vopd.models import read_head
-from vopd.reporting.comparison import Interval
-from vopd.statistics import positive_t_interval, t_interval
+from vopd.statistics import Interval, positive_t_interval, t_interval
 
 from .rollouts import Rollout, pad
 

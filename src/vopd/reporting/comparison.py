@@ -10,8 +10,7 @@ from typing import Any
 
 from vopd.errors import DataError
 from vopd.estimators.policy_gradient import OPD
-from vopd.statistics import Difference, Score, mean_score, paired_difference
-from vopd.statistics import Interval as Interval
+from vopd.statistics import Difference, Interval, Score, mean_score, paired_difference
 
 from .run_files import read_json
 

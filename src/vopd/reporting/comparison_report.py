@@ -16,8 +16,8 @@ from .drawing import figures_html
 from .figures import Curves, Figure, Line, Row, Rows
 from .page import escape, folded, page, section, table, tiles
 from .png import write_png
-from .run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records, series
-from .run_report import SAMPLES_FILE, timing_row, timing_split
+from .run_files import MEASURED_FILE, METRICS_FILE, SAMPLES_FILE, read_json, read_records, series
+from .run_report import timing_row, timing_split
 from .samples_page import KEY, samples_html
 from .tables import comparison_tables
 from .variance_report import variance_beside

@@ -8,6 +8,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from vopd.errors import printable
+
 _HERE = Path(__file__).parent
 
 
@@ -17,8 +19,7 @@ def escape(text: object) -> str:
     Control characters, terminal escapes, marks that reverse the reading direction and lone surrogates become \\x1b,
     \\u202e, \\udc80.
     """
-    seen = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
-    return html.escape("".join(seen))
+    return html.escape(printable(str(text), "\n\t"))
 
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from vopd.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 MEASURED_FILE = "measured.json"
 
 

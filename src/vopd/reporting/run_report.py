@@ -14,11 +14,10 @@ from .colours import BLUE, GREEN, GREY, ORANGE
 from .drawing import figures_html
 from .figures import Curves, Figure, Line, Row, Rows
 from .page import folded, page, section, table, tiles
-from .run_files import read_json, read_metrics, read_records, read_text, series
+from .run_files import SAMPLES_FILE, read_json, read_metrics, read_records, read_text, series
 from .samples_page import KEY, chosen, samples_html
 from .variance_report import RESULTS_FILE, variance_beside
 
-SAMPLES_FILE = "samples.jsonl"
 TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
 
 # Value and origin by name, as written.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .evaluation import EvalOptions, evaluate, find_problems
+from vopd.evaluation.benchmarks import warn_of_overlaps
 
-logger = logging.getLogger(__name__)
+from .evaluation import EvalOptions, evaluate, find_problems
 
 
 class Accuracy:
@@ -29,23 +28,20 @@ class Accuracy:
         self._folder = folder
         (self._benchmark,) = find_problems(before)
         self.problems = len(self._benchmark.questions)
-        self.name = self._benchmark.name.rpartition(":")[2]
+        self.name = self._benchmark.short_name
         self._found: dict[str, dict[str, Any]] = {}
 
-    def measure(self, which: str, prompts: Iterable[str] = ()) -> None:
+    def measure(self, which: str, prompts: Sequence[str] = ()) -> None:
         """Sample and grade the "start" or the "trained" model, print its accuracy, and write what is known so far.
 
         `prompts` are the training prompts: problems that are among them are counted in a warning.
         """
         if which in self._found:
             return
+        warn_of_overlaps([self._benchmark], prompts)
         folder = self._folder / "evaluation" / which
         shutil.rmtree(folder, ignore_errors=True)  # of a run that went on: the weights are others now
         self._found[which] = evaluate(self._options[which], [self._benchmark], folder)
-        asked = {json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()}
-        shared = len(asked & set(prompts))
-        if shared:
-            logger.warning("%d of the problems that accuracy is measured on are also training prompts", shared)
         text = json.dumps(self.results(), indent=2) + "\n"
         (self._folder / "results.json").write_text(text, encoding="ascii")
         print(f"accuracy of the {which} model on {self.name}: {self._score(which)}")

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from vopd.errors import VOPDError
+from vopd.errors import VOPDError, printable
 
 # Read by huggingface_hub and datasets when they are imported, which a command does after this.
 for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
@@ -49,6 +49,5 @@ def _report(error: Exception, code: int) -> int:
     if os.environ.get("VOPD_DEBUG") == "1":
         raise error
     # One line whatever the message holds, and no control characters from data that it quotes.
-    text = " ".join(str(error).split())
-    print("vopd: error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
+    print("vopd: error: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return code

@@ -11,7 +11,8 @@ from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
 from vopd.data.sources import Source
 from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
-from vopd.errors import ConfigurationError, VOPDError
+from vopd.errors import VOPDError
+from vopd.estimators.checks import check_top_k
 from vopd.models import (
     common_vocabulary,
     context_length,
@@ -23,7 +24,6 @@ from vopd.models import (
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
-from vopd.training import VOPDConfig
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
@@ -154,10 +154,7 @@ def _check_models(
         vocabulary = common_vocabulary(
             student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
         )
-    if plan.config.loss_top_k is not None and plan.config.loss_top_k > vocabulary:
-        raise ConfigurationError(
-            f"loss_top_k={plan.config.loss_top_k} is more than the vocabulary has ({vocabulary}); lower it"
-        )
+    check_top_k("loss_top_k", plan.config.loss_top_k, vocabulary)
     for teacher in teachers.values():
         difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
         notes += [] if difference is None else [f"{difference} (vopd train does)"]
@@ -188,7 +185,7 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     if tokenizer is not None:
         dataset = add_ids(dataset, text_tokenizer(tokenizer))
         dataset = keep_short(dataset, config.max_prompt_length, f"'{prompts.name}'")
-    check_enough(len(dataset), step_prompts(config))
+    check_enough(len(dataset), config.step_prompts)
     plain = without_ids(dataset)
     Rewards.of(config, options.reward_funcs).check(plain, "the data")
     Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
@@ -196,13 +193,3 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     if tokenizer is not None:
         dataset = add_ids(dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
     return replace(prompts, dataset=dataset)
-
-
-def step_prompts(config: VOPDConfig) -> int:
-    """Prompts of one optimizer step over all processes."""
-    return step_completions(config) // int(config.num_generations)
-
-
-def step_completions(config: VOPDConfig) -> int:
-    """Completions of one optimizer step over all processes."""
-    return int(config.per_device_train_batch_size * config.world_size * config.gradient_accumulation_steps)

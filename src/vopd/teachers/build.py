@@ -6,10 +6,11 @@ import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
+from vopd.estimators.checks import check_top_k
 from vopd.models import (
     common_vocabulary,
     context_length,
@@ -19,7 +20,6 @@ from vopd.models import (
     read_head,
 )
 from vopd.models.head_checks import check_logits, check_not_shared, probe
-from vopd.placement import Placement
 
 from .base import Teacher
 from .columns import DEFAULT
@@ -27,6 +27,9 @@ from .itself import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self,
 from .local import InProcess, LocalTeacher
 from .routed import RoutedTeacher
 from .server.connect import connect
+
+if TYPE_CHECKING:
+    from vopd.training import VOPDTrainer
 
 logger = logging.getLogger("vopd")
 
@@ -77,24 +80,6 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
 
 def _is_url(source: Any) -> bool:
     return isinstance(source, str) and source.startswith(("http://", "https://"))
-
-
-class Trainer(Protocol):
-    """What setting up teachers needs of the trainer: its settings, its student, and where models go."""
-
-    args: Any
-    model: Any
-    model_wrapped: Any
-    train_dataset: Any
-    placement: Placement
-    eos_token_ids: list[int]
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    def load_teacher(self, teacher: Any, revision: str | None) -> Any: ...
-
-    def is_world_process_zero(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,7 @@ class TeacherSet:
         return RoutedTeacher(teachers, frozenset(here) if divided else frozenset())
 
 
-def set_up_teachers(trainer: Trainer, given: dict[str, Any]) -> TeacherSet:
+def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
     """Place every teacher of `given`, as `sources` makes it; each source once.
 
     Raises:
@@ -178,7 +163,7 @@ def set_up_teachers(trainer: Trainer, given: dict[str, Any]) -> TeacherSet:
     return TeacherSet(placed)
 
 
-def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
+def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Placed:
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
@@ -196,7 +181,7 @@ def _place_local(trainer: Trainer, source: Any, revision: str | None) -> Placed:
     return Placed(teacher, name, commit, vocab_size, positions)
 
 
-def _place_student(trainer: Trainer, source: str) -> Placed:
+def _place_student(trainer: VOPDTrainer, source: str) -> Placed:
     """The student as its own teacher."""
     placement = trainer.placement
 
@@ -216,7 +201,7 @@ def _place_student(trainer: Trainer, source: str) -> Placed:
     return Placed(teacher, source, None, vocab_size, positions, average)
 
 
-def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Placed:
+def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) -> Placed:
     args, tokenizer = copy.copy(trainer.args), trainer.tokenizer
     args.estimator = trainer.args.estimator  # of which a copy has the name alone
     if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
@@ -241,7 +226,7 @@ def _place_served(trainer: Trainer, source: Served, revision: str | None) -> Pla
     return Placed(teacher, source.path or teacher.model.name, None, vocab_size, positions)
 
 
-def _checked_rows(trainer: Trainer, model: Any, name: str) -> int:
+def _checked_rows(trainer: VOPDTrainer, model: Any, name: str) -> int:
     """Rows of the model's output head, once the loss is known to be able to read it."""
     head = read_head(model, name)
     if not trainer.placement.in_an_engine:  # which may have cut it up already
@@ -250,17 +235,15 @@ def _checked_rows(trainer: Trainer, model: Any, name: str) -> int:
     return len(head.weight)
 
 
-def _common_vocabulary(trainer: Trainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
+def _common_vocabulary(trainer: VOPDTrainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
     """Number of ids that student and teacher share, of which the estimator's k may not be more."""
     student_rows = _checked_rows(trainer, trainer.model, "student")
     size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
-    top_k = trainer.args.loss_top_k
-    if top_k is not None and top_k > size:
-        raise ConfigurationError(f"loss_top_k={top_k} is more than the vocabulary has ({size})")
+    check_top_k("loss_top_k", trainer.args.loss_top_k, size)
     return size
 
 
-def _warn_of_ends(trainer: Trainer, teacher: Any, tokenizer: Any) -> None:
+def _warn_of_ends(trainer: VOPDTrainer, teacher: Any, tokenizer: Any) -> None:
     warning = end_token_difference(trainer.model, teacher, trainer.tokenizer, tokenizer)
     if warning:
         logger.warning(warning)

@@ -194,6 +194,16 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         """The estimator that ``estimator`` names or is."""
         return find_estimator(self.estimator)
 
+    @property
+    def step_completions(self) -> int:
+        """Completions of one optimizer step over all processes: TRL generates for all its micro-batches at once."""
+        return int(self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps)
+
+    @property
+    def step_prompts(self) -> int:
+        """Prompts of one optimizer step over all processes."""
+        return self.step_completions // self.num_generations
+
     def _check_estimator(self) -> None:
         chosen = self.chosen_estimator
         if chosen.needs_top_k and self.loss_top_k is None:

@@ -160,7 +160,7 @@ class VOPDTrainer(TRLAdapter):
         positions = self._teachers.positions
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
-        check_enough(len(self.train_dataset), self.generation_batch_size // self.args.num_generations)
+        check_enough(len(self.train_dataset), self.args.step_prompts)
 
     def _prepare_callbacks(self) -> None:
         kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
@@ -312,7 +312,7 @@ class VOPDTrainer(TRLAdapter):
                 "loss computed by": self.loss_backend,
                 "temperature": self.args.temperature,
                 "optimizer steps": self.state.global_step,
-                "prompts a step": self.generation_batch_size // self.args.num_generations,
+                "prompts a step": self.args.step_prompts,
                 "rewards": self._rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,

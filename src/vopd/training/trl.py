@@ -124,12 +124,6 @@ class TRLAdapter(DistillationTrainer):
         return self._tokenizer
 
     @property
-    def generation_batch_size(self) -> int:
-        """Completions of one optimizer step over all ranks: TRL generates for all its micro-batches at once."""
-        args = self.args
-        return int(args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps)
-
-    @property
     def micro_batches(self) -> list[Batch]:
         """This rank's micro-batches of the current optimizer step, in the order they are trained on."""
         return [Batch.of(entries) for entries in self._buffered_inputs]
@@ -243,7 +237,7 @@ class TRLAdapter(DistillationTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         prompts = self.train_dataset if dataset is None else dataset
-        return self.order.sampler(len(prompts), self.generation_batch_size)
+        return self.order.sampler(len(prompts), self.args.step_completions)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it sees that a resumed run had taken its last one.

@@ -2,6 +2,15 @@
 
 from .definitions import DEFINITIONS, Benchmark, Protocol, load_benchmark
 from .fields import Question
-from .overlap import contamination, training_texts
+from .overlap import contamination, training_texts, warn_of_overlaps
 
-__all__ = ["DEFINITIONS", "Benchmark", "Protocol", "Question", "contamination", "load_benchmark", "training_texts"]
+__all__ = [
+    "DEFINITIONS",
+    "Benchmark",
+    "Protocol",
+    "Question",
+    "contamination",
+    "load_benchmark",
+    "training_texts",
+    "warn_of_overlaps",
+]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
-from vopd.data.sources import TASK_PREFIX
+from vopd.data.sources import TASK_PREFIX, recorded_commit
 from vopd.errors import ConfigurationError, DataError, check_at_least, did_you_mean, first_line, require
 
 from .fields import Question, find, is_choice, read_question
@@ -87,6 +86,11 @@ class Benchmark:
     revision: str | None
     template: str
     protocol: Protocol
+
+    @property
+    def short_name(self) -> str:
+        """The name without "reasoning_gym:", for metrics and folders."""
+        return self.name.removeprefix(TASK_PREFIX)
 
     @property
     def fingerprint(self) -> str:
@@ -229,7 +233,7 @@ def _read(definition: Definition, given: str | None, revision: str | None) -> Ro
         found = datasets.load_dataset(source.repository, source.config, split=source.split, revision=commit or revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_why(source, definition, error)) from error
-    return found.to_list(), source.repository, commit or _recorded_commit(found)
+    return found.to_list(), source.repository, commit or recorded_commit(found)
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
@@ -238,13 +242,6 @@ def _commit(repository: str, revision: str | None) -> str | None:
     with suppress(OSError, ValueError, RuntimeError):
         commit = hub.HfApi().dataset_info(repository, revision=revision).sha
     return commit
-
-
-def _recorded_commit(dataset: Any) -> str | None:
-    """The commit in the addresses that a cached data set was made from."""
-    addresses = "\n".join(map(str, getattr(dataset.info, "download_checksums", None) or ()))
-    match = re.search(r"@([0-9a-f]{40})/", addresses)
-    return match[1] if match else None
 
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:

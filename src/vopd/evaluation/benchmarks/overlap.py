@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 
 from vopd.data.prompts import read_prompts
 
-from .definitions import DEFINITIONS, load_benchmark
+from .definitions import DEFINITIONS, Benchmark, load_benchmark
 from .fields import Question
+
+logger = logging.getLogger(__name__)
 
 _WORDS = 8
 _SHARE = 0.8
@@ -31,7 +34,7 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
 
     Texts are compared in lower case as sequences of words and signs, by their runs of eight. A question with
     fewer counts only where it occurs whole. The instruction around a training prompt does not hide a
-    question, nor do small edits.
+    question, nor do small edits; of a task, whose questions differ in a few words only, all of the text has to occur.
 
     Returns:
         For each such question the prompt that holds most of it, in the order of the questions.
@@ -45,9 +48,19 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
     for number, prompt in enumerate(prompts):
         for index, found in _found(prompt, wanted, holders).items():
             part = found / len(wanted[index])
-            if part >= _SHARE and part > best.get(index, (0.0, 0))[0]:
+            least = 1.0 if questions[index].kind == "task" else _SHARE
+            if part >= least and part > best.get(index, (0.0, 0))[0]:
                 best[index] = (part, number)
     return [Overlap(questions[index].id, best[index][1], best[index][0]) for index in sorted(best)]
+
+
+def warn_of_overlaps(benchmarks: Sequence[Benchmark], prompts: Sequence[str]) -> dict[str, list[Overlap]]:
+    """The questions of each benchmark that occur among the training prompts, which a warning counts."""
+    found = {benchmark.name: contamination(benchmark.questions, prompts) for benchmark in benchmarks}
+    for name, overlaps in found.items():
+        if overlaps:
+            logger.warning("%d questions of %s occur among the training prompts", len(overlaps), name)
+    return found
 
 
 def training_texts(source: str) -> list[str]:

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, DataError
-from vopd.evaluation.benchmarks import Benchmark, contamination, load_benchmark
+from vopd.evaluation.benchmarks import Benchmark, load_benchmark, warn_of_overlaps
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
 from vopd.evaluation.journal import write_lines
 from vopd.evaluation.scores import FORM_TEMPLATES, score
@@ -47,22 +47,17 @@ def load_one(name: str, args: Any) -> Benchmark:
 
 def check_names(benchmarks: Sequence[Benchmark]) -> None:
     """Raises ConfigurationError where two would have the same metrics."""
-    names = [short_name(benchmark) for benchmark in benchmarks]
+    names = [benchmark.short_name for benchmark in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigurationError(f"eval_benchmarks has two that would be logged as {twice!r}; rename a file")
-
-
-def short_name(benchmark: Benchmark) -> str:
-    """What a benchmark is called in the metrics: without "reasoning_gym:"."""
-    return benchmark.name.rpartition(":")[2]
 
 
 def plan_lines(args: Any, benchmarks: Sequence[Benchmark]) -> list[str]:
     """What a run will measure, for those who look before they train."""
     every = f"every {args.eval_benchmark_steps} steps, at the start and at the end"
     return [
-        f"accuracy on {short_name(benchmark)} {every}: {len(benchmark.questions)} problems x "
+        f"accuracy on {benchmark.short_name} {every}: {len(benchmark.questions)} problems x "
         f"{benchmark.protocol.samples} samples of up to {benchmark.protocol.max_new_tokens} tokens"
         for benchmark in map(_settings(args).applied_to, benchmarks)
     ]
@@ -91,7 +86,7 @@ class _Prepared:
 
     @property
     def key(self) -> str:
-        return f"eval_{short_name(self.benchmark)}_avg@{self.benchmark.protocol.samples}"
+        return f"eval_{self.benchmark.short_name}_avg@{self.benchmark.protocol.samples}"
 
 
 class BenchmarkRuns(TrainerCallback):
@@ -119,7 +114,7 @@ class BenchmarkRuns(TrainerCallback):
         self._warned: set[str] = set()
         self.prepared = [self._prepare(self.settings.applied_to(benchmark)) for benchmark in benchmarks]
         if trainer.accelerator.is_main_process:
-            _warn_of_training_prompts(benchmarks, trainer.train_dataset["prompt"])
+            warn_of_overlaps(benchmarks, list(map(_text, trainer.train_dataset["prompt"])))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
@@ -198,17 +193,9 @@ class BenchmarkRuns(TrainerCallback):
         self._warned.add(benchmark.name)
         template = f", such as '{FORM_TEMPLATES[benchmark.kind]}'" if benchmark.kind in FORM_TEMPLATES else ""
         logger.warning(
-            f"most completions on {short_name(benchmark)} give no answer that can be read: ask for one with "
+            f"most completions on {benchmark.short_name} give no answer that can be read: ask for one with "
             f"eval_benchmark_template{template}, or raise eval_benchmark_max_new_tokens if they are cut off"
         )
-
-
-def _warn_of_training_prompts(benchmarks: Sequence[Benchmark], prompts: Sequence[Any]) -> None:
-    texts = [_text(prompt) for prompt in prompts]
-    for benchmark in benchmarks:
-        shared = len(contamination(benchmark.questions, texts))
-        if shared:
-            logger.warning(f"{shared} questions of {benchmark.name} occur among the training prompts")
 
 
 def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:

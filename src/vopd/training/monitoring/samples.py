@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vopd.errors import printable
 from vopd.estimators import DistillationOutput
 
 from ..batch import Batch
@@ -82,18 +83,15 @@ def sample_table(records: Sequence[dict[str, Any]], step: int) -> Any:
         table.add_column(name, justify="right")
     for record in records:
         cells = [
-            _shortened(_harmless(record["prompt"]), _PROMPT_END, end=True),
-            _shortened(_harmless(record["completion"]), _COMPLETION) + (" (cut off)" if record["truncated"] else ""),
+            _shortened(printable(record["prompt"], "\n"), _PROMPT_END, end=True),
+            _shortened(printable(record["completion"], "\n"), _COMPLETION)
+            + (" (cut off)" if record["truncated"] else ""),
             str(len(record["tokens"])),
             _mean_and_range(record.get("rewards")),
             _mean_and_range(record.get("advantages")),
         ]
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-def _harmless(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _shortened(text: str, limit: int, *, end: bool = False) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+
+from vopd.versions import versions
 
 CITATION = """\
 @article{oh2026klforakl,
@@ -76,18 +76,8 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
         "teacher": _teachers(facts["teachers"]),
         "data": "<br>".join(facts.get("data", [])) or "not named",
         **{title: value for title, value in facts["settings"].items() if value != ""},
-        "versions": ", ".join(f"{name} {found}" for name, found in _versions().items()),
+        "versions": ", ".join(f"{name} {found}" for name, found in versions(*_PACKAGES).items()),
     }
-
-
-def _versions() -> dict[str, str]:
-    from vopd import __version__
-
-    found = {"vopd": __version__}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _with_revision(source: str, revision: str | None) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vopd.atomic import write_whole
+from vopd.reporting.run_files import METRICS_FILE, SAMPLES_FILE
 
 from .checkpoints import clear_save_errors
-
-METRICS_FILE = "metrics.jsonl"
-SAMPLES_FILE = "samples.jsonl"
 
 
 class RunLog(TrainerCallback):
