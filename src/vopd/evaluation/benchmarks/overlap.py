@@ -44,9 +44,10 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
     for index, runs in enumerate(wanted):
         for run in runs:
             holders[run].append(index)
+    lengths = {_WORDS, *(len(next(iter(runs)).split()) for runs in wanted if len(runs) == 1)}
     best: dict[int, tuple[float, int]] = {}
     for number, prompt in enumerate(prompts):
-        for index, found in _found(prompt, wanted, holders).items():
+        for index, found in _found(prompt, lengths, holders).items():
             part = found / len(wanted[index])
             least = 1.0 if questions[index].kind == "task" else _SHARE
             if part >= least and part > best.get(index, (0.0, 0))[0]:
@@ -75,11 +76,10 @@ def training_texts(source: str) -> list[str]:
     return list(read_prompts(source).dataset["prompt"])
 
 
-def _found(prompt: str, wanted: list[set[str]], holders: dict[str, list[int]]) -> dict[int, int]:
-    """How many runs of each question occur in a prompt."""
+def _found(prompt: str, lengths: set[int], holders: dict[str, list[int]]) -> dict[int, int]:
+    """How many runs of each question occur in a prompt, looked for in these lengths."""
     counts: dict[int, int] = defaultdict(int)
-    lengths = {len(next(iter(runs)).split()) for runs in wanted if len(runs) == 1}
-    for run in set().union(*(_runs(prompt, length) for length in {_WORDS, *lengths})):
+    for run in set().union(*(_runs(prompt, length) for length in lengths)):
         for index in holders.get(run, ()):
             counts[index] += 1
     return counts
