@@ -25,9 +25,23 @@ def test_a_module_of_the_working_folder_is_found_and_its_object_spelled_again() 
     assert spelling_of(type(found)()) is None
 
 
+def test_what_an_interactive_session_keeps_is_no_place_to_import_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = object()
+    monkeypatch.setattr("builtins._", shown, raising=False)
+    assert spelling_of(shown) is None
+
+
 @pytest.mark.parametrize(
     ("spelling", "fact"),
-    [("of_a_usr:FOUND", "no module 'of_a_usr'"), ("of_a_user:FOUMD", "did you mean 'FOUND'"), ("of_a_user:", "Thing")],
+    [
+        ("of_a_usr:FOUND", "no module 'of_a_usr'"),
+        ("json.of_a_usr.more:FOUND", "no module 'json.of_a_usr'"),
+        ("of_a_user:FOUMD", "did you mean 'FOUND'"),
+        ("of_a_user:OTHER", "has .*FOUND"),
+        ("of_a_user:", "module:NAME"),
+        (":FOUND", "module:NAME"),
+        (".of_a_user:FOUND", "module:NAME"),
+    ],
 )
 def test_what_is_not_there_is_named(spelling: str, fact: str) -> None:
     with pytest.raises(ConfigurationError, match=f"thing '{spelling}'.*{fact}"):

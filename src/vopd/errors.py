@@ -80,10 +80,10 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error
 
 
-def check_known(what: str, value: object, known: Iterable[str]) -> None:
+def check_known(what: str, value: object, known: Iterable[object]) -> None:
     """Raises ConfigurationError, naming what is `known`, where `value` is none of it."""
     if value not in (choices := list(known)):
-        raise ConfigurationError(f"unknown {what} '{value}'; choose one of {', '.join(choices)}")
+        raise ConfigurationError(f"unknown {what} '{value}'; choose one of {', '.join(map(str, choices))}")
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -103,5 +104,6 @@ def test_an_object_that_no_other_process_can_import_is_refused_before_a_comparis
         prepare(runs, tmp_path / "grid", Measurement("s", "t", "h.jsonl", 1, 1, 1))
     assert not list((tmp_path / "grid" / "configs").iterdir())
     config = VOPDConfig(output_dir=str(tmp_path), estimator=local, use_cpu=True)  # here it trains
+    assert copy.copy(config).chosen_estimator is local and copy.deepcopy(config).chosen_estimator == local
     torch.save(config, tmp_path / "training_args.bin")
     assert config.to_dict()["estimator"] == "mine"

@@ -86,7 +86,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"importance_cap": 0.1}, 2, "importance_cap ... 1"),
     ({"run_name": "../outside"}, 2, "run name '../outside' ... letters"),
     ({"lora_rank": -1}, 2, "lora_rank ... 0 ... -1"),
-    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "adapter ... student's output head"),
+    ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "lora_target_modules ... student's output head"),
     ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "'no_such'"),
     ({"report_to": "wandbd"}, 2, "'wandbd' ... report_to ... 'wandb'"),
     ({"report_to": "tensorboard"}, 2, "report_to=tensorboard ... install"),

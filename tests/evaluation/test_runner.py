@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -324,6 +325,10 @@ def test_comparison_needs_the_same_questions(monkeypatch: pytest.MonkeyPatch, pr
     second = evaluate("m", [problems], tmp_path / "b")
     with pytest.raises(DataError, match="not the same"):
         compare_results(first, second)
+    apart = copy.deepcopy(first)
+    apart["results"][0]["per_problem"] = {"of another": 1.0}
+    with pytest.raises(DataError, match=says("no problem ... legs ... both")):
+        compare_results(first, apart)
     second["benchmarks"][0]["name"] = "other"
     with pytest.raises(DataError, match="nothing to compare"):
         compare_results(first, second)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vopd.errors import DataError, VOPDError
+from messages import says
+from vopd.errors import ConfigurationError, DataError, VOPDError
 from vopd.estimators import Estimator
 from vopd.estimators.policy_gradient import OPD, VOPD
 from vopd.experiments import grid
@@ -92,6 +93,12 @@ def test_a_run_that_breaks_off_is_kept_as_failed(tmp_path: Path, entry: str) -> 
     assert (broken.outcomes, whole.outcomes) == ([False, False], [True, True])
     assert whole.accuracy_curve == [(0, 0.5), (1, 0.5), (2, 1.0)]
     assert go(folder, entry, wanted) == []
+
+
+def test_a_run_in_a_folder_that_the_comparison_keeps_is_refused(tmp_path: Path, entry: str) -> None:
+    start = replace(OPD, name="start")
+    with pytest.raises(ConfigurationError, match=says("'start' ... another")):
+        go(tmp_path, entry, [replace(runs(OPD)[0], estimator=start, directory="start")])
 
 
 def test_any_other_failure_ends_the_grid(tmp_path: Path, entry: str) -> None:

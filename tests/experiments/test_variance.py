@@ -187,7 +187,15 @@ def test_the_noise_of_a_batch_needs_two_resamples(models):
         gradient_noise(*models, ROLLOUTS, estimators=["opd"], resamples=1)
 
 
-@pytest.mark.parametrize(("rollouts", "resamples"), [(ROLLOUTS[:1], 4), (ROLLOUTS, 1), ([Rollout([1], [])] * 2, 4)])
-def test_too_little_to_measure_is_refused(models, rollouts, resamples):
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    ("rollouts", "resamples", "fact"),
+    [
+        (ROLLOUTS[:1], 4, "rollouts"),
+        ([], 4, "rollouts"),
+        (ROLLOUTS, 1, "resamples"),
+        ([Rollout([1], [])] * 2, 4, "token"),
+    ],
+)
+def test_too_little_to_measure_is_refused(models, rollouts, resamples, fact):
+    with pytest.raises(ConfigurationError, match=fact):
         decompose_variance(*models, rollouts, estimators=["opd"], resamples=resamples)

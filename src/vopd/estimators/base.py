@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor, cat
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, check_known
 from vopd.functional import policy_gradient_loss
 from vopd.kernels import Estimate, Needs, Rows
 
@@ -17,6 +17,9 @@ from .teacher_scores import ScoreKind
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
+
+
+Support = Literal["sampled", "top_k", "full"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Estimator:
         colour: in every figure, as ``#rrggbb``.
 
     Raises:
-        ConfigurationError: the name cannot be part of a folder's name, or the colour is none.
+        ConfigurationError: the name cannot be part of a folder's name, the colour is none, or the needs are more than
+            the support.
     """
 
     name: str
     description: str
-    support: Literal["sampled", "top_k", "full"]
+    support: Support
     needs: Needs
     estimate: Callable[[Rows], Estimate]
     unbiased: bool = True
@@ -57,6 +61,20 @@ class Estimator:
             )
         if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
             raise ConfigurationError(f"the colour of estimator {self.name!r} must be like #0072b2, not {self.colour!r}")
+        supports = get_args(Support)
+        check_known(f"support of estimator '{self.name}'", self.support, supports)
+        if supports.index(self.support) < supports.index(self._least_support):
+            raise ConfigurationError(
+                f"estimator {self.name!r} reads more of the teacher than support={self.support!r} promises: "
+                f"{self.needs} takes support={self._least_support!r}"
+            )
+
+    @property
+    def _least_support(self) -> Support:
+        """What the teacher must give for these needs. Outside its top k, order 2 asks for the student's p^2 alone."""
+        if self.needs.order == 1 or (self.needs.order == 2 and self.needs.support != "teacher_top_k"):
+            return "full"
+        return "sampled" if self.needs.support == "top" else "top_k"
 
     @property
     def needs_top_k(self) -> bool:

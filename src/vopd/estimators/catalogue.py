@@ -42,7 +42,7 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     """
     if not isinstance(estimator, Estimator):
         return _named(str(estimator))
-    if ESTIMATORS.get(estimator.name, estimator) is not estimator:
+    if ESTIMATORS.get(estimator.name, estimator) != estimator:
         raise ConfigurationError(f"vopd has an estimator called {estimator.name!r} already: give yours another name")
     return estimator
 

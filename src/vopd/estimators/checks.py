@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vopd.errors import ConfigurationError
+from vopd.kernels import Estimate, Rows
 
 from .base import Estimator
 from .catalogue import ESTIMATORS
@@ -81,6 +82,34 @@ def _scores_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores) -
     if top_k is not None and top_k != held:
         raise ConfigurationError(f"top_k = {top_k}, but teacher_scores hold {held} tokens a position")
     return held
+
+
+def checked_estimate(estimator: Estimator, rows: Rows) -> Estimate:
+    """What the estimator makes of N rows: one number a token, or broadcasting would give another gradient.
+
+    Raises:
+        ConfigurationError: it returns something else.
+    """
+    found = estimator.estimate(rows)
+    if not isinstance(found, Estimate):
+        raise ConfigurationError(
+            f"estimator {estimator.name!r} returns a {type(found).__name__}, not an Estimate: end it with "
+            "policy_gradient(rows, advantages, baseline)"
+        )
+    form, like = found.form, rows.student_logprobs
+    numbers = {"loss": found.loss, "a": form.a, "b": form.b, "advantages": found.advantages, "baseline": found.baseline}
+    for name, tensor in numbers.items():
+        if tensor is not None and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+            raise ConfigurationError(
+                f"estimator {estimator.name!r}: {name} has shape {tuple(tensor.shape)} in {tensor.dtype}, expected "
+                f"{tuple(like.shape)} in {like.dtype}, one number a token"
+            )
+    if form.values.dtype != like.dtype or form.ids.shape != form.values.shape or form.ids.shape[:-1] != like.shape:
+        raise ConfigurationError(
+            f"estimator {estimator.name!r}: ids and values have shapes {tuple(form.ids.shape)} and "
+            f"{tuple(form.values.shape)} in {form.values.dtype}, expected ({len(like)}, J) in {like.dtype}"
+        )
+    return found
 
 
 def common_vocabulary(student_rows: int, teacher_rows: int | None, vocab_size: int | None) -> int:

@@ -224,7 +224,7 @@ def _distill(
     result = run_chunks(
         source,
         batch,
-        lambda rows: with_extra_advantages(rows, estimator.estimate(rows)),
+        lambda rows: with_extra_advantages(rows, checks.checked_estimate(estimator, rows)),
         estimator.needs,
         make_pass=make_pass,
         top_k=top_k,

@@ -53,6 +53,8 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
                 f"the questions of {name} are not the same in the two evaluations; evaluate both on one version"
             )
         ids = [identity for identity in shares[0][name] if identity in shares[1][name]]
+        if not ids:
+            raise DataError(f"no problem of {name} counts in both evaluations")
         pair = [[share[name][identity] for identity in ids] for share in shares]
         differences[name] = paired_difference(pair[1], pair[0])
     return differences

@@ -10,6 +10,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
+from vopd.estimators.catalogue import find_estimators
 from vopd.evaluation.journal import write_lines
 from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
@@ -38,6 +39,7 @@ class Grid:
     learning_rates: Sequence[float]
 
     def __post_init__(self) -> None:
+        find_estimators(self.estimators)  # refuses two of one name
         names = [estimator.name for estimator in self.estimators]
         for label, values in (("estimator", names), ("seed", self.seeds), ("rate", self.learning_rates)):
             if not values:

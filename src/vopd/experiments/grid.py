@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.atomic import write_whole
-from vopd.errors import DataError, GuardError, NonFiniteError, require
+from vopd.errors import ConfigurationError, DataError, GuardError, NonFiniteError, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import Comparison, Run, Start
@@ -29,6 +29,7 @@ from .measure import Measurement
 
 START = "start"
 ENTRY = "vopd.experiments.one_run"
+_RESERVED = (START, "logs", "configs", "report")
 _MEASUREMENT_FILE = "measurement.json"
 _PROGRESS_SECONDS = 10.0
 # Exit codes of a training that broke off: over a non-finite loss or gradient, or by a guard that stops it.
@@ -99,6 +100,11 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
         ConfigurationError: an estimator cannot be imported by the process of its run.
     """
     yaml = require("yaml", "train")
+    for run in runs:
+        if run.directory in _RESERVED:
+            raise ConfigurationError(
+                f"a comparison keeps the folder {run.directory!r} for itself: give the estimator another name"
+            )
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     config_of(folder, START).parent.mkdir(exist_ok=True)
     path = folder / _MEASUREMENT_FILE

@@ -77,8 +77,8 @@ def run_jobs(
 
 
 def child_environment(offline: bool = True) -> dict[str, str]:
-    """The environment of a job: one thread, no network, this very vopd."""
-    paths = [str(Path(vopd.__file__).parent.parent), os.environ.get("PYTHONPATH")]
+    """The environment of a job: one thread, no network, this very vopd, and every module that can be imported here."""
+    paths = [str(Path(vopd.__file__).parent.parent), os.environ.get("PYTHONPATH"), *sys.path]
     more = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     more |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

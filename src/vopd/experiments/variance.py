@@ -155,6 +155,7 @@ def decompose_variance(
 
     Source: the law of total variance, for e_m and the redraws.
     """
+    check_at_least("the number of rollouts", len(rollouts), 2)
     _check(rollouts, resamples)
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from vopd.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -60,9 +62,16 @@ class Moments:
 
 
 def not_none(value: Statistic | None) -> Statistic:
-    """The statistic, which whoever asks for it must have had computed."""
+    """The statistic.
+
+    Raises:
+        ConfigurationError: it was not computed, since nobody asked for it.
+    """
     if value is None:
-        raise AssertionError("an equation read a statistic that was not computed")
+        raise ConfigurationError(
+            "a statistic was read that was not computed: the needs of an estimator have to name what it reads, "
+            "Needs(order=1) for the value baseline, order=2 for the optimal one, a support for its columns"
+        )
     return value
 
 

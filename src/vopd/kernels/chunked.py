@@ -67,7 +67,7 @@ def run_chunks(
     with torch.autocast(batch.rows.device.type, enabled=False):
         for part in batch.chunks(chunk_size):
             chunk = compute_chunk(source, part, needs, top_k, diagnostics, make_pass)
-            result = estimate(chunk.rows)
+            result = estimate(chunk.rows.asked_for(needs) if diagnostics else chunk.rows)
             if wants_gradient:
                 source.accumulate(part.rows, chunk.gradient(result.form))
             results.append(_summary(chunk.rows, result))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
+from vopd.errors import check_known
 from vopd.functional import Moments
 from vopd.functional.moments import not_none
 
@@ -36,6 +37,10 @@ class Needs:
     support: SupportKind = "top"
     order: Literal[0, 1, 2] = 0
     full_teacher: bool = True
+
+    def __post_init__(self) -> None:
+        check_known("support of Needs", self.support, get_args(SupportKind))
+        check_known("order of Needs", self.order, (0, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,19 @@ class Rows:
     def rewards(self) -> Float[Tensor, " N"] | None:
         """r_y = log q(y) - log p(y), (N,)."""
         return None if self.teacher_logprobs is None else self.teacher_logprobs - self.student_logprobs
+
+    def asked_for(self, needs: Needs) -> Rows:
+        """The same without the sums that are there for diagnostics alone, so that an estimator sees the same rows with
+        diagnostics and without."""
+        return replace(
+            self,
+            other_square_prob=self.other_square_prob if needs.order == 2 else None,
+            other_difference=self.other_difference if needs.order else None,
+            other_square_difference=self.other_square_difference if needs.order == 2 else None,
+            other_difference_square=None,
+            other_square_difference_square=None,
+            entropy=None,
+        )
 
     def moments(self) -> Moments:
         """The moments that the full-vocabulary baselines are functions of: of the order that ``Needs`` names."""

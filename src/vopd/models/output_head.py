@@ -41,8 +41,8 @@ def read_head(model: Any, name: str) -> Head:
     if hasattr(module, "base_layer"):
         raise ConfigurationError(
             f"a PEFT adapter on the {name}'s output head is not supported: the loss multiplies hidden states with the "
-            "head's weight itself, so the adapter would get no gradient; remove the head from target_modules, or "
-            "train it whole with modules_to_save"
+            "head's weight itself, so the adapter would get no gradient; leave the head out of the target modules, "
+            "or in Python train it whole with modules_to_save"
         )
     settings = _settings(model, name)
     divides = not str(model.config.model_type).startswith(_MULTIPLIES_LOGITS_SCALING)

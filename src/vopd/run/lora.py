@@ -9,6 +9,7 @@ import peft
 import torch
 
 from vopd.errors import ConfigurationError, first_line
+from vopd.models import read_head
 
 from .plan import TrainOptions
 
@@ -31,7 +32,7 @@ def check_lora(options: TrainOptions, skeleton: Any) -> None:
     """Put adapters without weights into the skeleton of the student.
 
     Raises:
-        ConfigurationError: it has no such modules.
+        ConfigurationError: it has no such modules, or they are the output head.
     """
     adapters = lora_config(options)
     if adapters is not None:
@@ -39,5 +40,6 @@ def check_lora(options: TrainOptions, skeleton: Any) -> None:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the adapters that are trained warn again
                 peft.get_peft_model(skeleton, adapters)
+            read_head(skeleton, "student")
         except ValueError as error:
             raise ConfigurationError(f"lora_target_modules: {first_line(error)}") from error

@@ -203,7 +203,6 @@ def _place_student(trainer: VOPDTrainer, source: str) -> Placed:
 
 def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) -> Placed:
     args, tokenizer = copy.copy(trainer.args), trainer.tokenizer
-    args.estimator = trainer.args.estimator  # of which a copy has the name alone
     if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
         args.teacher_server_url, args.teacher_server_model, args.teacher_model_init_kwargs = source.urls, None, None
     if source.path is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -264,6 +265,17 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     def __getstate__(self) -> dict[str, Any]:
         # Every checkpoint holds a pickle of the arguments, training_args.bin: it must not give away a token.
         return self._writable(self.__dict__)
+
+    def __copy__(self) -> VOPDConfig:
+        """With all that a pickle leaves out."""
+        copied: VOPDConfig = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VOPDConfig:
+        copied = copy.copy(self)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _writable(self, values: dict[str, Any]) -> dict[str, Any]:
         """`values` without tokens, and the estimator in words: no file can hold a function."""
