@@ -132,10 +132,23 @@ def blocks_run_here(page: str) -> list[str]:
     return re.findall(r"<!-- this block is run by tests/test_docs.py -->\n```python\n(.*?)```", text, re.DOTALL)
 
 
+def test_the_estimators_of_the_page_have_the_baselines_that_they_say() -> None:
+    scope: dict[str, Any] = {**vars(vopd.estimators), **vars(vopd.functional)}
+    exec(blocks_run_here("own-estimator.md")[0], scope)
+    student, teacher = torch.randn(2, 6, 9, dtype=torch.float64).log_softmax(-1).unbind()
+    ids, rewards = torch.arange(6), teacher - student
+    found = vopd.distillation_loss(student, teacher, ids, estimator=scope["HALF"])
+    torch.testing.assert_close(found.baseline, 0.5 * (student.exp() * rewards).sum(-1))
+    found = vopd.distillation_loss(student, teacher, ids, estimator=scope["MEAN"], top_k=3)
+    top = teacher.topk(3).indices
+    probs = student.exp().gather(-1, top)
+    torch.testing.assert_close(found.baseline, (probs * rewards.gather(-1, top)).sum(-1) / probs.sum(-1))
+
+
 def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_estimator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (block,) = blocks_run_here("own-estimator.md")
+    _, block = blocks_run_here("own-estimator.md")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     clipped = find_estimator("clipped_rewards:CLIPPED")
     student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()

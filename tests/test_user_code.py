@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from vopd.user_code import imported, spelling_of
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of_a_user.py").write_text("class Thing: pass\nFOUND = Thing()\n")
-    (tmp_path / "broken_of_a_user.py").write_text("import there_is_no_such_package\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
 
@@ -37,7 +37,8 @@ def test_what_an_interactive_session_keeps_is_no_place_to_import_from(monkeypatc
         ("of_a_usr:FOUND", "no module 'of_a_usr'"),
         ("json.of_a_usr.more:FOUND", "no module 'json.of_a_usr'"),
         ("of_a_user:FOUMD", "did you mean 'FOUND'"),
-        ("of_a_user:OTHER", "has .*FOUND"),
+        ("of_a_user:OTHER", "has no 'OTHER'"),
+        ("of_a_user.py:FOUND", "module:NAME"),
         ("of_a_user:", "module:NAME"),
         (":FOUND", "module:NAME"),
         (".of_a_user:FOUND", "module:NAME"),
@@ -48,7 +49,13 @@ def test_what_is_not_there_is_named(spelling: str, fact: str) -> None:
         imported(spelling, "thing")
 
 
-def test_a_fault_inside_the_module_is_shown_as_it_is() -> None:
-    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_package") as caught:
-        imported("broken_of_a_user:FOUND", "thing")
-    assert not isinstance(caught.value, ConfigurationError)
+@pytest.mark.parametrize(
+    ("line", "facts"),
+    [("import there_is_no_such_package", "ModuleNotFoundError: .*there_is_no_such_package"),
+     ("x = 1 / 0", "ZeroDivisionError: .*of_a_user.py, line 2"), ("x = (", "SyntaxError")],
+)  # fmt: skip
+def test_a_fault_inside_the_module_is_told_in_a_line_with_its_place(tmp_path: Path, line: str, facts: str) -> None:
+    name = f"{re.sub('[^a-z]', '', line)}_of_a_user"
+    (tmp_path / f"{name}.py").write_text(f"\n{line}\n")
+    with pytest.raises(ConfigurationError, match=f"thing '{name}:FOUND' cannot be imported: {facts}"):
+        imported(f"{name}:FOUND", "thing")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean
+from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean, first_line
 
 
 def imported(spelling: str, kind: str) -> Any:
@@ -18,28 +20,39 @@ def imported(spelling: str, kind: str) -> Any:
         kind: what errors call it, such as "estimator".
 
     Raises:
-        ConfigurationError: there is no such module, or no such name in it. What goes wrong inside the module while it
-            is imported is raised as it is.
+        ConfigurationError: there is no such module, it cannot be imported, or there is no such name in it.
     """
     module, _, name = spelling.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise ConfigurationError(f"{kind} '{spelling}' is not of the form module:NAME, such as my_module:MINE")
+    if module.endswith(".py") or not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ConfigurationError(
+            f"{kind} '{spelling}' is not of the form module:NAME, such as my_module:MINE for MINE in my_module.py"
+        )
     here = os.getcwd()
     if here not in sys.path:  # as `python -m` would have it; the console script has not
         sys.path.append(here)
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if isinstance(error, MissingExtraError) or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigurationError(
-            f"{kind} '{spelling}': there is no module '{error.name}'; start the command in the folder that holds it, "
-            "or put that folder on PYTHONPATH"
-        ) from error
+    except MissingExtraError:
+        raise
+    except Exception as error:  # whatever goes wrong in a user's module
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ConfigurationError(
+                f"{kind} '{spelling}': there is no module '{error.name}'; start the command in the folder that holds "
+                "it, or put that folder on PYTHONPATH"
+            ) from error
+        raise ConfigurationError(f"{kind} '{spelling}' cannot be imported: {told_with_place(error)}") from error
     if not hasattr(found, name):
-        hint = did_you_mean(name, vars(found), f"it has {', '.join(n for n in vars(found) if n[0] != '_')}")
-        raise ConfigurationError(f"{kind} '{spelling}': module '{module}' has no '{name}'; {hint}")
+        hint = did_you_mean(name, vars(found))
+        raise ConfigurationError(f"{kind} '{spelling}': module '{module}' has no '{name}' {hint}".strip())
     return getattr(found, name)
+
+
+def told_with_place(error: Exception) -> str:
+    """What an error in a user's code says, its kind, and the last place outside this package and Python's own."""
+    own = (str(Path(__file__).parent), "<frozen", importlib.__path__[0])
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
 def spelling_of(value: object) -> str | None:

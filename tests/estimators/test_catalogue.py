@@ -48,7 +48,8 @@ def test_each_once_and_none_under_the_name_of_another() -> None:
     ("given", "facts"),
     [
         ("vopdd", "'vopdd'.*'vopd'.*module:NAME"),
-        (None, "unknown estimator 'None'"),
+        (None, "Estimator, not a NoneType"),
+        (lambda rows: rows, "Estimator, not a function"),
         (f"{__name__}:OPDD", "did you mean 'OPD'"),
         (f"{__name__}:find_estimator", "vopd.estimators.Estimator"),
         (replace(OPD, description="another"), "'opd' already"),
@@ -60,7 +61,16 @@ def test_what_is_none_is_refused(given: Any, facts: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"name": "a b"}, {"name": "../up"}, {"name": ""}, {"colour": "red"}, {"support": "topk"}]
+    "field",
+    [
+        {"name": "a b"},
+        {"name": "../up"},
+        {"name": ""},
+        {"colour": "red"},
+        {"support": "topk"},
+        {"needs": None},
+        {"estimate": 3},
+    ],
 )
 def test_fields_that_no_folder_and_no_figure_can_take(field: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(field))):
@@ -116,6 +126,12 @@ def test_an_estimate_of_another_shape_is_refused(change: Any, facts: str) -> Non
         vopd.distillation_loss(*logits, ids, estimator=estimate(change))
 
 
+def test_what_fails_inside_is_told_with_its_place() -> None:
+    logits, ids = torch.randn(2, 4, 9), torch.arange(4)
+    with pytest.raises(ConfigurationError, match=says("'mine' ... AttributeError ... reward ... test_catalogue.py")):
+        vopd.distillation_loss(*logits, ids, estimator=estimate(lambda rows, found: rows.reward))
+
+
 @pytest.mark.parametrize("diagnostics", [False, True])
 @pytest.mark.parametrize("order", [0, 1])
 def test_what_is_read_and_not_needed_is_refused_with_diagnostics_and_without(order: Any, diagnostics: bool) -> None:
@@ -127,5 +143,5 @@ def test_what_is_read_and_not_needed_is_refused_with_diagnostics_and_without(ord
     support = "full" if order else "sampled"
     mine = Estimator("mine", "reads one order more", support, Needs(order=order), read)  # type: ignore[arg-type]
     logits, ids = torch.randn(2, 4, 9), torch.arange(4)
-    with pytest.raises(ConfigurationError, match=says("not computed ... Needs(order=1)")):
+    with pytest.raises(ConfigurationError, match=says("'mine' ... not computed ... Needs(order=1)")):
         vopd.distillation_loss(*logits, ids, estimator=mine, diagnostics=diagnostics)

@@ -61,6 +61,8 @@ class Estimator:
             )
         if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
             raise ConfigurationError(f"the colour of estimator {self.name!r} must be like #0072b2, not {self.colour!r}")
+        if not isinstance(self.needs, Needs) or not callable(self.estimate):
+            raise ConfigurationError(f"estimator {self.name!r}: needs must be a Needs(...), and estimate a function")
         supports = get_args(Support)
         check_known(f"support of estimator '{self.name}'", self.support, supports)
         if supports.index(self.support) < supports.index(self._least_support):

@@ -40,8 +40,12 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
         ConfigurationError: there is none, and the nearest name is suggested; or it is one of the caller's own under a
             name of ``ESTIMATORS``, which every table would take for that one.
     """
+    if isinstance(estimator, str):
+        return _named(estimator)
     if not isinstance(estimator, Estimator):
-        return _named(str(estimator))
+        raise ConfigurationError(
+            f"an estimator is a name, module:NAME or a vopd.estimators.Estimator, not a {type(estimator).__name__}"
+        )
     if ESTIMATORS.get(estimator.name, estimator) != estimator:
         raise ConfigurationError(f"vopd has an estimator called {estimator.name!r} already: give yours another name")
     return estimator

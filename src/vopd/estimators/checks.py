@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vopd.errors import ConfigurationError
 from vopd.kernels import Estimate, Rows
+from vopd.user_code import told_with_place
 
 from .base import Estimator
 from .catalogue import ESTIMATORS
@@ -88,16 +89,22 @@ def checked_estimate(estimator: Estimator, rows: Rows) -> Estimate:
     """What the estimator makes of N rows: one number a token, or broadcasting would give another gradient.
 
     Raises:
-        ConfigurationError: it returns something else.
+        ConfigurationError: it fails, or returns something else.
     """
-    found = estimator.estimate(rows)
+    try:
+        found = estimator.estimate(rows)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise ConfigurationError(f"estimator {estimator.name!r} fails: {told_with_place(error)}") from error
     if not isinstance(found, Estimate):
         raise ConfigurationError(
             f"estimator {estimator.name!r} returns a {type(found).__name__}, not an Estimate: end it with "
             "policy_gradient(rows, advantages, baseline)"
         )
     form, like = found.form, rows.student_logprobs
-    numbers = {"loss": found.loss, "a": form.a, "b": form.b, "advantages": found.advantages, "baseline": found.baseline}
+    # What a user wrote first, then what follows from it.
+    numbers = {"advantages": found.advantages, "baseline": found.baseline, "loss": found.loss, "a": form.a, "b": form.b}
     for name, tensor in numbers.items():
         if tensor is not None and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
             raise ConfigurationError(
