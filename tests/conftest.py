@@ -31,8 +31,7 @@ if find_spec("jaxtyping") and find_spec("beartype"):
 
 
 def pytest_collection_finish() -> None:
-    """Every training begins with a garbage collection, which would go through all that has been imported: half the
-    time of the tests."""
+    """Every training begins with a garbage collection, which would go through all that has been imported."""
     gc.collect()
     gc.freeze()
 

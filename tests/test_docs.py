@@ -22,7 +22,7 @@ from vopd.run.options import Option
 ROOT = Path(__file__).parents[1]
 _NAMES = (
     "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
-    "own-estimator", "functional",
+    "custom-estimators", "functional",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
@@ -134,7 +134,7 @@ def blocks_run_here(page: str) -> list[str]:
 
 def test_the_estimators_of_the_page_have_the_baselines_that_they_say() -> None:
     scope: dict[str, Any] = {**vars(vopd.estimators), **vars(vopd.functional)}
-    exec(blocks_run_here("own-estimator.md")[0], scope)
+    exec(blocks_run_here("custom-estimators.md")[0], scope)
     student, teacher = torch.randn(2, 6, 9, dtype=torch.float64).log_softmax(-1).unbind()
     ids, rewards = torch.arange(6), teacher - student
     found = vopd.distillation_loss(student, teacher, ids, estimator=scope["HALF"])
@@ -148,7 +148,7 @@ def test_the_estimators_of_the_page_have_the_baselines_that_they_say() -> None:
 def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_estimator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, block = blocks_run_here("own-estimator.md")
+    _, block = blocks_run_here("custom-estimators.md")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     clipped = find_estimator("clipped_rewards:CLIPPED")
     student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()

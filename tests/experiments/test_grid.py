@@ -97,7 +97,7 @@ def test_a_run_that_breaks_off_is_kept_as_failed(tmp_path: Path, entry: str) -> 
 
 def test_a_run_in_a_folder_that_the_comparison_keeps_is_refused(tmp_path: Path, entry: str) -> None:
     start = replace(OPD, name="start")
-    with pytest.raises(ConfigurationError, match=says("'start' ... another")):
+    with pytest.raises(ConfigurationError, match=says("folder 'start' ... another name")):
         go(tmp_path, entry, [replace(runs(OPD)[0], estimator=start, directory="start")])
 
 
