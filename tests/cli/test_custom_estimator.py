@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -66,6 +67,18 @@ def test_the_object_and_its_name_are_the_same_in_a_configuration(tmp_path: Path,
     assert by_name.to_dict()["estimator"] == by_object.to_dict()["estimator"] == NAME
     torch.save(by_object, tmp_path / "training_args.bin")
     assert torch.load(tmp_path / "training_args.bin", weights_only=False).chosen_estimator is clipped
+
+
+def test_a_copy_of_a_configuration_has_all_and_shares_nothing(tmp_path: Path, clipped: Estimator) -> None:
+    config = VOPDConfig(output_dir=str(tmp_path), estimator=clipped, use_cpu=True, generation_kwargs={}, hub_token="t")
+    copied = copy.deepcopy(config)
+    copied.generation_kwargs["seed"] = 1
+    assert config.generation_kwargs == {} and copied.hub_token == "t"
+
+
+def test_two_of_one_name_are_no_comparison(clipped: Estimator) -> None:
+    with pytest.raises(vopd.errors.ConfigurationError, match="2 estimators are called 'opd_clipped'"):
+        Grid([clipped, dataclasses.replace(clipped, description="another")], [0], [1e-5])
 
 
 def test_its_loss_is_that_of_clipped_rewards(clipped: Estimator) -> None:

@@ -132,6 +132,14 @@ def test_what_fails_inside_is_told_with_its_place() -> None:
         vopd.distillation_loss(*logits, ids, estimator=estimate(lambda rows, found: rows.reward))
 
 
+def test_a_device_without_memory_is_no_fault_of_the_estimator() -> None:
+    def full(rows: Rows, found: Estimate) -> Any:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        vopd.distillation_loss(*torch.randn(2, 4, 9), torch.arange(4), estimator=estimate(full))
+
+
 @pytest.mark.parametrize("diagnostics", [False, True])
 @pytest.mark.parametrize("order", [0, 1])
 def test_what_is_read_and_not_needed_is_refused_with_diagnostics_and_without(order: Any, diagnostics: bool) -> None:
