@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
+from vopd.errors import ConfigurationError
 from vopd.kernels import Head
 from vopd.models import States, last_hidden_states, read_head
+from vopd.models.undisturbed import evaluating, replaced
 
 
 class Placement:
@@ -25,8 +30,12 @@ class Placement:
 
     def __init__(self, accelerator: Any, within: Callable[..., Any], library: Any) -> None:
         self.accelerator, self._within, self._library = accelerator, within, library
-        self._fsdp = getattr(accelerator.state, "fsdp_plugin", None) is not None
-        self._deepspeed = getattr(accelerator.state, "deepspeed_plugin", None) is not None
+        fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+        deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+        self._fsdp, self._deepspeed = fsdp is not None, deepspeed is not None
+        self._zero_3 = self._deepspeed and deepspeed.zero_stage == 3
+        if self._fsdp:
+            _keep_outputs(fsdp)
 
     @property
     def divided(self) -> bool:
@@ -40,14 +49,12 @@ class Placement:
 
     @property
     def may_share_weights(self) -> bool:
-        """Two models may hold the same tensors; FSDP cuts up those of each."""
-        return not self._fsdp
+        """Two models may hold the same tensors; FSDP and ZeRO-3 cut up those of each."""
+        return not (self._fsdp or self._zero_3)
 
     def loading_options(self) -> dict[str, Any]:
         """What ``from_pretrained`` has to be told: no spreading over devices where every process has its own."""
-        from accelerate import PartialState  # whose type is that of the processes, whatever is done with the weights
-
-        return {"device_map": None} if PartialState().distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
+        return {"device_map": None} if self.divided or self.accelerator.num_processes > 1 else {}
 
     def place_frozen(self, model: Any) -> Any:
         """The model wrapped as the student's backend wants it, in evaluation mode and without gradient."""
@@ -55,7 +62,19 @@ class Placement:
         model.eval()
         if self._deepspeed:
             return self._library.prepare_deepspeed(model, self.accelerator)
+        if self._fsdp:
+            return self._sharded(model)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def _sharded(self, model: Any) -> Any:
+        # accelerate's prepare_model would leave a model without optimizer as it is: whole, and on the host.
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        # The plugin keeps the layer classes of the first model that it is asked about; those are to be the student's.
+        own = copy.copy(self.accelerator.state.fsdp_plugin)
+        own.transformer_cls_names_to_wrap = None
+        with replaced(self.accelerator.state, fsdp_plugin=own):
+            return fsdp2_prepare_model(self.accelerator, model)
 
     def unwrap(self, model: Any) -> Any:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
@@ -93,7 +112,40 @@ def whole_head(model: Any, name: str) -> Head:
 
 def whole(weight: Tensor) -> Tensor:
     """All of a weight on this process; a collective where it is sharded."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+    if isinstance(weight, DTensor):
+        # Each process has the gradient of its own batch; FSDP trains on their mean.
+        return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
+    if not hasattr(weight, "ds_id"):
+        return weight
+    with _gathered(weight):
+        return weight.clone()
+
+
+def shape(weight: Tensor) -> torch.Size:
+    """Of all of the weight."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
+def _gathered(weight: Any) -> AbstractContextManager[Any]:
+    """While ZeRO-3's partitions of a weight are together."""
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    # A forward pass that has gathered it, as of a tied embedding, is the one to let it go.
+    together = weight.ds_status == ZeroParamStatus.AVAILABLE
+    return nullcontext() if together else deepspeed.zero.GatheredParameters([weight])
+
+
+def _keep_outputs(plugin: Any) -> None:
+    """Refuse what is not FSDP2, and let its forward passes return float32 where they compute it, as the loss is.
+
+    Raises:
+        ConfigurationError: FSDP of version 1.
+    """
+    if plugin.fsdp_version != 2:
+        raise ConfigurationError("FSDP of version 1 is not supported; set fsdp_version: 2 in accelerate's fsdp_config")
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, V
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
-from vopd.placement import Placement
+from vopd.placement import Placement, whole
 from vopd.teachers import Scored, Teacher
 
 from .batch import Batch
@@ -321,6 +321,8 @@ class TRLAdapter(DistillationTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(grad_norm, Tensor):
+            grad_norm = whole(grad_norm)
         if not self.placement.in_an_engine:
             self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
         return grad_norm
