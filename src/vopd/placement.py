@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from vopd.errors import ConfigurationError
 from vopd.kernels import Head
 from vopd.models import States, last_hidden_states, read_head
+from vopd.models.head_checks import check_logits
 from vopd.models.undisturbed import evaluating, replaced
 
 
@@ -33,7 +34,7 @@ class Placement:
         fsdp = getattr(accelerator.state, "fsdp_plugin", None)
         deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
         self._fsdp, self._deepspeed = fsdp is not None, deepspeed is not None
-        self._zero_3 = self._deepspeed and deepspeed.zero_stage == 3
+        self._in_parts = self._fsdp or (deepspeed is not None and deepspeed.zero_stage == 3)
         if self._fsdp:
             _keep_outputs(fsdp)
 
@@ -50,7 +51,7 @@ class Placement:
     @property
     def may_share_weights(self) -> bool:
         """Two models may hold the same tensors; FSDP and ZeRO-3 cut up those of each."""
-        return not (self._fsdp or self._zero_3)
+        return not self._in_parts
 
     def loading_options(self) -> dict[str, Any]:
         """What ``from_pretrained`` has to be told: no spreading over devices where every process has its own."""
@@ -88,26 +89,47 @@ class Placement:
             name: "student" or "teacher", for messages.
             sequence: ids, attention mask, and how many of the last positions predict a token.
         """
-        return _states(last_hidden_states(model, *sequence), model, name)
+        hidden = last_hidden_states(model, *sequence)
+        head = read_head(model, name)
+        if self._in_parts:
+            hidden, head = self._lent(hidden, head, model.get_output_embeddings())
+        return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
+
+    def _lent(self, hidden: Tensor, head: Head, module: Any) -> tuple[Tensor, Head]:
+        """A whole head that the forward pass of its own module gathers, as it does for a product, with the gradient
+        coming back by the same way: the module is called, but gives copies of its weights instead of a product."""
+        # The head under what PEFT puts around it.
+        owner = next(part for part in module.modules() if getattr(part, "_parameters", {}).get("weight") is head.weight)
+
+        def lend(hidden: Tensor) -> tuple[Tensor, ...]:
+            return hidden, owner.weight.clone(), *(() if owner.bias is None else (owner.bias.clone(),))
+
+        hidden, *parts = self._within(module, owner, lend, hidden)
+        return hidden, replace(head, weight=parts[0], bias=parts[1] if len(parts) > 1 else None)
 
     @torch.no_grad()
-    def frozen_states(self, model: Any, sequence: tuple[Tensor, Tensor, int]) -> States:
-        """States of a model that ``place_frozen`` made, through its own wrapper."""
+    def frozen_states(self, model: Any, sequence: tuple[Tensor, Tensor, int], name: str = "teacher") -> States:
+        """States of a placed model, through its own wrapper and in evaluation mode."""
         unwrapped = self.unwrap(model)
-        model.eval()
-        # The head is read after the forward: within it FSDP lends weights that it then takes back.
-        hidden = self._within(model, unwrapped, last_hidden_states, unwrapped, *sequence)
-        return _states(hidden, unwrapped, "teacher")
+        with evaluating(model):
+            states: States = self._within(model, unwrapped, self.states, unwrapped, name, sequence)
+        return states
 
+    @torch.no_grad()
+    def check_head(self, model: Any, name: str) -> None:
+        """Raises MismatchError unless the loss would compute the logits that the model computes itself.
 
-def _states(hidden: Tensor, model: Any, name: str) -> States:
-    head = whole_head(model, name)
-    return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
-
-
-def whole_head(model: Any, name: str) -> Head:
-    """The output head with all of its weight on this process, gathered where FSDP sharded it."""
-    return read_head(model, name).map(whole)
+        Args:
+            model: placed, so that this costs one short forward pass on its own device. A collective where it is divided.
+            name: "student" or "teacher".
+        """
+        ids = torch.arange(5, device=read_head(self.unwrap(model), name).device).unsqueeze(0)
+        mask = torch.ones_like(ids)
+        with self.accelerator.autocast():
+            with evaluating(model):
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, 1:-1]
+            states = self.frozen_states(model, (ids, mask, ids.size(1) - 2), name)
+        check_logits(logits, states.hidden[0], states.head, name)
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -121,9 +143,11 @@ def whole(weight: Tensor) -> Tensor:
         return weight.clone()
 
 
-def shape(weight: Tensor) -> torch.Size:
-    """Of all of the weight."""
-    return getattr(weight, "ds_shape", weight.shape)
+def head_rows(model: Any, name: str) -> int:
+    """Rows of the output head, wherever its parts are."""
+    weight = read_head(model, name).weight
+    rows: int = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves a weight without elements
+    return rows
 
 
 def _gathered(weight: Any) -> AbstractContextManager[Any]:

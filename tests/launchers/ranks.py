@@ -55,6 +55,7 @@ def run(case: dict[str, Any]) -> None:
         again = make({**case, "out": case["out"], "resumed": True})
         again.train(resume_from_checkpoint=str(Path(case["out"], case["name"], "checkpoint-1")))
         found["resumed"] = weights(again)
+    found["elements"] = sum(weight.numel() for _, weight in trained(trainer.model))
     if trainer.is_world_process_zero():
         torch.save(found, Path(case["out"], case["name"] + ".pt"))
 
@@ -86,6 +87,8 @@ def make(case: dict[str, Any]) -> Any:
         bf16=case["bf16"],
         **case.get("options", {}),
     )
+    if args.deepspeed_plugin is not None:  # or weights as small as these would be whole everywhere under ZeRO-3
+        args.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     names = list(case["teachers"])
     rows = {"prompt": PROMPTS, "teacher": [names[place] for place in case.get("routes", [0] * len(PROMPTS))]}
     adapters = None
@@ -119,6 +122,10 @@ def record(trainer: Any) -> Any:
             self.gradients: list[dict[str, Tensor]] = []
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            if "deepspeed" not in sys.modules:
+                self.keep(model)
+
+        def keep(self, model: Any) -> None:
             self.gradients.append({name: whole_gradient(part) for name, part in trained(model)})
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
@@ -128,7 +135,7 @@ def record(trainer: Any) -> Any:
 
                 def recording(*args: Any, **kwargs: Any) -> Any:
                     if engine.is_gradient_accumulation_boundary():
-                        self.on_pre_optimizer_step(None, None, None, engine.module)
+                        self.keep(engine.module)
                     return step(*args, **kwargs)
 
                 engine.step = recording

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.kernels import Head
 
-from .states import last_hidden_states
-from .undisturbed import evaluating
-
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
-"""Largest difference, relative to the largest logit, by the head's dtype; float32 leaves room for TF32."""
+"""Largest difference, relative to the largest logit, by dtype; float32 leaves room for TF32."""
 _HALF_TOLERANCE = 3e-2
-
-
-@torch.no_grad()
-def probe(model: Any) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) and hidden states (N, H) of a few fixed tokens: two ways to the same distribution."""
-    ids = torch.arange(5, device=model.get_output_embeddings().weight.device).unsqueeze(0)
-    with evaluating(model):
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, 1:-1]
-        return logits, last_hidden_states(model, ids, torch.ones_like(ids), ids.size(1) - 2)[0]
 
 
 def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
@@ -38,7 +24,7 @@ def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
     """
     expected = head.logits(hidden)[:, : logits.shape[-1]]
     scale = expected.abs().max().clamp(min=1e-6)
-    tolerance = _TOLERANCE.get(head.weight.dtype, _HALF_TOLERANCE)
+    tolerance = max(_TOLERANCE.get(part.dtype, _HALF_TOLERANCE) for part in (hidden, head.weight))
     if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):
         raise MismatchError(
             f"the {name}'s logits are not what its last hidden state, its output head and its configuration (scale "

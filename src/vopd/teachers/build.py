@@ -17,9 +17,9 @@ from vopd.models import (
     end_token_difference,
     load_skeleton,
     load_tokenizer,
-    read_head,
 )
-from vopd.models.head_checks import check_logits, check_not_shared, probe
+from vopd.models.head_checks import check_not_shared
+from vopd.placement import head_rows
 
 from .base import Teacher
 from .columns import DEFAULT
@@ -167,7 +167,7 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
-    vocab_size = _common_vocabulary(trainer, tokenizer, _checked_rows(trainer, model, "teacher"))
+    vocab_size = _common_vocabulary(trainer, tokenizer, head_rows(model, "teacher"))
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
@@ -177,6 +177,7 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     if offload and getattr(model, "quantization_method", None) is not None:
         raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
     prepared = trainer.placement.place_frozen(model)
+    trainer.placement.check_head(prepared, "teacher")
     teacher = LocalTeacher(prepared, trainer.placement, offload=offload)
     return Placed(teacher, name, commit, vocab_size, positions)
 
@@ -225,19 +226,10 @@ def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) ->
     return Placed(teacher, source.path or teacher.model.name, None, vocab_size, positions)
 
 
-def _checked_rows(trainer: VOPDTrainer, model: Any, name: str) -> int:
-    """Rows of the model's output head, once the loss is known to be able to read it."""
-    head = read_head(model, name)
-    if not trainer.placement.in_an_engine:  # which may have cut it up already
-        logits, hidden = probe(model)
-        check_logits(logits, hidden, head.detach(), name)
-    return len(head.weight)
-
-
 def _common_vocabulary(trainer: VOPDTrainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
     """Number of ids that student and teacher share, of which the estimator's k may not be more."""
-    student_rows = _checked_rows(trainer, trainer.model, "student")
-    size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=student_rows, teacher_rows=teacher_rows)
+    rows = head_rows(trainer.model, "student")
+    size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=rows, teacher_rows=teacher_rows)
     check_top_k("loss_top_k", trainer.args.loss_top_k, size)
     return size
 

@@ -63,30 +63,38 @@ def check_self(source: str, adapters: bool, in_an_engine: bool) -> None:
     Args:
         source: one of `SELF`.
         adapters: the student has PEFT adapters.
-        in_an_engine: DeepSpeed holds its weights, in parts.
+        in_an_engine: DeepSpeed holds the weights.
     """
     if source == ADAPTER_OFF and not adapters:
         raise ConfigurationError(
             f"teacher '{source}' is the student without its adapter, and it has none; train one "
             f"with lora_rank, or take '{FROZEN}'"
         )
-    if source != ADAPTER_OFF and in_an_engine:
+    if source == AVERAGE and in_an_engine:
         raise ConfigurationError(
-            f"teacher '{source}' copies the student's weights, which DeepSpeed holds; give the student's path as the "
-            f"teacher, or train adapters with '{ADAPTER_OFF}'"
+            f"teacher '{source}' does not go with DeepSpeed, which holds teachers in half precision: an average would "
+            "round its own steps away; use FSDP2 or DDP"
         )
 
 
 def copied(student: nn.Module, shared: bool) -> nn.Module:
-    """A copy of the student with float32 weights where they were trained; frozen ones are the same tensors if `shared`.
+    """A copy of the student, whole, with float32 weights on the host where they are trained.
 
     In float32 since a moving average in bf16 would round its own steps away.
+
+    Args:
+        student: not wrapped yet; a collective where its weights are in parts.
+        shared: frozen weights are the same tensors.
     """
-    frozen = [weight for weight in student.parameters() if not weight.requires_grad] if shared else []
-    twin: nn.Module = copy.deepcopy(student, {id(weight): weight for weight in frozen})
-    for weight in twin.parameters():
+    own: dict[int, Any] = {}
+    for weight in student.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.float()
+            own[id(weight)] = nn.Parameter(whole(weight).detach().to("cpu", torch.float32, copy=True))
+        elif shared:
+            own[id(weight)] = weight
+        elif (found := whole(weight)) is not weight:
+            own[id(weight)] = nn.Parameter(found.cpu(), requires_grad=False)
+    twin: nn.Module = copy.deepcopy(student, own)
     return twin
 
 

@@ -16,8 +16,9 @@ from vopd.data.prompt_checks import check_enough, check_prompts, check_room, kee
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError
 from vopd.kernels import backend_name
-from vopd.models import States, read_head
+from vopd.models import States
 from vopd.models.head_checks import disable_dropout
+from vopd.placement import head_rows
 from vopd.teachers import Scored
 from vopd.teachers.build import set_up_teachers, sources
 from vopd.teachers.columns import Routes, TeacherPrompts
@@ -30,6 +31,7 @@ from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
 from .monitoring.guards import GuardWatch
+from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
 from .monitoring.progress import Progress
 from .monitoring.samples import SampleBuffer, sample_table
@@ -144,8 +146,15 @@ class VOPDTrainer(TRLAdapter):
         self.vocab_size = self._teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.sample_only(self.vocab_size, len(read_head(self.model, "student").weight))
+        self.sample_only(self.vocab_size, head_rows(self.model, "student"))
+        if self.placement.divided:
+            self.add_callback(HeadCheck(self._check_head))
+        else:
+            self._check_head()
         self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
+
+    def _check_head(self) -> None:
+        self.placement.check_head(self.model_wrapped, "student")
 
     def _tokenize_datasets(self) -> None:
         with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
