@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vopd.errors import ConfigurationError
 from vopd.kernels import Head
@@ -120,7 +120,7 @@ class Placement:
         """Raises MismatchError unless the loss would compute the logits that the model computes itself.
 
         Args:
-            model: placed, so that this costs one short forward pass on its own device. A collective where it is divided.
+            model: placed, so that this is one short forward pass on its own device; a collective where it is divided.
             name: "student" or "teacher".
         """
         ids = torch.arange(5, device=read_head(self.unwrap(model), name).device).unsqueeze(0)
@@ -133,14 +133,13 @@ class Placement:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All of a weight on this process; a collective where it is sharded."""
+    """All of a weight on this process, without gradient; a collective where it is in parts."""
     if isinstance(weight, DTensor):
-        # Each process has the gradient of its own batch; FSDP trains on their mean.
-        return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
+        return weight.detach().full_tensor()
     if not hasattr(weight, "ds_id"):
-        return weight
+        return weight.detach()
     with _gathered(weight):
-        return weight.clone()
+        return weight.detach().clone()
 
 
 def head_rows(model: Any, name: str) -> int:

@@ -19,6 +19,8 @@ from torch import Tensor
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 ACCUMULATION = 2
 BATCH = 2
+DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+SHARDED = DEEPSPEED or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def main(cases: str) -> None:
@@ -103,8 +105,27 @@ def make(case: dict[str, Any]) -> Any:
     teacher = case["teachers"][names[0]] if len(names) == 1 else None
     teachers = None if len(names) == 1 else case["teachers"]
     trainer = VOPDTrainer(student, teacher, args, data, data.select(range(4)), peft_config=adapters, teachers=teachers)
+    if case["bf16"] and not SHARDED:
+        as_fsdp_computes(trainer)
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
     return trainer
+
+
+def as_fsdp_computes(trainer: Any) -> None:
+    """Weights of both models in bf16 wherever they are used, and in float32 where the optimizer holds them."""
+
+    class Masters(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            for part in trained_weights:
+                part.master -= self.param_groups[0]["lr"] * part.grad.float()
+                part.data.copy_(part.master)
+
+    trained_weights = [weight for _, weight in trained(trainer.model)]
+    for weight in trained_weights:
+        weight.master = weight.detach().clone()
+    for weight in (*trainer.model.parameters(), *trainer.teacher_model.parameters()):  # but no buffers, as of positions
+        weight.data = weight.data.bfloat16()
+    trainer.optimizer = Masters(trained_weights, lr=trainer.args.learning_rate)
 
 
 def recorded(prompt_ids: list[int]) -> list[int]:
@@ -122,7 +143,7 @@ def record(trainer: Any) -> Any:
             self.gradients: list[dict[str, Tensor]] = []
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-            if "deepspeed" not in sys.modules:
+            if not DEEPSPEED:
                 self.keep(model)
 
         def keep(self, model: Any) -> None:
@@ -150,7 +171,7 @@ def trained(model: Any) -> list[tuple[str, Tensor]]:
 
 
 def whole_gradient(weight: Any) -> Tensor:
-    if "deepspeed" in sys.modules:
+    if DEEPSPEED:
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(weight).float().clone()
@@ -164,7 +185,8 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 
 def whole_weight(weight: Any) -> Tensor:
-    if "deepspeed" in sys.modules:
+    weight = getattr(weight, "master", weight)
+    if DEEPSPEED:
         from deepspeed.utils import safe_get_full_fp32_param
 
         found = safe_get_full_fp32_param(weight)

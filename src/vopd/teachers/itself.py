@@ -89,11 +89,11 @@ def copied(student: nn.Module, shared: bool) -> nn.Module:
     own: dict[int, Any] = {}
     for weight in student.parameters():
         if weight.requires_grad:
-            own[id(weight)] = nn.Parameter(whole(weight).detach().to("cpu", torch.float32, copy=True))
+            own[id(weight)] = nn.Parameter(whole(weight).to("cpu", torch.float32, copy=True))
         elif shared:
             own[id(weight)] = weight
-        elif (found := whole(weight)) is not weight:
-            own[id(weight)] = nn.Parameter(found.cpu(), requires_grad=False)
+        elif weight.numel() == 0:  # quantized ones know themselves how they are copied
+            own[id(weight)] = nn.Parameter(whole(weight).cpu(), requires_grad=False)
     twin: nn.Module = copy.deepcopy(student, own)
     return twin
 
@@ -146,7 +146,7 @@ class MovingAverage(TrainerCallback):
 
     def save(self, folder: Path, here: bool) -> None:
         """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
-        weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights(self._teacher()).items()}
+        weights = {name: whole(weight).cpu() for name, weight in self._weights(self._teacher()).items()}
         if here:
             save_file(weights, folder / AVERAGE_FILE)
 
