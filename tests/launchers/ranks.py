@@ -1,8 +1,7 @@
-"""One process of training runs under a launcher, or all of them alone: ranks.py CASES.json, a list of cases.
+"""One process of training runs under a launcher, or all of a run alone: ranks.py CASES.json, a list of cases.
 
-A case: name, student (folder), teachers (folders by name), out (folder), adapters (null, "lora" or "lora and head"),
-bf16, processes, rate, and what more the configuration says. Rollouts are recorded, so that they do not depend on who
-makes them, and every process has prompts of its own. Writes OUT/NAME.pt with the gradients, losses and weights.
+Rollouts are recorded, so that they do not depend on who makes them, and every process has prompts of its own. Each case
+leaves OUT/NAME.pt: losses, the gradients of every step, and the weights before and after, all of them whole.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,115 +17,138 @@ import torch
 from torch import Tensor
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
-ACCUMULATION = 2
-BATCH = 2
+HINTS = [f"{prompt} {2 * a}. Again: {prompt}" for a, prompt in enumerate(PROMPTS)]
+# In steps of four in this order: some have no row of the second teacher in one of two processes, some in none.
+SECOND = [2, 3, 8, 10]
+ROWS = 2
+"""In a micro-batch, over all processes."""
 DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 SHARDED = DEEPSPEED or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
-def main(cases: str) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A training run.
+
+    Attributes:
+        name: of what it leaves.
+        student, teachers: folders; or the student itself, "self:...". The second teacher has the rows of `SECOND`.
+        adapters: LoRA, "with head" for a head that is trained whole beside it; None trains everything.
+        rate: of learning; with the one given, two steps move the weights by at least 1 %.
+        resumes: trains with AdamW instead of SGD, and a second time from the first step's checkpoint.
+        bf16: as accelerate's FSDP and DeepSpeed do it, with float32 weights in the optimizer.
+    """
+
+    name: str
+    student: str
+    teachers: list[str]
+    adapters: str | None = None
+    rate: float = 0.1
+    resumes: bool = False
+    bf16: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def write_cases(cases: list[Case], out: Path) -> Path:
+    """What this program is to be started with."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "cases.json"
+    path.write_text(json.dumps({"out": str(out), "cases": [asdict(case) for case in cases]}))
+    return path
+
+
+def main(path: str) -> None:
     torch.set_num_threads(1)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        let_accelerate_shard_on_a_cpu()
-    for case in json.loads(Path(cases).read_text()):
-        run(case)
+        from on_a_cpu import let_accelerate_shard
+
+        let_accelerate_shard()
+    given = json.loads(Path(path).read_text())
+    for case in given["cases"]:
+        run(Case(**case), Path(given["out"]))
 
 
-def let_accelerate_shard_on_a_cpu() -> None:
-    """accelerate asks for FSDP only where processes have devices of their own. All that it then does runs on a CPU."""
-    from accelerate.utils import DistributedType
-    from accelerate.state import PartialState
-
-    made = PartialState.__init__
-
-    def several(self: Any, *args: Any, **kwargs: Any) -> None:
-        made(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = several
-
-
-def run(case: dict[str, Any]) -> None:
-    trainer = make(case)
-    recorder, first = record(trainer), {name: weight.detach().clone() for name, weight in trained(trainer.model)}
+def run(case: Case, out: Path) -> None:
+    trainer = make(case, out / case.name)
+    found: dict[str, Any] = {"gradients": record_gradients(trainer), "before": weights(trainer)}
     trainer.train()
-    found = {"gradients": recorder.gradients, "losses": losses(trainer), "weights": weights(trainer)}
-    found |= {"first": first, "evaluated": trainer.evaluate()["eval_loss"]}
-    trainer.save_model()
-    if case.get("resume"):
-        again = make({**case, "out": case["out"], "resumed": True})
-        again.train(resume_from_checkpoint=str(Path(case["out"], case["name"], "checkpoint-1")))
-        found["resumed"] = weights(again)
+    found["after"] = weights(trainer)
     found["elements"] = sum(weight.numel() for _, weight in trained(trainer.model))
+    found["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found["losses"].append(trainer.evaluate()["eval_loss"])
+    trainer.save_model()
+    if case.resumes:
+        resumed = make(case, out / f"{case.name}-resumed")
+        resumed.train(resume_from_checkpoint=str(out / case.name / "checkpoint-1"))
+        found["resumed"] = weights(resumed)
     if trainer.is_world_process_zero():
-        torch.save(found, Path(case["out"], case["name"] + ".pt"))
+        torch.save(found, out / f"{case.name}.pt")
 
 
-def make(case: dict[str, Any]) -> Any:
+def make(case: Case, folder: Path) -> Any:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
-    from vopd import VOPDConfig, VOPDTrainer
+    from vopd import VOPDTrainer
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    args = VOPDConfig(
-        output_dir=str(Path(case["out"], case["name"] + ("-resumed" if case.get("resumed") else ""))),
-        per_device_train_batch_size=BATCH // processes,
-        per_device_eval_batch_size=BATCH // processes,
-        gradient_accumulation_steps=ACCUMULATION,
-        max_steps=2,
-        max_completion_length=4,
-        optim="adamw_torch" if case.get("resume") else "sgd",  # without a state torch cannot resume under FSDP2
-        lr_scheduler_type="constant",
-        max_grad_norm=0,
-        learning_rate=case["rate"],
-        shuffle_dataset=False,
-        save_strategy="steps",
-        save_steps=1,
-        use_cpu=True,
-        ddp_backend="gloo" if processes > 1 else None,
-        bf16=case["bf16"],
-        **case.get("options", {}),
-    )
+    args = config(case, folder)
     if args.deepspeed_plugin is not None:  # or weights as small as these would be whole everywhere under ZeRO-3
         args.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    names = list(case["teachers"])
-    rows = {"prompt": PROMPTS, "teacher": [names[place] for place in case.get("routes", [0] * len(PROMPTS))]}
-    adapters = None
-    if case["adapters"] is not None:
-        head = ["lm_head"] if case["adapters"] == "lora and head" else None
-        adapters = LoraConfig(
-            r=2, target_modules=["q_proj", "down_proj"], modules_to_save=head, init_lora_weights=False, lora_dropout=0.0
-        )
-    torch.manual_seed(5)  # of the adapters
-    student = AutoModelForCausalLM.from_pretrained(case["student"])
-    data = Dataset.from_dict(rows)
-    teacher = case["teachers"][names[0]] if len(names) == 1 else None
-    teachers = None if len(names) == 1 else case["teachers"]
-    trainer = VOPDTrainer(student, teacher, args, data, data.select(range(4)), peft_config=adapters, teachers=teachers)
-    if case["bf16"] and not SHARDED:
-        as_fsdp_computes(trainer)
+    names = [str(int(place in SECOND)) for place in range(len(PROMPTS))]
+    data = Dataset.from_dict({"prompt": PROMPTS, "hint": HINTS, "teacher": names})
+    several = {str(place): teacher for place, teacher in enumerate(case.teachers)}
+    trainer = VOPDTrainer(
+        AutoModelForCausalLM.from_pretrained(case.student),
+        case.teachers[0] if len(case.teachers) == 1 else None,
+        args,
+        data,
+        data.select(range(4)),
+        peft_config=adapters(case),
+        teachers=several if len(case.teachers) > 1 else None,
+    )
+    if case.bf16:
+        prepare_bf16(trainer)
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
     return trainer
 
 
-def as_fsdp_computes(trainer: Any) -> None:
-    """Weights of both models in bf16 wherever they are used, and in float32 where the optimizer holds them."""
+def config(case: Case, folder: Path) -> Any:
+    from vopd import VOPDConfig
 
-    class Masters(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
-            for part in trained_weights:
-                part.master -= self.param_groups[0]["lr"] * part.grad.float()
-                part.data.copy_(part.master)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # In bf16 the shape of a product decides how it is rounded: one row in each, also alone.
+    rows = 1 if case.bf16 else ROWS // processes
+    return VOPDConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=2 * ROWS // (processes * rows),
+        max_steps=2,
+        max_completion_length=4,
+        # torch cannot resume SGD under FSDP2: it has no state to be divided.
+        optim="adamw_torch" if case.resumes else "sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        learning_rate=case.rate,
+        shuffle_dataset=False,
+        save_strategy="steps" if case.resumes else "no",
+        save_steps=1,
+        use_cpu=True,
+        ddp_backend="gloo" if processes > 1 else None,
+        ddp_find_unused_parameters=False,
+        bf16=case.bf16,
+        **case.options,
+    )
 
-    trained_weights = [weight for _, weight in trained(trainer.model)]
-    for weight in trained_weights:
-        weight.master = weight.detach().clone()
-    for weight in (*trainer.model.parameters(), *trainer.teacher_model.parameters()):  # but no buffers, as of positions
-        weight.data = weight.data.bfloat16()
-    trainer.optimizer = Masters(trained_weights, lr=trainer.args.learning_rate)
+
+def adapters(case: Case) -> Any:
+    from peft import LoraConfig
+
+    if case.adapters is None:
+        return None
+    torch.manual_seed(5)
+    head = ["lm_head"] if case.adapters == "with head" else None
+    return LoraConfig(r=2, target_modules=["q_proj", "down_proj"], modules_to_save=head, init_lora_weights=False)
 
 
 def recorded(prompt_ids: list[int]) -> list[int]:
@@ -134,68 +157,96 @@ def recorded(prompt_ids: list[int]) -> list[int]:
     return [2 + (17 * sum(prompt_ids) + 29 * place) % 298 for place in range(length)]
 
 
-def record(trainer: Any) -> Any:
-    """Keeps the gradient of every step before it is taken, all of it."""
-    from transformers import TrainerCallback
-
-    class Recorder(TrainerCallback):
-        def __init__(self) -> None:
-            self.gradients: list[dict[str, Tensor]] = []
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-            if not DEEPSPEED:
-                self.keep(model)
-
-        def keep(self, model: Any) -> None:
-            self.gradients.append({name: whole_gradient(part) for name, part in trained(model)})
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-            if hasattr(trainer.model_wrapped, "zero_optimization_stage"):  # DeepSpeed's backward pass takes the step
-                engine = trainer.model_wrapped
-                step = engine.step
-
-                def recording(*args: Any, **kwargs: Any) -> Any:
-                    if engine.is_gradient_accumulation_boundary():
-                        self.keep(engine.module)
-                    return step(*args, **kwargs)
-
-                engine.step = recording
-
-    recorder = Recorder()
-    trainer.add_callback(recorder)
-    return recorder
+# ---- bf16 -----------------------------------------------------------------------------------------------------------
 
 
-def trained(model: Any) -> list[tuple[str, Tensor]]:
+def prepare_bf16(trainer: Any) -> None:
+    """Weights that bf16 can hold, and, where no launcher does it, bf16 weights for all but the optimizer."""
+    for _, weight in trained(trainer.model):
+        with gathered(weight):
+            weight.data = weight.data.bfloat16().float()
+    if SHARDED:
+        return
+    trainer.optimizer = Masters([weight for _, weight in trained(trainer.model)], lr=trainer.args.learning_rate)
+    for weight in (*trainer.model.parameters(), *trainer.teacher_model.parameters()):  # no buffers, as of positions
+        weight.data = weight.data.bfloat16()
+
+
+class Masters(torch.optim.SGD):
+    """SGD on float32 copies of bf16 weights."""
+
+    def __init__(self, parts: list[Any], lr: float) -> None:
+        super().__init__(parts, lr=lr)
+        for part in parts:
+            part.master = part.detach().clone()
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for part in group["params"]:
+                part.master -= group["lr"] * part.grad.float()
+                part.data.copy_(part.master)
+
+
+# ---- weights and gradients, whole -----------------------------------------------------------------------------------
+
+
+def trained(model: Any) -> list[tuple[str, Any]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def whole_gradient(weight: Any) -> Tensor:
-    if DEEPSPEED:
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(weight).float().clone()
-    grad = weight.grad
-    return (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).detach().clone()
-
-
 def weights(trainer: Any) -> dict[str, Tensor]:
-    """Those that are trained, whole, as the optimizer holds them."""
-    return {name: whole_weight(weight) for name, weight in trained(trainer.model)}
+    return {name: whole(weight) for name, weight in trained(trainer.model)}
 
 
-def whole_weight(weight: Any) -> Tensor:
-    weight = getattr(weight, "master", weight)
-    if DEEPSPEED:
+def whole(weight: Any) -> Tensor:
+    """As the optimizer holds it."""
+    if hasattr(weight, "_hp_mapping") or hasattr(weight, "_z3_optimizer"):
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = safe_get_full_fp32_param(weight)
-        return found.clone() if found is not None else weight.detach().clone()
-    return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).detach().clone()
+        return safe_get_full_fp32_param(weight).clone()
+    with gathered(weight):
+        weight = getattr(weight, "master", weight).detach()
+        return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).clone()
 
 
-def losses(trainer: Any) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+def gathered(weight: Any) -> Any:
+    from contextlib import nullcontext
+
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight], modifier_rank=0)
+
+
+def record_gradients(trainer: Any) -> list[dict[str, Tensor]]:
+    """A list that gets the gradient of every step before it is taken."""
+    from transformers import TrainerCallback
+
+    seen: list[dict[str, Tensor]] = []
+
+    class Recorder(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if DEEPSPEED:
+                self.watch(trainer.model_wrapped)
+
+        def watch(self, engine: Any) -> None:  # whose backward pass takes the step as well
+            from deepspeed.utils import safe_get_full_grad
+
+            step = engine.step
+
+            def recording(*args: Any, **kwargs: Any) -> Any:
+                seen.append({name: safe_get_full_grad(part).float().clone() for name, part in trained(engine.module)})
+                return step(*args, **kwargs)
+
+            engine.step = recording
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            if not DEEPSPEED:
+                seen.append({name: whole(part.grad) for name, part in trained(model)})
+
+    trainer.add_callback(Recorder())
+    return seen
 
 
 if __name__ == "__main__":
