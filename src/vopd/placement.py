@@ -96,6 +96,11 @@ def whole(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
+def whole_on(device: torch.device, weight: Tensor) -> Tensor:
+    """All of a weight on this process, where a shard that FSDP keeps on the host is gathered on `device`."""
+    return whole(weight.to(device) if isinstance(weight, DTensor) else weight)
+
+
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:
     """A weight cut up as `like` is, on its device and in its dtype: whole, or this process's shard."""
     if isinstance(weight, DTensor) != isinstance(like, DTensor):

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
+from vopd.models.adapters import merged_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
-from vopd.placement import Placement
+from vopd.placement import Placement, whole_on
 from vopd.teachers import Scored, Teacher
 
 from .batch import Batch
@@ -56,6 +58,7 @@ from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl import models as trl_models  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 from trl.trainer.utils import create_model_from_path  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
@@ -187,6 +190,8 @@ class TRLAdapter(DistillationTrainer):
         if not self.use_vllm:
             return
         engine = self.vllm_generation
+        if isinstance(engine, VLLMGeneration):
+            engine.__class__ = _Engine  # TRL's trainer makes it, and takes no class of ours
         engine.generation_kwargs = {"stop_token_ids": list(self.eos_token_ids), **(engine.generation_kwargs or {})}
         if self.tools:  # which put completions together from several calls
             return
@@ -335,6 +340,17 @@ class TRLAdapter(DistillationTrainer):
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
+
+
+class _Engine(VLLMGeneration):
+    """TRL's vLLM engine, with adapters merged on copies: TRL merges them into the base, which drifts as it rounds."""
+
+    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+        if not hasattr(self.model, "peft_config"):
+            yield from super()._iter_named_params()
+            return
+        for name, weight in merged_weights(self.model, partial(whole_on, self.accelerator.device)):
+            yield self._fix_param_name_to_vllm(name), weight
 
 
 @contextmanager
