@@ -96,9 +96,15 @@ def whole(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
+@torch.no_grad()
 def whole_on(device: torch.device, weight: Tensor) -> Tensor:
-    """All of a weight on this process, where a shard that FSDP keeps on the host is gathered on `device`."""
-    return whole(weight.to(device) if isinstance(weight, DTensor) else weight)
+    """All of a weight on this process, without gradient; shards that FSDP left on the host are gathered on `device`."""
+    return whole(weight.to(device) if isinstance(weight, DTensor) else weight).detach()
+
+
+def flattened(accelerator: Any) -> bool:
+    """FSDP 1 keeps the weights of a layer in one flat parameter, so that they have neither names nor shapes."""
+    return getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", None) == 1
 
 
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:

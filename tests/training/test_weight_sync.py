@@ -1,6 +1,6 @@
 """Rollouts by vLLM of a student with adapters: the engine gets the student's weights, and the base is never touched.
 
-TRL's own code makes the engine, walks the weights and sends them; vLLM alone is replaced, by what keeps what it is sent.
+TRL's own code makes the engine and sends the weights; vLLM alone is replaced, by what keeps what it is sent.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.two_processes import launch
 from vopd.training import rollout_logprobs as rollout
 
 SYNCS = 500
@@ -204,8 +205,11 @@ def test_a_base_in_bf16_is_the_same_to_the_bit_after_500_synchronisations(
 
 
 def test_a_weight_is_base_plus_delta_rounded_once(with_vllm: Callable[..., Any], load: Callable[..., Any]) -> None:
-    base = {name: weight.clone() for name, weight in load("tied", torch.bfloat16).named_parameters()}
-    trainer, recorder = with_vllm(load("tied", torch.bfloat16), lora())
+    from peft import get_peft_model
+
+    base = dict(load("tied", torch.bfloat16).named_parameters())
+    in_bf16 = get_peft_model(load("tied", torch.bfloat16), lora(), autocast_adapter_dtype=False)
+    trainer, recorder = with_vllm(in_bf16)
     student = moved(trainer.model)
     trainer.vllm_generation.sync_weights()
     merged = 0
@@ -213,8 +217,9 @@ def test_a_weight_is_base_plus_delta_rounded_once(with_vllm: Callable[..., Any],
         expected, layer = weight, name.removesuffix(".weight")
         if layer.endswith("_proj"):
             tuned = student.get_submodule(f"base_model.model.{layer}")
-            delta = 2.0 * (tuned.lora_B["default"].weight @ tuned.lora_A["default"].weight)
-            assert delta.dtype == torch.float32
+            a, b = tuned.lora_A["default"].weight, tuned.lora_B["default"].weight
+            assert a.dtype == torch.bfloat16
+            delta = 2.0 * (b.float() @ a.float())
             expected, merged = (weight.float() + delta).bfloat16(), merged + 1
         assert torch.equal(recorder.weights[name], expected), name
     assert merged == 14 and recorder.weights.keys() == base.keys()
@@ -244,3 +249,8 @@ def test_a_student_without_adapters_is_sent_as_it_is(with_vllm: Callable[..., An
     base = dict(load("tied").named_parameters())
     assert recorder.weights.keys() == base.keys()
     assert all(torch.equal(recorder.weights[name], weight) for name, weight in base.items())
+
+
+@pytest.mark.slow
+def test_every_rank_of_a_sharded_student_sends_whole_weights(tiny_teacher_dir: Path) -> None:
+    launch(Path(__file__).with_name("sharded_sync_run.py"), str(tiny_teacher_dir))

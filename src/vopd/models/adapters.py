@@ -1,4 +1,4 @@
-"""The weights of a student with adapters as one model, for an engine that knows of no adapters; the base stays as it is.
+"""The weights of a student and its adapters as one model, for an engine that knows of no adapters.
 
 PEFT's own merge adds an adapter to the base in place and takes it off again. In bf16 both steps round, so a base that
 is merged at every step drifts from the one that was loaded, and that the saved adapter will be put on.
@@ -14,6 +14,12 @@ import torch
 from torch import Tensor, nn
 
 Gather = Callable[[Tensor], Tensor]
+"""All of a weight on this process, without gradient: a collective where weights are divided among the processes."""
+
+
+def whole_weights(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and weight of every parameter of `model`, a tied one once. `whole` as in `merged_weights`."""
+    return ((name, whole(weight)) for name, weight in model.named_parameters())
 
 
 @torch.no_grad()
@@ -24,9 +30,8 @@ def merged_weights(model: Any, whole: Gather) -> Iterator[tuple[str, Tensor]]:
     copies: PEFT's own merge of that kind of adapter runs on them, so the weights of the model are read and no more.
 
     Args:
-        model: a PEFT model; not wrapped, but its weights may be divided among the processes.
-        whole: all of a weight on this process, a collective where it is divided. It is called for the same weights in
-            the same order on every process.
+        model: a PEFT model; not wrapped, but its weights may be divided.
+        whole: is called for the same weights in the same order on every process.
     """
     holders = _holders(model)
     named = ((_plain(name), weight) for name, weight in model.named_parameters())
@@ -59,12 +64,12 @@ def _adapted(module: nn.Module) -> Iterator[Any]:
 def _merged(layer: nn.Module, weights: tuple[Tensor, ...], whole: Gather) -> list[Tensor]:
     """Those of the base's `weights` that stand in `layer`, with its adapters merged into them."""
     names = {id(weight): f"layer.{name}" for name, weight in layer.named_parameters()}
-    copies = {names[id(weight)]: _copied(whole(weight)) for weight in layer.parameters()}
+    copies: dict[str, Tensor] = {names[id(weight)]: _copied(whole(weight)) for weight in layer.parameters()}
     found = torch.func.functional_call(_Merge(layer), copies, ([names[id(weight)] for weight in weights],))
     return [merged.to(weight.dtype) for merged, weight in zip(found, weights, strict=True)]
 
 
-def _copied(weight: Tensor) -> nn.Parameter:
+def _copied(weight: Tensor) -> Tensor:
     wide = torch.promote_types(weight.dtype, torch.float32)
     return nn.Parameter(weight.detach().to(wide, copy=True), requires_grad=False)
 

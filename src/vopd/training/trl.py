@@ -25,9 +25,9 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
-from vopd.models.adapters import merged_weights
+from vopd.models.adapters import merged_weights, whole_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
-from vopd.placement import Placement, whole_on
+from vopd.placement import Placement, flattened, whole_on
 from vopd.teachers import Scored, Teacher
 
 from .batch import Batch
@@ -54,6 +54,7 @@ def check_trl_version(version: str) -> None:
 
 check_trl_version(require("trl", "train").__version__)
 
+from accelerate.utils import is_peft_model  # noqa: E402
 from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
@@ -343,14 +344,19 @@ class TRLAdapter(DistillationTrainer):
 
 
 class _Engine(VLLMGeneration):
-    """TRL's vLLM engine, with adapters merged on copies: TRL merges them into the base, which drifts as it rounds."""
+    """TRL's vLLM engine, which gets the student's weights without a change to the student.
+
+    TRL merges adapters into the base and takes them off again, so that a base in bf16 drifts; and it cannot send what
+    FSDP2 has left whole, the head after an evaluation.
+    """
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        if not hasattr(self.model, "peft_config"):
+        if flattened(self.accelerator):
             yield from super()._iter_named_params()
             return
-        for name, weight in merged_weights(self.model, partial(whole_on, self.accelerator.device)):
-            yield self._fix_param_name_to_vllm(name), weight
+        adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
+        named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
+        yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
 
 
 @contextmanager
