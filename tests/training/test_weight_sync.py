@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from messages import says
 from training.two_processes import launch
+from vopd.errors import ConfigurationError
 from vopd.training import rollout_logprobs as rollout
 
 SYNCS = 500
@@ -249,6 +251,26 @@ def test_a_student_without_adapters_is_sent_as_it_is(with_vllm: Callable[..., An
     base = dict(load("tied").named_parameters())
     assert recorder.weights.keys() == base.keys()
     assert all(torch.equal(recorder.weights[name], weight) for name, weight in base.items())
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}],
+    ids=["head", "embedding"],
+)
+def test_what_vllm_ties_may_not_be_trained_apart(
+    with_vllm: Callable[..., Any], load: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match=says("output head ... embedding ... modules_to_save ... use_vllm")):
+        with_vllm(load("tied"), lora(**settings))
+
+
+def test_a_quantized_student_is_refused(with_vllm: Callable[..., Any], load: Callable[..., Any]) -> None:
+    student = load("tied")
+    student.quantization_method = "bitsandbytes"
+    with pytest.raises(ConfigurationError, match=says("quantized ... scales ... use_vllm=false ... quantization")):
+        with_vllm(student, lora())
 
 
 @pytest.mark.slow

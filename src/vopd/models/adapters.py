@@ -13,8 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vopd.errors import ConfigurationError
+
+QUANTIZED = (
+    "a quantized student cannot be sent to vLLM, which keeps the scales of the weights that it was started with; set "
+    "use_vllm=false or remove quantization"
+)
+
 Gather = Callable[[Tensor], Tensor]
 """All of a weight on this process, without gradient: a collective where weights are divided among the processes."""
+
+
+def check_sendable(model: Any) -> None:
+    """Raises ConfigurationError if vLLM would sample from other weights than `model` has with its adapters.
+
+    Where the configuration ties output head and embedding, vLLM has one weight for both and passes over a head.
+    """
+    if getattr(model, "quantization_method", None) is not None:
+        raise ConfigurationError(QUANTIZED)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = hasattr(embedding, "base_layer")
+    if model.config.get_text_config().tie_word_embeddings and (adapted or embedding.weight is not head.weight):
+        raise ConfigurationError(
+            "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
+            "both out of target_modules and modules_to_save, or set use_vllm=false"
+        )
 
 
 def whole_weights(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor]]:

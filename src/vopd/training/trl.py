@@ -25,7 +25,7 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
-from vopd.models.adapters import merged_weights, whole_weights
+from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, flattened, whole_on
 from vopd.teachers import Scored, Teacher
@@ -190,6 +190,7 @@ class TRLAdapter(DistillationTrainer):
         self._rollout_logprobs: list[list[float]] | None = None
         if not self.use_vllm:
             return
+        check_sendable(self.model)
         engine = self.vllm_generation
         if isinstance(engine, VLLMGeneration):
             engine.__class__ = _Engine  # TRL's trainer makes it, and takes no class of ours
