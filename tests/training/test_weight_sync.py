@@ -5,6 +5,7 @@ TRL's own code makes the engine and sends the weights; vLLM alone is replaced, b
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch import Tensor
 from messages import says
 from training.two_processes import launch
 from vopd.errors import ConfigurationError
+from vopd.models.adapters import merged_weights
 from vopd.training import rollout_logprobs as rollout
 
 SYNCS = 500
@@ -225,6 +227,18 @@ def test_a_weight_is_base_plus_delta_rounded_once(with_vllm: Callable[..., Any],
             expected, merged = (weight.float() + delta).bfloat16(), merged + 1
         assert torch.equal(recorder.weights[name], expected), name
     assert merged == 14 and recorder.weights.keys() == base.keys()
+
+
+def test_one_layer_is_copied_at_a_time(load: Callable[..., Any]) -> None:
+    from peft import get_peft_model
+
+    student, alive, most = moved(get_peft_model(load("untied"), lora())), weakref.WeakSet[Tensor](), 0
+    own = {weight.data_ptr() for weight in student.parameters()}
+    for _, weight in merged_weights(student, Tensor.detach):
+        if weight.data_ptr() not in own:
+            alive.add(weight)
+        most = max(most, len(alive))
+    assert most == 1
 
 
 def test_what_is_saved_on_the_pristine_base_is_what_was_trained(
