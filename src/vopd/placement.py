@@ -102,11 +102,6 @@ def whole_on(device: torch.device, weight: Tensor) -> Tensor:
     return whole(weight.to(device) if isinstance(weight, DTensor) else weight).detach()
 
 
-def flattened(accelerator: Any) -> bool:
-    """FSDP 1 keeps the weights of a layer in one flat parameter, so that they have neither names nor shapes."""
-    return getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", None) == 1
-
-
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:
     """A weight cut up as `like` is, on its device and in its dtype: whole, or this process's shard."""
     if isinstance(weight, DTensor) != isinstance(like, DTensor):

@@ -27,7 +27,7 @@ from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
-from vopd.placement import Placement, flattened, whole_on
+from vopd.placement import Placement, whole_on
 from vopd.teachers import Scored, Teacher
 
 from .batch import Batch
@@ -352,9 +352,6 @@ class _Engine(VLLMGeneration):
     """
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        if flattened(self.accelerator):
-            yield from super()._iter_named_params()
-            return
         adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
         named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
         yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
