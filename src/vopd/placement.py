@@ -171,6 +171,12 @@ def _keep_outputs(plugin: Any) -> None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
+@torch.no_grad()
+def whole_on(device: torch.device, weight: Tensor) -> Tensor:
+    """All of a weight on this process, without gradient; shards that FSDP left on the host are gathered on `device`."""
+    return whole(weight.to(device) if isinstance(weight, DTensor) else weight).detach()
+
+
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:
     """A weight cut up as `like` is, on its device and in its dtype: whole, or this process's shard."""
     if isinstance(weight, DTensor) != isinstance(like, DTensor):

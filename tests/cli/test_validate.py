@@ -88,6 +88,8 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"lora_rank": -1}, 2, "lora_rank ... 0 ... -1"),
     ({"lora_rank": 4, "lora_target_modules": ["lm_head"]}, 2, "lora_target_modules ... student's output head"),
     ({"lora_rank": 4, "lora_target_modules": ["no_such"]}, 2, "'no_such'"),
+    ({"lora_rank": 4, "lora_target_modules": ["embed_tokens"], "use_vllm": True}, 2, "embedding ... use_vllm=false"),
+    ({"lora_rank": 4, "quantization": "4bit", "use_vllm": True}, 2, "quantized ... use_vllm=false ... quantization"),
     ({"report_to": "wandbd"}, 2, "'wandbd' ... report_to ... 'wandb'"),
     ({"report_to": "tensorboard"}, 2, "report_to=tensorboard ... install"),
     ({"dtype": "float8"}, 2, "dtype 'float8' ... float32"),

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from launchers.agreement import Found, alone, cases, check, check_saved, launched, save_models
 from launchers.ranks import Case
-from launchers.starting import HERE, command, environment
+from launchers.starting import HERE, command, environment, start
 from training.two_processes import free_port
 
 pytestmark = [
@@ -25,12 +27,13 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: make test-launchers"),
 ]
 
-LAUNCHERS = {
-    "ddp": ("ddp",),
-    "fsdp2": ("fsdp2",),
-    "fsdp2, weights wrapped by size": ("fsdp2", "--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP", "--fsdp_min_num_params", "500"),
-    "ZeRO-2": ("deepspeed_zero2",),
-    "ZeRO-3": ("deepspeed_zero3",),
+SHARDING = ("fsdp2", "deepspeed_zero2", "deepspeed_zero3")
+ON_A_CPU = str(HERE / "on_a_cpu.py")
+PROGRAMS = {
+    "ddp": ("-m", "vopd"),
+    "fsdp2": (ON_A_CPU,),
+    "deepspeed_zero2": ("-m", "vopd"),
+    "deepspeed_zero3": ("-m", "vopd"),
 }
 
 
@@ -40,8 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def known(folder: Path, tiny_tokenizer: Any) -> dict[str, Case]:
-    return cases(save_models(folder, tiny_tokenizer))
+def models(folder: Path, tiny_tokenizer: Any) -> dict[str, str]:
+    return save_models(folder, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def known(models: dict[str, str]) -> dict[str, Case]:
+    return cases(models)
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +64,81 @@ def whole(known: dict[str, Case], folder: Path) -> dict[str, Found]:
     return launched("ddp", [case for case in known.values() if case.bf16], folder / "whole")
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("config", ["ddp", *SHARDING])
 def test_two_processes_train_what_one_trains(
-    name: str, known: dict[str, Case], one: dict[str, Found], folder: Path
+    config: str, known: dict[str, Case], one: dict[str, Found], folder: Path
 ) -> None:
     chosen = [case for case in known.values() if not case.bf16]
-    if name.startswith("ZeRO"):
-        chosen = [case for case in chosen if case.name != "average self"]
-    config, *options = LAUNCHERS[name]
-    two = launched(config, chosen, folder / name, *options)
+    if config.startswith("deepspeed"):
+        chosen = [case for case in chosen if case.name != "average self"]  # which is refused
+    two = launched(config, chosen, folder / config)
     for case in chosen:
         check(case, one[case.name], two[case.name])
-        check_saved(case, folder / "one", folder / name)
-        assert name != "ZeRO-3" or two[case.name]["elements"] == 0  # or nothing was divided
+        check_saved(case, folder / "one", folder / config)
+        assert config != "deepspeed_zero3" or two[case.name]["elements"] == 0  # or nothing was divided
 
 
-@pytest.mark.parametrize("config", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("config", SHARDING)
 def test_bf16(config: str, known: dict[str, Case], whole: dict[str, Found], folder: Path) -> None:
     chosen = [case for case in known.values() if case.bf16]
     parts = launched(config, chosen, folder / f"{config} bf16")
     for case in chosen:
         check(case, whole[case.name], parts[case.name])
+
+
+# ---- the files as they are ------------------------------------------------------------------------------------------
+
+
+def train(model: str, teacher: str, folder: Path) -> list[str]:
+    """Options of a run of two steps, by `vopd train`."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"problem": f"{n} + 3 ="}) + "\n" for n in range(16)))
+    return [
+        "train", "--model", model, "--teacher_model", teacher, "--dataset", str(prompts),
+        "--output_dir", str(folder / "runs"), "--run_name", "run", "--max_completion_length", "4",
+        "--per_device_train_batch_size", "2", "--max_steps", "2", "--save_steps", "1", "--use_cpu", "true",
+    ]  # fmt: skip
+
+
+def check_run(folder: Path, start: Callable[[list[str]], str], models: dict[str, str]) -> None:
+    """Two steps and a model, and the same model again when the second step is taken anew."""
+    options = train(models["untied"], models["teacher"], folder)
+    run = folder / "runs" / "run"
+    start(options)
+    first = load_file(run / "model" / "model.safetensors")
+    assert all(value.isfinite().all() for value in first.values())
+    shutil.rmtree(run / "checkpoint-2")
+    shutil.rmtree(run / "model")
+    said = start([*options, "--resume"])
+    assert "resuming from" in said and "checkpoint-1" in said
+    again = load_file(run / "model" / "model.safetensors")
+    assert first.keys() == again.keys() and all(torch.equal(again[name], value) for name, value in first.items())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+
+
+@pytest.mark.parametrize("config", PROGRAMS)
+def test_a_file_as_it_is(config: str, models: dict[str, str], tmp_path: Path) -> None:
+    """But for the number of processes: in bf16, with rollouts by the student itself."""
+    check_run(tmp_path, lambda options: start(config, *PROGRAMS[config], *options, folder=tmp_path), models)
+
+
+def test_two_machines(models: dict[str, str], tmp_path: Path) -> None:
+    """That are one, with a launcher for each."""
+
+    def start_both(options: list[str]) -> str:
+        port = free_port()
+        started = []
+        for rank in range(2):
+            machine = ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", ON_A_CPU, *options]
+            line = command("multi_node", *machine, port=port)
+            started.append(
+                subprocess.Popen(
+                    line, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+                )
+            )
+        said = [process.communicate(timeout=600)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0], "".join(said)[-6000:]
+        return said[0]
+
+    check_run(tmp_path, start_both, models)

@@ -21,6 +21,7 @@ from vopd.models import (
     load_tokenizer,
     read_head,
 )
+from vopd.models.adapters import check_sendable
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
@@ -142,6 +143,8 @@ def _check_models(
     """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
     if student is not None:
         check_lora(plan.options, student.skeleton)  # first: an adapter on the head is seen where the head is read
+        if plan.config.use_vllm:
+            check_sendable(student.skeleton)
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
         if model is None:
             continue

@@ -11,6 +11,7 @@ from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import find_estimator
 from vopd.kernels import backend_name
+from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
 from vopd.teachers.build import sources
 from vopd.teachers.itself import check_worth
@@ -142,6 +143,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     if settings.values["eval_benchmark_chat_template"] is None:
         fixed["eval_benchmark_chat_template"] = options.chat_template
     config = settings.build(VOPDConfig, **fixed)
+    if options.quantization is not None and config.use_vllm:
+        raise ConfigurationError(QUANTIZED)
     if options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
     rewards = Rewards.of(config, options.reward_funcs)  # refuses what makes no sense

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
+from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
-from vopd.placement import Placement, whole
+from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
 
 from .batch import Batch
@@ -52,10 +54,12 @@ def check_trl_version(version: str) -> None:
 
 check_trl_version(require("trl", "train").__version__)
 
+from accelerate.utils import is_peft_model  # noqa: E402
 from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl import models as trl_models  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 from trl.trainer.utils import create_model_from_path  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
@@ -186,7 +190,10 @@ class TRLAdapter(DistillationTrainer):
         self._rollout_logprobs: list[list[float]] | None = None
         if not self.use_vllm:
             return
+        check_sendable(self.model)
         engine = self.vllm_generation
+        if isinstance(engine, VLLMGeneration):
+            engine.__class__ = _Engine  # TRL's trainer makes it, and takes no class of ours
         engine.generation_kwargs = {"stop_token_ids": list(self.eos_token_ids), **(engine.generation_kwargs or {})}
         if self.tools:  # which put completions together from several calls
             return
@@ -337,6 +344,19 @@ class TRLAdapter(DistillationTrainer):
     def _send_telemetry(self) -> None:
         if self.args.telemetry:
             super()._send_telemetry()
+
+
+class _Engine(VLLMGeneration):
+    """TRL's vLLM engine, which gets the student's weights without a change to the student.
+
+    TRL merges adapters into the base and takes them off again, so that a base in bf16 drifts; and it cannot send what
+    FSDP2 has left whole, the head after an evaluation.
+    """
+
+    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+        adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
+        named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
+        yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
 
 
 @contextmanager

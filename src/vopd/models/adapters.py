@@ -1,0 +1,115 @@
+"""The weights of a student and its adapters as one model, for an engine that knows of no adapters.
+
+PEFT's own merge adds an adapter to the base in place and takes it off again. In bf16 both steps round, so a base that
+is merged at every step drifts from the one that was loaded, and that the saved adapter will be put on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vopd.errors import ConfigurationError
+
+QUANTIZED = (
+    "a quantized student cannot be sent to vLLM, which keeps the scales of the weights that it was started with; set "
+    "use_vllm=false or remove quantization"
+)
+
+Gather = Callable[[Tensor], Tensor]
+"""All of a weight on this process, without gradient: a collective where weights are divided among the processes."""
+
+
+def check_sendable(model: Any) -> None:
+    """Raises ConfigurationError if vLLM would sample from other weights than `model` has with its adapters.
+
+    Where the configuration ties output head and embedding, vLLM has one weight for both and passes over a head.
+    """
+    if getattr(model, "quantization_method", None) is not None:
+        raise ConfigurationError(QUANTIZED)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = hasattr(embedding, "base_layer")
+    if model.config.get_text_config().tie_word_embeddings and (adapted or embedding.weight is not head.weight):
+        raise ConfigurationError(
+            "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
+            "both out of target_modules and modules_to_save, or set use_vllm=false"
+        )
+
+
+def whole_weights(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and weight of every parameter of `model`, a tied one once. `whole` as in `merged_weights`."""
+    return ((name, whole(weight)) for name, weight in model.named_parameters())
+
+
+@torch.no_grad()
+def merged_weights(model: Any, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and weight of every parameter that `model` has without its adapters, with these merged into it.
+
+    A merged weight is base plus adapter in float32, rounded once to the base's dtype. One layer is merged at a time, on
+    copies: PEFT's own merge of that kind of adapter runs on them, so the weights of the model are read and no more.
+
+    Args:
+        model: a PEFT model; not wrapped, but its weights may be divided.
+        whole: is called for the same weights in the same order on every process.
+    """
+    holders = _holders(model)
+    named = ((_plain(name), weight) for name, weight in model.named_parameters())
+    kept = ((name, weight) for name, weight in named if not (model.prefix in name or "original_module" in name))
+    for layer, run in groupby(kept, key=lambda item: holders.get(id(item[1]))):
+        names, weights = zip(*run, strict=True)
+        yield from zip(names, map(whole, weights) if layer is None else _merged(layer, weights, whole), strict=True)
+
+
+def _plain(name: str) -> str:
+    """The name in the model without adapters; of a module that is trained whole, that of the module it stands for."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("modules_to_save.default.", "")
+
+
+def _holders(model: nn.Module) -> dict[int, nn.Module]:
+    """The outermost layer with adapters around each parameter, by the parameter's id."""
+    found: dict[int, nn.Module] = {}
+    for layer in _adapted(model):  # from the outside in
+        for weight in layer.parameters():
+            found.setdefault(id(weight), layer)
+    return found
+
+
+def _adapted(module: nn.Module) -> Iterator[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return (part for part in module.modules() if isinstance(part, BaseTunerLayer))
+
+
+def _merged(layer: nn.Module, weights: tuple[Tensor, ...], whole: Gather) -> list[Tensor]:
+    """Those of the base's `weights` that stand in `layer`, with its adapters merged into them."""
+    names = {id(weight): f"layer.{name}" for name, weight in layer.named_parameters()}
+    copies: dict[str, Tensor] = {names[id(weight)]: _copied(whole(weight)) for weight in layer.parameters()}
+    found = torch.func.functional_call(_Merge(layer), copies, ([names[id(weight)] for weight in weights],))
+    return [merged.to(weight.dtype) for merged, weight in zip(found, weights, strict=True)]
+
+
+def _copied(weight: Tensor) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return nn.Parameter(weight.detach().to(wide, copy=True), requires_grad=False)
+
+
+class _Merge(nn.Module):
+    """Merges the adapters of a layer whose weights are replaced by copies while this is called."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, names: list[str]) -> list[Tensor]:
+        layers = list(_adapted(self.layer))
+        for layer in layers:
+            layer.merge()
+        found = [self.get_parameter(name).detach().clone() for name in names]
+        for layer in layers:
+            if layer.merged:  # only for PEFT's books: what it takes off is of the copies
+                layer.unmerge()
+        return found
