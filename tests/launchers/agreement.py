@@ -20,8 +20,8 @@ Found = dict[str, Any]
 
 
 def save_models(folder: Path, tokenizer: Any) -> dict[str, str]:
-    """Folders of students whose head is tied and is not, of a student of another family, and of a teacher."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Folders of students whose head is tied and is not, of one of another family, with a bias, and of a teacher."""
+    from transformers import PhiConfig, PhiForCausalLM
 
     for name, rows, width, tied in (
         ("tied", STUDENT_ROWS, 32, True),
@@ -30,13 +30,15 @@ def save_models(folder: Path, tokenizer: Any) -> dict[str, str]:
     ):
         save_tiny_model(folder / name, tokenizer, rows=rows, width=width, seed=width + tied, tied=tied)
     torch.manual_seed(4)
-    config = LlamaConfig(
+    config = PhiConfig(
         vocab_size=STUDENT_ROWS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
-    tokenizer.save_pretrained(folder / "llama")
-    return {name: str(folder / name) for name in ("tied", "untied", "llama", "teacher")}
+    phi = PhiForCausalLM(config)
+    torch.nn.init.normal_(phi.lm_head.bias)
+    phi.save_pretrained(folder / "phi")
+    tokenizer.save_pretrained(folder / "phi")
+    return {name: str(folder / name) for name in ("tied", "untied", "phi", "teacher")}
 
 
 def cases(models: dict[str, str]) -> dict[str, Case]:
@@ -46,7 +48,7 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
     listed = [
         Case("tied head", models["tied"], [teacher]),
         Case("own head", untied, [teacher]),
-        Case("other family", models["llama"], [teacher]),
+        Case("other family", models["phi"], [teacher]),
         Case("lora", models["tied"], [teacher], "lora"),
         Case("lora with head", untied, [teacher], "with head"),
         Case("two teachers", untied, [teacher, models["tied"]]),
@@ -90,7 +92,8 @@ def check(case: Case, one: Found, several: Found) -> None:
     for name, step in way.items():
         assert step.norm() > 0, (case.name, name)
         assert (several["after"][name] - one["after"][name]).norm() <= near * step.norm(), (case.name, name)
-    assert several["losses"] == pytest.approx(one["losses"], rel=3 * near), case.name
+    assert several["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5), case.name  # in float32, also in bf16
+    assert several["losses"][1:] == pytest.approx(one["losses"][1:], rel=3 * near), case.name
     if case.resumes:
         assert all(torch.equal(several["resumed"][name], after) for name, after in several["after"].items()), case.name
 

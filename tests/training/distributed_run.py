@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
@@ -92,18 +91,6 @@ def train_rewarded(trainer: Any) -> None:
     trainer.save_model()
 
 
-def with_bias(student: str) -> Any:
-    """The student with an output head of its own that has a bias."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(student)
-    torch.manual_seed(3)
-    rows, width = model.lm_head.weight.shape
-    model.lm_head = torch.nn.Linear(width, rows)
-    model.config.tie_word_embeddings = False
-    return model
-
-
 def train_recorded(trainer: Any) -> None:
     """A run whose rollouts do not depend on how many processes share them."""
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
@@ -126,32 +113,6 @@ class Gradients(TrainerCallback):
         self.seen.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
-def sharding_errors(trainer: Any) -> list[float]:
-    """How far loss and gradient are from those of whole models once FSDP has sharded both, heads too."""
-    ids = torch.tensor([[5, 6, 7, 1]])
-    inputs = {
-        "prompt_ids": torch.tensor([[4, 3]]),
-        "prompt_mask": torch.ones(1, 2, dtype=torch.long),
-        "completion_ids": ids,
-        "completion_mask": torch.ones_like(ids),
-        "num_items_in_batch": torch.tensor(8.0),
-    }
-    trainer.model.train()
-    whole = trainer.compute_loss(trainer.model, dict(inputs))
-    whole.backward()
-    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    expected = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if name in trained}
-    trainer.model.zero_grad()
-    for model in (trainer.model, trainer.teacher_model):
-        for layer in getattr(model, "get_base_model", lambda model=model: model)().model.layers:
-            fully_shard(layer)
-        fully_shard(model, reshard_after_forward=model is trainer.teacher_model)
-    sharded = trainer.compute_loss(trainer.model, dict(inputs))
-    sharded.backward()
-    found = {name: p.grad.full_tensor() for name, p in trainer.model.named_parameters() if name in trained}
-    return [(found[name] - value).abs().max().item() for name, value in expected.items()] + [(sharded - whole).item()]
-
-
 def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
@@ -168,11 +129,6 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed = trainer("resumed")
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
-
-    biased = make(with_bias(student), teacher, folder / "sharded", int(batch_size))
-    adapters = make(student, teacher, folder / "sharded-lora", int(batch_size), lora=True)
-    errors = sharding_errors(biased) + sharding_errors(adapters)
-    torch.save(errors, folder / f"sharded-{resumed.args.process_index}.pt")
 
     poisoned = trainer("poisoned")
     if poisoned.args.process_index == 1:

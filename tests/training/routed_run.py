@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.distributed.fsdp import fully_shard
 
 from vopd import VOPDConfig, VOPDTrainer
-from vopd.teachers import RoutedTeacher
 
 # In steps of four in this order: some have no row of "b" in one of two processes, some in none.
 NAMES = ["a", "a", "b", "b", "a", "a", "a", "a", "b", "a", "b", "a"]
@@ -45,38 +43,12 @@ def make(student: str, teacher: str, out: Path, batch_size: int) -> Any:
     return trainer
 
 
-def losses_where_weights_are_sharded(trainer: Any) -> list[float]:
-    """The loss of rows of which this rank has none for "b", with whole teachers and with sharded ones."""
-    rank = trainer.args.process_index
-    ids = torch.tensor([[5, 6, 7, 1], [8, 9, 10, 1]])
-    inputs = {
-        "prompt_ids": torch.tensor([[4, 3], [3, 4]]),
-        "prompt_mask": torch.ones(2, 2, dtype=torch.long),
-        "completion_ids": ids,
-        "completion_mask": torch.ones_like(ids),
-        "teacher_places": torch.tensor([0, rank]),
-        "num_items_in_batch": torch.tensor(8.0),
-    }
-    trainer.model.train()
-    whole = trainer.compute_loss(trainer.model, dict(inputs)).item()
-    teachers = {name: placed.teacher for name, placed in trainer._teachers.placed.items()}
-    for teacher in teachers.values():
-        for layer in teacher.model.model.layers:
-            fully_shard(layer)
-        fully_shard(teacher.model, reshard_after_forward=True)
-    trainer.teacher = RoutedTeacher(teachers, frozenset(teachers))
-    return [whole, trainer.compute_loss(trainer.model, dict(inputs)).item()]
-
-
 def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
     trainer = make(student, teacher, folder / "run", int(batch_size))
     trainer.train()
     trainer.save_model()
-    if "WORLD_SIZE" in os.environ:
-        found = losses_where_weights_are_sharded(make(student, teacher, folder / "sharded", int(batch_size)))
-        torch.save(found, folder / f"sharded-{trainer.args.process_index}.pt")
 
 
 if __name__ == "__main__":

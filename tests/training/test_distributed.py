@@ -77,8 +77,5 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     whole, resumed = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
-    for rank in range(2):
-        assert max(map(abs, torch.load(two / f"sharded-{rank}.pt"))) < 1e-5
-
     assert told("another rank", (two / "stopped-0").read_text())
     assert "nonfinite_batch.rank1.safetensors" in (two / "stopped-1").read_text()
