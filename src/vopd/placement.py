@@ -82,8 +82,9 @@ class Placement:
 
 
 def _states(hidden: Tensor, model: Any, name: str) -> States:
+    # A float32 head stays float32, as does its gradient: the loss rounds it for the products alone.
     head = whole_head(model, name)
-    return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
+    return States(_as_autocast(hidden.to(head.device)), head)
 
 
 def whole_head(model: Any, name: str) -> Head:
@@ -105,7 +106,7 @@ def divided_like(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like.device, like.dtype)
 
 
-def _as_autocast(tensor: Tensor) -> Tensor:
-    """Under autocast the dtype a linear head would compute in, so the loss sees the logits that were sampled from."""
-    kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+def _as_autocast(hidden: Tensor) -> Tensor:
+    """Under autocast hidden states in the dtype that a linear head would take them in: half the memory."""
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
