@@ -62,25 +62,30 @@ def test_products_of_half_precision_are_summed_in_float32(alpha, accumulate):
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_products_are_in_half_precision_on_cuda_only(device):
-    half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
+def placed(dtype, device):
+    """Hidden states that say they are on the device."""
 
-    class Placed(torch.Tensor):  # says that it is elsewhere
+    class Placed(torch.Tensor):
         pass
 
     Placed.device = torch.device(device)
+    return torch.ones(2, 2, dtype=dtype).as_subclass(Placed)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_are_in_half_precision_on_cuda_only(device):
+    half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
     expected = torch.bfloat16 if device == "cuda" else torch.float32
-    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float32) == expected
-    assert heads.product_dtype(half.as_subclass(Placed), full, torch.float32) == torch.float32
-    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float64) == torch.float64
+    assert heads.product_dtype(placed(torch.bfloat16, device), half, torch.float32) == expected
+    assert heads.product_dtype(placed(torch.bfloat16, device), full, torch.float32) == torch.float32
+    assert heads.product_dtype(placed(torch.bfloat16, device), half, torch.float64) == torch.float64
     with (
         torch.autocast("cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else pytest.MonkeyPatch.context() as p
     ):
         if p is not None and hasattr(p, "setattr"):
             p.setattr(torch, "is_autocast_enabled", lambda kind: True)
             p.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-        assert heads.product_dtype(full.as_subclass(Placed), full, torch.float32) == expected
+        assert heads.product_dtype(placed(torch.float32, device), full, torch.float32) == expected
 
 
 @pytest.mark.parametrize("estimator", list(vopd.ESTIMATORS))
@@ -213,15 +218,16 @@ def test_mixed_dtypes_are_told_of_once(caplog, device, hidden, weight, lines):
     heads._say_mixed.cache_clear()
     with caplog.at_level(logging.INFO, logger="vopd"):
         for _ in range(3):
-            heads.tell_of_mixed(torch.device(device), hidden, weight, torch.float32)
+            Projection(placed(hidden, device), Head(torch.ones(2, 2, dtype=weight)), 2, 1.0, torch.float32)
     assert len(caplog.records) == lines
     for record in caplog.records:
         facts = [str(dtype).removeprefix("torch.") for dtype in (hidden, weight, torch.float32)]
         assert told(" ... ".join([*facts, "bf16: true", "torch.autocast"]), record.message)
 
 
-def test_under_autocast_mixed_dtypes_are_what_is_meant(caplog):
+def test_under_autocast_mixed_dtypes_are_what_is_meant(caplog, monkeypatch):
     heads._say_mixed.cache_clear()
+    monkeypatch.setattr(heads, "autocast_dtype", lambda device: torch.bfloat16)
     with caplog.at_level(logging.INFO, logger="vopd"):
-        heads.tell_of_mixed(torch.device("cuda"), torch.bfloat16, torch.float32, torch.bfloat16)
+        Projection(placed(torch.bfloat16, "cuda"), Head(torch.ones(2, 2)), 2, 1.0, torch.float32)
     assert not caplog.records
