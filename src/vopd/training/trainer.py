@@ -208,7 +208,7 @@ class VOPDTrainer(TRLAdapter):
         like = batch.prompt_ids
         places = self._routes.places(rows)
         if places is not None:
-            batch = replace(batch, teacher_places=torch.tensor(places, device=like.device))
+            batch = replace(batch, teacher_places=torch.tensor(places))
         prompts = self._teacher_prompts.padded(rows, self.tokenize, self.tokenizer.pad_token_id)
         if prompts is not None:
             ids, mask = (torch.tensor(part, dtype=like.dtype, device=like.device) for part in prompts)

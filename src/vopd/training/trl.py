@@ -264,8 +264,8 @@ class TRLAdapter(DistillationTrainer):
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))
             self._rollout_logprobs = None
         # TRL shuffles the rows before it trains on them.
-        count, device = len(batch.completion_ids), batch.completion_ids.device
-        batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count, device=device))
+        count = len(batch.completion_ids)
+        batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
         batch = self.rows_drawn(inputs, batch)
         self.teacher.begin(batch.rollouts)
@@ -311,8 +311,9 @@ class TRLAdapter(DistillationTrainer):
     ) -> Any:
         """As TRL's, without its mean entropy: two collectives and two waits for the device in every micro-batch."""
         self._settle(inputs)
-        if self.model.training and inputs.get("num_items_in_batch") is not None:  # else what transformers counted
-            num_items_in_batch = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        tokens = Batch.of(inputs).num_items_in_batch
+        if self.model.training and tokens is not None:  # what transformers counted is not of the completions
+            num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes
         student = self.accelerator.unwrap_model(model)
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
