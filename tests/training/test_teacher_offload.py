@@ -106,6 +106,19 @@ def test_where_the_host_computes_nothing_is_copied(tiny_teacher_dir: Path) -> No
     assert not copies.made
 
 
+def test_a_buffer_that_the_forward_pass_replaces_is_kept(tiny_teacher_dir: Path) -> None:
+    """As the frequencies of dynamic positions, which are computed anew only where a sequence is longer than any yet."""
+    model = tied(tiny_teacher_dir)
+    masters, positions = Masters(model), model.model.rotary_emb
+    longer = positions.inv_freq / 2
+    with masters.lent_to(torch.device("cpu")):
+        positions.register_buffer("inv_freq", longer, persistent=False)
+    for _ in range(2):
+        assert positions.inv_freq is longer
+        with masters.lent_to(torch.device("cpu")):
+            assert torch.equal(positions.inv_freq, longer)
+
+
 def test_offloading_changes_nothing_and_does_not_go_with_few_bits(
     make_trainer: Callable[..., Any], take_step: Callable[..., Any], recorded_completions: Any, tiny_teacher_dir: Path
 ) -> None:

@@ -48,7 +48,7 @@ class LocalTeacher(InProcess):
 class Masters:
     """Weights and buffers of a frozen model on the host, of which a device gets a copy for as long as it needs one.
 
-    Since nothing changes them, nothing is copied back: the copy is let go, but for what the caller still holds of it.
+    Since weights do not change, nothing is copied back: the copy is let go, but for what the caller still holds of it.
     In pinned memory, where there is a GPU to copy to, the host does not wait for the copy.
 
     Args:
@@ -76,8 +76,10 @@ class Masters:
                 setattr(module, name, copies[id(master)])
             yield
         finally:
-            for module, name, master in self._places:
-                setattr(module, name, master)
+            self._places = [
+                (module, name, _put_back(module, name, master, copies[id(master)]))
+                for module, name, master in self._places
+            ]
 
     def _tensors(self) -> list[Tensor]:
         return list({id(tensor): tensor for _, _, tensor in self._places}.values())
@@ -86,3 +88,11 @@ class Masters:
 def _copied(master: Tensor, device: torch.device) -> Tensor:
     copy = master.detach().to(device, non_blocking=True)
     return nn.Parameter(copy, requires_grad=False) if isinstance(master, nn.Parameter) else copy
+
+
+def _put_back(module: nn.Module, name: str, master: Tensor, copy: Tensor) -> Tensor:
+    """The master in its place again; what the forward pass put there instead, as growing positions do, is one now."""
+    now = getattr(module, name)
+    kept: Tensor = master if now is copy or now is master else now.to("cpu")
+    setattr(module, name, kept)
+    return kept
