@@ -93,7 +93,8 @@ class Placement:
         head = read_head(model, name)
         if self._in_parts:
             hidden, head = self._lent(hidden, head, model.get_output_embeddings())
-        return States(_as_autocast(hidden.to(head.device)), head.map(_as_autocast))
+        # A float32 head stays float32, as does its gradient: the loss rounds it for the products alone.
+        return States(_as_autocast(hidden.to(head.device)), head)
 
     def _lent(self, hidden: Tensor, head: Head, module: Any) -> tuple[Tensor, Head]:
         """A whole head that the forward pass of its own module gathers, as it does for a product, with the gradient
@@ -186,7 +187,7 @@ def divided_like(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like.device, like.dtype)
 
 
-def _as_autocast(tensor: Tensor) -> Tensor:
-    """Under autocast the dtype a linear head would compute in, so the loss sees the logits that were sampled from."""
-    kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+def _as_autocast(hidden: Tensor) -> Tensor:
+    """Under autocast hidden states in the dtype that a linear head would take them in: half the memory."""
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden

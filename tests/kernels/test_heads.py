@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import vopd
 from enumeration import top_k
 from head_reference import OPTIONS, batch_of, dense, leaves, relative_error, wide
+from messages import told
 from vopd.kernels import heads
 from vopd.kernels.heads import Head, Projection, multiply
 from vopd.kernels.support import TILE, top_k_ids
@@ -59,25 +62,30 @@ def test_products_of_half_precision_are_summed_in_float32(alpha, accumulate):
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_products_are_in_half_precision_on_cuda_only(device):
-    half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
+def placed(dtype, device):
+    """Hidden states that say they are on the device."""
 
-    class Placed(torch.Tensor):  # says that it is elsewhere
+    class Placed(torch.Tensor):
         pass
 
     Placed.device = torch.device(device)
+    return torch.ones(2, 2, dtype=dtype).as_subclass(Placed)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_are_in_half_precision_on_cuda_only(device):
+    half, full = torch.empty(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
     expected = torch.bfloat16 if device == "cuda" else torch.float32
-    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float32) == expected
-    assert heads.product_dtype(half.as_subclass(Placed), full, torch.float32) == torch.float32
-    assert heads.product_dtype(half.as_subclass(Placed), half, torch.float64) == torch.float64
+    assert heads.product_dtype(placed(torch.bfloat16, device), half, torch.float32) == expected
+    assert heads.product_dtype(placed(torch.bfloat16, device), full, torch.float32) == torch.float32
+    assert heads.product_dtype(placed(torch.bfloat16, device), half, torch.float64) == torch.float64
     with (
         torch.autocast("cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else pytest.MonkeyPatch.context() as p
     ):
         if p is not None and hasattr(p, "setattr"):
             p.setattr(torch, "is_autocast_enabled", lambda kind: True)
             p.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-        assert heads.product_dtype(full.as_subclass(Placed), full, torch.float32) == expected
+        assert heads.product_dtype(placed(torch.float32, device), full, torch.float32) == expected
 
 
 @pytest.mark.parametrize("estimator", list(vopd.ESTIMATORS))
@@ -94,13 +102,60 @@ def test_half_precision_products_as_on_cuda(monkeypatch, estimator, dtype):
         assert relative_error(left, right) < 1e-2
 
 
-def test_the_pass_is_outside_autocast():
-    batch = batch_of({}, dtype=torch.float32)
-    expected = torch.autograd.grad(vopd.linear_distillation_loss(**batch).loss, leaves(batch))
+INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not INTERPRETED, reason="triton's interpreter"))]
+
+
+def under_autocast(estimator="vopd", **arguments):
+    """Output of the loss of float32 inputs under autocast to bf16, its gradients, and its batch."""
+    batch = batch_of(OPTIONS["everything"], dtype=torch.float32, shape=(40,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = vopd.linear_distillation_loss(**batch).loss
-    for left, right in zip(torch.autograd.grad(loss, leaves(batch)), expected):
-        torch.testing.assert_close(left, right)
+        out = vopd.linear_distillation_loss(**batch, estimator=estimator, **arguments)
+    return out, torch.autograd.grad(out.loss, leaves(batch)), batch
+
+
+def rounded(batch):
+    """The same values as autocast rounds them, in float64."""
+
+    def change(values):
+        if not (isinstance(values, torch.Tensor) and values.is_floating_point()):
+            return values
+        return values.detach().bfloat16().requires_grad_(values.requires_grad)
+
+    return wide({name: change(values) for name, values in batch.items()})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("estimator", ["vopd", "vopd_sparse", "full_rkl"])
+def test_under_autocast_the_logits_are_those_of_a_linear_layer_and_nothing_else_is_rounded(estimator, backend):
+    """Factors are rounded, weights and bias of the head among them; sums, statistics and gradients are not."""
+    arguments = {"estimator": estimator, "top_k": top_k(estimator, 4)}
+    out, gradients, batch = under_autocast(**arguments, backend=backend)
+    exact = rounded(batch)
+    expected = dense(exact, **arguments).loss
+    torch.testing.assert_close(out.loss.double(), expected, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, leaves(exact))):
+        assert ours.dtype == torch.float32
+        assert relative_error(ours, theirs) < 2e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_float32_head_keeps_a_float32_gradient_of_half_precision_products(monkeypatch, backend):
+    """As on CUDA. Sums of rounded terms have bits that bf16 has no room for."""
+    monkeypatch.setattr(heads, "product_dtype", lambda hidden, weight, wide: torch.bfloat16)
+    _, (_, head, bias), batch = under_autocast(backend=backend)
+    exact = rounded(batch)
+    expected = torch.autograd.grad(dense(exact, estimator="vopd").loss, leaves(exact))
+    for ours, theirs in zip((head, bias), expected[1:]):
+        assert ours.dtype == torch.float32 and (ours.bfloat16() != ours).any()
+        assert relative_error(ours, theirs) < 3e-3
+
+
+def test_autocast_leaves_float64_alone():
+    batch = batch_of({}, dtype=torch.float64)
+    expected = vopd.linear_distillation_loss(**batch).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vopd.linear_distillation_loss(**batch).loss == expected
 
 
 def test_a_large_normalizer_costs_half_precision_nothing():
@@ -148,3 +203,31 @@ def test_every_switch_to_tf32_is_seen(caplog, precision):
         heads.tell_of_tf32(torch.device("cuda"), torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = False
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "hidden", "weight", "lines"),
+    [
+        ("cuda", torch.bfloat16, torch.float32, 1),
+        ("cuda", torch.float32, torch.float16, 1),
+        ("cuda", torch.float32, torch.float32, 0),
+        ("cpu", torch.bfloat16, torch.float32, 0),  # where products are in float32 anyway
+    ],
+)
+def test_mixed_dtypes_are_told_of_once(caplog, device, hidden, weight, lines):
+    heads._say_mixed.cache_clear()
+    with caplog.at_level(logging.INFO, logger="vopd"):
+        for _ in range(3):
+            Projection(placed(hidden, device), Head(torch.ones(2, 2, dtype=weight)), 2, 1.0, torch.float32)
+    assert len(caplog.records) == lines
+    for record in caplog.records:
+        facts = [str(dtype).removeprefix("torch.") for dtype in (hidden, weight, torch.float32)]
+        assert told(" ... ".join([*facts, "bf16: true", "torch.autocast"]), record.message)
+
+
+def test_under_autocast_mixed_dtypes_are_what_is_meant(caplog, monkeypatch):
+    heads._say_mixed.cache_clear()
+    monkeypatch.setattr(heads, "autocast_dtype", lambda device: torch.bfloat16)
+    with caplog.at_level(logging.INFO, logger="vopd"):
+        Projection(placed(torch.bfloat16, "cuda"), Head(torch.ones(2, 2)), 2, 1.0, torch.float32)
+    assert not caplog.records

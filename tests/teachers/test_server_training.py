@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from messages import says
+from synchronisations import of_a_micro_batch
 from vopd.errors import ConfigurationError, TeacherServerError
 from vopd.estimators import Estimator
 from vopd.estimators.policy_gradient import OPD
@@ -42,6 +43,26 @@ def test_the_gradient_is_that_of_the_teacher_in_this_process(
     expected = gradients_of(make_trainer(str(embedded_pair().teacher), **settings))
     found = gradients_of(make_trainer(teacher_server_url=serve().url, **settings))
     assert largest_difference(expected, found) < 1e-4
+
+
+@pytest.mark.parametrize("failure", ["raise", "drop"])
+@pytest.mark.parametrize(("estimator", "checked"), [("vopd_teacher_top_k", 1), ("opd", 0)])
+def test_a_micro_batch_waits_for_the_device_where_ids_are_checked(
+    failure: str, estimator: str, checked: int, serve: Make, make_trainer: Make
+) -> None:
+    """Answers are put together on the host, by row numbers that are there; their way to the device is not seen."""
+    trainer = make_trainer(
+        teacher_server_url=serve().url,
+        teacher_failure=failure,
+        estimator=estimator,
+        loss_top_k=5 if checked else None,
+        gradient_accumulation_steps=2,
+    )
+    found = of_a_micro_batch(trainer)
+    assert found.pop("vopd.teachers.server.teacher.score: tolist") == 1  # of the row numbers
+    assert found.pop("vopd.estimators.checks.checked_top_k_ids: tolist", 0) == checked
+    assert found.pop("vopd.estimators.loss._rows: tolist") == 1
+    assert all(line.startswith("transformers.masking_utils") for line in found)
 
 
 def test_sparse_scores_need_no_temperature_of_the_server(serve: Make, make_trainer: Make, gradients_of: Make) -> None:

@@ -23,9 +23,9 @@ def poison_loss(trainer: Any) -> None:
     original, calls = trainer.token_loss, []
 
     def token_loss(batch: Any, student: Any, *rest: Any) -> Any:
-        loss, entropy = original(batch, student, *rest)
+        loss = original(batch, student, *rest)
         calls.append(batch)
-        return (loss * float("nan") if len(calls) == 4 else loss), entropy
+        return loss * float("nan") if len(calls) == 4 else loss
 
     trainer.token_loss = token_loss
 
@@ -35,12 +35,12 @@ def poison_gradient(trainer: Any) -> None:
     original, calls = trainer.token_loss, []
 
     def token_loss(batch: Any, student: Any, *rest: Any) -> Any:
-        loss, entropy = original(batch, student, *rest)
+        loss = original(batch, student, *rest)
         calls.append(batch)
         if len(calls) == 3:
             zero = student.hidden.sum() * 0
             loss = loss + torch.sqrt(zero) * 1e-3
-        return loss, entropy
+        return loss
 
     trainer.token_loss = token_loss
 

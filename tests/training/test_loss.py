@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from step_reference import written_out
-from vopd import ESTIMATORS
+from vopd import ESTIMATORS, distillation_loss, linear_distillation_loss
+from vopd.models import States
 
 
 def top_k_of(estimator: str) -> int | None:
@@ -168,6 +170,83 @@ def test_mixed_precision_reaches_rollout_and_loss_alike(
     trainer.rollout_done = lambda *done: (part.__setitem__(0, "loss"), rollout_done(*done))[1]
     trainer.train()
     assert seen == {"rollout": {torch.bfloat16}, "loss": {torch.bfloat16}}
-    assert states[0].hidden.dtype == states[0].head.weight.dtype == torch.bfloat16
+    assert states[0].hidden.dtype == torch.bfloat16
+    assert states[0].head.weight is trainer.model.lm_head.weight  # the master itself, which the loss rounds
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert not torch.is_autocast_enabled("cpu")
+
+
+def at_the_loss(trainer: Any) -> list[tuple[torch.Tensor, ...]]:
+    """Takes a step; value and head gradient of each micro-batch's loss: as it is, of a head in bf16, and exact."""
+    token_loss, found = trainer.token_loss, []
+
+    def check(batch: Any, student: Any, scored: Any, normalizer: Any) -> torch.Tensor:
+        hidden, kept, results = student.hidden.detach(), student.head.detach(), []
+        for head in (kept, kept.map(torch.Tensor.bfloat16)):
+            head.weight.requires_grad_()
+            loss = token_loss(batch, States(hidden, head), scored, normalizer)
+            results += [loss.detach(), *torch.autograd.grad(loss, head.weight)]
+        with torch.autocast("cpu", enabled=False):
+            results += exact(batch, student, scored[0].by, normalizer)
+        found.append(tuple(results))
+        return token_loss(batch, student, scored, normalizer)
+
+    trainer.token_loss = check
+    trainer.train()
+    return found
+
+
+def exact(batch: Any, student: States, teacher: States, normalizer: Any) -> list[torch.Tensor]:
+    """Value and head gradient in float64 from rounded states and heads."""
+    weight = student.head.weight.detach().bfloat16().double().requires_grad_()
+    loss = distillation_loss(
+        student.hidden.detach().double() @ weight.T,
+        teacher.hidden.double() @ teacher.head.weight.bfloat16().double().T,
+        batch.completion_ids,
+        batch.loss_mask,
+        vocab_size=300,
+        normalizer=normalizer,
+    ).loss
+    return [loss.detach(), *torch.autograd.grad(loss, weight)]
+
+
+def test_a_float32_head_is_rounded_for_the_products_alone(
+    make_trainer: Callable[..., Any], fresh_accelerate: None
+) -> None:
+    """The value is that of the logits that were sampled from, as of a head in bf16; the gradient keeps its bits."""
+    trainer = make_trainer(bf16=True, max_steps=1, gradient_accumulation_steps=2)
+    found = at_the_loss(trainer)
+    assert len(found) == 2
+    for loss, gradient, rounded_loss, rounded_gradient, exact_loss, expected in found:
+        assert torch.equal(loss, rounded_loss) and loss.item() == pytest.approx(exact_loss.item(), rel=1e-6)
+        assert gradient.dtype == torch.float32 and (gradient.bfloat16().float() != gradient).any()
+        error, narrowed = ((g.double() - expected).norm() / expected.norm() for g in (gradient, rounded_gradient))
+        assert error < 2e-6 < 1e-4 < narrowed
+
+
+def test_a_head_that_was_sharded_in_float32_gets_a_float32_gradient(
+    make_trainer: Callable[..., Any], fresh_accelerate: None
+) -> None:
+    """FSDP2 with the head in a group of its own: it is gathered as it is stored, and rounded in the loss alone."""
+    trainer = make_trainer(bf16=True)
+    model, ids = trainer.model, torch.tensor([[4, 3, 5, 6, 7, 1]])
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        shards = torch.nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)]))
+        teacher = torch.randn(*shards.shape, generator=torch.Generator().manual_seed(0))
+        gradients = []
+        for weight in (model.lm_head.weight, shards):
+            model.lm_head.weight = weight
+            with trainer.accelerator.autocast():
+                states = trainer.placement.states(model, "student", (ids, torch.ones_like(ids), 4))
+                assert states.head.weight.dtype == torch.float32
+                hidden = states.hidden.detach()
+                loss = linear_distillation_loss(hidden, states.head.weight, hidden, teacher, ids[:, 2:]).loss
+            loss.backward()
+            gradients.append(weight.grad)
+        assert torch.equal(gradients[1].full_tensor(), gradients[0]) and gradients[0].dtype == torch.float32
+        assert (gradients[0].bfloat16().float() != gradients[0]).any()
+    finally:
+        torch.distributed.destroy_process_group()

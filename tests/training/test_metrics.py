@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -86,6 +86,47 @@ def test_the_clock_splits_a_step_and_ignores_what_lies_between_steps() -> None:
     }
     clock.report(averages, 0.0, 1, CPU)
     assert averages.reduce(Ranks()) == {}
+
+
+class Event:
+    """Stands for ``torch.Event``, which needs a GPU: between two of them the device takes 0.25 s."""
+
+    made: ClassVar[list[Event]] = []
+
+    def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
+        assert device.type == "cuda" and enable_timing
+        self.awaited = False
+
+    def record(self) -> None:
+        self.place = len(self.made)
+        self.made.append(self)
+
+    def synchronize(self) -> None:
+        self.awaited = True
+
+    def elapsed_time(self, later: Event) -> float:
+        assert later.awaited
+        return 250.0 * (later.place - self.place)
+
+
+def test_the_time_of_a_device_is_read_when_the_step_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(Event, "made", [])
+    waits: list[None] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(None))
+    clock, averages, gpu = StepClock(), Averages(), torch.device("cuda", 0)
+    with clock.spending("scoring", gpu):  # an evaluation
+        pass
+    clock.on_step_begin(None, None, None)
+    for _ in range(2):
+        with clock.spending("scoring", gpu):
+            pass
+        assert not waits and not any(event.awaited for event in Event.made)
+    clock.on_step_end(None, None, None)
+    clock.on_step_begin(None, None, None)
+    clock.on_step_end(None, None, None)
+    clock.report(averages, 30.0, 1, CPU)
+    assert averages.reduce(Ranks())["seconds/scoring"] == 2 * 0.25 / 2
 
 
 @pytest.mark.parametrize("estimator", ["vopd", "opd", "full_rkl"])

@@ -17,7 +17,7 @@ from .catalogue import ESTIMATORS
 from .teacher_scores import ScoreKind, TopKScores
 
 if TYPE_CHECKING:
-    from jaxtyping import Int, Shaped
+    from jaxtyping import Bool, Int, Shaped
 
 _NEEDS: dict[ScoreKind, str] = {
     "sampled": "the score of each sampled token",
@@ -141,17 +141,22 @@ def check_leading(name: str, tensor: Shaped[Tensor, " ..."] | None, shape: torch
 
 
 def check_ids(ids: Shaped[Tensor, " ..."], vocab_size: int, name: str) -> None:
-    """Every id that counts is a token of the vocabulary. One look at the device for the whole batch."""
-    if ids.numel() and bool(((ids < 0) | (ids >= vocab_size)).any()):
+    """Every id that counts is a token of the vocabulary."""
+    if bool(_outside(ids, vocab_size)):
         raise ConfigurationError(
             f"{name} has ids outside the common vocabulary of {vocab_size} tokens (from {ids.min()} to {ids.max()})"
         )
 
 
+def _outside(ids: Shaped[Tensor, " ..."], vocab_size: int) -> Bool[Tensor, ""]:
+    return ((ids < 0) | (ids >= vocab_size)).any()
+
+
 def checked_top_k_ids(
     ids: Shaped[Tensor, " ..."], logprobs: Shaped[Tensor, " ..."], vocab_size: int
 ) -> Int[Tensor, "N k"]:
-    """A server's top k ids, (N, k), with 0 for those of absent entries (-inf), which mean nothing.
+    """A server's top k ids, (N, k), with 0 for those of absent entries (-inf), which mean nothing. One look at the
+    device.
 
     Raises:
         ConfigurationError: the shapes differ, an id is no token of the vocabulary, or a token comes twice, which would
@@ -161,11 +166,13 @@ def checked_top_k_ids(
         raise ConfigurationError("top_k_ids and top_k_logprobs of teacher_scores differ in shape")
     absent = logprobs == -torch.inf
     known = ids.masked_fill(absent, 0)
-    check_ids(known, vocab_size, "top_k_ids")
     # Numbers of their own below 0 keep absent entries from being each other's repeats.
     fillers = -1 - torch.arange(ids.shape[-1], device=ids.device)
     ordered = torch.where(absent, fillers, known).sort(dim=-1).values
-    if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+    outside, twice = torch.stack([_outside(known, vocab_size), (ordered[..., 1:] == ordered[..., :-1]).any()]).tolist()
+    if outside:
+        check_ids(known, vocab_size, "top_k_ids")
+    if twice:
         raise ConfigurationError("top_k_ids of teacher_scores name a token twice at one position: leave one out")
     return known
 

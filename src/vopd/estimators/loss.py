@@ -269,11 +269,8 @@ def _batch(
     if importance_weights is not None and rollout_logprobs is not None:
         raise ConfigurationError("give importance_weights or rollout_logprobs, not both")
     shape = completion_ids.shape
-    if completion_mask is None:
-        rows = torch.arange(shape.numel(), device=completion_ids.device)
-    else:
-        checks.check_leading("completion_mask", completion_mask, shape)
-        rows = completion_mask.reshape(-1).nonzero().squeeze(-1)
+    checks.check_leading("completion_mask", completion_mask, shape)
+    rows = _rows(completion_ids.reshape(-1), completion_mask, source.vocab_size)
 
     def pack(name: str, values: Tensor | None, trailing: int = 0) -> Tensor | None:
         checks.check_leading(name, values, shape, trailing)
@@ -294,11 +291,26 @@ def _batch(
         importance_cap=importance_cap,
         extra_advantages=pack("extra_advantages", extra_advantages),
     )
-    checks.check_ids(batch.sampled_ids, source.vocab_size, "completion_ids")
     if batch.top_k_ids is None or batch.top_k_logprobs is None:
         return batch
     known = checks.checked_top_k_ids(batch.top_k_ids, batch.top_k_logprobs, source.vocab_size)
     return replace(batch, top_k_ids=known)
+
+
+def _rows(ids: Tensor, mask: Tensor | None, vocab_size: int) -> Tensor:
+    """Places of the tokens that count, (N,); their ids are checked.
+
+    The host looks at the device here, and once: it has to know how many there are to cut them into chunks, and a second
+    look would wait for all that the device was given in between.
+    """
+    counted = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.reshape(-1).to(ids.device) != 0
+    if not len(ids):
+        return ids.new_empty(0, dtype=torch.long)
+    known = ids.masked_fill(~counted, 0).long()
+    count, lowest, highest = torch.stack([counted.sum(), known.min(), known.max()]).tolist()
+    if lowest < 0 or highest >= vocab_size:
+        checks.check_ids(ids[counted], vocab_size, "completion_ids")
+    return counted.nonzero_static(size=count).squeeze(-1)
 
 
 def _checked_temperature(temperature: float) -> float:

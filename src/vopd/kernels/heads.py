@@ -80,7 +80,9 @@ class Projection:
     logits = alpha (hidden @ weight.T + bias) with alpha = scale / temperature, which costs nothing inside the
     product; the cap that remains to be applied is ``softcap`` = softcap / temperature. On CUDA the product takes half
     precision as it is and gives float32: rounding the logits themselves to bf16 would put an error of 0.02 to 0.08
-    nats into each advantage. Elsewhere both sides are cast to ``dtype`` first.
+    nats into each advantage. Elsewhere both sides are cast to ``dtype`` first. Under autocast both sides are rounded
+    as a linear layer would round them, on every device, so that the logits are those that were sampled from; weights
+    stay what they are, and their gradient in ``dtype``.
     """
 
     def __init__(
@@ -88,24 +90,27 @@ class Projection:
     ) -> None:
         self.dtype = dtype
         self.product_dtype = product_dtype(hidden, head.weight, dtype)
+        self._rounded_to = None if dtype == torch.float64 else autocast_dtype(hidden.device)
         tell_of_tf32(hidden.device, self.product_dtype)
+        tell_of_mixed(hidden.device, hidden.dtype, head.weight.dtype, self.product_dtype)
         self.alpha = head.scale / temperature
         self.softcap = None if head.softcap is None else head.softcap / temperature
         self._hidden = hidden
         self._weight = head.weight[:vocab_size]
-        self._bias = None if head.bias is None else head.bias[:vocab_size].to(dtype) * self.alpha
+        self._cast_weight: Tensor | None = None
+        self._bias = None if head.bias is None else self._rounded(head.bias[:vocab_size]).to(dtype) * self.alpha
         self._vocab_size = vocab_size
         self._buffer: Tensor | None = None
 
     def weight(self) -> Float[Tensor, "V D"]:
         """The head's rows in the products' dtype, (V, D): cast once a call, not once a chunk."""
-        if self._weight.dtype != self.product_dtype:
-            self._weight = self._weight.to(self.product_dtype)
-        return self._weight
+        if self._cast_weight is None:
+            self._cast_weight = self._factor(self._weight)
+        return self._cast_weight
 
     def hidden(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C D"]:
         """Hidden states of the rows in the products' dtype, (C, D)."""
-        return self._hidden.index_select(0, rows).to(self.product_dtype)
+        return self._factor(self._hidden.index_select(0, rows))
 
     def logits(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C V"]:
         """(C, V), in a buffer that the next call overwrites; before the soft cap."""
@@ -123,7 +128,7 @@ class Projection:
         return soft_cap(torch.cat(parts) if parts else rows.new_empty(ids.shape, dtype=self.dtype), self.softcap)
 
     def _at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        weights, hidden = self._weight[ids].to(self.product_dtype), self.hidden(rows).unsqueeze(-1)
+        weights, hidden = self._factor(self._weight[ids]), self.hidden(rows).unsqueeze(-1)
         if self.product_dtype == self.dtype:
             logits = torch.bmm(weights, hidden)
         elif weights.is_cuda:
@@ -133,14 +138,23 @@ class Projection:
         logits = logits.squeeze(-1).mul_(self.alpha)
         return logits if self._bias is None else logits.add_(self._bias[ids])
 
+    def _factor(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._rounded(values).to(self.product_dtype)
+
+    def _rounded(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return values if self._rounded_to is None else values.to(self._rounded_to)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast has linear layers compute in on the device; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
 
 def product_dtype(hidden: Float[Tensor, "*tokens D"], weight: Float[Tensor, "V D"], dtype: torch.dtype) -> torch.dtype:
     """What the matrix products run in: half precision only on CUDA, where the model or autocast says so."""
     if hidden.device.type != "cuda" or dtype == torch.float64:
         return dtype
-    if torch.is_autocast_enabled("cuda"):
-        return torch.get_autocast_dtype("cuda")
-    return hidden.dtype if hidden.dtype == weight.dtype else dtype
+    return autocast_dtype(hidden.device) or (hidden.dtype if hidden.dtype == weight.dtype else dtype)
 
 
 def tell_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
@@ -156,6 +170,20 @@ def _say_tf32() -> None:
         "float32 products run in TF32 here (tf32: true, or torch.set_float32_matmul_precision), so those of the "
         "distillation loss keep 10 of the 23 bits of each factor; for all of them set "
         "torch.backends.cuda.matmul.fp32_precision = 'ieee'"
+    )
+
+
+def tell_of_mixed(device: torch.device, hidden: torch.dtype, weight: torch.dtype, product: torch.dtype) -> None:
+    """Says once that hidden states and a head of two dtypes keep the products out of half precision."""
+    if device.type == "cuda" and hidden != weight and product == torch.float32:
+        _say_mixed(*(str(dtype).removeprefix("torch.") for dtype in (hidden, weight)))
+
+
+@functools.cache
+def _say_mixed(hidden: str, weight: str) -> None:
+    logger.warning(
+        f"hidden states in {hidden} and an output head in {weight}: the products of the distillation loss run in "
+        "float32; for half precision train with bf16: true, call the loss under torch.autocast, or give both one dtype"
     )
 
 

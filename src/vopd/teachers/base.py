@@ -48,7 +48,8 @@ class Rollouts(Texts):
     Attributes:
         loss_mask: (B, T), 1 where the student sampled the token: what needs a score.
         rows: (B,), a number of each row by which the teacher knows it again; None where nothing was begun before.
-        teachers: (B,), the place of each row's teacher among several; None with one.
+        teachers: (B,), the place of each row's teacher among several; None with one. Both are on the host, which reads
+            them in every micro-batch.
     """
 
     loss_mask: Tensor

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
 from vopd.models import States
@@ -30,16 +35,64 @@ class LocalTeacher(InProcess):
     def __init__(self, model: Any, placement: Placement, offload: bool = False) -> None:
         self.model = model
         self._placement = placement
-        self._offload = offload
-        if offload:
-            model.to("cpu")
+        self._masters = Masters(model) if offload else None
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """Full rows of the whole micro-batch."""
         device = student.head.device
-        if self._offload:
-            self.model.to(device)
-        found = self._placement.frozen_states(self.model, rollouts.sequence)
-        if self._offload:
-            self.model.to("cpu")
+        with nullcontext() if self._masters is None else self._masters.lent_to(device):
+            found = self._placement.frozen_states(self.model, rollouts.sequence)
         return [Scored(found.to(device))]
+
+
+class Masters:
+    """Weights and buffers of a frozen model on the host, of which a device gets a copy for as long as it needs one.
+
+    Since weights do not change, nothing is copied back: the copy is let go, but for what the caller still holds of it.
+    In pinned memory, where there is a GPU to copy to, the host does not wait for the copy.
+
+    Args:
+        model: moved to the host.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        model.to("cpu")
+        self._places = [
+            (module, name, tensor)
+            for module in model.modules()
+            for named in (module.named_parameters, module.named_buffers)
+            for name, tensor in named(recurse=False, remove_duplicate=False)
+        ]
+        if torch.cuda.is_available():
+            for tensor in self._tensors():
+                tensor.data = tensor.data.pin_memory()
+
+    @contextmanager
+    def lent_to(self, device: torch.device) -> Iterator[None]:
+        """Within, the model is on the device; tied weights are one tensor there as well."""
+        copies = {id(master): _copied(master, device) for master in self._tensors()}
+        try:
+            for module, name, master in self._places:
+                setattr(module, name, copies[id(master)])
+            yield
+        finally:
+            self._places = [
+                (module, name, _put_back(module, name, master, copies[id(master)]))
+                for module, name, master in self._places
+            ]
+
+    def _tensors(self) -> list[Tensor]:
+        return list({id(tensor): tensor for _, _, tensor in self._places}.values())
+
+
+def _copied(master: Tensor, device: torch.device) -> Tensor:
+    copy = master.detach().to(device, non_blocking=True)
+    return nn.Parameter(copy, requires_grad=False) if isinstance(master, nn.Parameter) else copy
+
+
+def _put_back(module: nn.Module, name: str, master: Tensor, copy: Tensor) -> Tensor:
+    """The master in its place again; what the forward pass put there instead, as growing positions do, is one now."""
+    now = getattr(module, name)
+    kept: Tensor = master if now is copy or now is master else now.to("cpu")
+    setattr(module, name, kept)
+    return kept

@@ -42,12 +42,12 @@ class RoutedTeacher:
         """Each begins with its rows."""
         for teacher, places in self._parts:
             rows = _rows_of(rollouts, places)
-            if len(rows):
+            if rows:
                 teacher.begin(_select(rollouts, rows))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
         """Asks every one, also without rows: whether any of them can leave rows out must not depend on the rows."""
-        scored = torch.ones(len(rollouts.completion_ids), dtype=torch.bool, device=rollouts.completion_ids.device)
+        scored = torch.ones(len(rollouts.completion_ids), dtype=torch.bool)
         always = True
         for teacher, places in self._parts:
             rows = _rows_of(rollouts, places)
@@ -62,25 +62,26 @@ class RoutedTeacher:
         found: list[tuple[int, Scored]] = []
         for teacher, places in self._parts:
             rows = _rows_of(rollouts, places)
-            if len(rows) == 0:
+            if not rows:
                 if not self.lockstep.intersection(self.names[place] for place in places):
                     continue
-                rows = rows.new_zeros(1)
-            states = States(student.hidden[rows.to(student.hidden.device)], student.head)
+                rows = [0]
+            states = States(_taken(student.hidden, rows), student.head)
             for entry in teacher.score(_select(rollouts, rows), states):
                 found += [(place, self._own(entry, rows, place, rollouts)) for place in places]
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
-    def _own(self, entry: Scored, rows: Tensor, place: int, rollouts: Rollouts) -> Scored:
+    def _own(self, entry: Scored, rows: list[int], place: int, rollouts: Rollouts) -> Scored:
         """What was said of some rows, spread over the whole micro-batch, masked to those of one name."""
-        count = len(rollouts.completion_ids)
-        own = (_teachers(rollouts) == place).unsqueeze(-1)
-        mask = own if entry.mask is None else own & _spread(entry.mask.bool(), rows, count).to(own.device)
+        count, own = len(rollouts.completion_ids), _rows_of(rollouts, [place])
         # The head of full rows is no tensor: it is the same for all of them.
         given = {name: value for name, value in vars(entry.by).items() if isinstance(value, Tensor)}
         spread: dict[str, Any] = {name: _spread(value, rows, count) for name, value in given.items()}
         device = next(iter(spread.values())).device
-        return Scored(replace(entry.by, **spread), mask.to(device), self.names[place])
+        mask = _spread(torch.ones(len(own), 1, dtype=torch.bool, device=device), own, count)
+        if entry.mask is not None:
+            mask = mask & _spread(entry.mask.bool().to(device), rows, count)
+        return Scored(replace(entry.by, **spread), mask, self.names[place])
 
     def metrics(self) -> dict[str, float]:
         """Each one's counts as metric/name; of one with several names under the first."""
@@ -97,18 +98,25 @@ def _teachers(rollouts: Rollouts) -> Tensor:
     return rollouts.teachers
 
 
-def _rows_of(rollouts: Rollouts, places: list[int]) -> Tensor:
-    teachers = _teachers(rollouts)
-    return torch.isin(teachers, torch.tensor(places, device=teachers.device)).nonzero().squeeze(-1)
+def _rows_of(rollouts: Rollouts, places: list[int]) -> list[int]:
+    """Rows of the teachers at these places, told by the host alone: an index on the device would be waited for."""
+    return [row for row, place in enumerate(_teachers(rollouts).tolist()) if place in places]
 
 
-def _select(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+def _select(rollouts: Rollouts, rows: list[int]) -> Rollouts:
     given = {name: value for name, value in vars(rollouts).items() if value is not None}
-    return replace(rollouts, **{name: value[rows] for name, value in given.items()})
+    return replace(rollouts, **{name: _taken(value, rows) for name, value in given.items()})
 
 
-def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
+def _taken(values: Tensor, rows: list[int]) -> Tensor:
+    return torch.stack([values[row] for row in rows]) if rows else values[:0]
+
+
+def _spread(values: Tensor, rows: list[int], count: int) -> Tensor:
     """Values of some rows among `count`, zeros in the others."""
     if len(rows) == count:  # ascending, so they are all of them
         return values
-    return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows.to(values.device), values)
+    spread = values.new_zeros(count, *values.shape[1:])
+    for place, row in enumerate(rows):
+        spread[row].copy_(values[place])
+    return spread

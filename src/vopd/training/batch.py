@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vopd.teachers.base import Rollouts, Texts
+
+_ON_THE_HOST = ("rollout_rows", "teacher_places")
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Batch(Texts):
         num_items_in_batch: tokens that count in the step, over all processes, a scalar.
         tool_mask: (B, T), 0 on what a tool returned.
         rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
-        rollout_rows: (B,), a number of each row by which its teacher knows it again.
+        rollout_rows: (B,), a number of each row by which its teacher knows it again, on the host.
         scored_rows: (B,) booleans: rows that have scores; None where all do.
-        teacher_places: (B,), the place of each row's teacher among several.
+        teacher_places: (B,), the place of each row's teacher among several, on the host.
         teacher_prompt_ids, teacher_prompt_mask: (B, P'), what the teacher reads instead, padded on the left.
         scores: (B, F) of the reward functions, NaN where there is none.
         group_advantages: (B,), of the rewards.
@@ -52,8 +54,9 @@ class Batch(Texts):
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(**{name: value.to(device) for name, value in self.entries().items()})
+        """The same on another device, but for what the host reads."""
+        moved = {name: value.to(device) for name, value in self.entries().items() if name not in _ON_THE_HOST}
+        return replace(self, **moved)
 
     @property
     def loss_mask(self) -> Tensor:

@@ -197,9 +197,7 @@ class VOPDTrainer(TRLAdapter):
 
     # ---- what TRL's trainer asks of the method ------------------------------------------------------------------
 
-    def token_loss(
-        self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any
-    ) -> tuple[Tensor, Tensor]:
+    def token_loss(self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any) -> Tensor:
         training = self.model.training
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
@@ -213,14 +211,13 @@ class VOPDTrainer(TRLAdapter):
             self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
             self._samples.offer(batch, output)
-        entropy = batch.loss_mask.new_zeros(()) if output.entropy is None else output.entropy.sum()
-        return output.loss, entropy
+        return output.loss
 
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         like = batch.prompt_ids
         places = self._routes.places(rows)
         if places is not None:
-            batch = replace(batch, teacher_places=torch.tensor(places, device=like.device))
+            batch = replace(batch, teacher_places=torch.tensor(places))
         prompts = self._teacher_prompts.padded(rows, self.tokenize, self.tokenizer.pad_token_id)
         if prompts is not None:
             ids, mask = (torch.tensor(part, dtype=like.dtype, device=like.device) for part in prompts)

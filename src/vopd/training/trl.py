@@ -103,10 +103,8 @@ class TRLAdapter(DistillationTrainer):
     # ---- extension points -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def token_loss(
-        self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of one micro-batch (scalar, with gradient) and its summed entropy. No collectives in here."""
+    def token_loss(self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any) -> Tensor:
+        """Loss of one micro-batch, a scalar with gradient. No collectives in here, and the device is not waited for."""
 
     @abstractmethod
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
@@ -273,18 +271,16 @@ class TRLAdapter(DistillationTrainer):
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))
             self._rollout_logprobs = None
         # TRL shuffles the rows before it trains on them.
-        count, device = len(batch.completion_ids), batch.completion_ids.device
-        batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count, device=device))
+        count = len(batch.completion_ids)
+        batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
         batch = self.rows_drawn(inputs, batch)
         self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
         return self.rollout_done(inputs, batch).entries()
 
-    def _compute_loss(
-        self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, summed entropy and token count of a micro-batch. Runs inside the student wrapper's forward."""
+    def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """Loss of a micro-batch. Runs inside the student wrapper's forward."""
         batch = Batch.of(inputs)
         # accelerate puts autocast around a model's forward, which the redirection to this method leaves out: without
         # it the student would be trained in float32 on what it sampled in bf16.
@@ -293,8 +289,10 @@ class TRLAdapter(DistillationTrainer):
             with self.clock.spending("scoring", self.accelerator.device):
                 scored = self.teacher.score(batch.rollouts, student)
         batch = batch.to(student.head.device)
-        loss, entropy = self.token_loss(batch, student, scored, num_items_in_batch)
-        return loss, entropy.detach(), batch.loss_mask.sum()
+        # Once more for the head's products: its float32 weights are rounded in the loss, which keeps their gradient
+        # in float32. Apart, since what autocast has cached goes when it ends.
+        with self.accelerator.autocast():
+            return self.token_loss(batch, student, scored, num_items_in_batch)
 
     def _settle(self, inputs: dict[str, Any]) -> None:
         """Take the rows that no teacher scored out of the loss and out of its normaliser, over all ranks."""
@@ -318,8 +316,13 @@ class TRLAdapter(DistillationTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """As TRL's, without its mean entropy: two collectives and two waits for the device in every micro-batch."""
         self._settle(inputs)
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        tokens = Batch.of(inputs).num_items_in_batch
+        if self.model.training and tokens is not None:  # what transformers counted is not of the completions
+            num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes
+        student = self.accelerator.unwrap_model(model)
+        loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
             if self.placement.in_an_engine:  # whose backward pass takes the step as well

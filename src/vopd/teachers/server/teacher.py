@@ -121,11 +121,12 @@ class ServerTeacher:
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1).
 
-        In the dtype of the head: where that rounds, other ids than the exact k may come out, which still depend on the
-        state alone. A scale above 0 and a soft cap change no order.
+        In the dtype of the hidden states: where that rounds, other ids than the exact k may come out, which still
+        depend on the state alone. A scale above 0 and a soft cap change no order.
         """
-        head = student.head.detach().map(lambda part: part[: self.model.vocab_size])
-        rows = student.hidden.detach().to(head.weight.dtype)  # [T, V] logits at a time, as the loss's chunks are
+        rows = student.hidden.detach()
+        head = student.head.detach().map(lambda part: part[: self.model.vocab_size].to(rows.dtype))
+        # [T, V] logits at a time, as the loss's chunks are.
         top = torch.stack([linear(row, head.weight, head.bias).topk(self.top_k, dim=-1).indices for row in rows])
         return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 

@@ -22,6 +22,7 @@ class StepClock(TrainerCallback):
 
     def __init__(self) -> None:
         self._started: float | None = None
+        self._marks: list[tuple[str, torch.Event, torch.Event]] = []  # of the step that is under way
         self._restart()
 
     def _restart(self) -> None:
@@ -31,7 +32,7 @@ class StepClock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A step begins, with its rollout.
-        self._started = time.perf_counter()
+        self._started, self._marks = time.perf_counter(), []
 
     def spend(self, part: str, seconds: float) -> None:
         """`seconds` of the step that is under way went to `part`."""
@@ -42,16 +43,25 @@ class StepClock(TrainerCallback):
     def spending(self, part: str, device: torch.device | None = None) -> Iterator[None]:
         """What runs within goes to `part`, a further one where it is named for the first time.
 
-        With a `device`, all that it was given to do before is waited for first, and all of this at the end.
+        With a `device` by its own clock: from when it has done what it was given before to when it has done this. The
+        two moments are marked, and read once the step is over, so that nothing waits for the device here.
         """
-        _wait_for(device)
-        started = time.perf_counter()
+        if device is None or device.type == "cpu":
+            started = time.perf_counter()
+            yield
+            self.spend(part, time.perf_counter() - started)
+            return
+        begun = _mark(device)
         yield
-        _wait_for(device)
-        self.spend(part, time.perf_counter() - started)
+        if self._started is not None:
+            self._marks.append((part, begun, _mark(device)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The optimizer step has been taken.
+        # The optimizer step has been taken, and its gradient looked at: the device has passed every mark.
+        for part, begun, ended in self._marks:
+            ended.synchronize()
+            self.spend(part, begun.elapsed_time(ended) / 1000)
+        self._marks = []
         if self._started is not None:
             self._total += time.perf_counter() - self._started
             self._steps += 1
@@ -67,6 +77,7 @@ class StepClock(TrainerCallback):
         self._restart()
 
 
-def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type != "cpu":
-        torch.accelerator.synchronize()
+def _mark(device: torch.device) -> torch.Event:
+    event = torch.Event(device, enable_timing=True)
+    event.record()
+    return event

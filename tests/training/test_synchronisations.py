@@ -1,0 +1,93 @@
+"""How often a micro-batch waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from synchronisations import of_a_micro_batch, recorded_synchronisations
+
+PROMPTS = [f"{'so ' * (n % 3)}{n} + {n} =" for n in range(12)]
+HINTS = [f"Hint! {prompt}" for prompt in PROMPTS]
+
+COUNTED = "vopd.estimators.loss._rows: tolist"
+"""Once for each loss: how many tokens count, from which the chunks are cut; whether ids are valid comes with it."""
+
+ROUTES = "vopd.teachers.routed._rows_of: tolist"
+"""Whose rows are whose: kept on the host, so this waits for nothing."""
+
+MASKS = "transformers.masking_utils._ignore_causal_mask_sdpa: _local_scalar_dense"
+"""Not ours: transformers looks whether there is padding in every forward pass of a model with SDPA."""
+
+
+def hinted(source: str | None = None) -> dict[str, Any]:
+    data = Dataset.from_dict({"prompt": PROMPTS, "hint": HINTS})
+    return {"train_dataset": data} | ({} if source is None else {"teacher_model": source})
+
+
+def lengths(completion_ids: list[list[int]]) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"metrics_every": 0},
+        {"estimator": "vopd_sparse", "loss_top_k": 4},
+        {"estimator": "vopd_teacher_top_k", "loss_top_k": 4},
+        {"estimator": "full_rkl"},
+        {"num_generations": 2, "trainer": {"reward_funcs": lengths}},
+        {"teacher_prompt_column": "hint", "teacher_offload": True, "trainer": hinted()},
+        {"teacher_prompt_column": "hint", "trainer": hinted("self:average")},
+    ],
+    ids=["vopd", "unmeasured", "sparse", "teacher_top_k", "full_rkl", "rewards", "offloaded", "average"],
+)
+def test_a_micro_batch_waits_once(settings: dict[str, Any], make_trainer: Callable[..., Any]) -> None:
+    found = of_a_micro_batch(make_trainer(prompts=PROMPTS, gradient_accumulation_steps=4, max_steps=1, **settings))
+    assert found.pop(MASKS) >= 2
+    assert found == {COUNTED: 1}
+
+
+def test_of_several_teachers_it_waits_once_for_each(
+    make_trainer: Callable[..., Any], tiny_teacher_dir: Path, tiny_student_dir: Path
+) -> None:
+    data = Dataset.from_dict({"prompt": PROMPTS, "teacher": ["a", "b", "c"] * 4})
+    teachers = {"a": str(tiny_teacher_dir), "b": str(tiny_student_dir), "c": str(tiny_teacher_dir)}
+    given = {"teacher_model": None, "teachers": teachers, "train_dataset": data}
+    found = of_a_micro_batch(
+        make_trainer(per_device_train_batch_size=6, gradient_accumulation_steps=2, max_steps=1, trainer=given)
+    )
+    assert found.pop(MASKS) >= 2 and found.pop(ROUTES)
+    assert found == {COUNTED: 3}
+
+
+def test_what_waits_is_seen() -> None:
+    values, mask = torch.arange(4.0), torch.tensor([True, False, True, False])
+    waits: list[Callable[[], Any]] = [
+        lambda: values.sum().item(),
+        lambda: bool(mask.any()),
+        lambda: mask.nonzero(),
+        lambda: values[mask],
+        lambda: values.clone().index_put_((mask,), torch.ones(())),
+        lambda: values.masked_select(mask),
+        lambda: torch.equal(values, values),
+        lambda: values.unique(),
+        lambda: values.tolist(),
+        lambda: values.numpy(),
+        lambda: values.repeat_interleave(torch.tensor(2).expand(4)),
+        lambda: torch.tensor([1.0]),
+    ]
+    for number, wait in enumerate(waits):
+        with recorded_synchronisations() as found:
+            wait()
+        assert found, number
+    with recorded_synchronisations() as found:
+        _ = values[torch.arange(2)] + values.masked_fill(mask, 0).sum(), mask.nonzero_static(size=2), torch.zeros(3)
+        _ = torch.where(mask, 1.0, 0.0), values[1], torch.as_tensor(values, dtype=torch.float64)
+    assert not found
