@@ -1,9 +1,13 @@
-"""One rank of runs on the CPU, started by test_distributed.py: distributed_run.py STUDENT TEACHER OUT BATCH_SIZE."""
+"""One rank of runs on the CPU, started by test_distributed.py: distributed_run.py STUDENT TEACHER OUT BATCH_SIZE ONE.
+
+ONE holds the same runs by one process.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
-from vopd.errors import NonFiniteError
+from vopd.errors import ConfigurationError, NonFiniteError
+from vopd.placement import described
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
@@ -104,12 +109,12 @@ def with_bias(student: str) -> Any:
     return model
 
 
-def train_recorded(trainer: Any) -> None:
+def train_recorded(trainer: Any, checkpoint: str | None = None) -> None:
     """A run whose rollouts do not depend on how many processes share them."""
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
     gradients = Gradients()
     trainer.add_callback(gradients)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
         torch.save(gradients.seen, Path(trainer.args.output_dir, "gradients.pt"))
@@ -142,17 +147,30 @@ def sharding_errors(trainer: Any) -> list[float]:
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     expected = {name: value.grad.clone() for name, value in trainer.model.named_parameters() if name in trained}
     trainer.model.zero_grad()
+    words = described(trainer.model, ids.device, 2)
     for model in (trainer.model, trainer.teacher_model):
         for layer in getattr(model, "get_base_model", lambda model=model: model)().model.layers:
             fully_shard(layer)
         fully_shard(model, reshard_after_forward=model is trainer.teacher_model)
+    assert described(trainer.model, ids.device, 2) == words.replace(
+        "whole on every process", "divided among the processes"
+    )
     sharded = trainer.compute_loss(trainer.model, dict(inputs))
     sharded.backward()
     found = {name: p.grad.full_tensor() for name, p in trainer.model.named_parameters() if name in trained}
     return [(found[name] - value).abs().max().item() for name, value in expected.items()] + [(sharded - whole).item()]
 
 
-def main(student: str, teacher: str, out: str, batch_size: str) -> None:
+def refusal(action: Callable[[], Any]) -> str:
+    """What a configuration error says of it."""
+    try:
+        action()
+    except ConfigurationError as error:
+        return str(error)
+    return "not refused"
+
+
+def main(student: str, teacher: str, out: str, batch_size: str, one: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
 
@@ -169,18 +187,29 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
 
+    rank = resumed.args.process_index
+    checkpoint = Path(one, "by_tokens", f"checkpoint-{MIDDLE_OF_EPOCH_TWO}")
+    train_recorded(trainer("more"), str(checkpoint))
+    (folder / f"seed-{rank}").write_text(str(torch.initial_seed()))
+    larger = make(student, teacher, folder / "larger", 2 * int(batch_size))
+    (folder / f"refused-{rank}").write_text(refusal(lambda: larger.train(resume_from_checkpoint=str(checkpoint))))
+
     biased = make(with_bias(student), teacher, folder / "sharded", int(batch_size))
     adapters = make(student, teacher, folder / "sharded-lora", int(batch_size), lora=True)
     errors = sharding_errors(biased) + sharding_errors(adapters)
-    torch.save(errors, folder / f"sharded-{resumed.args.process_index}.pt")
+    torch.save(errors, folder / f"sharded-{rank}.pt")
 
     poisoned = trainer("poisoned")
-    if poisoned.args.process_index == 1:
+    if rank == 1:
         poisoned.teacher_model.get_output_embeddings().weight.data.fill_(float("nan"))
     try:
         poisoned.train()
     except NonFiniteError as error:
-        (folder / f"stopped-{poisoned.args.process_index}").write_text(str(error))
+        (folder / f"stopped-{rank}").write_text(str(error))
+
+    if not torch.cuda.is_available():  # without use_cpu accelerate lets them talk and combines no gradient
+        apart = refusal(lambda: VOPDConfig(output_dir=str(folder / "apart"), ddp_backend="gloo"))
+        (folder / f"apart-{rank}").write_text(apart)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def check_processes(args: Any) -> None:
 
 
 def alone(together: int, environment: Mapping[str, str]) -> str | None:
-    """What is wrong where `together` processes train together, by what the `environment` says; None where nothing is."""
+    """What is wrong, by what the `environment` says, where so many processes train `together`; None if nothing is."""
     for name in _STARTED:
         started = environment.get(name, "")
         if started.isdecimal() and int(started) > together:

@@ -60,6 +60,6 @@ def mismatch(saved: Origin, now: Origin, accumulation: int) -> str | None:
     if rest == 0:
         change = f"set gradient_accumulation_steps={steps}, which makes them"
     return (
-        f"its steps have {saved.step_prompts} prompts on {saved.processes} process{'es' if saved.processes > 1 else ''}, "
-        f"those of this run {now.step_prompts} on {now.processes}; {change} {saved.step_prompts}"
+        f"its steps have {saved.step_prompts} prompts (processes: {saved.processes}), those of this run "
+        f"{now.step_prompts} (processes: {now.processes}); {change} {saved.step_prompts}"
     )
