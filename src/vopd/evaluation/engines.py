@@ -40,7 +40,7 @@ def open_sampler(source: str, backend: str, dtype: str, device: str, revision: s
         from .vllm_engine import open_vllm
 
         return open_vllm(source, dtype, revision)
-    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision)
+    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision).requires_grad_(False)
     logger.info("parameters: %s %s, on %s", source, described(model, model.device), device_name(model.device))
     return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
