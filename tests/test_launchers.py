@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from messages import told
+from vopd.placement import Placement
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "accelerate"
@@ -26,6 +30,12 @@ def launch(name: str) -> tuple[Any, dict[str, str]]:
         return args, prepare_multi_gpu_env(args)
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     return args, prepare_deepspeed_cmd_env(args)[1]
+
+
+def launcher(**plugins: Any) -> str:
+    """What a run under these plugins of accelerate calls its launcher."""
+    state = SimpleNamespace(**plugins)
+    return Placement(SimpleNamespace(state=state, num_processes=2), print, None).launcher
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,10 @@ def test_fsdp_is_version_two_and_saves_whole_checkpoints(name: str, monkeypatch:
         if variable.startswith(("FSDP_", "ACCELERATE_")):
             monkeypatch.setenv(variable, value)
     plugin = FullyShardedDataParallelPlugin()
+    assert launcher(fsdp_plugin=plugin) == "FSDP2"
+    plugin.set_state_dict_type("SHARDED_STATE_DICT")
+    assert launcher(fsdp_plugin=plugin) == "FSDP2 with SHARDED_STATE_DICT"
+    plugin.set_state_dict_type("FULL_STATE_DICT")
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
     assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
     assert not plugin.cpu_ram_efficient_loading and "OffloadPolicy()" in str(plugin.cpu_offload)
@@ -60,6 +74,7 @@ def test_zero_stages(stage: int) -> None:
     assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
     # Sharded from the start, the student could not be compared with its head before training.
     assert environment.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false") == "false"
+    assert launcher(deepspeed_plugin=SimpleNamespace(zero_stage=stage)) == f"DeepSpeed ZeRO-{stage}"
     if stage == 3:  # or else a checkpoint holds no weights that can be loaded
         assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
 
@@ -78,6 +93,9 @@ def test_ddp_trains_with_gloo_on_two_processes(tiny_student_dir: Path, tiny_teac
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
+    (first,) = (line for line in done.stderr.splitlines() if line.startswith("processes:"))  # of one process alone
+    assert first == "processes: 2, DDP, no mixed precision, on cpu"
+    assert told("student ... all trained ... whole on every process ... teacher", done.stderr)
     run = tmp_path / "runs" / "ddp"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
@@ -85,3 +103,4 @@ def test_ddp_trains_with_gloo_on_two_processes(tiny_student_dir: Path, tiny_teac
     # A state of the random generators for each process, all named by the manifest.
     manifest = json.loads((run / "checkpoint-2" / "manifest.json").read_text())
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(manifest["files"])
+    assert manifest["origin"] == {"processes": 2, "launcher": "DDP", "step_prompts": 4}

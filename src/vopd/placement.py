@@ -18,6 +18,8 @@ from vopd.models import States, last_hidden_states, read_head
 from vopd.models.head_checks import check_logits
 from vopd.models.undisturbed import evaluating, replaced
 
+_ALONE, _DEEPSPEED = "one process", "DeepSpeed"
+
 
 class Placement:
     """How accelerate has spread the models of a run.
@@ -47,6 +49,18 @@ class Placement:
     def in_an_engine(self) -> bool:
         """DeepSpeed holds the weights, perhaps in parts, and its backward pass takes the optimizer step as well."""
         return self._deepspeed
+
+    @property
+    def launcher(self) -> str:
+        """What spreads the trained weights over the processes, as first lines and checkpoints name it."""
+        state = self.accelerator.state
+        if self._deepspeed:
+            return f"{_DEEPSPEED} ZeRO-{state.deepspeed_plugin.zero_stage}"
+        if self._fsdp:
+            plugin, whole_files = state.fsdp_plugin, "FULL_STATE_DICT"
+            saved = plugin.state_dict_type.name
+            return f"FSDP{plugin.fsdp_version}" + ("" if saved == whole_files else f" with {saved}")
+        return "DDP" if self.accelerator.num_processes > 1 else _ALONE
 
     @property
     def may_share_weights(self) -> bool:
@@ -185,6 +199,67 @@ def divided_like(weight: Tensor, like: Tensor) -> Tensor:
         if isinstance(like, DTensor):
             weight = distribute_tensor(weight.to(like.device, like.dtype), like.device_mesh, like.placements)
     return weight.to(like.device, like.dtype)
+
+
+def unreadable(saved: str, processes: int, now: str, processes_now: int) -> str | None:
+    """Why weights and optimizer of a checkpoint cannot be read, and what can read them; None where they can.
+
+    One process and DDP write the same files, and FSDP's are for any number of processes. Other launchers write files of
+    their own, and DeepSpeed those of each process.
+
+    Args:
+        saved, processes: `Placement.launcher` and number of processes of the run that saved it.
+        now, processes_now: those of the run that is to go on from it.
+    """
+    if {saved, now} <= {_ALONE, "DDP"}:
+        return None
+    if saved != now:
+        return f"it holds the files of {saved}, which {now} cannot read: start the run with {saved} again"
+    if saved.startswith(_DEEPSPEED) and processes != processes_now:
+        return (
+            f"{saved} saved the optimizer in parts for {processes} processes, and there are {processes_now}: start the "
+            f"run with {processes} again"
+        )
+    return None
+
+
+def described(model: Any, home: torch.device, processes: int = 1) -> str:
+    """Size, dtype and spread of a model's weights in a few words, counted once however they are cut up.
+
+    Args:
+        model: unwrapped.
+        home: the device of this process; that of the weights is told where it is of another kind.
+        processes: of the run.
+    """
+    weights = list(model.parameters())
+    trained = sum(_size(weight) for weight in weights if weight.requires_grad)
+    total = sum(map(_size, weights))
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+    facts = [f"{_number(total)} in {' and '.join(dtypes)}"]
+    if trained:
+        facts.append(f"{'all' if trained == total else _number(trained)} trained")
+    if any(_cut_up(weight) for weight in weights):
+        facts.append("divided among the processes")
+    elif processes > 1:
+        facts.append("whole on every process")
+    facts += [f"on {kind}" for kind in sorted({weight.device.type for weight in weights} - {home.type})]
+    return ", ".join(facts)
+
+
+def _size(weight: Tensor) -> int:
+    """Parameters of a weight: all of a shard's, and those that 4 bits are packed from."""
+    packed = getattr(weight, "quant_state", None)
+    return int(packed.shape.numel() if packed is not None else getattr(weight, "ds_numel", weight.numel()))
+
+
+def _cut_up(weight: Tensor) -> bool:
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_numel")
+
+
+def _number(count: int) -> str:
+    if count < 10**6:
+        return f"{count:,}"
+    return f"{count / 10**9:.2f} billion" if count >= 10**9 else f"{count / 10**6:.2f} million"
 
 
 def _as_autocast(hidden: Tensor) -> Tensor:

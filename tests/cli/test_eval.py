@@ -77,7 +77,8 @@ def test_a_file_is_sampled_graded_and_written(
     lines = (tmp_path / "runs" / "scored" / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 6 and json.loads(lines[0])["prompt"] == "What is 0 + 3?"
     assert results(tmp_path)["benchmarks"][0]["protocol"]["max_new_tokens"] == 5
-    printed = capsys.readouterr().out
+    printed, noted = capsys.readouterr()
+    assert told("parameters ... 28,384 in float32, on cpu", noted)
     assert all(name in printed for name in ("avg@2", "pass@2", "maj@2", "[0.0, 0.0]", "hint: most completions"))
 
 

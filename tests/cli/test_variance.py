@@ -36,7 +36,9 @@ def test_measures_prints_and_writes(arguments: list[str], tmp_path: Path, capsys
     assert results["estimators"]["full_rkl"]["total"] == pytest.approx(results["context"])
     assert results["settings"]["contexts"] == 3 and results["profile"]["by_position"][0]["low"] == 1
     assert (tmp_path / "noise" / "variance.png").read_bytes().startswith(b"\x89PNG")
-    shown = capsys.readouterr().out
+    shown, noted = capsys.readouterr()
+    first = "parameters: student 28,384 in float32, all trained; teacher 67,888 in float32, on cpu"
+    assert first in noted.splitlines()
     assert all(name in shown for name in ("opd", "token part", "context part", "value baseline raises", "no noise"))
     assert cli.main(arguments) == 2  # never overwritten
 

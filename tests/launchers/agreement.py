@@ -75,7 +75,8 @@ def launched(config: str, chosen: Sequence[Case], out: Path, *options: str) -> d
     """The cases run by two processes; `options` are accelerate's."""
     precision = "bf16" if chosen[0].bf16 else "no"
     program = str(HERE / "ranks.py")
-    start(config, "--mixed_precision", precision, *options, program, str(ranks.write_cases(list(chosen), out)))
+    said = start(config, "--mixed_precision", precision, *options, program, str(ranks.write_cases(list(chosen), out)))
+    assert ("divided among the processes" in said) == (config in ("fsdp2", "deepspeed_zero3"))
     return {case.name: torch.load(out / f"{case.name}.pt") for case in chosen}
 
 

@@ -1,9 +1,13 @@
-"""One rank of runs on the CPU, started by test_distributed.py: distributed_run.py STUDENT TEACHER OUT BATCH_SIZE."""
+"""One rank of runs on the CPU, started by test_distributed.py: distributed_run.py STUDENT TEACHER OUT BATCH_SIZE ONE.
+
+ONE holds the same runs by one process.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
-from vopd.errors import NonFiniteError
+from vopd.errors import ConfigurationError, NonFiniteError
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
@@ -91,12 +95,12 @@ def train_rewarded(trainer: Any) -> None:
     trainer.save_model()
 
 
-def train_recorded(trainer: Any) -> None:
+def train_recorded(trainer: Any, checkpoint: str | None = None) -> None:
     """A run whose rollouts do not depend on how many processes share them."""
     trainer._generate_single_turn = lambda prompts, *rest, **named: [recorded(ids) for ids in prompts]
     gradients = Gradients()
     trainer.add_callback(gradients)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
         torch.save(gradients.seen, Path(trainer.args.output_dir, "gradients.pt"))
@@ -113,7 +117,16 @@ class Gradients(TrainerCallback):
         self.seen.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
-def main(student: str, teacher: str, out: str, batch_size: str) -> None:
+def refusal(action: Callable[[], Any]) -> str:
+    """What a configuration error says of it."""
+    try:
+        action()
+    except ConfigurationError as error:
+        return str(error)
+    return "not refused"
+
+
+def main(student: str, teacher: str, out: str, batch_size: str, one: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out)
 
@@ -130,13 +143,24 @@ def main(student: str, teacher: str, out: str, batch_size: str) -> None:
     resumed.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{MIDDLE_OF_EPOCH_TWO}"))
     resumed.save_model()
 
+    rank = resumed.args.process_index
+    checkpoint = Path(one, "by_tokens", f"checkpoint-{MIDDLE_OF_EPOCH_TWO}")
+    train_recorded(trainer("more"), str(checkpoint))
+    (folder / f"seed-{rank}").write_text(str(torch.initial_seed()))
+    larger = make(student, teacher, folder / "larger", 2 * int(batch_size))
+    (folder / f"refused-{rank}").write_text(refusal(lambda: larger.train(resume_from_checkpoint=str(checkpoint))))
+
     poisoned = trainer("poisoned")
-    if poisoned.args.process_index == 1:
+    if rank == 1:
         poisoned.teacher_model.get_output_embeddings().weight.data.fill_(float("nan"))
     try:
         poisoned.train()
     except NonFiniteError as error:
-        (folder / f"stopped-{poisoned.args.process_index}").write_text(str(error))
+        (folder / f"stopped-{rank}").write_text(str(error))
+
+    if not torch.cuda.is_available():  # without use_cpu accelerate lets them talk and combines no gradient
+        apart = refusal(lambda: VOPDConfig(output_dir=str(folder / "apart"), ddp_backend="gloo"))
+        (folder / f"apart-{rank}").write_text(apart)
 
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ class TestRotation:
         seen = []
         write = checkpoints.write_manifest
 
-        def watched(folder: Path, step: int) -> None:
+        def watched(folder: Path, step: int, **facts: Any) -> None:
             seen.append(names(tmp_path / "run") & {"checkpoint-1", "checkpoint-2", "checkpoint-3"})
-            write(folder, step)
+            write(folder, step, **facts)
 
         monkeypatch.setattr(checkpoints, "write_manifest", watched)
         make_trainer(max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1).train()

@@ -63,7 +63,7 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     for name, settings in alone.RECORDED.items():
         alone.train_recorded(alone.make(*models, one / name, 2, **settings))
     alone.train_rewarded(alone.make(*models, one / "rewarded", 2, reward_funcs=alone.by_ids))
-    launch(PROGRAM, *models, str(two), "1")
+    launch(PROGRAM, *models, str(two), "1", str(one))
     for name in (*alone.RECORDED, "rewarded"):
         if name != "dropped":  # where few tokens are left in a step, Adam makes much of the last digits
             check_equal_runs(one / name, two / name)
@@ -76,6 +76,20 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
 
     whole, resumed = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+    # A checkpoint of the other number of processes: the same prompts, the same optimizer, the same end.
+    fewer = alone.make(*models, one / "fewer", 2)
+    alone.train_recorded(fewer, str(two / "by_tokens" / f"checkpoint-{alone.MIDDLE_OF_EPOCH_TWO}"))
+    for name, folder in (("fewer", one), ("more", two)):
+        found = weights(folder / name)
+        for key, value in weights(one / "by_tokens").items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=2e-5)
+    seeds = [int((two / f"seed-{rank}").read_text()) for rank in range(2)]
+    assert seeds == [42 + 2 * alone.MIDDLE_OF_EPOCH_TWO, 43 + 2 * alone.MIDDLE_OF_EPOCH_TWO]
+    for rank in range(2):
+        assert told("4 prompts ... processes: 1 ... processes: 2 ... run 8", (two / f"refused-{rank}").read_text())
+        if not torch.cuda.is_available():
+            assert told("WORLD_SIZE=2 ... training sees 1 ... use_cpu=true", (two / f"apart-{rank}").read_text())
 
     assert told("another rank", (two / "stopped-0").read_text())
     assert "nonfinite_batch.rank1.safetensors" in (two / "stopped-1").read_text()

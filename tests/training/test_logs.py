@@ -79,7 +79,7 @@ def test_only_steps_are_logged_and_only_by_the_first_process(tmp_path: Path) -> 
 
 def test_progress_prints_plain_lines_without_a_terminal() -> None:
     stream = io.StringIO()
-    progress = Progress(stream, notes=["loss: vopd, torch on cpu"])
+    progress = Progress(stream, first_lines=lambda: ["loss: vopd, torch on cpu"])
     progress.on_train_begin(None, state(0, is_world_process_zero=False), None)
     assert stream.getvalue() == ""
     progress.on_train_begin(None, state(0), None)

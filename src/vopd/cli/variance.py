@@ -78,11 +78,14 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
     from vopd.experiments.measure import ModelPair
     from vopd.experiments.rollouts import sample_rollouts
     from vopd.experiments.variance import decompose_variance, variance_profile
-    from vopd.models import best_device
+    from vopd.models import best_device, device_name
+    from vopd.placement import described
 
     models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=best_device(options.device))
     student, teacher = models.student(options.model, options.dtype), models.teacher
     _train_what_a_run_would(student)
+    sizes = [f"{name} {described(model, model.device)}" for name, model in (("student", student), ("teacher", teacher))]
+    print(f"parameters: {'; '.join(sizes)}, on {device_name(student.device)}", file=sys.stderr, flush=True)
     prompts = read_prompts(
         options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
         options=options.dataset_options, template=options.prompt_template, tokenizer=models.tokenizer,

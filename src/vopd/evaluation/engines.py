@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vopd.errors import check_known
-from vopd.models import Completion, best_device, load_model, load_tokenizer, sample
+from vopd.models import Completion, best_device, device_name, load_model, load_tokenizer, sample
+from vopd.placement import described
 
 from .benchmarks import Protocol
+
+logger = logging.getLogger(__name__)
 
 Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
 """``draw(prompts, protocol, seed)``: one completion of each prompt, in order; the same arguments give the same
@@ -36,7 +40,8 @@ def open_sampler(source: str, backend: str, dtype: str, device: str, revision: s
         from .vllm_engine import open_vllm
 
         return open_vllm(source, dtype, revision)
-    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision)
+    model = load_model(source, dtype=dtype, device=best_device(device), revision=revision).requires_grad_(False)
+    logger.info("parameters: %s %s, on %s", source, described(model, model.device), device_name(model.device))
     return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
 

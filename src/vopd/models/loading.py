@@ -98,6 +98,12 @@ def best_device(device: str = "auto") -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_name(device: str | torch.device) -> str:
+    """Return what a reader knows a device by: "cuda:0 (NVIDIA H100 80GB HBM3)", "cpu"."""
+    found = torch.device(device)
+    return f"{found} ({torch.cuda.get_device_name(found)})" if found.type == "cuda" else found.type
+
+
 def _quantized(quantization: str, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
     check_known("quantization", quantization, BITS)

@@ -17,6 +17,7 @@ from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
 from .monitoring.guards import GUARDS, check_guards
+from .processes import check_processes
 from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
@@ -186,6 +187,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         self.beta = 1.0  # what TRL's own check wants to see
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
+        check_processes(self)
         check_sampling(self)
         check_server(self)
         self._check_groups()

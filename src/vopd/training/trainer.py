@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -30,6 +31,7 @@ from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
+from .monitoring.first_lines import first_lines
 from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
@@ -178,8 +180,7 @@ class VOPDTrainer(TRLAdapter):
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        loss = f"{self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"
-        self._progress = Progress(notes=[f"loss: {loss}"])
+        self._progress = Progress(first_lines=self._first_lines)
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
@@ -188,6 +189,11 @@ class VOPDTrainer(TRLAdapter):
             self.add_callback(callback)
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
+
+    def _first_lines(self) -> list[str]:
+        loss = f"{self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"
+        student = self.placement.unwrap(self.model_wrapped)
+        return [*first_lines(self.placement, student, self._teachers), f"loss: {loss}"]
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self.tokenizer, self.eos_token_ids)
@@ -274,6 +280,12 @@ class VOPDTrainer(TRLAdapter):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._teachers.average is not None:
             self._teachers.average.load(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._checkpoints.other_processes:  # transformers would let each draw what it drew in the run's first steps
+            set_seed(self.args.seed + self.state.global_step * self.args.world_size, device_specific=True)
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from transformers import TrainerCallback
@@ -12,17 +12,22 @@ from ..saving.logs import is_step
 
 
 class Progress(TrainerCallback):
-    """Shows how far a run is: one live line on a terminal, plain lines elsewhere; first of all the notes."""
+    """Shows how far a run is: one live line on a terminal, plain lines elsewhere.
 
-    def __init__(self, stream: TextIO | None = None, notes: Sequence[str] = ()) -> None:
+    Args:
+        stream: where; default: stderr.
+        first_lines: what is said first of all, once the models are where they are trained.
+    """
+
+    def __init__(self, stream: TextIO | None = None, first_lines: Callable[[], Sequence[str]] = list) -> None:
         self.stream = sys.stderr if stream is None else stream
-        self.notes = notes
+        self._first_lines = first_lines
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            for note in self.notes:
-                print(note, file=self.stream, flush=True)
+            for line in self._first_lines():
+                print(line, file=self.stream, flush=True)
         if state.is_world_process_zero and self.stream.isatty():
             self._bar = _live_line(self.stream, state.global_step, state.max_steps)
             self._bar.start()

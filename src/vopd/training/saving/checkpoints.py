@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, VOPDError
 from vopd.models.undisturbed import replaced
 from vopd.teachers.itself import MovingAverage
+
+from .origin import Origin, mismatch
 
 if TYPE_CHECKING:
     from ..trainer import VOPDTrainer
@@ -46,8 +48,11 @@ class Found:
     skipped: tuple[str, ...]
 
 
-def write_manifest(folder: Path, step: int) -> None:
-    """Declare the checkpoint in `folder` complete. Everything in it is on the disk before the manifest is."""
+def write_manifest(folder: Path, step: int, **facts: Any) -> None:
+    """Declare the checkpoint in `folder` complete, with `facts` of how it was made.
+
+    Everything in it is on the disk before the manifest is.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_synced_hash, paths))
@@ -57,7 +62,7 @@ def write_manifest(folder: Path, step: int) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, hashes, strict=True)
     }
-    write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    write_whole(folder / MANIFEST, json.dumps({"step": step, **facts, "files": files}, indent=1) + "\n")
     _sync(folder)
     _sync(folder.parent)
 
@@ -146,7 +151,9 @@ class Checkpoints:
     def __init__(self, trainer: VOPDTrainer) -> None:
         self.trainer = trainer
         self.run = Path(trainer.args.output_dir)
+        self.origin = Origin.of(trainer)
         self.keep_all = False  # set where a run is stopped because it went wrong: older ones are the better ones
+        self.other_processes = False  # than those of this run saved the checkpoint that it goes on from
         self._saved: int | None = None
 
     def choose(self, asked: str | bool | None) -> str | None:
@@ -156,23 +163,24 @@ class Checkpoints:
             asked: True for the newest valid one, a path for that one, None or False for none.
 
         Raises:
-            VOPDError: the one asked for is not valid.
+            VOPDError: the one asked for is not valid, or does not fit the processes of this run.
         """
         from accelerate.utils import broadcast_object_list
 
-        answer: list[Any] = [None, None]
+        answer: list[Any] = [None, False, None]
         if self.trainer.is_world_process_zero():
             try:
-                answer[0] = self._chosen(asked)
+                answer[:2] = self._chosen(asked)
             except (VOPDError, OSError) as error:  # every rank has to end, not this one alone
-                answer[1] = str(error)
-        chosen, problem = broadcast_object_list(answer)
+                answer[2] = str(error)
+        chosen, self.other_processes, problem = broadcast_object_list(answer)
         if problem is not None:
             raise ConfigurationError(problem)
         self._saved = None if chosen is None else step_of(Path(chosen))
         return chosen
 
-    def _chosen(self, asked: str | bool | None) -> str | None:
+    def _chosen(self, asked: str | bool | None) -> tuple[str | None, bool]:
+        """The checkpoint, and whether it was saved by another number of processes."""
         if asked is None or asked is False:
             chosen = None
         elif asked is True:
@@ -187,8 +195,29 @@ class Checkpoints:
             wrong = fault(chosen)
             if wrong is not None:
                 raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; take another checkpoint")
+        other = chosen is not None and self._by_others(chosen)
         set_aside_later(self.run, 0 if chosen is None else step_of(chosen))
-        return None if chosen is None else str(chosen)
+        return None if chosen is None else str(chosen), other
+
+    def _by_others(self, chosen: Path) -> bool:
+        """Whether another number of processes saved it.
+
+        Raises:
+            ConfigurationError: this run cannot go on from it.
+        """
+        saved, now = Origin.read(chosen / MANIFEST), self.origin
+        if saved is None or saved == now:
+            return False
+        problem = mismatch(saved, now, self.trainer.args.gradient_accumulation_steps)
+        if problem is not None:
+            raise ConfigurationError(f"cannot resume from {chosen}: {problem}")
+        if saved.processes == now.processes:
+            return False
+        logger.warning(
+            "%s is of %d processes, this run has %d: their random states begin anew, from seed and step",
+            *(chosen, saved.processes, now.processes),
+        )
+        return True
 
     def save(self, write: Callable[[], None], average: MovingAverage | None) -> None:
         """Save a checkpoint of the current step: `write` makes its files, the manifest makes it count.
@@ -215,7 +244,7 @@ class Checkpoints:
             if args.should_save:
                 for log in self.run.glob("*.jsonl"):  # what they say of the steps so far is as safe as the checkpoint
                     _sync(log)
-                write_manifest(folder, step)
+                write_manifest(folder, step, origin=asdict(self.origin))
         self._saved = step
         if args.should_save and not self.keep_all:
             rotate(self.run, args.save_total_limit, self.trainer.state.best_model_checkpoint)
