@@ -164,7 +164,7 @@ def prepare_bf16(trainer: Any) -> None:
     """Weights that bf16 can hold, and, where no launcher does it, bf16 weights for all but the optimizer."""
     for _, weight in trained(trainer.model):
         with gathered(weight):
-            weight.data = weight.data.bfloat16().float()
+            weight.data.copy_(weight.data.bfloat16())
     if SHARDED:
         return
     trainer.optimizer = Masters([weight for _, weight in trained(trainer.model)], lr=trainer.args.learning_rate)
