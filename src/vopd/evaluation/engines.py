@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-from vopd.errors import check_known
 from vopd.models import Completion, best_device, load_model, load_tokenizer, sample
 
+from .backend import Backend
 from .benchmarks import Protocol
 
 Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
@@ -18,24 +19,33 @@ texts."""
 
 @dataclass(frozen=True)
 class Sampler:
-    """A loaded model: its tokenizer, and how it draws a batch."""
+    """A loaded model: its tokenizer, and how it draws a batch. `close` gives back what it holds outside this process;
+    a `with` block calls it, however the block ends."""
 
     tokenizer: Any
     draw: Draw
+    close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def open_sampler(source: str, backend: str, dtype: str, device: str, revision: str | None) -> Sampler:
+def open_sampler(source: str, backend: Backend, dtype: str, device: str, revision: str | None) -> Sampler:
     """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
 
     Raises:
-        ConfigurationError: unknown backend, or vLLM is asked for and not installed.
+        MissingExtraError: vLLM is asked for and not installed.
         MismatchError: the model or its tokenizer cannot be loaded.
     """
-    check_known("backend", backend, ("transformers", "vllm"))
-    if backend == "vllm":
+    if backend.name == "vllm":
         from .vllm_engine import open_vllm
 
-        return open_vllm(source, dtype, revision)
+        return open_vllm(source, dtype, revision, backend.limits)
     model = load_model(source, dtype=dtype, device=best_device(device), revision=revision)
     return transformers_sampler(model, load_tokenizer(source, revision=revision))
 
