@@ -384,7 +384,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class Engine:
         def __init__(self, **options: Any) -> None:
             seen.append(options)
-            core = SimpleNamespace(shutdown=lambda: seen.append(f"end of {Path(options['model']).name}"))
+            core = SimpleNamespace(shutdown=lambda timeout: seen.append(f"end of {Path(options['model']).name}"))
             self.llm_engine = SimpleNamespace(engine_core=core)
 
         def generate(self, prompts: list[str], settings: list[Any], **_: Any) -> list[Any]:

@@ -60,10 +60,12 @@ def completions(folder: str, name: str, *more: str) -> dict[tuple[str, str], str
 def watch(vllm: Any) -> list[dict[str, Any]]:
     """What every engine found when it started, and what it was told in the end, in order."""
     seen: list[dict[str, Any]] = []
+    held: list[Any] = []  # so that no garbage collector ends what was not shut down
 
     class Watched(vllm.LLM):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             before = engine_processes()
+            held.append(self)
             super().__init__(**options)
             after, config = engine_processes(), self.llm_engine.vllm_config
             seen.append({
@@ -79,11 +81,11 @@ def watch(vllm: Any) -> list[dict[str, Any]]:
 
 
 def engine_processes() -> list[Any]:
-    """Processes that an engine started from here and that still hold memory, its workers among them."""
+    """Processes that engines started from here and that still run, workers among them."""
     import psutil
 
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.name().startswith("VLLM::")]
+    return [child for child in children if child.name().startswith("VLLM::") and child.status() != "zombie"]
 
 
 if __name__ == "__main__":

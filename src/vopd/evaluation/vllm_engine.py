@@ -16,6 +16,7 @@ from .benchmarks import Protocol
 from .engines import Sampler
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SECONDS_TO_END = 60
 
 
 def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mapping[str, Any]) -> Sampler:
@@ -55,5 +56,9 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         outputs = [reply.outputs[0] for reply in replies]
         return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 
-    # LLM itself has no way to end, and its processes, which hold the GPU's memory, may outlive the last reference.
-    return Sampler(tokenizer, draw, engine.llm_engine.engine_core.shutdown)
+    def close() -> None:
+        # LLM itself has no way to end. In the five seconds that vLLM takes by default a worker may not be done: it is
+        # killed, and still holds its memory when the next engine looks how much there is.
+        engine.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
+
+    return Sampler(tokenizer, draw, close)

@@ -227,7 +227,7 @@ class VOPDTrainer(TRLAdapter):
         if anywhere >= self.vocab_size:
             raise MismatchError(
                 f"the student sampled id {anywhere}, which stands for no text: the vocabulary has {self.vocab_size} ids"
-                "; start the rollout server with the student's own model and tokenizer"
+                "; a rollout server has to serve the student's own model"
             )
 
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
