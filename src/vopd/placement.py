@@ -114,7 +114,7 @@ class Placement:
         """A whole head that the forward pass of its own module gathers, as it does for a product, with the gradient
         coming back by the same way: the module is called, but gives copies of its weights instead of a product."""
         # The head under what PEFT puts around it.
-        owner = next(part for part in module.modules() if getattr(part, "_parameters", {}).get("weight") is head.weight)
+        owner = next(part for part in module.modules() if any(w is head.weight for w in part.parameters(recurse=False)))
 
         def lend(hidden: Tensor) -> tuple[Tensor, ...]:
             return hidden, owner.weight.clone(), *(() if owner.bias is None else (owner.bias.clone(),))
@@ -150,7 +150,7 @@ class Placement:
 def whole(weight: Tensor) -> Tensor:
     """All of a weight on this process, without gradient; a collective where it is in parts."""
     if isinstance(weight, DTensor):
-        return weight.detach().full_tensor()
+        return weight.full_tensor().detach()
     if not hasattr(weight, "ds_id"):
         return weight.detach()
     with _gathered(weight):

@@ -29,6 +29,12 @@ class TestOptions:
             ({"data": "b", "kind": "maths"}, "math ... choice"),
             ({"data": "b", "samples": 0}, "samples ... 1"),
             ({"data": "b", "count": 0}, "count ... 1"),
+            ({"data": "b", "backend": "sglang"}, "sglang ... transformers, vllm"),
+            ({"data": "b", "max_model_len": 4096}, "max_model_len ... backend=vllm"),
+            ({"data": "b", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization ... backend=vllm"),
+            ({"data": "b", "backend": "vllm", "max_model_len": 0}, "max_model_len ... 1"),
+            ({"data": "b", "backend": "vllm", "gpu_memory_utilization": 1.5}, "gpu_memory_utilization ... 1 ... 1.5"),
+            ({"data": "b", "backend": "vllm", "gpu_memory_utilization": 0}, "gpu_memory_utilization ... 0"),
         ],
     )
     def test_refusals(self, given: dict[str, Any], message: str) -> None:

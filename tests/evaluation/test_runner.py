@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,6 +237,7 @@ def test_a_file_system_without_locks_is_no_other_evaluation(monkeypatch: pytest.
         ({"temperature": 0, "samples": 2}, "samples ... temperature"),
         ({"temprature": 1}, "temprature"),
         ({"backend": "llama.cpp"}, "backend ... llama.cpp"),
+        ({"max_model_len": 4096}, "max_model_len ... backend=vllm"),
     ],
 )
 def test_settings_out_of_range(problems: str, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -374,21 +376,21 @@ def test_short_names() -> None:
     assert short_names(["runs/a/model/", "runs/b/model"]) == ["a/model", "b/model"]
 
 
-def test_vllm_draws_through_its_engine(
-    monkeypatch: pytest.MonkeyPatch, problems: str, tiny_student_dir: Path, tmp_path: Path
-) -> None:
-    from types import ModuleType, SimpleNamespace
-
-    with pytest.raises(MissingExtraError, match="pip install vllm"):
-        evaluate(tiny_student_dir, [problems], tmp_path / "absent", backend="vllm")
-    engines: list[dict[str, Any]] = []
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What happens to the engines of a vLLM that only writes down: options of one that starts, prompts, and its end."""
+    seen: list[Any] = []
 
     class Engine:
         def __init__(self, **options: Any) -> None:
-            engines.append(options)
+            seen.append(options)
+            core = SimpleNamespace(shutdown=lambda timeout: seen.append(f"end of {Path(options['model']).name}"))
+            self.llm_engine = SimpleNamespace(engine_core=core)
 
         def generate(self, prompts: list[str], settings: list[Any], **_: Any) -> list[Any]:
             assert len({one.seed for one in settings}) == len(prompts) and settings[0].max_tokens == 8
+            if "sixth" in prompts[0]:
+                raise RuntimeError("the engine is out of memory")
             output = SimpleNamespace(text=r"\boxed{4}", token_ids=[1, 2], finish_reason="length")
             return [SimpleNamespace(outputs=[output]) for _ in prompts]
 
@@ -396,6 +398,34 @@ def test_vllm_draws_through_its_engine(
     module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
     module.LLM, module.SamplingParams = Engine, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
-    (entry,) = evaluate(tiny_student_dir, [problems], tmp_path / "out", backend="vllm", **FAST)["results"]
-    assert engines == [{"model": str(tiny_student_dir), "dtype": "float32", "revision": None}]
+    return seen
+
+
+def test_vllm_that_is_not_there(tiny_student_dir: Path, problems: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match="pip install vllm"):
+        evaluate(tiny_student_dir, [problems], tmp_path / "absent", backend="vllm")
+
+
+def test_vllm_draws_through_one_engine_after_the_other(
+    engines: list[Any], problems: str, tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "legs again.jsonl"
+    second.write_text(Path(problems).read_text())
+    limits = {"gpu_memory_utilization": 0.4, "max_model_len": 4096}
+    models, settings = [tiny_student_dir, tiny_teacher_dir], {"backend": "vllm", **FAST, **limits}
+    results = evaluate(models, [problems, str(second)], tmp_path / "out", **settings)
+    student, teacher = ({"model": str(model), "dtype": "float32", "revision": None, **limits} for model in models)
+    assert engines == [student, "end of student", teacher, "end of teacher"]
+    entry = results["results"][0]
     assert entry["per_problem"]["p1"] == 1 and entry["truncation_rate"] == 1
+    assert results["settings"]["max_model_len"] == 4096 and "gpu_memory_utilization" not in results["settings"]
+    evaluate(models, [problems, str(second)], tmp_path / "out", **settings)
+    assert len(engines) == 4  # where nothing has to be drawn, none starts
+
+
+def test_an_engine_that_fails_is_shut_down_too(engines: list[Any], tiny_student_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sixth.jsonl"
+    path.write_text(json.dumps({"id": "p", "problem": "the sixth", "answer": "4"}) + "\n")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(tiny_student_dir, [str(path)], tmp_path / "out", backend="vllm", **FAST)
+    assert engines == [{"model": str(tiny_student_dir), "dtype": "float32", "revision": None}, "end of student"]

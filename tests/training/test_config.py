@@ -14,7 +14,7 @@ import torch
 from messages import says
 from vopd import ESTIMATORS, VOPDConfig
 from vopd.errors import ConfigurationError
-from vopd.training.trl import check_trl_version
+from vopd.versions import check_trl_version
 
 
 def config(tmp_path: Path, **settings: Any) -> VOPDConfig:

@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from messages import says
+from conftest import save_tiny_model
+from messages import says, told
 from vopd.errors import ConfigurationError, GuardError, MissingExtraError, NonFiniteError, TeacherServerError
 from vopd.training import rollout_logprobs as rollout
 from vopd.training.rollout_logprobs import MAX_DIFFERENCE, MEAN_DIFFERENCE, padded, sampled_logprobs
@@ -43,7 +45,14 @@ class FakeEngine:
         self.model, self.completions, self.noisy, self.reported_at = model, completions, noisy, reported_at
         self.generation_kwargs, self.logprobs = settings["generation_kwargs"], settings["logprobs"]
         self.syncs = 0
+        self.vllm_client = SimpleNamespace(base_url="http://server", session=self)
         FakeEngine.last = self
+
+    environment: ClassVar[dict[str, Any]] = {}  # of the server, as it says
+
+    def get(self, url: str, params: Any) -> Any:
+        assert (url, params) == ("http://server/server_info", {"config_format": "json"})
+        return SimpleNamespace(ok=True, json=lambda: {"vllm_env": self.environment})
 
     def sync_weights(self) -> None:
         self.syncs += 1
@@ -79,7 +88,7 @@ def with_engine(
         monkeypatch.setattr(rollout, "has_vllm", lambda: True)
         monkeypatch.setattr(distillation_trainer, "is_vllm_available", lambda: True)
         monkeypatch.setattr(distillation_trainer, "VLLMGeneration", engine)
-        return make_trainer(use_vllm=True, vllm_mode="colocate", max_grad_norm=0, **settings)
+        return make_trainer(**({"vllm_mode": "colocate"} | settings), use_vllm=True, max_grad_norm=0)
 
     return make
 
@@ -161,7 +170,44 @@ def test_the_engine_is_synchronised_every_step_and_stops_where_generate_does(
     with_engine(model=student, max_steps=3, gradient_accumulation_steps=2).train()
     assert FakeEngine.last.syncs == 3
     assert sorted(FakeEngine.last.generation_kwargs["stop_token_ids"]) == [1, 42]
-    assert 303 in FakeEngine.last.generation_kwargs["logit_bias"]  # no row without a token is sampled
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+class TestRowsWithoutAToken:
+    """They are kept from being sampled wherever the engine is; `make test-server` shows that a real one heeds it."""
+
+    def test_all_are_named_to_the_engine(self, with_engine: Callable[..., Any], mode: str) -> None:
+        with_engine(vllm_mode=mode)
+        assert FakeEngine.last.generation_kwargs.get("logit_bias") == dict.fromkeys(range(300, 304), -100.0)
+
+    @pytest.fixture
+    def wide(self, tmp_path: Path, tiny_tokenizer: Any) -> str:
+        """A student with 1069 rows too many, as gpt-oss has them."""
+        return str(save_tiny_model(tmp_path / "wide", tiny_tokenizer, rows=1369, width=32, seed=1, tied=True))
+
+    @pytest.mark.parametrize("runner", [None, True])
+    def test_more_than_the_newer_runner_takes(
+        self, with_engine: Callable[..., Any], wide: str, mode: str, runner: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.choose(runner, monkeypatch)
+        with pytest.raises(ConfigurationError, match=says("1069 ... 1024 ... VLLM_USE_V2_MODEL_RUNNER=0")) as raised:
+            with_engine(vllm_mode=mode, model=wide)
+        assert told({"server": "vllm serve", "colocate": "training processes"}[mode], str(raised.value))
+
+    def test_the_older_runner_takes_them_all(
+        self, with_engine: Callable[..., Any], wide: str, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.choose(False, monkeypatch)
+        with_engine(vllm_mode=mode, model=wide)
+        assert len(FakeEngine.last.generation_kwargs["logit_bias"]) == 1069
+
+    def choose(self, newer: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let both the server and this process be told of a model runner."""
+        monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+        if newer is not None:
+            monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(newer)))
+        environment = {} if newer is None else {"VLLM_USE_V2_MODEL_RUNNER": newer}
+        monkeypatch.setattr(FakeEngine, "environment", environment)
 
 
 def test_a_large_difference_is_told_once(with_engine: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from vopd.data.chat import chat_renderer, render_prompts, thinking_options
 from vopd.errors import ConfigurationError
 from vopd.models import Completion, batch_seed, plan_batches
 
+from .backend import Backend
 from .benchmarks import Benchmark
 from .engines import Sampler, open_sampler, transformers_sampler
 from .journal import Journal, weights_digest
@@ -38,7 +39,7 @@ class Checkpoint:
         """The sampler of this checkpoint."""
         if self.source is None:
             return transformers_sampler(self.model, self.tokenizer)
-        return open_sampler(self.source, settings.backend, settings.dtype, settings.device, settings.revision)
+        return open_sampler(self.source, settings.engine, settings.dtype, settings.device, settings.revision)
 
     def identity(self) -> dict[str, Any]:
         """What tells this checkpoint's weights from others."""
@@ -53,7 +54,10 @@ class Settings:
     `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` stand above each benchmark's own protocol where
     they are given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text
     columns of the row. `thinking` turns the chat template's thinking on or off, `chat_options` are its further
-    arguments. `revision` is that of models on the Hub.
+    arguments. `revision` is that of models on the Hub. `gpu_memory_utilization` and `max_model_len` are vLLM's own.
+
+    Raises:
+        ConfigurationError: an unknown backend, or options that are not its own.
     """
 
     samples: int | None = None
@@ -68,9 +72,19 @@ class Settings:
     thinking: bool | None = None
     chat_options: Mapping[str, Any] | None = None
     backend: str = "transformers"
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _ = self.engine
+
+    @property
+    def engine(self) -> Backend:
+        """The backend with its limits."""
+        return Backend(self.backend, self.gpu_memory_utilization, self.max_model_len)
 
     def applied_to(self, benchmark: Benchmark) -> Benchmark:
         """The benchmark with the protocol and the template that are given here, and its own where none is.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-from vopd.errors import check_known
 from vopd.models import Completion, best_device, device_name, load_model, load_tokenizer, sample
 from vopd.placement import described
 
+from .backend import Backend
 from .benchmarks import Protocol
 
 logger = logging.getLogger(__name__)
@@ -22,24 +23,33 @@ texts."""
 
 @dataclass(frozen=True)
 class Sampler:
-    """A loaded model: its tokenizer, and how it draws a batch."""
+    """A loaded model: its tokenizer, and how it draws a batch. `close` gives back what it holds outside this process;
+    a `with` block calls it, however the block ends."""
 
     tokenizer: Any
     draw: Draw
+    close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def open_sampler(source: str, backend: str, dtype: str, device: str, revision: str | None) -> Sampler:
+def open_sampler(source: str, backend: Backend, dtype: str, device: str, revision: str | None) -> Sampler:
     """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
 
     Raises:
-        ConfigurationError: unknown backend, or vLLM is asked for and not installed.
+        MissingExtraError: vLLM is asked for and not installed.
         MismatchError: the model or its tokenizer cannot be loaded.
     """
-    check_known("backend", backend, ("transformers", "vllm"))
-    if backend == "vllm":
+    if backend.name == "vllm":
         from .vllm_engine import open_vllm
 
-        return open_vllm(source, dtype, revision)
+        return open_vllm(source, dtype, revision, backend.limits)
     model = load_model(source, dtype=dtype, device=best_device(device), revision=revision).requires_grad_(False)
     logger.info("parameters: %s %s, on %s", source, described(model, model.device), device_name(model.device))
     return transformers_sampler(model, load_tokenizer(source, revision=revision))

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,11 @@ def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: 
     for entry in described:
         entry |= {"questions": len(entry["questions"]), "protocol": asdict(entry["protocol"])}
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
+    told = {name: getattr(settings, name) for name in names}
+    if settings.max_model_len is not None:  # an evaluation from before there was this option goes on without it
+        told["max_model_len"] = settings.max_model_len
     return {
-        "settings": {name: getattr(settings, name) for name in names},
+        "settings": told,
         "checkpoints": [checkpoint.identity() for checkpoint in checkpoints],
         "benchmarks": described,
     }
@@ -128,11 +131,22 @@ def _run(
     """Draw and score everything, write samples.jsonl, and return the entries of results.json."""
     entries, lines = [], []
     for checkpoint in checkpoints:
-        sampler = cache(partial(checkpoint.open, settings))
-        for benchmark in benchmarks:
-            drawn = draw_all(checkpoint.name, benchmark, settings, sampler, folder / "completions")
-            entry, graded = score(checkpoint.name, benchmark, drawn)
+        for entry, graded in _scored(checkpoint, benchmarks, settings, folder):
             entries.append(entry)
             lines += graded
     write_lines(folder / "samples.jsonl", lines)
     return entries
+
+
+def _scored(
+    checkpoint: Checkpoint, benchmarks: list[Benchmark], settings: Settings, folder: Path
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Entry and lines of each benchmark. The model is loaded where something has to be drawn, and is closed before the
+    next one is loaded: two vLLM engines do not fit on one GPU."""
+    scored = []
+    with ExitStack() as opened:
+        sampler = cache(lambda: opened.enter_context(checkpoint.open(settings)))
+        for benchmark in benchmarks:
+            drawn = draw_all(checkpoint.name, benchmark, settings, sampler, folder / "completions")
+            scored.append(score(checkpoint.name, benchmark, drawn))
+    return scored

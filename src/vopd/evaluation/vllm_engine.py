@@ -1,11 +1,11 @@
-"""Drawing with vLLM, which batches by itself: give the runner large batches. Needs a GPU."""
+"""Drawing with vLLM, which batches by itself: give the runner large batches."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,16 @@ from .benchmarks import Protocol
 from .engines import Sampler
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SECONDS_TO_END = 60
 
 
-def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
-    """A sampler on a vLLM engine of this process; a LoRA adapter is served on its base model.
+def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mapping[str, Any]) -> Sampler:
+    """A sampler on a vLLM engine of its own; a LoRA adapter is served on its base model.
+
+    Args:
+        model: folder or Hub id.
+        dtype, revision: of the model.
+        limits: vLLM's gpu_memory_utilization and max_model_len, where they are given.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -28,7 +34,7 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
         raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
     vllm = importlib.import_module("vllm")
     folder, adapter = Path(model), None
-    options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision}
+    options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision, **limits}
     if (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
@@ -37,6 +43,7 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
         options |= {"model": config["base_model_name_or_path"], "revision": None}
         options |= {"enable_lora": True, "max_lora_rank": rank}
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
+    tokenizer = load_tokenizer(model, revision=revision)  # before the engine: what fails here leaves none behind
     engine = vllm.LLM(**options)
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
@@ -49,4 +56,9 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None) -> Sampler:
         outputs = [reply.outputs[0] for reply in replies]
         return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 
-    return Sampler(load_tokenizer(model, revision=revision), draw)
+    def close() -> None:
+        # LLM itself has no way to end. In the five seconds that vLLM takes by default a worker may not be done: it is
+        # killed, and still holds its memory when the next engine looks how much there is.
+        engine.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
+
+    return Sampler(tokenizer, draw, close)

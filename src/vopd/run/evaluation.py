@@ -9,6 +9,7 @@ from typing import Any
 
 from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, check_at_least, check_known
+from vopd.evaluation.backend import Backend
 from vopd.evaluation.benchmarks import Benchmark, load_benchmark, training_texts
 from vopd.evaluation.grading import KINDS
 
@@ -39,6 +40,8 @@ class EvalOptions:
     batch_size: int = setting(16, "completions computed together")
     seed: int = setting(0, "of the sampling, and of the task's problems")
     backend: str = setting("transformers", "transformers or vllm")
+    gpu_memory_utilization: float | None = setting(None, "share of the GPU that vLLM takes; default: vLLM's")
+    max_model_len: int | None = setting(None, "tokens of prompt and completion that vLLM makes room for; default: all")
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     device: str = setting("auto", "auto, cpu, cuda")
     training_prompts: str | None = setting(None, "report problems that occur in this file, hub data set or dapo_math")
@@ -55,6 +58,7 @@ class EvalOptions:
             check_known("kind", self.kind, KINDS)
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             check_at_least(name, getattr(self, name), 1)
+        Backend(self.backend, self.gpu_memory_utilization, self.max_model_len)
 
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:

