@@ -76,7 +76,8 @@ def launched(config: str, chosen: Sequence[Case], out: Path, *options: str) -> d
     precision = "bf16" if chosen[0].bf16 else "no"
     program = str(HERE / "ranks.py")
     said = start(config, "--mixed_precision", precision, *options, program, str(ranks.write_cases(list(chosen), out)))
-    assert ("divided among the processes" in said) == (config in ("fsdp2", "deepspeed_zero3"))
+    divided = config in ("fsdp2", "deepspeed_zero3")
+    assert ("divided among the processes" in said, "whole on every process" in said) == (divided, not divided)
     return {case.name: torch.load(out / f"{case.name}.pt") for case in chosen}
 
 

@@ -97,6 +97,7 @@ def train(model: str, teacher: str, folder: Path) -> list[str]:
         "train", "--model", model, "--teacher_model", teacher, "--dataset", str(prompts),
         "--output_dir", str(folder / "runs"), "--run_name", "run", "--max_completion_length", "4",
         "--per_device_train_batch_size", "2", "--max_steps", "2", "--save_steps", "1", "--use_cpu", "true",
+        "--bf16", "true",  # as on a GPU
     ]  # fmt: skip
 
 
