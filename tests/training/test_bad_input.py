@@ -15,7 +15,6 @@ from vopd.data.prompt_checks import check_room
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, DataError
 from vopd.models import context_length, load_model
-from vopd.models.head_checks import probe
 from vopd.training.rollout_logprobs import check_completions
 
 POSITIONS = 512
@@ -148,5 +147,5 @@ def test_looking_at_a_model_leaves_its_mode(make_trainer: Callable[..., Any]) ->
     trainer = make_trainer()
     for training in (True, False):
         trainer.model.train(training)
-        probe(trainer.model)
+        trainer.placement.check_head(trainer.model, "student")
         assert trainer.model.training is training

@@ -39,6 +39,37 @@ def test_logits_that_are_something_else_are_refused_whatever_the_configuration_s
         check_logits(logits, hidden, capped, "teacher")
 
 
+def test_a_teacher_is_looked_at_where_it_is_placed(
+    make_trainer: Callable[..., Any], tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the host a large one would take minutes in every process, and flash attention computes nothing."""
+    from transformers import AutoModelForCausalLM
+
+    from vopd.placement import Placement
+
+    placed, looks = [], []
+    place = Placement.place_frozen
+    monkeypatch.setattr(Placement, "place_frozen", lambda self, model: placed.append(model) or place(self, model))
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    teacher.register_forward_pre_hook(lambda *given: looks.append(len(placed)))
+    make_trainer(trainer={"teacher_model": teacher})
+    assert placed == [teacher] and looks and set(looks) == {1}
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_a_model_whose_logits_the_loss_would_not_compute_is_refused(
+    name: str, make_trainer: Callable[..., Any], tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folders = {"student": tiny_student_dir, "teacher": tiny_teacher_dir}
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders.values())
+    odd = student if name == "student" else teacher
+    odd.lm_head.register_forward_hook(lambda module, given, logits: 0.5 * logits)
+    with pytest.raises(MismatchError, match=says(f"the {name}'s logits ... not supported")):
+        make_trainer(model=student, trainer={"teacher_model": teacher}).train()
+
+
 def test_sharing_with_the_teacher_is_refused(student: Any, make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(ConfigurationError, match="share parameters"):
         make_trainer(model=student, trainer={"teacher_model": student})
