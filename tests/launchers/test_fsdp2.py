@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launchers.agreement import alone, cases, check, check_saved, launched, save_models
+from launchers.agreement import alone, cases, check, check_metrics, check_saved, launched, save_models
 
 CASES = ("tied head", "other family", "lora with head", "two teachers", "full resumed", "average self", "base self")
 BF16 = ("own head bf16", "lora with head bf16")
@@ -21,13 +21,13 @@ def test_fsdp2_trains_what_one_process_trains(tiny_tokenizer: Any, tmp_path: Pat
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, tmp_path / "one", tmp_path / "two")
+        check_metrics(case, tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-def test_fsdp2_in_bf16_trains_what_whole_models_train(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    """Compared with DDP, whose sums are in the same order: bf16 rounds each."""
+def test_fsdp2_in_bf16_trains_what_one_process_trains(tiny_tokenizer: Any, tmp_path: Path) -> None:
     known = cases(save_models(tmp_path, tiny_tokenizer))
     chosen = [known[name] for name in BF16]
-    whole, parts = (launched(config, chosen, tmp_path / config) for config in ("ddp", "fsdp2"))
+    one, two = alone(chosen, tmp_path / "one"), launched("fsdp2", chosen, tmp_path / "two")
     for case in chosen:
-        check(case, whole[case.name], parts[case.name])
+        check(case, one[case.name], two[case.name])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launchers.agreement import Found, alone, cases, check, check_saved, launched, save_models
+from launchers.agreement import Found, alone, cases, check, check_metrics, check_saved, launched, save_models
 from launchers.ranks import Case
 from launchers.starting import HERE, command, environment, start
 from training.two_processes import free_port
@@ -54,14 +54,8 @@ def known(models: dict[str, str]) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def one(known: dict[str, Case], folder: Path) -> dict[str, Found]:
-    """All cases but those in bf16, in this process."""
-    return alone([case for case in known.values() if not case.bf16], folder / "one")
-
-
-@pytest.fixture(scope="module")
-def whole(known: dict[str, Case], folder: Path) -> dict[str, Found]:
-    """The cases in bf16, by DDP."""
-    return launched("ddp", [case for case in known.values() if case.bf16], folder / "whole")
+    """All cases, in this process."""
+    return alone(list(known.values()), folder / "one")
 
 
 @pytest.mark.parametrize("config", ["ddp", *SHARDING])
@@ -75,15 +69,16 @@ def test_two_processes_train_what_one_trains(
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, folder / "one", folder / config)
+        check_metrics(case, folder / "one", folder / config)
         assert config != "deepspeed_zero3" or two[case.name]["elements"] == 0  # or nothing was divided
 
 
-@pytest.mark.parametrize("config", SHARDING)
-def test_bf16(config: str, known: dict[str, Case], whole: dict[str, Found], folder: Path) -> None:
+@pytest.mark.parametrize("config", ["ddp", *SHARDING])
+def test_bf16(config: str, known: dict[str, Case], one: dict[str, Found], folder: Path) -> None:
     chosen = [case for case in known.values() if case.bf16]
     parts = launched(config, chosen, folder / f"{config} bf16")
     for case in chosen:
-        check(case, whole[case.name], parts[case.name])
+        check(case, one[case.name], parts[case.name])
 
 
 # ---- the files as they are ------------------------------------------------------------------------------------------

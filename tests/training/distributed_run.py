@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
-from vopd.errors import ConfigurationError, NonFiniteError
+from vopd.errors import VOPDError
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
@@ -118,10 +118,10 @@ class Gradients(TrainerCallback):
 
 
 def refusal(action: Callable[[], Any]) -> str:
-    """What a configuration error says of it."""
+    """What an error says of it."""
     try:
         action()
-    except ConfigurationError as error:
+    except VOPDError as error:
         return str(error)
     return "not refused"
 
@@ -153,10 +153,11 @@ def main(student: str, teacher: str, out: str, batch_size: str, one: str) -> Non
     poisoned = trainer("poisoned")
     if rank == 1:
         poisoned.teacher_model.get_output_embeddings().weight.data.fill_(float("nan"))
-    try:
-        poisoned.train()
-    except NonFiniteError as error:
-        (folder / f"stopped-{rank}").write_text(str(error))
+    (folder / f"stopped-{rank}").write_text(refusal(poisoned.train))
+
+    impossible, drawn = trainer("impossible"), 303 if rank == 1 else 5
+    impossible._generate_single_turn = lambda prompts, *rest, **named: [[drawn, 1] for _ in prompts]
+    (folder / f"impossible-{rank}").write_text(refusal(impossible.train))
 
     if not torch.cuda.is_available():  # without use_cpu accelerate lets them talk and combines no gradient
         apart = refusal(lambda: VOPDConfig(output_dir=str(folder / "apart"), ddp_backend="gloo"))
