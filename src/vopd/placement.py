@@ -95,6 +95,14 @@ class Placement:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
         return self.accelerator.unwrap_model(model)
 
+    def release(self) -> None:
+        """Let the models go. What is loaded afterwards is whole, also on one process alone."""
+        self.accelerator.free_memory()  # of which DeepSpeed's engine has to be told
+        if self._deepspeed:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()
+
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
         """States of an unwrapped model, from within its wrapper's forward.
 

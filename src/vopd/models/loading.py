@@ -131,8 +131,11 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
         return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
     with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{config.model_type} is no causal language model")
+        # By the class itself: from_config would cut weights up where a launcher has asked for that.
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
     return model
