@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vopd.errors import ConfigurationError
@@ -120,12 +121,15 @@ class Placement:
 
     def _lent(self, hidden: Tensor, head: Head, module: Any) -> tuple[Tensor, Head]:
         """A whole head that the forward pass of its own module gathers, as it does for a product, with the gradient
-        coming back by the same way: the module is called, but gives copies of its weights instead of a product."""
+        coming back by the same way: the module is called, but gives copies of its weights instead of a product.
+
+        All of it is copied: the weights are there for this call alone, and FSDP warns of views.
+        """
         # The head under what PEFT puts around it.
         owner = next(part for part in module.modules() if any(w is head.weight for w in part.parameters(recurse=False)))
 
         def lend(hidden: Tensor) -> tuple[Tensor, ...]:
-            return hidden, owner.weight.clone(), *(() if owner.bias is None else (owner.bias.clone(),))
+            return hidden.clone(), owner.weight.clone(), *(() if owner.bias is None else (owner.bias.clone(),))
 
         hidden, *parts = self._within(module, owner, lend, hidden)
         return hidden, replace(head, weight=parts[0], bias=parts[1] if len(parts) > 1 else None)
@@ -136,6 +140,9 @@ class Placement:
         unwrapped = self.unwrap(model)
         with evaluating(model):
             states: States = self._within(model, unwrapped, self.states, unwrapped, name, sequence)
+        for part in model.modules():
+            if isinstance(part, FSDPModule):  # accelerate leaves the last ones whole, for a backward pass to come
+                part.reshard()
         return states
 
     @torch.no_grad()

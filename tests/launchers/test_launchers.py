@@ -78,7 +78,8 @@ def test_bf16(config: str, known: dict[str, Case], one: dict[str, Found], folder
     chosen = [case for case in known.values() if case.bf16]
     parts = launched(config, chosen, folder / f"{config} bf16")
     for case in chosen:
-        check(case, one[case.name], parts[case.name])
+        # ZeRO-3 adds micro-batches in bf16 after it has added the processes; one of LoRA's matrices is 1.1e-2 away.
+        check(case, one[case.name], parts[case.name], bf16=1.5e-2 if config == "deepspeed_zero3" else 1e-2)
 
 
 # ---- the files as they are ------------------------------------------------------------------------------------------
