@@ -16,6 +16,7 @@ from conftest import STUDENT_ROWS, save_tiny_model
 from launchers import ranks
 from launchers.ranks import Case
 from launchers.starting import HERE, start
+from messages import told
 
 Found = dict[str, Any]
 
@@ -57,6 +58,7 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("lora resumed", untied, [teacher], "with head", rate=1e-3, resumes=True),
         Case("frozen self", untied, ["self:frozen"], options=hinted),
         Case("average self", untied, ["self:average"], options={**hinted, "teacher_decay": 0.5}),
+        Case("poisoned", untied, [teacher], poisoned=True),
         Case("base self", models["tied"], ["self:base"], "lora", options=hinted),
     ]
     named = {case.name: case for case in listed}
@@ -100,6 +102,12 @@ def check(case: Case, one: Found, several: Found, bf16: float = 1e-2) -> None:
     assert several["losses"][1:] == pytest.approx(one["losses"][1:], rel=3 * near), case.name
     if case.resumes:
         assert all(torch.equal(several["resumed"][name], after) for name, after in several["after"].items()), case.name
+
+
+def check_spoilt(found: Found) -> None:
+    """The step with the NaN was not taken, and every process ended."""
+    assert told("loss of step 1 ... not finite ... not taken", found["error"]), found["error"]
+    assert all(torch.equal(found["after"][name], before) for name, before in found["before"].items())
 
 
 def check_saved(case: Case, one: Path, several: Path) -> None:

@@ -37,6 +37,7 @@ class Case:
         rate: of learning; with the one given, two steps move the weights by at least 1 %.
         resumes: trains with AdamW instead of SGD, and a second time from the first step's checkpoint.
         bf16: as accelerate's FSDP and DeepSpeed do it, with float32 weights in the optimizer.
+        poisoned: one process loses a loss of the first micro-batch to a NaN, and the run is to end before its step.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     rate: float = 0.1
     resumes: bool = False
     bf16: bool = False
+    poisoned: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,7 +72,14 @@ def main(path: str) -> None:
 
 def run(case: Case, out: Path) -> None:
     trainer = make(case, out / case.name)
-    found: dict[str, Any] = {"gradients": record_gradients(trainer), "before": weights(trainer)}
+    found = {"before": weights(trainer), **(spoilt(trainer) if case.poisoned else compared(trainer, case, out))}
+    if trainer.is_world_process_zero():
+        torch.save(found, out / f"{case.name}.pt")
+
+
+def compared(trainer: Any, case: Case, out: Path) -> dict[str, Any]:
+    """What training comes to; then an evaluation, the model saved, and the second step once more."""
+    found: dict[str, Any] = {"gradients": record_gradients(trainer)}
     trainer.train()
     found["after"] = weights(trainer)
     found["elements"] = sum(weight.numel() for _, weight in trained(trainer.model))
@@ -81,8 +90,25 @@ def run(case: Case, out: Path) -> None:
         resumed = make(case, out / f"{case.name}-resumed")
         resumed.train(resume_from_checkpoint=str(out / case.name / "checkpoint-1"))
         found["resumed"] = weights(resumed)
-    if trainer.is_world_process_zero():
-        torch.save(found, out / f"{case.name}.pt")
+    return found
+
+
+def spoilt(trainer: Any) -> dict[str, Any]:
+    """How a run ends in which the last process loses its first loss to a NaN."""
+    from vopd.errors import NonFiniteError
+
+    token_loss = trainer.token_loss
+
+    def with_nan(*given: Any) -> Tensor:
+        spoils = trainer._step == 0 and trainer.args.process_index == trainer.args.world_size - 1
+        return token_loss(*given) * (float("nan") if spoils else 1.0)
+
+    trainer.token_loss = with_nan
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        return {"error": str(error), "after": weights(trainer)}
+    return {"error": "none", "after": weights(trainer)}
 
 
 def make(case: Case, folder: Path) -> Any:

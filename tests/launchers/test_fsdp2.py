@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from launchers.agreement import alone, cases, check, check_metrics, check_saved, launched, save_models
+from launchers.agreement import alone, cases, check, check_metrics, check_saved, check_spoilt, launched, save_models
 
-CASES = ("tied head", "other family", "lora with head", "two teachers", "full resumed", "average self", "base self")
+CASES = (
+    "tied head",
+    "other family",
+    "lora with head",
+    "two teachers",
+    "full resumed",
+    "average self",
+    "base self",
+)
 BF16 = ("own head bf16", "lora with head bf16")
 
 
@@ -17,7 +25,9 @@ BF16 = ("own head bf16", "lora with head bf16")
 def test_fsdp2_trains_what_one_process_trains(tiny_tokenizer: Any, tmp_path: Path) -> None:
     known = cases(save_models(tmp_path, tiny_tokenizer))
     chosen = [known[name] for name in CASES]
-    one, two = alone(chosen, tmp_path / "one"), launched("fsdp2", chosen, tmp_path / "two")
+    one = alone(chosen, tmp_path / "one")
+    two = launched("fsdp2", [*chosen, known["poisoned"]], tmp_path / "two")
+    check_spoilt(two["poisoned"])
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, tmp_path / "one", tmp_path / "two")

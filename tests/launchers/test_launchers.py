@@ -17,7 +17,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launchers.agreement import Found, alone, cases, check, check_metrics, check_saved, launched, save_models
+from launchers.agreement import (
+    Found,
+    alone,
+    cases,
+    check,
+    check_metrics,
+    check_saved,
+    check_spoilt,
+    launched,
+    save_models,
+)
 from launchers.ranks import Case
 from launchers.starting import HERE, command, environment, start
 from training.two_processes import free_port
@@ -55,17 +65,18 @@ def known(models: dict[str, str]) -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def one(known: dict[str, Case], folder: Path) -> dict[str, Found]:
     """All cases, in this process."""
-    return alone(list(known.values()), folder / "one")
+    return alone([case for case in known.values() if not case.poisoned], folder / "one")
 
 
 @pytest.mark.parametrize("config", ["ddp", *SHARDING])
 def test_two_processes_train_what_one_trains(
     config: str, known: dict[str, Case], one: dict[str, Found], folder: Path
 ) -> None:
-    chosen = [case for case in known.values() if not case.bf16]
+    chosen = [case for case in known.values() if not case.bf16 and not case.poisoned]
     if config.startswith("deepspeed"):
         chosen = [case for case in chosen if case.name != "average self"]  # which is refused
-    two = launched(config, chosen, folder / config)
+    two = launched(config, [*chosen, known["poisoned"]], folder / config)
+    check_spoilt(two["poisoned"])
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, folder / "one", folder / config)

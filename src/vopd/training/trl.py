@@ -120,11 +120,6 @@ class TRLAdapter(DistillationTrainer):
         """This rank's micro-batches of the current optimizer step, in the order they are trained on."""
         return [Batch.of(entries) for entries in self._buffered_inputs]
 
-    @property
-    def micro_batch(self) -> Batch:
-        """The one that is being trained on."""
-        return self.micro_batches[self._step % self.args.gradient_accumulation_steps]
-
     def tokenize(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of prompts exactly as the rollout will see them."""
         try:
@@ -337,8 +332,8 @@ class TRLAdapter(DistillationTrainer):
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
-            if self.placement.in_an_engine:  # whose backward pass takes the step as well
-                self.finite.check(None, [self.micro_batch], self.state.global_step + 1)
+            if self.placement.in_an_engine and self.accelerator.sync_gradients:  # whose backward pass takes the step
+                self.finite.check(None, self.micro_batches, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
