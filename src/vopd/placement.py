@@ -30,6 +30,10 @@ class Placement:
         within: runs a function inside the forward of a model's wrapper, where its weights are at hand:
             (wrapped model, model, function, *arguments) -> what the function returns.
         library: TRL's ``models``, which set up a model without optimizer for DeepSpeed.
+
+    Attributes:
+        divided: weights are in parts. Forward passes gather them from every process, which must all run them equally
+            often, and no two models hold the same tensors.
     """
 
     def __init__(self, accelerator: Any, within: Callable[..., Any], library: Any) -> None:
@@ -37,13 +41,13 @@ class Placement:
         fsdp = getattr(accelerator.state, "fsdp_plugin", None)
         deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
         self._fsdp, self._deepspeed = fsdp is not None, deepspeed is not None
-        self._in_parts = self._fsdp or (deepspeed is not None and deepspeed.zero_stage == 3)
+        self.divided = self._fsdp or (deepspeed is not None and deepspeed.zero_stage == 3)
         if self._fsdp:
             _keep_outputs(fsdp)
 
     @property
-    def divided(self) -> bool:
-        """Forward passes gather weights from every process, which must all run them equally often."""
+    def managed(self) -> bool:
+        """FSDP or DeepSpeed holds the weights: those of the student once training begins."""
         return self._fsdp or self._deepspeed
 
     @property
@@ -63,14 +67,9 @@ class Placement:
             return f"FSDP{plugin.fsdp_version}" + ("" if saved == whole_files else f" with {saved}")
         return "DDP" if self.accelerator.num_processes > 1 else _ALONE
 
-    @property
-    def may_share_weights(self) -> bool:
-        """Two models may hold the same tensors; FSDP and ZeRO-3 cut up those of each."""
-        return not self._in_parts
-
     def loading_options(self) -> dict[str, Any]:
         """What ``from_pretrained`` has to be told: no spreading over devices where every process has its own."""
-        return {"device_map": None} if self.divided or self.accelerator.num_processes > 1 else {}
+        return {"device_map": None} if self.managed or self.accelerator.num_processes > 1 else {}
 
     def place_frozen(self, model: Any) -> Any:
         """The model wrapped as the student's backend wants it, in evaluation mode and without gradient."""
@@ -114,7 +113,7 @@ class Placement:
         """
         hidden = last_hidden_states(model, *sequence)
         head = read_head(model, name)
-        if self._in_parts:
+        if self.divided:
             hidden, head = self._lent(hidden, head, model.get_output_embeddings())
         # A float32 head stays float32, as does its gradient: the loss rounds it for the products alone.
         return States(_as_autocast(hidden.to(head.device)), head)

@@ -57,6 +57,7 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("full resumed", untied, [teacher], rate=1e-3, resumes=True),
         Case("lora resumed", untied, [teacher], "with head", rate=1e-3, resumes=True),
         Case("frozen self", untied, ["self:frozen"], options=hinted),
+        Case("frozen self of an adapter", models["tied"], ["self:frozen"], "lora", rate=0.02, options=hinted),
         Case("average self", untied, ["self:average"], options={**hinted, "teacher_decay": 0.5}),
         Case("poisoned", untied, [teacher], poisoned=True),
         Case("base self", models["tied"], ["self:base"], "lora", options=hinted),

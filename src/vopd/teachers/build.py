@@ -172,7 +172,7 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
     offload = trainer.args.teacher_offload
-    if offload and trainer.placement.divided:
+    if offload and trainer.placement.managed:
         raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
     if offload and getattr(model, "quantization_method", None) is not None:
         raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
@@ -194,7 +194,7 @@ def _place_student(trainer: VOPDTrainer, source: str) -> Placed:
     positions = context_length(trainer.model)
     if source == ADAPTER_OFF:
         return Placed(AdapterOff(student, placement), source, None, vocab_size, positions)
-    prepared = placement.place_frozen(copied(trainer.model, shared=placement.may_share_weights))
+    prepared = placement.place_frozen(copied(trainer.model, shared=not placement.divided))
     teacher = LocalTeacher(prepared, placement)
     average = None
     if source == AVERAGE:

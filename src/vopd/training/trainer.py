@@ -149,7 +149,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, head_rows(self.model, "student"))
-        if self.placement.divided:
+        if self.placement.managed:
             self.add_callback(HeadCheck(self._check_head))
         else:
             self._check_head()

@@ -29,7 +29,7 @@ def _processes(placement: Placement) -> str:
     facts = [f"processes: {count}"]
     if machines > 1:
         facts[0] += f" on {machines} machines"
-    if count > 1 or placement.divided:
+    if count > 1 or placement.managed:
         facts.append(placement.launcher)
     precision = accelerator.mixed_precision
     facts.append(f"{'no' if precision == 'no' else precision} mixed precision")

@@ -1,4 +1,4 @@
-"""A student in parts can only be looked at once it is placed, which is when training begins."""
+"""A student that FSDP or DeepSpeed holds can only be looked at once it is placed, which is when training begins."""
 
 from __future__ import annotations
 
