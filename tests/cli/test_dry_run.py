@@ -35,6 +35,18 @@ def test_nothing_is_written(dry: Callable[..., str], run: Path) -> None:
     assert not run.parent.exists()
 
 
+@pytest.mark.parametrize("command", [["train", "--dry-run"], ["validate"]])
+def test_of_several_processes_the_first_one_tells(
+    train: Train, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    prompts.write_text(prompts.read_text() * 2)
+    for rank, repeats in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert train(*command[1:], command=command[0]) == 0
+        told_by_rank = capsys.readouterr()
+        assert told_by_rank.err.count("are repeats") == repeats and bool(told_by_rank.out) == bool(repeats)
+
+
 def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str], tiny_student_dir: Path) -> None:
     text = dry("--prompt_template", "{problem} Think.\x1b[2J")
     prompt = "What is 0 + 3? Think.\x1b[2J"

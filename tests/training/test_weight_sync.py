@@ -189,6 +189,27 @@ def test_the_engine_has_the_students_logits_and_the_names_that_trl_sends(
     torch.testing.assert_close(recorder.weights, theirs, rtol=1e-5, atol=1e-5)
 
 
+TRLS_OWN_NAMES_ARE_WRONG = {
+    "tokens": ("untied", {"trainable_token_indices": [5, 6]}, "default"),
+    "tied-tokens": ("tied", {"trainable_token_indices": [5, 6]}, "default"),
+    "named": ("untied", {"modules_to_save": ["lm_head"]}, "mine"),
+}
+
+
+@pytest.mark.parametrize(("kind", "settings", "name"), TRLS_OWN_NAMES_ARE_WRONG.values(), ids=TRLS_OWN_NAMES_ARE_WRONG)
+def test_names_are_those_of_the_model_whatever_peft_puts_around_it(
+    with_vllm: Callable[..., Any], load: Callable[..., Any], kind: str, settings: dict[str, Any], name: str
+) -> None:
+    from peft import get_peft_model
+
+    trainer, recorder = with_vllm(get_peft_model(load(kind), lora(**settings), adapter_name=name))
+    student, engine = moved(trainer.model), load(kind)
+    trainer.vllm_generation.sync_weights()
+    assert recorder.weights.keys() == dict(engine.named_parameters()).keys()
+    engine.load_state_dict(recorder.weights, strict=False)
+    torch.testing.assert_close(logits(engine), logits(student), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["plain", "dora"])
 def test_a_base_in_bf16_is_the_same_to_the_bit_after_500_synchronisations(
     with_vllm: Callable[..., Any], load: Callable[..., Any], settings: dict[str, Any]

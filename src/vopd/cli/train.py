@@ -16,7 +16,7 @@ from vopd.data.tokenized import first_ids, token_lengths
 from vopd.kernels import backend_name
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
-from vopd.run.directory import nearest_existing
+from vopd.run.directory import is_main_process, nearest_existing
 from vopd.run.facts import Facts, gather_facts, teacher_paths
 from vopd.run.plan import Plan, plan_run
 from vopd.run.train import plan_accuracy, train
@@ -34,7 +34,9 @@ def run(arguments: Sequence[str]) -> int:
     plan = plan_run("train", __doc__, arguments)
     if plan.options.dry_run:
         plan_accuracy(plan)  # whose problems must be there
-        print(dry_run(plan, gather_facts(plan)))
+        text = dry_run(plan, gather_facts(plan))
+        if is_main_process():
+            print(text)
     else:
         train(plan)
     return 0

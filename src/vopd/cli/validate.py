@@ -14,6 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd validate` with these arguments and return its exit code."""
     # Before anything that reads it is imported: a check must not wait for the network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vopd.run.directory import is_main_process
     from vopd.run.facts import gather_facts
     from vopd.run.plan import plan_run
     from vopd.run.train import plan_accuracy
@@ -32,5 +33,6 @@ def run(arguments: Sequence[str]) -> int:
     lines += facts.benchmarks
     if accuracy is not None:
         lines.append(f"accuracy is measured on {accuracy.name}: {accuracy.problems} problems")
-    print("\n".join([*lines, "good"]))
+    if is_main_process():
+        print("\n".join([*lines, "good"]))
     return 0

@@ -6,7 +6,8 @@ is merged at every step drifts from the one that was loaded, and that the saved 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,9 @@ QUANTIZED = (
     "use_vllm=false or remove quantization"
 )
 
+_REPLACED = re.compile(r"\.(original_module|modules_to_save)\.")
+"""In the plain name of a module that another one is trained in place of, or of one that an unused adapter has."""
+
 Gather = Callable[[Tensor], Tensor]
 """All of a weight on this process, without gradient: a collective where weights are divided among the processes."""
 
@@ -32,12 +36,16 @@ def check_sendable(model: Any) -> None:
     if getattr(model, "quantization_method", None) is not None:
         raise ConfigurationError(QUANTIZED)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    adapted = hasattr(embedding, "base_layer")
-    if model.config.get_text_config().tie_word_embeddings and (adapted or embedding.weight is not head.weight):
+    if model.config.get_text_config().tie_word_embeddings and _ids(embedding) != _ids(head):
         raise ConfigurationError(
             "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
             "both out of target_modules and modules_to_save, or set use_vllm=false"
         )
+
+
+def _ids(module: nn.Module) -> set[int]:
+    """Those of the weights in `module`, with what PEFT has put there, but for biases."""
+    return {id(weight) for name, weight in module.named_parameters() if not name.endswith("bias")}
 
 
 def whole_weights(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor]]:
@@ -56,17 +64,27 @@ def merged_weights(model: Any, whole: Gather) -> Iterator[tuple[str, Tensor]]:
         model: a PEFT model; not wrapped, but its weights may be divided.
         whole: is called for the same weights in the same order on every process.
     """
-    holders = _holders(model)
-    named = ((_plain(name), weight) for name, weight in model.named_parameters())
-    kept = ((name, weight) for name, weight in named if not (model.prefix in name or "original_module" in name))
+    holders, added = _holders(model), _added(model)
+    named = ((_plain(name, model.active_adapters), weight) for name, weight in model.named_parameters())
+    kept = ((name, weight) for name, weight in named if not (id(weight) in added or _REPLACED.search(name)))
     for layer, run in groupby(kept, key=lambda item: holders.get(id(item[1]))):
         names, weights = zip(*run, strict=True)
         yield from zip(names, map(whole, weights) if layer is None else _merged(layer, weights, whole), strict=True)
 
 
-def _plain(name: str) -> str:
-    """The name in the model without adapters; of a module that is trained whole, that of the module it stands for."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("modules_to_save.default.", "")
+def _plain(name: str, adapters: Sequence[str]) -> str:
+    """The name in the model without adapters; of a module that is trained whole with one of those that are in use, that
+    of the module it stands for."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
+    for adapter in adapters:
+        name = name.replace(f".modules_to_save.{adapter}.", ".")
+    return name
+
+
+def _added(model: nn.Module) -> set[int]:
+    """The adapters' own parameters, by id: what a layer with adapters has beside the one that it was put around."""
+    named = (item for layer in _adapted(model) for item in layer.named_parameters())
+    return {id(weight) for name, weight in named if not name.startswith("base_layer.")}
 
 
 def _holders(model: nn.Module) -> dict[int, nn.Module]:
@@ -88,8 +106,9 @@ def _merged(layer: nn.Module, weights: tuple[Tensor, ...], whole: Gather) -> lis
     """Those of the base's `weights` that stand in `layer`, with its adapters merged into them."""
     names = {id(weight): f"layer.{name}" for name, weight in layer.named_parameters()}
     copies: dict[str, Tensor] = {names[id(weight)]: _copied(whole(weight)) for weight in layer.parameters()}
-    found = torch.func.functional_call(_Merge(layer), copies, ([names[id(weight)] for weight in weights],))
-    return [merged.to(weight.dtype) for merged, weight in zip(found, weights, strict=True)]
+    dtypes = {names[id(weight)]: weight.dtype for weight in weights}
+    found: list[Tensor] = torch.func.functional_call(_Merge(layer), copies, (dtypes,))
+    return found
 
 
 def _copied(weight: Tensor) -> Tensor:
@@ -104,11 +123,12 @@ class _Merge(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, names: list[str]) -> list[Tensor]:
+    def forward(self, dtypes: dict[str, torch.dtype]) -> list[Tensor]:
+        """The parameters of these names, merged and rounded once."""
         layers = list(_adapted(self.layer))
         for layer in layers:
             layer.merge()
-        found = [self.get_parameter(name).detach().clone() for name in names]
+        found = [self.get_parameter(name).detach().to(dtype, copy=True) for name, dtype in dtypes.items()]
         for layer in layers:
             if layer.merged:  # only for PEFT's books: what it takes off is of the copies
                 layer.unmerge()

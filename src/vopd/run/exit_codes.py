@@ -7,9 +7,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vopd.errors import VOPDError, printable
+
+from .directory import is_main_process
 
 # Read by huggingface_hub and datasets when they are imported, which a command does after this.
 for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
@@ -35,6 +38,19 @@ def report_error(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vopd: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def told_by_the_first() -> Iterator[None]:
+    """Where every process finds out the same, the first one alone warns of it."""
+    logger = logging.getLogger("vopd")
+    level = logger.level
+    if not is_main_process():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _log_to_stderr() -> None:

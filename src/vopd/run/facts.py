@@ -29,6 +29,7 @@ from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_
 from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
 
+from .exit_codes import told_by_the_first
 from .lora import check_lora
 from .plan import Plan
 
@@ -68,6 +69,7 @@ class Facts:
     notes: list[str]
 
 
+@told_by_the_first()
 def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     """Check models and prompts of a plan as far as that needs no weights.
 

@@ -83,7 +83,8 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
         if difference is not None:
             set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
-            logger.warning("%s (done for this run)", difference)
+            if directory.is_main_process():
+                logger.warning("%s (done for this run)", difference)
     loaded = {
         path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
         for path, revision in teacher_paths(plan, served=False).items()

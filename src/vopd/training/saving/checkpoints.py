@@ -214,7 +214,7 @@ class Checkpoints:
         if saved.processes == now.processes:
             return False
         logger.warning(
-            "%s is of %d processes, this run has %d: their random states begin anew, from seed and step",
+            "%s was saved with another number of processes (%d, now %d): random states begin anew, from seed and step",
             *(chosen, saved.processes, now.processes),
         )
         return True
