@@ -131,7 +131,8 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
         return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
     with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
+        # The state in which transformers leaves it to others to divide weights: under ZeRO-3 it would begin here.
+        with torch.device("meta"), transformers.modeling_utils.set_zero3_state():
             model = transformers.AutoModelForCausalLM.from_config(config)
     with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
