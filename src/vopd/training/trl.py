@@ -337,7 +337,7 @@ class TRLAdapter(DistillationTrainer):
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
-            if self.placement.in_an_engine:  # whose backward pass takes the step as well
+            if self.placement.in_an_engine:  # whose backward pass takes the step as well, but for a bad gradient's
                 self.finite.check(None, [self.micro_batch], self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
@@ -345,8 +345,7 @@ class TRLAdapter(DistillationTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if isinstance(grad_norm, Tensor):
             grad_norm = whole(grad_norm)
-        if not self.placement.in_an_engine:
-            self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
+        self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
