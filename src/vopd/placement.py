@@ -93,7 +93,8 @@ class Placement:
 
     def unwrap(self, model: Any) -> Any:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
-        return self.accelerator.unwrap_model(model)
+        # With what torch.compile put around it accelerate would take DDP off for good: no gradient was averaged any more.
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
         """States of an unwrapped model, from within its wrapper's forward.

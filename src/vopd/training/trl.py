@@ -333,7 +333,7 @@ class TRLAdapter(DistillationTrainer):
         tokens = Batch.of(inputs).num_items_in_batch
         if self.model.training and tokens is not None:  # what transformers counted is not of the completions
             num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes
-        student = self.accelerator.unwrap_model(model)
+        student = self.placement.unwrap(model)
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
