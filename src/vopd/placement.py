@@ -89,7 +89,19 @@ class Placement:
         own = copy.copy(self.accelerator.state.fsdp_plugin)
         own.transformer_cls_names_to_wrap = None
         with replaced(self.accelerator.state, fsdp_plugin=own):
-            return fsdp2_prepare_model(self.accelerator, model)
+            prepared = fsdp2_prepare_model(self.accelerator, model)
+        # Head and last norm too, which stay whole for a backward pass that never comes here: a moving average would be
+        # kept in those copies, which bf16 rounds.
+        prepared.set_reshard_after_forward(True)
+        return prepared
+
+    def saved_whole(self) -> AbstractContextManager[None]:
+        """Within, a model is saved as one, also where FSDP's checkpoints are in parts: transformers would write none."""
+        if not self._fsdp:
+            return nullcontext()
+        from torch.distributed.fsdp import StateDictType
+
+        return replaced(self.accelerator.state.fsdp_plugin, state_dict_type=StateDictType.FULL_STATE_DICT)
 
     def unwrap(self, model: Any) -> Any:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
