@@ -60,7 +60,9 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
         print(f"trained {trainer.state.global_step} steps; the model is in {model}")
-        trainer.accelerator.free_memory()  # DeepSpeed's engine has to be told
+    trainer.accelerator.free_memory()  # DeepSpeed's engine has to be told
+    # A process whose connections are open when it ends may abort, and the launcher then ends the one that still writes.
+    trainer.accelerator.end_training()
     return trainer.card_facts(plan.folder.name), prompts
 
 
