@@ -96,7 +96,7 @@ class Placement:
         return prepared
 
     def saved_whole(self) -> AbstractContextManager[None]:
-        """Within, a model is saved as one, also where FSDP's checkpoints are in parts: transformers would write none."""
+        """Within, a model is saved whole, also where FSDP's checkpoints are in parts: transformers would save none."""
         if not self._fsdp:
             return nullcontext()
         from torch.distributed.fsdp import StateDictType
@@ -105,7 +105,7 @@ class Placement:
 
     def unwrap(self, model: Any) -> Any:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
-        # With what torch.compile put around it accelerate would take DDP off for good: no gradient was averaged any more.
+        # To keep what torch.compile put around it accelerate would take DDP off, for good: no gradient were averaged.
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:

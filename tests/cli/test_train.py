@@ -43,9 +43,7 @@ def test_trains_and_leaves_a_complete_run_directory(
     assert f"--model {run / 'model'}" in capsys.readouterr().out
 
 
-def test_processes_part_before_the_report_is_written(
-    train: Train, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_part_before_the_report_is_written(train: Train, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends while it is connected may abort, and its launcher would then end the one that writes."""
     monkeypatch.setattr("vopd.run.train.write_report", lambda folder: apart.append(not dist.is_initialized()))
     apart: list[bool] = []
