@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vopd.errors import ConfigurationError
@@ -89,19 +88,34 @@ class Placement:
         own = copy.copy(self.accelerator.state.fsdp_plugin)
         own.transformer_cls_names_to_wrap = None
         with replaced(self.accelerator.state, fsdp_plugin=own):
-            return fsdp2_prepare_model(self.accelerator, model)
+            prepared = fsdp2_prepare_model(self.accelerator, model)
+        # Head and last norm too, which stay whole for a backward pass that never comes here: a moving average would be
+        # kept in those copies, which bf16 rounds.
+        prepared.set_reshard_after_forward(True)
+        return prepared
+
+    def saved_whole(self) -> AbstractContextManager[None]:
+        """Within, a model is saved whole, also where FSDP's checkpoints are in parts: transformers would save none."""
+        if not self._fsdp:
+            return nullcontext()
+        from torch.distributed.fsdp import StateDictType
+
+        return replaced(self.accelerator.state.fsdp_plugin, state_dict_type=StateDictType.FULL_STATE_DICT)
 
     def unwrap(self, model: Any) -> Any:
         """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
-        return self.accelerator.unwrap_model(model)
+        # To keep what torch.compile put around it accelerate would take DDP off, for good: no gradient were averaged.
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def release(self) -> None:
-        """Let the models go. What is loaded afterwards is whole, also on one process alone."""
+        """Let the models and the other processes go. What is loaded afterwards is whole, also on one process alone."""
         self.accelerator.free_memory()  # of which DeepSpeed's engine has to be told
         if self._deepspeed:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
             unset_hf_deepspeed_config()
+        # A process that ends with open connections may abort, and the launcher then ends the one that still writes.
+        self.accelerator.end_training()
 
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
         """States of an unwrapped model, from within its wrapper's forward.
@@ -139,9 +153,6 @@ class Placement:
         unwrapped = self.unwrap(model)
         with evaluating(model):
             states: States = self._within(model, unwrapped, self.states, unwrapped, name, sequence)
-        for part in model.modules():
-            if isinstance(part, FSDPModule):  # accelerate leaves the last ones whole, for a backward pass to come
-                part.reshard()
         return states
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
 from messages import told
@@ -40,6 +41,18 @@ def test_trains_and_leaves_a_complete_run_directory(
     assert not list((run / "model").glob("*.bin"))
     assert len(load_tokenizer(run / "model")) == 300
     assert f"--model {run / 'model'}" in capsys.readouterr().out
+
+
+def test_processes_part_before_the_report_is_written(train: Train, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends while it is connected may abort, and its launcher would then end the one that writes."""
+    monkeypatch.setattr("vopd.run.train.write_report", lambda folder: apart.append(not dist.is_initialized()))
+    apart: list[bool] = []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert train() == 0 and apart == [True]
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def test_resolved_config_repeats_the_run(train: Train, run: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launchers.agreement import alone, cases, check, check_saved, launched, save_models
 from launchers.starting import CONFIGS, start
 from messages import told
 from vopd.placement import Placement
@@ -95,3 +97,13 @@ def test_ddp_trains_with_gloo_on_two_processes(tiny_student_dir: Path, tiny_teac
     manifest = json.loads((run / "checkpoint-2" / "manifest.json").read_text())
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(manifest["files"])
     assert manifest["origin"] == {"processes": 2, "launcher": "DDP", "step_prompts": 4}
+
+
+@pytest.mark.slow
+def test_ddp_averages_the_gradients_of_compiled_models(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    case = cases(save_models(tmp_path, tiny_tokenizer))["own head"]
+    one = alone([case], tmp_path / "one")
+    compiled = replace(case, options={"torch_compile": True, "torch_compile_backend": "eager"})
+    two = launched("ddp", [compiled], tmp_path / "two")
+    check(case, one[case.name], two[case.name])
+    check_saved(case, tmp_path / "one", tmp_path / "two")

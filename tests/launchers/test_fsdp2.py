@@ -41,3 +41,12 @@ def test_fsdp2_in_bf16_trains_what_one_process_trains(tiny_tokenizer: Any, tmp_p
     one, two = alone(chosen, tmp_path / "one"), launched("fsdp2", chosen, tmp_path / "two")
     for case in chosen:
         check(case, one[case.name], two[case.name])
+
+
+@pytest.mark.slow
+def test_a_model_is_saved_whole_where_checkpoints_are_in_parts(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    case = cases(save_models(tmp_path, tiny_tokenizer))["full resumed"]
+    one = alone([case], tmp_path / "one")
+    two = launched("fsdp2", [case], tmp_path / "two", "--fsdp_state_dict_type", "SHARDED_STATE_DICT")
+    check(case, one[case.name], two[case.name])
+    check_saved(case, tmp_path / "one", tmp_path / "two")

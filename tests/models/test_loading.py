@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import STUDENT_ROWS
 from messages import says
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.models import load_model, load_skeleton, load_tokenizer
@@ -202,3 +203,12 @@ class TestNamesThatAreNoFolder:
             load_tokenizer("stundent")
         with pytest.raises(MismatchError, match=says("'./stundent' ... 'student'")):
             load_tokenizer("./stundent")
+
+
+def test_a_skeleton_tells_its_sizes_under_a_launcher_that_divides_weights(
+    tiny_student_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without DeepSpeed here, transformers cannot get as far as to divide them."""
+    monkeypatch.setattr("transformers.modeling_utils.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert load_skeleton(tiny_student_dir).get_input_embeddings().weight.shape == (STUDENT_ROWS, 32)

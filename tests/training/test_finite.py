@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from messages import says
 from vopd.errors import NonFiniteError
+from vopd.placement import Placement
 from vopd.training.batch import Batch
 from vopd.training.monitoring.finite import FiniteGuard
 
@@ -76,6 +77,17 @@ def test_the_run_ends_before_the_step_is_taken(
     assert facts["texts"][0]["prompt"].startswith("What is")
 
 
+def test_a_gradient_for_which_an_engine_skipped_the_step_ends_the_run(
+    make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed looks at the gradient before the step, passes over the step, and would go on."""
+    monkeypatch.setattr(Placement, "in_an_engine", True)
+    trainer = make_trainer(gradient_accumulation_steps=2, max_steps=3)
+    poison_gradient(trainer)
+    with pytest.raises(NonFiniteError, match=says("gradient of step 2 ... not finite")):
+        trainer.train()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_teacher_that_is_not_finite_ends_the_run(value: float, make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer()
@@ -88,7 +100,7 @@ def test_a_teacher_that_is_not_finite_ends_the_run(value: float, make_trainer: C
 class Ranks:
     """Stands for accelerate on one of two ranks: the other one reports `other`."""
 
-    process_index, scaler = 1, None
+    process_index, mixed_precision, device = 1, "bf16", torch.device("cpu")
 
     def __init__(self, other: list[float]) -> None:
         self.other = torch.tensor(other)
@@ -130,6 +142,6 @@ def test_finite_steps_pass_and_overflows_of_loss_scaling_are_left_to_the_scaler(
     for _ in range(2):
         guard.watch(torch.tensor(1.0))
         guard.check(2.0, [batch()], 1)
-    guard.accelerator.scaler = object()
+    guard.accelerator.mixed_precision = "fp16"
     guard.watch(torch.tensor(1.0))
     guard.check(torch.tensor(float("inf")), [batch()], 1)

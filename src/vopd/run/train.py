@@ -60,7 +60,7 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
         print(f"trained {trainer.state.global_step} steps; the model is in {model}")
-        trainer.placement.release()
+    trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -149,9 +150,7 @@ class VOPDTrainer(TRLAdapter):
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, head_rows(self.model, "student"))
-        if self.placement.managed:
-            self.add_callback(HeadCheck(self._check_head))
-        else:
+        if not self.placement.managed:
             self._check_head()
         self._objective = Objective(self.args, self.vocab_size, self.loss_backend)
 
@@ -187,6 +186,8 @@ class VOPDTrainer(TRLAdapter):
         watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
+        if self.placement.managed:  # after the first lines: a head that was looked at stays whole until it is trained
+            self.add_callback(HeadCheck(self._check_head))
         if self._benchmarks:  # last, so that the log is open and the trackers have begun
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
@@ -305,7 +306,8 @@ class VOPDTrainer(TRLAdapter):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
         folder = output_dir or self.args.output_dir
-        with clear_save_errors(folder):
+        # Of checkpoints, which are internal calls, the launcher decides.
+        with clear_save_errors(folder), nullcontext() if _internal_call else self.placement.saved_whole():
             super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # An adapter is saved without it, and the end tokens that the student was given would be lost.

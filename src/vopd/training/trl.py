@@ -328,7 +328,7 @@ class TRLAdapter(DistillationTrainer):
         tokens = Batch.of(inputs).num_items_in_batch
         if self.model.training and tokens is not None:  # what transformers counted is not of the completions
             num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes
-        student = self.accelerator.unwrap_model(model)
+        student = self.placement.unwrap(model)
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
@@ -340,8 +340,7 @@ class TRLAdapter(DistillationTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if isinstance(grad_norm, Tensor):
             grad_norm = whole(grad_norm)
-        if not self.placement.in_an_engine:
-            self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
+        self.finite.check(grad_norm, self.micro_batches, self.state.global_step + 1)
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

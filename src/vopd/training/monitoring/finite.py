@@ -21,7 +21,7 @@ _SAVED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "too
 class FiniteGuard:
     """Watches the losses of a step's micro-batches and the norm of its accumulated gradient.
 
-    Nothing is read back until ``check``: one synchronisation and one collective an optimizer step.
+    Nothing is read back until ``check``: one synchronisation and one collective each time.
 
     Args:
         accelerator: of the trainer.
@@ -44,13 +44,14 @@ class FiniteGuard:
 
         Args:
             grad_norm: norm of the whole gradient; None where the backend does not tell.
-            micro_batches: of this step, in order.
+            micro_batches: of this step, in order; those whose losses were remembered, if any were.
             step: number of the step that is not taken.
         """
-        losses, self._losses = torch.stack(self._losses), []
+        device = self.accelerator.device
+        losses, self._losses = torch.stack(self._losses) if self._losses else torch.zeros(0, device=device), []
         bad_loss = ~torch.isfinite(losses)
-        # With fp16 an overflow now and then is part of loss scaling: the scaler itself skips such a step.
-        told = grad_norm is not None and getattr(self.accelerator, "scaler", None) is None
+        # With fp16 an overflow now and then is part of loss scaling, which itself skips such a step.
+        told = grad_norm is not None and self.accelerator.mixed_precision != "fp16"
         bad_gradient = ~torch.isfinite(torch.as_tensor(grad_norm if told else 0.0, device=losses.device))
         flags = torch.stack([bad_loss.any(), bad_gradient]).to(torch.float32)
         anywhere = self.accelerator.reduce(flags, reduction="sum").tolist()
