@@ -166,10 +166,4 @@ class MovingAverage(TrainerCallback):
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         weights = dict(model.named_parameters())
-        missing = [name for name in self.names if name not in weights]
-        if missing:
-            raise ConfigurationError(
-                f"teacher '{AVERAGE}' cannot follow a student whose weights are flattened ({missing[0]}); use FSDP2 or "
-                "DDP"
-            )
         return {name: weights[name] for name in self.names}
