@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +142,6 @@ def test_a_fully_masked_micro_batch_has_zero_loss_and_gradient(make_trainer: Cal
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in trainer.model.parameters() if p.grad is not None)
     assert "reverse_kl" not in trainer.step_metrics("train")
-
-
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps the precision of the first trainer of a process; forget it before and after."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_mixed_precision_reaches_rollout_and_loss_alike(
