@@ -31,6 +31,7 @@ from launchers.agreement import (
 )
 from launchers.ranks import Case
 from launchers.starting import HERE, command, environment, start
+from messages import told
 from training.two_processes import free_port
 
 pytestmark = [
@@ -147,6 +148,18 @@ def test_checkpoints_in_parts(models: dict[str, str], tmp_path: Path) -> None:
     """The model itself is saved whole."""
     parts = ("--fsdp_state_dict_type", "SHARDED_STATE_DICT", ON_A_CPU)
     check_run(tmp_path, lambda options: start("fsdp2", *parts, *options, folder=tmp_path), models)
+
+
+def test_more_processes_go_on(models: dict[str, str], tmp_path: Path) -> None:
+    """Four from the checkpoint of two, with as many prompts in a step."""
+    options = train(models["untied"], models["teacher"], tmp_path)
+    start("fsdp2", ON_A_CPU, *options, folder=tmp_path)
+    run = tmp_path / "runs" / "run"
+    shutil.rmtree(run / "checkpoint-2")
+    halved = [*options, "--resume", "--per_device_train_batch_size", "1"]
+    said = start("fsdp2", "--num_processes", "4", ON_A_CPU, *halved, folder=tmp_path)
+    assert "checkpoint-1" in said and "processes: 4, FSDP2" in said, said[-3000:]
+    assert json.loads((run / "checkpoint-2" / "manifest.json").read_text())["origin"]["processes"] == 4
 
 
 def test_two_machines(models: dict[str, str], tmp_path: Path) -> None:
