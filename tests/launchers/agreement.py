@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("frozen self", untied, ["self:frozen"], options=hinted),
         Case("frozen self of an adapter", models["tied"], ["self:frozen"], "lora", rate=0.02, options=hinted),
         Case("average self", untied, ["self:average"], options={**hinted, "teacher_decay": 0.5}),
-        Case("poisoned", untied, [teacher], poisoned=True),
         Case("base self", models["tied"], ["self:base"], "lora", options=hinted),
+        Case("poisoned", untied, [teacher], poisoned=True),
     ]
     named = {case.name: case for case in listed}
     for name in ("tied head", "own head", "lora", "lora with head"):
-        named[f"{name} bf16"] = ranks.Case(**{**vars(named[name]), "name": f"{name} bf16", "bf16": True})
+        named[f"{name} bf16"] = replace(named[name], name=f"{name} bf16", bf16=True)
     return named
 
 

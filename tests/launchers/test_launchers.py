@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from launchers.agreement import (
 )
 from launchers.ranks import Case
 from launchers.starting import HERE, command, environment, start
-from messages import told
 from training.two_processes import free_port
 
 pytestmark = [
@@ -86,13 +84,6 @@ def test_two_processes_train_what_one_trains(
         assert config != "deepspeed_zero3" or two[case.name]["elements"] == 0  # or nothing was divided
 
 
-def test_compiled_models_are_trained_together(known: dict[str, Case], one: dict[str, Found], folder: Path) -> None:
-    """DDP stands around what torch.compile made, and both are taken off to read the states."""
-    case = known["own head"]
-    compiled = replace(case, options={"torch_compile": True, "torch_compile_backend": "eager"})
-    check(case, one[case.name], launched("ddp", [compiled], folder / "compiled")[case.name])
-
-
 @pytest.mark.parametrize("config", ["ddp", *SHARDING])
 def test_bf16(config: str, known: dict[str, Case], one: dict[str, Found], folder: Path) -> None:
     chosen = [case for case in known.values() if case.bf16]
@@ -142,12 +133,6 @@ def check_run(folder: Path, start: Callable[[list[str]], str], models: dict[str,
 def test_a_file_as_it_is(config: str, models: dict[str, str], tmp_path: Path) -> None:
     """But for the number of processes: in bf16, with rollouts by the student itself."""
     check_run(tmp_path, lambda options: start(config, *PROGRAMS[config], *options, folder=tmp_path), models)
-
-
-def test_checkpoints_in_parts(models: dict[str, str], tmp_path: Path) -> None:
-    """The model itself is saved whole."""
-    parts = ("--fsdp_state_dict_type", "SHARDED_STATE_DICT", ON_A_CPU)
-    check_run(tmp_path, lambda options: start("fsdp2", *parts, *options, folder=tmp_path), models)
 
 
 def test_more_processes_go_on(models: dict[str, str], tmp_path: Path) -> None:
