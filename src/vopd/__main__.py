@@ -1,7 +1,6 @@
 """`python -m vopd` is the `vopd` command; launchers of several processes need a module."""
 
-import sys
-
 from vopd.cli import main
+from vopd.run.exit_codes import leave
 
-sys.exit(main())
+leave(main())

@@ -108,14 +108,12 @@ class Placement:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def release(self) -> None:
-        """Let the models and the other processes go. What is loaded afterwards is whole, also on one process alone."""
+        """Let the models go. What is loaded afterwards is whole, also on one process alone."""
         self.accelerator.free_memory()  # of which DeepSpeed's engine has to be told
         if self._deepspeed:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
             unset_hf_deepspeed_config()
-        # A process that ends with open connections may abort, and the launcher then ends the one that still writes.
-        self.accelerator.end_training()
 
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
         """States of an unwrapped model, from within its wrapper's forward.
@@ -170,6 +168,12 @@ class Placement:
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, 1:-1]
             states = self.frozen_states(model, (ids, mask, ids.size(1) - 2), name)
         check_logits(logits, states.hidden[0], states.head, name)
+
+
+def part() -> None:
+    """Let the other processes go, once nothing refers to the models: a connection that is open at the end may abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def whole(weight: Tensor) -> Tensor:

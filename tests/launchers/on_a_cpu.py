@@ -23,6 +23,7 @@ def let_accelerate_shard() -> None:
 
 if __name__ == "__main__":
     from vopd.cli import main
+    from vopd.run.exit_codes import leave
 
     let_accelerate_shard()
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -276,4 +276,7 @@ def record_gradients(trainer: Any) -> list[dict[str, Tensor]]:
 
 
 if __name__ == "__main__":
+    from vopd.run.exit_codes import leave
+
     main(sys.argv[1])
+    leave(0)

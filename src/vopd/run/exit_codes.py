@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from vopd.errors import VOPDError, printable
 
@@ -38,6 +39,19 @@ def report_error(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vopd: interrupted", file=sys.stderr)
         return 130
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with the exit code of its command.
+
+    One of several that is not the first ends at once. While Python takes itself apart, threads of torch and gloo may
+    still ask for it, which aborts the process, and the launcher then ends the one that still writes the report.
+    """
+    if is_main_process():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

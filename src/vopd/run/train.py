@@ -12,6 +12,7 @@ from accelerate.utils import release_memory
 
 from vopd.errors import VOPDError
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
+from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
@@ -36,8 +37,9 @@ def train(plan: Plan) -> None:
     accuracy = plan_accuracy(plan)
     directory.create(plan.folder, resume=plan.options.resume)
     card, prompts = _train(plan, accuracy)
+    release_memory()  # of the trainer, whose parts refer to each other
+    part()
     if directory.is_main_process():
-        release_memory()  # of the trainer, whose parts refer to each other
         _finish(plan, accuracy, card, prompts)
 
 
