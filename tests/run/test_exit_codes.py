@@ -8,15 +8,25 @@ import sys
 
 import pytest
 
-SAYS = (
-    "import atexit, sys; atexit.register(print, 'last words'); from vopd.run.exit_codes import leave; "
-    "print('said'); print('told', file=sys.stderr); leave(3)"
-)
+SAYS = """
+import atexit, sys
+from vopd.run.exit_codes import leave
+
+class Left:
+    def __del__(self, say=print):
+        say("taken apart")
+
+left = Left()
+atexit.register(print, "last words")
+print("said")
+print("told", file=sys.stderr)
+leave(3)
+"""
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "said\nlast words\n"), ("1", "said\n")])
-def test_the_first_process_alone_is_taken_apart_by_python(rank: str, said: str) -> None:
+@pytest.mark.parametrize(("processes", "end"), [("1", "taken apart\n"), ("2", "")])
+def test_one_of_several_processes_is_not_taken_apart_by_python(processes: str, end: str) -> None:
     """A thread that asks for Python meanwhile aborts a process, for which a launcher ends all others."""
-    environment = os.environ | {"RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"WORLD_SIZE": processes, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", SAYS], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (3, said, "told\n")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\nlast words\n" + end, "told\n")

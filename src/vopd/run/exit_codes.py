@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
@@ -44,14 +45,15 @@ def report_error(command: Callable[[], int]) -> int:
 def leave(code: int) -> NoReturn:
     """End this process with the exit code of its command.
 
-    One of several that is not the first ends at once. While Python takes itself apart, threads of torch and gloo may
-    still ask for it, which aborts the process, and the launcher then ends the one that still writes the report.
+    One of several ends at once. While Python takes itself apart, threads of torch, gloo and DeepSpeed may still ask for
+    it, which aborts the process: its exit code is lost, and the launcher ends the others, at work or not.
     """
-    if is_main_process():
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
