@@ -32,7 +32,7 @@ ESTIMATORS = {
 } - {"vopd"}
 # Where they may be named: in their own package, and in the preset of the demo.
 NAMING_ESTIMATORS = ("estimators/", "experiments/demo.py")
-# Of named tuples, whose fields keep the plain names; os._exit, which Python documents, and what an ordinary end would do
+# Of named tuples, whose fields keep the plain names; os._exit, which Python documents, and what an ordinary end does
 # before it; and the commit that a model was loaded from, which transformers has no public name for.
 PRIVATE_ALLOWED = {"_asdict", "_exit", "_fields", "_replace", "_run_exitfuncs", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
