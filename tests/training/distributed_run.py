@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import VOPDError
+from vopd.run.exit_codes import leave
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {a} =" for a in range(12)]
 MIDDLE_OF_EPOCH_TWO = 4
@@ -166,3 +167,4 @@ def main(student: str, teacher: str, out: str, batch_size: str, one: str) -> Non
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

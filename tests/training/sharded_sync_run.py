@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from vopd.run.exit_codes import leave
 from vopd.training.trl import _Engine
 
 
@@ -66,3 +67,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for settings in (None, {}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}):
         check(made_engine(), sys.argv[1], settings)
+    leave(0)
