@@ -186,6 +186,11 @@ def whole(weight: Tensor) -> Tensor:
         return weight.detach().clone()
 
 
+def whole_on(device: torch.device, weight: Tensor) -> Tensor:
+    """The same, gathered on `device` where FSDP left shards on the host."""
+    return whole(weight.detach().to(device) if isinstance(weight, DTensor) else weight)
+
+
 def head_rows(model: Any, name: str) -> int:
     """Rows of the output head, wherever its parts are."""
     weight = read_head(model, name).weight
@@ -213,12 +218,6 @@ def _keep_outputs(plugin: Any) -> None:
         raise ConfigurationError("FSDP of version 1 is not supported; set fsdp_version: 2 in accelerate's fsdp_config")
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-
-
-@torch.no_grad()
-def whole_on(device: torch.device, weight: Tensor) -> Tensor:
-    """All of a weight on this process, without gradient; shards that FSDP left on the host are gathered on `device`."""
-    return whole(weight.to(device) if isinstance(weight, DTensor) else weight).detach()
 
 
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:

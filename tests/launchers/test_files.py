@@ -12,8 +12,10 @@ import pytest
 
 from launchers.agreement import alone, cases, check, check_saved, launched, save_models
 from launchers.starting import CONFIGS, start
-from messages import told
+from messages import says, told
+from vopd.errors import ConfigurationError
 from vopd.placement import Placement
+from vopd.teachers.itself import check_self
 
 
 def launch(name: str) -> tuple[Any, dict[str, str]]:
@@ -62,6 +64,20 @@ def test_fsdp_is_version_two_and_saves_whole_checkpoints(name: str, monkeypatch:
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
     assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
     assert not plugin.cpu_ram_efficient_loading and "OffloadPolicy()" in str(plugin.cpu_offload)
+
+
+def test_fsdp_of_version_one_is_refused() -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    with pytest.raises(ConfigurationError, match=says("version 1 ... fsdp_version: 2")):
+        launcher(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=1))
+
+
+def test_an_average_that_deepspeed_would_round_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=says("'self:average' ... DeepSpeed ... FSDP2 or DDP")):
+        check_self("self:average", adapters=False, in_an_engine=True)
+    check_self("self:average", adapters=False, in_an_engine=False)
+    check_self("self:frozen", adapters=False, in_an_engine=True)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
