@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,24 @@ def test_a_refusal_is_final(serve: Make) -> None:
     with pytest.raises(TeacherServerError, match=says("status 400 ... Requested prompt logprobs of 3")):
         ask(Servers(server.url, patience=QUICK))
     assert len(server.bodies) == 1
+
+
+def test_a_connection_that_opens_while_the_servers_are_given_up_is_closed(
+    serve: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(serve().url, patience=QUICK)
+    connect, opened = socket.create_connection, []
+
+    def connect_and_give_up(*given: Any, **named: Any) -> socket.socket:
+        opened.append(connect(*given, **named))
+        servers.close()
+        return opened[-1]
+
+    monkeypatch.setattr(socket, "create_connection", connect_and_give_up)
+    ask(servers)
+    assert [one.fileno() for one in opened] == [-1]
+    with pytest.raises(TeacherServerError, match="given up"):
+        ask(servers)
 
 
 def test_a_hundred_faults_leave_no_trace(serve: Make, make_trainer: Make) -> None:

@@ -89,7 +89,8 @@ class Servers:
         patience: how long to insist.
 
     Attributes:
-        close: call it to give up what is under way. Happens by itself when nothing refers to the servers any more.
+        close: call it to ask no more; connections close once the last answer under way has come or failed. Happens by
+            itself when nothing refers to the servers any more.
         counts: requests, retries and bytes so far.
     """
 
@@ -117,7 +118,8 @@ class Servers:
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
-        self.close = weakref.finalize(self, _give_up, self._closed, self._executor, self._client)
+        shared = self._closed, self._executor, self._client, self._lock, self._under_way
+        self.close = weakref.finalize(self, _give_up, *shared)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
     def background(self, work: Callable[[], T]) -> Future[T]:
@@ -172,6 +174,8 @@ class Servers:
     def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
         """One attempt. Raises BadAnswer where another one is worth it."""
         with self._lock:
+            if self._closed.is_set():
+                raise BadAnswer("given up")
             self._under_way[url] += 1
             self.counts["requests"] += 1
         path, body = request
@@ -179,11 +183,11 @@ class Servers:
             status, content = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
             raise BadAnswer(_shortened(error) or type(error).__name__) from error
-        except RuntimeError as error:  # closed by another thread that gave up
-            raise BadAnswer("given up") from error
         finally:
             with self._lock:
                 self._under_way[url] -= 1
+                if self._closed.is_set():
+                    _close_unused(self._client, self._under_way)
         if status in _TRANSIENT:
             raise BadAnswer(f"status {status}: {_message(content)}")
         if status == 401:
@@ -246,10 +250,23 @@ class ServedModel:
         return self.servers.ask(request_of(question, self.name), reads, url, retries)
 
 
-def _give_up(closed: threading.Event, executor: ThreadPoolExecutor, client: Any) -> None:
-    closed.set()
+def _give_up(
+    closed: threading.Event,
+    executor: ThreadPoolExecutor,
+    client: Any,
+    lock: threading.Lock,
+    under_way: dict[str, int],
+) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
-    client.close()
+    with lock:
+        closed.set()
+        _close_unused(client, under_way)
+
+
+def _close_unused(client: Any, under_way: dict[str, int]) -> None:
+    """Close the connections once no request is under way: a connection that opens meanwhile would stay open."""
+    if not any(under_way.values()):
+        client.close()
 
 
 def _lengths(body: Any) -> dict[str, int | None]:
