@@ -73,7 +73,7 @@ test-faults: $(STAMP)
 test-kernels: $(KERNELS_STAMP)
 	TRITON_INTERPRET=1 $(KERNELS_VENV)/bin/python -m pytest -n 2 tests/kernels
 
-$(KERNELS_STAMP): pyproject.toml constraints.txt
+$(KERNELS_STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(KERNELS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(KERNELS_VENV)
 	$(KERNELS_VENV)/bin/python -m pip install --quiet $(TORCH)
 	$(KERNELS_VENV)/bin/python -m pip install --quiet -c constraints.txt $(TRITON) numpy pytest pytest-xdist jaxtyping beartype
@@ -88,7 +88,7 @@ test-server: $(STAMP) $(if $(filter $(SERVER_VENV)/bin/python,$(SERVER_PYTHON)),
 	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_rollouts.py
 	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_evaluation.py
 
-$(SERVER_STAMP): constraints.txt
+$(SERVER_STAMP): constraints.txt Makefile
 	test -x $(SERVER_VENV)/bin/python || $(BASE_PYTHON) -m venv $(SERVER_VENV)
 	$(SERVER_VENV)/bin/python -m pip install --quiet $(VLLM) 'transformers<5.20'
 	$(SERVER_VENV)/bin/python -m pip install --quiet $(BESIDE_VLLM)
@@ -100,7 +100,7 @@ $(SERVER_STAMP): constraints.txt
 test-launchers: $(LAUNCHERS_STAMP)
 	$(LAUNCHERS_VENV)/bin/python -m pytest tests/launchers
 
-$(LAUNCHERS_STAMP): pyproject.toml constraints.txt
+$(LAUNCHERS_STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(LAUNCHERS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(LAUNCHERS_VENV)
 	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet $(TORCH)
 	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[train,eval,server,report,dev]'

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vopd.errors import ConfigurationError
 from vopd.kernels import Head
 from vopd.models import States, last_hidden_states, read_head
-from vopd.models.head_checks import check_logits
+from vopd.models.head_checks import check_adapters, check_logits
 from vopd.models.undisturbed import evaluating, replaced
 
 _ALONE, _DEEPSPEED = "one process", "DeepSpeed"
@@ -155,12 +155,14 @@ class Placement:
 
     @torch.no_grad()
     def check_head(self, model: Any, name: str) -> None:
-        """Raises MismatchError unless the loss would compute the logits that the model computes itself.
+        """Raises MismatchError unless the loss would compute the logits that the model computes itself, and
+        ConfigurationError where it would pass over adapters.
 
         Args:
             model: placed, so that this is one short forward pass on its own device; a collective where it is divided.
             name: "student" or "teacher".
         """
+        check_adapters(self.unwrap(model), name)
         ids = torch.arange(5, device=read_head(self.unwrap(model), name).device).unsqueeze(0)
         mask = torch.ones_like(ids)
         with self.accelerator.autocast():

@@ -182,7 +182,9 @@ def test_a_loaded_model_and_its_folder_agree(tiny_student_dir: Path, problems: s
     assert texts[0] == texts[1]
 
 
-def test_an_adapter_beside_its_base_model(tiny_student_dir: Path, problems: str, tmp_path: Path) -> None:
+@pytest.fixture
+def adapter_dir(tiny_student_dir: Path, tmp_path: Path) -> Path:
+    """Folder of an adapter on the tiny student, trained to end at token 42 too."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     base = load_model(tiny_student_dir, dtype="float32")
@@ -193,7 +195,15 @@ def test_an_adapter_beside_its_base_model(tiny_student_dir: Path, problems: str,
                 parameter.mul_(5)
     adapted.save_pretrained(tmp_path / "adapter")
     load_tokenizer(tiny_student_dir).save_pretrained(tmp_path / "adapter")
-    found = evaluate([tiny_student_dir, tmp_path / "adapter"], [problems], tmp_path / "out", **FAST)
+    base.generation_config.eos_token_id = [1, 42]
+    base.generation_config.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_beside_its_base_model(
+    tiny_student_dir: Path, adapter_dir: Path, problems: str, tmp_path: Path
+) -> None:
+    found = evaluate([tiny_student_dir, adapter_dir], [problems], tmp_path / "out", **FAST)
     assert [row["checkpoint"] for row in found["results"]] == ["student", "adapter"]
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     texts = {
@@ -254,6 +264,8 @@ def test_nothing_to_evaluate(problems: str, tmp_path: Path) -> None:
         evaluate([], [problems], tmp_path)
     with pytest.raises(ConfigurationError, match="needs its tokenizer"):
         evaluate(object(), [problems], tmp_path)
+    with pytest.raises(ConfigurationError, match=says("vllm loads a model itself ... backend")):
+        evaluate(object(), [problems], tmp_path, tokenizer=object(), backend="vllm")
 
 
 def test_greedy_is_one_sample(monkeypatch: pytest.MonkeyPatch, problems: str, tmp_path: Path) -> None:
@@ -378,7 +390,8 @@ def test_short_names() -> None:
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What happens to the engines of a vLLM that only writes down: options of one that starts, prompts, and its end."""
+    """What happens to the engines of a vLLM that only writes down: the options of one that starts, where each batch
+    ends and what it does not draw, and the end."""
     seen: list[Any] = []
 
     class Engine:
@@ -391,6 +404,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             assert len({one.seed for one in settings}) == len(prompts) and settings[0].max_tokens == 8
             if "sixth" in prompts[0]:
                 raise RuntimeError("the engine is out of memory")
+            seen.append((settings[0].stop_token_ids, settings[0].logit_bias))
             output = SimpleNamespace(text=r"\boxed{4}", token_ids=[1, 2], finish_reason="length")
             return [SimpleNamespace(outputs=[output]) for _ in prompts]
 
@@ -398,6 +412,9 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
     module.LLM, module.SamplingParams = Engine, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    request = ModuleType("vllm.lora.request")
+    request.LoRARequest = lambda *given: given  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
     return seen
 
 
@@ -415,12 +432,24 @@ def test_vllm_draws_through_one_engine_after_the_other(
     models, settings = [tiny_student_dir, tiny_teacher_dir], {"backend": "vllm", **FAST, **limits}
     results = evaluate(models, [problems, str(second)], tmp_path / "out", **settings)
     student, teacher = ({"model": str(model), "dtype": "float32", "revision": None, **limits} for model in models)
-    assert engines == [student, "end of student", teacher, "end of teacher"]
+    starts_and_ends = [entry for entry in engines if not isinstance(entry, tuple)]
+    assert starts_and_ends == [student, "end of student", teacher, "end of teacher"]
+    draws = [entry for entry in engines if isinstance(entry, tuple)]
+    of_student, of_teacher = (([1], dict.fromkeys(range(300, rows), -100.0)) for rows in (304, 320))
+    assert draws[0] == of_student and draws[-1] == of_teacher
     entry = results["results"][0]
     assert entry["per_problem"]["p1"] == 1 and entry["truncation_rate"] == 1
     assert results["settings"]["max_model_len"] == 4096 and "gpu_memory_utilization" not in results["settings"]
     evaluate(models, [problems, str(second)], tmp_path / "out", **settings)
-    assert len(engines) == 4  # where nothing has to be drawn, none starts
+    assert len(engines) == 4 + len(draws)  # where nothing has to be drawn, none starts
+
+
+def test_vllm_ends_where_an_adapter_was_trained_to(
+    engines: list[Any], problems: str, adapter_dir: Path, tiny_student_dir: Path, tmp_path: Path
+) -> None:
+    evaluate(adapter_dir, [problems], tmp_path / "out", backend="vllm", **FAST)
+    assert engines[0]["model"] == str(tiny_student_dir) and engines[0]["max_lora_rank"] == 8
+    assert engines[1][0] == [1, 42]
 
 
 def test_an_engine_that_fails_is_shut_down_too(engines: list[Any], tiny_student_dir: Path, tmp_path: Path) -> None:

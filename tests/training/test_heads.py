@@ -146,3 +146,24 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Model config is :UserWarning"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("LoraConfig", {"alora_invocation_tokens": [5, 6], "target_modules": "all-linear"}),
+        ("PolyConfig", {"target_modules": ["q_proj"]}),
+    ],
+)
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_adapters_that_the_loss_would_pass_over_are_refused(
+    make_trainer: Callable[..., Any], student: Any, name: str, kind: str, settings: dict[str, Any]
+) -> None:
+    import peft
+
+    adapters = getattr(peft, kind)(task_type="CAUSAL_LM", **settings)
+    adapted = (
+        {"peft_config": adapters} if name == "student" else {"teacher_model": peft.get_peft_model(student, adapters)}
+    )
+    with pytest.raises(ConfigurationError, match=says(f"the {name} has adapters of kind ... use LoRA")):
+        make_trainer(trainer=adapted)

@@ -311,3 +311,16 @@ def test_a_quantized_student_is_refused(with_vllm: Callable[..., Any], load: Cal
 @pytest.mark.slow
 def test_every_rank_of_a_sharded_student_sends_whole_weights(tiny_teacher_dir: Path) -> None:
     launch(Path(__file__).with_name("sharded_sync_run.py"), str(tiny_teacher_dir))
+
+
+@pytest.mark.filterwarnings("ignore:OSF does not support unmerging")
+@pytest.mark.parametrize("kind", ["ShadowConfig", "OSFConfig"])  # it raises, and it stays merged
+def test_adapters_that_cannot_be_merged_are_refused(
+    with_vllm: Callable[..., Any], load: Callable[..., Any], kind: str
+) -> None:
+    import peft
+
+    adapters = getattr(peft, kind)(task_type="CAUSAL_LM", target_modules=["q_proj"] if kind == "OSFConfig" else None)
+    trainer, _ = with_vllm(load("tied"), adapters)
+    with pytest.raises(ConfigurationError, match=says("adapters merged ... use_vllm=false")):
+        trainer.train()

@@ -60,7 +60,7 @@ def evaluate(
         chosen = Settings(**settings)
     except TypeError as error:
         raise ConfigurationError(f"{error}; settings are {', '.join(Settings.__dataclass_fields__)}") from error
-    checkpoints = _checkpoints(models, tokenizer)
+    checkpoints = _checkpoints(models, tokenizer, chosen)
     loaded = [item if isinstance(item, Benchmark) else load_benchmark(item) for item in benchmarks]
     names = [benchmark.name for benchmark in loaded]
     if not loaded or len(set(names)) != len(names):
@@ -83,7 +83,7 @@ def evaluate(
     return results
 
 
-def _checkpoints(models: Any, tokenizer: Any) -> list[Checkpoint]:
+def _checkpoints(models: Any, tokenizer: Any, settings: Settings) -> list[Checkpoint]:
     if isinstance(models, Mapping):
         return [Checkpoint(str(name), str(source)) for name, source in models.items()]
     if isinstance(models, str | Path):
@@ -91,6 +91,8 @@ def _checkpoints(models: Any, tokenizer: Any) -> list[Checkpoint]:
     if not isinstance(models, Sequence):
         if tokenizer is None:
             raise ConfigurationError("a loaded model needs its tokenizer")
+        if settings.backend != "transformers":
+            raise ConfigurationError(f"{settings.backend} loads a model itself; give its folder, or leave backend out")
         return [Checkpoint("model", None, models, tokenizer)]
     sources = [str(model) for model in models]
     if not sources or len(set(sources)) != len(sources):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import MismatchError, MissingExtraError
-from vopd.models import Completion, load_tokenizer
+from vopd.models import Completion, end_ids, load_skeleton, load_tokenizer
+from vopd.models.textless import textless_rows, vllm_bias
 
 from .benchmarks import Protocol
 from .engines import Sampler
@@ -22,13 +23,17 @@ _SECONDS_TO_END = 60
 def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mapping[str, Any]) -> Sampler:
     """A sampler on a vLLM engine of its own; a LoRA adapter is served on its base model.
 
+    Completions end where ``sample`` ends them, and head rows without a token are not drawn.
+
     Args:
         model: folder or Hub id.
         dtype, revision: of the model.
         limits: vLLM's gpu_memory_utilization and max_model_len, where they are given.
 
     Raises:
+        ConfigurationError: more head rows without a token than vLLM can keep from being drawn.
         MissingExtraError: vLLM is not installed.
+        MismatchError: the model or its tokenizer cannot be loaded, or vLLM does not serve adapters of its rank.
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
@@ -43,11 +48,17 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         options |= {"model": config["base_model_name_or_path"], "revision": None}
         options |= {"enable_lora": True, "max_lora_rank": rank}
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
-    tokenizer = load_tokenizer(model, revision=revision)  # before the engine: what fails here leaves none behind
+    # Before the engine: what fails here leaves none behind.
+    tokenizer, skeleton = load_tokenizer(model, revision=revision), load_skeleton(model, revision=revision)
+    # Of an adapter vLLM knows the base model's end tokens.
+    shared = {
+        "stop_token_ids": list(end_ids(skeleton, tokenizer)),
+        "logit_bias": vllm_bias(textless_rows(skeleton, tokenizer), engine="this command") or None,
+    }
     engine = vllm.LLM(**options)
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-        common = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k}
+        common = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k, **shared}
         limit = protocol.max_new_tokens
         # A seed for each request: vLLM's own order of work must not decide what is drawn.
         seeds = [(seed + index) % 2**31 for index in range(len(prompts))]

@@ -126,10 +126,18 @@ class _Merge(nn.Module):
     def forward(self, dtypes: dict[str, torch.dtype]) -> list[Tensor]:
         """The parameters of these names, merged and rounded once."""
         layers = list(_adapted(self.layer))
-        for layer in layers:
-            layer.merge()
-        found = [self.get_parameter(name).detach().to(dtype, copy=True) for name, dtype in dtypes.items()]
-        for layer in layers:
-            if layer.merged:  # only for PEFT's books: what it takes off is of the copies
-                layer.unmerge()
+        try:
+            for layer in layers:
+                layer.merge()
+            found = [self.get_parameter(name).detach().to(dtype, copy=True) for name, dtype in dtypes.items()]
+            for layer in layers:
+                if layer.merged:  # only for PEFT's books: what it takes off is of the copies
+                    layer.unmerge()
+            if any(layer.merged for layer in layers):  # and would no longer be called in training
+                raise NotImplementedError("they stay merged")
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise ConfigurationError(
+                f"vLLM needs the student's adapters merged, which this kind of them does not allow ({error}); set "
+                "use_vllm=false or use LoRA"
+            ) from error
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,28 @@ from vopd.kernels import Head
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
 """Largest difference, relative to the largest logit, by dtype; float32 leaves room for TF32."""
 _HALF_TOLERANCE = 3e-2
+
+_WITHOUT_ADAPTERS_CALL = {"XLORA", "POLY"}
+"""PEFT methods that choose among their adapters in ``PeftModel.forward``."""
+
+
+def check_adapters(model: Any, name: str) -> None:
+    """Raises ConfigurationError if the loss would pass over adapters of `model`.
+
+    The loss calls the model under ``PeftModel.forward``, which is where these adapters act: before the embedding, from
+    an invocation sequence on, or by a choice for every input.
+
+    Args:
+        model: unwrapped, with or without adapters.
+        name: "student" or "teacher".
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        kind = "activated LoRA" if getattr(config, "alora_invocation_tokens", None) else str(config.peft_type.value)
+        if config.is_prompt_learning or kind == "activated LoRA" or kind in _WITHOUT_ADAPTERS_CALL:
+            raise ConfigurationError(
+                f"the {name} has adapters of kind {kind}, which act in PeftModel.forward alone, while the loss calls "
+                "the model's layers directly; use LoRA or another method that changes the layers themselves"
+            )
 
 
 def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:

@@ -86,8 +86,8 @@ def load_model(
     if missing:
         # transformers fills these with random numbers and only warns.
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
-    if (Path(source) / "adapter_config.json").exists() and (Path(source) / "generation_config.json").exists():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    if (Path(source) / "adapter_config.json").exists():
+        model = _with_own_ends(model, source)
     return (model if quantized else model.to(device)).eval()
 
 
@@ -121,14 +121,14 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     """Return the model of a local folder or hub id without its weights: every parameter is on the device "meta".
 
     It tells the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. Of an
-    adapter's folder it is the base model.
+    adapter's folder it is the base model, with the end tokens that ``load_model`` would give it.
 
     Raises:
         MismatchError: there is no such model, or it needs code of its own.
     """
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
-        return load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"])
+        return _with_own_ends(load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"]), source)
     with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -138,6 +138,13 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
             model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
+    return model
+
+
+def _with_own_ends(model: Any, adapter: str | Path) -> Any:
+    """`model` with the generation configuration of an adapter's folder, where there is one."""
+    if (Path(adapter) / "generation_config.json").exists():
+        model.generation_config = require("transformers", "train").GenerationConfig.from_pretrained(adapter)
     return model
 
 

@@ -8,7 +8,6 @@ minor versions, so the tested range is narrow, is checked at import, and every o
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from abc import abstractmethod
@@ -27,6 +26,7 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, V
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
+from vopd.models.textless import NEWER_RUNNER, vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
@@ -56,9 +56,6 @@ _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
-# Ids in `logit_bias` that vLLM's newer model runner has room for; the older one takes any number.
-_MOST_BIASED = 1024
-_NEWER_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 class TRLAdapter(DistillationTrainer):
@@ -157,25 +154,20 @@ class TRLAdapter(DistillationTrainer):
         self.generation_config.suppress_tokens = sorted({*(self.generation_config.suppress_tokens or ()), *tail})
         if self.use_vllm:
             sampling = self.vllm_generation.generation_kwargs or {}
-            bias = dict.fromkeys(tail, -100.0) | (sampling.get("logit_bias") or {})
-            if len(bias) > _MOST_BIASED and not self._older_runner():
-                raise ConfigurationError(
-                    f"{len(tail)} rows of the student's head have no token, and vLLM's newer model runner can keep at "
-                    f"most {_MOST_BIASED} ids from being sampled; set {_NEWER_RUNNER}=0 in the environment of "
-                    f"{'vllm serve' if self.vllm_mode == 'server' else 'the training processes'}"
-                )
-            self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": bias}
+            bias = partial(vllm_bias, tail, sampling.get("logit_bias"))
+            if self.vllm_mode == "server":
+                found = bias(engine="vllm serve", older_runner=self._older_runner_of_server)
+            else:
+                found = bias(engine="the training processes")
+            self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
 
-    def _older_runner(self) -> bool:
-        """Whether vLLM was told to take its older model runner: which one it takes by itself depends on version, model
-        and machine. The first rank asks the server, and all hear of it."""
-        if self.vllm_mode == "colocate":
-            return os.environ.get(_NEWER_RUNNER) == "0"
+    def _older_runner_of_server(self) -> bool:
+        """The first rank asks the server, and all hear of it."""
         told = [False]
         if self.accelerator.is_main_process:
             client = self.vllm_generation.vllm_client
             answer = client.session.get(f"{client.base_url}/server_info", params={"config_format": "json"})
-            told = [answer.ok and answer.json().get("vllm_env", {}).get(_NEWER_RUNNER) is False]
+            told = [answer.ok and answer.json().get("vllm_env", {}).get(NEWER_RUNNER) is False]
         return bool(broadcast_object_list(told)[0])
 
     def log_alone(self, logs: dict[str, float]) -> None:
@@ -183,6 +175,23 @@ class TRLAdapter(DistillationTrainer):
         due = self.control.should_log
         super(DistillationTrainer, self).log(logs)
         self.control.should_log = due
+
+    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
+        """As ``transformers.Trainer.evaluate``.
+
+        Raises:
+            ConfigurationError: the launcher needs an optimizer beside the model, and training has not begun.
+        """
+        try:
+            found: dict[str, float] = super().evaluate(*given, **named)
+        except ValueError as error:
+            if self.optimizer is not None or not self.placement.managed:
+                raise
+            raise ConfigurationError(
+                f"{self.placement.launcher} holds the student only once training begins; set eval_on_start=true to "
+                "evaluate before the first step, or run vopd eval"
+            ) from error
+        return found
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
