@@ -27,7 +27,7 @@ def test_fsdp2_trains_what_one_process_trains(tiny_tokenizer: Any, tmp_path: Pat
     chosen = [known[name] for name in CASES]
     one = alone(chosen, tmp_path / "one")
     two = launched("fsdp2", [*chosen, known["poisoned"]], tmp_path / "two")
-    check_spoilt(two["poisoned"])
+    check_spoilt(two["poisoned"], "fsdp2")
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, tmp_path / "one", tmp_path / "two")

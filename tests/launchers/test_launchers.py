@@ -76,7 +76,7 @@ def test_two_processes_train_what_one_trains(
     if config.startswith("deepspeed"):
         chosen = [case for case in chosen if case.name != "average self"]  # which is refused
     two = launched(config, [*chosen, known["poisoned"]], folder / config)
-    check_spoilt(two["poisoned"])
+    check_spoilt(two["poisoned"], config)
     for case in chosen:
         check(case, one[case.name], two[case.name])
         check_saved(case, folder / "one", folder / config)

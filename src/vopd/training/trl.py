@@ -180,17 +180,14 @@ class TRLAdapter(DistillationTrainer):
         """As ``transformers.Trainer.evaluate``.
 
         Raises:
-            ConfigurationError: the launcher needs an optimizer beside the model, and training has not begun.
+            ConfigurationError: training has not begun, and FSDP or DeepSpeed places the student with its optimizer.
         """
-        try:
-            found: dict[str, float] = super().evaluate(*given, **named)
-        except ValueError as error:
-            if self.optimizer is not None or not self.placement.managed:
-                raise
+        if self.placement.managed and self.optimizer is None:
             raise ConfigurationError(
-                f"{self.placement.launcher} holds the student only once training begins; set eval_on_start=true to "
+                f"{self.placement.launcher} places the student when training begins; set eval_on_start=true to "
                 "evaluate before the first step, or run vopd eval"
-            ) from error
+            )
+        found: dict[str, float] = super().evaluate(*given, **named)
         return found
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
