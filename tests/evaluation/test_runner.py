@@ -404,7 +404,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             assert len({one.seed for one in settings}) == len(prompts) and settings[0].max_tokens == 8
             if "sixth" in prompts[0]:
                 raise RuntimeError("the engine is out of memory")
-            seen.append((settings[0].stop_token_ids, settings[0].logit_bias))
+            seen.append(settings[0])
             output = SimpleNamespace(text=r"\boxed{4}", token_ids=[1, 2], finish_reason="length")
             return [SimpleNamespace(outputs=[output]) for _ in prompts]
 
@@ -432,11 +432,12 @@ def test_vllm_draws_through_one_engine_after_the_other(
     models, settings = [tiny_student_dir, tiny_teacher_dir], {"backend": "vllm", **FAST, **limits}
     results = evaluate(models, [problems, str(second)], tmp_path / "out", **settings)
     student, teacher = ({"model": str(model), "dtype": "float32", "revision": None, **limits} for model in models)
-    starts_and_ends = [entry for entry in engines if not isinstance(entry, tuple)]
+    starts_and_ends = [entry for entry in engines if not isinstance(entry, SimpleNamespace)]
     assert starts_and_ends == [student, "end of student", teacher, "end of teacher"]
-    draws = [entry for entry in engines if isinstance(entry, tuple)]
-    of_student, of_teacher = (([1], dict.fromkeys(range(300, rows), -100.0)) for rows in (304, 320))
-    assert draws[0] == of_student and draws[-1] == of_teacher
+    draws = [entry for entry in engines if isinstance(entry, SimpleNamespace)]
+    of_student, of_teacher = (dict.fromkeys(range(300, rows), -100.0) for rows in (304, 320))
+    assert (draws[0].logit_bias, draws[-1].logit_bias) == (of_student, of_teacher)
+    assert all(draw.stop_token_ids == [1] for draw in draws)
     entry = results["results"][0]
     assert entry["per_problem"]["p1"] == 1 and entry["truncation_rate"] == 1
     assert results["settings"]["max_model_len"] == 4096 and "gpu_memory_utilization" not in results["settings"]
@@ -449,7 +450,7 @@ def test_vllm_ends_where_an_adapter_was_trained_to(
 ) -> None:
     evaluate(adapter_dir, [problems], tmp_path / "out", backend="vllm", **FAST)
     assert engines[0]["model"] == str(tiny_student_dir) and engines[0]["max_lora_rank"] == 8
-    assert engines[1][0] == [1, 42]
+    assert engines[1].stop_token_ids == [1, 42] and engines[1].ignore_eos
 
 
 def test_an_engine_that_fails_is_shut_down_too(engines: list[Any], tiny_student_dir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from conftest import STUDENT_ROWS
 from messages import says
 from vopd.errors import ConfigurationError, MismatchError
-from vopd.models import load_model, load_skeleton, load_tokenizer
+from vopd.models import end_ids, load_model, load_skeleton, load_tokenizer
 
 
 @pytest.fixture
@@ -212,3 +212,30 @@ def test_a_skeleton_tells_its_sizes_under_a_launcher_that_divides_weights(
     monkeypatch.setattr("transformers.modeling_utils.is_deepspeed_zero3_enabled", lambda: True)
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     assert load_skeleton(tiny_student_dir).get_input_embeddings().weight.shape == (STUDENT_ROWS, 32)
+
+
+def test_a_skeleton_of_a_text_model_within_a_larger_one(tmp_path: Path) -> None:
+    from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    text = Qwen3_5TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16,
+        linear_value_head_dim=16, eos_token_id=7,
+    )  # fmt: skip
+    Qwen3_5Config(text_config=text).save_pretrained(tmp_path)
+    skeleton = load_skeleton(tmp_path)
+    assert isinstance(skeleton, Qwen3_5ForCausalLM) and skeleton.get_output_embeddings().weight.shape == (64, 32)
+    assert end_ids(skeleton) == (7,)
+
+
+def test_an_adapter_ends_where_it_was_trained_to(tiny_student_dir: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(load_model(tiny_student_dir), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    for load in (load_skeleton, load_model):
+        assert end_ids(load(tmp_path)) == (1,)
+    adapted.generation_config.eos_token_id = [1, 42]
+    adapted.generation_config.save_pretrained(tmp_path)
+    for load in (load_skeleton, load_model):
+        assert end_ids(load(tmp_path)) == (1, 42)

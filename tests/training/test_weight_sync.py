@@ -314,13 +314,45 @@ def test_every_rank_of_a_sharded_student_sends_whole_weights(tiny_teacher_dir: P
 
 
 @pytest.mark.filterwarnings("ignore:OSF does not support unmerging")
-@pytest.mark.parametrize("kind", ["ShadowConfig", "OSFConfig"])  # it raises, and it stays merged
+@pytest.mark.parametrize("kind", ["LilyConfig", "OSFConfig"])  # it raises, and it stays merged
 def test_adapters_that_cannot_be_merged_are_refused(
     with_vllm: Callable[..., Any], load: Callable[..., Any], kind: str
 ) -> None:
     import peft
 
-    adapters = getattr(peft, kind)(task_type="CAUSAL_LM", target_modules=["q_proj"] if kind == "OSFConfig" else None)
-    trainer, _ = with_vllm(load("tied"), adapters)
+    trainer, _ = with_vllm(load("tied"), getattr(peft, kind)(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    before = logits(trainer.model)
     with pytest.raises(ConfigurationError, match=says("adapters merged ... use_vllm=false")):
         trainer.train()
+    assert torch.equal(logits(trainer.model), before)
+
+
+def test_prompts_in_the_attention_are_refused(
+    with_vllm: Callable[..., Any], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    from peft import AdaptionPromptConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=300, pad_token_id=0, eos_token_id=1, bos_token_id=None, **small))
+    llama.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save_pretrained(tmp_path / "llama")
+    llama = LlamaForCausalLM.from_pretrained(tmp_path / "llama")
+    adapted = get_peft_model(llama, AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1))
+    with pytest.raises(ConfigurationError, match=says("adaption prompts ... use_vllm=false")):
+        with_vllm(adapted)
+
+
+def test_running_out_of_memory_is_not_taken_for_an_adapter_of_another_kind(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import get_peft_model
+    from peft.tuners.lora import Linear
+
+    def too_large(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    student = get_peft_model(load("tied"), lora())
+    monkeypatch.setattr(Linear, "merge", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(merged_weights(student, Tensor.detach))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import MismatchError, MissingExtraError
-from vopd.models import Completion, end_ids, load_skeleton, load_tokenizer
-from vopd.models.textless import textless_rows, vllm_bias
+from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
+from vopd.models.textless import vllm_bias
 
 from .benchmarks import Protocol
 from .engines import Sampler
@@ -49,11 +49,12 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         options |= {"enable_lora": True, "max_lora_rank": rank}
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
     # Before the engine: what fails here leaves none behind.
-    tokenizer, skeleton = load_tokenizer(model, revision=revision), load_skeleton(model, revision=revision)
-    # Of an adapter vLLM knows the base model's end tokens.
+    tokenizer, found = load_tokenizer(model, revision=revision), load_configuration(model, revision=revision)
+    rows = found.config.get_text_config().vocab_size
     shared = {
-        "stop_token_ids": list(end_ids(skeleton, tokenizer)),
-        "logit_bias": vllm_bias(textless_rows(skeleton, tokenizer), engine="this command") or None,
+        "ignore_eos": True,  # vLLM's own end tokens, which are the base model's
+        "stop_token_ids": [token for token in end_ids(found, tokenizer) if token < rows],
+        "logit_bias": vllm_bias(range(len(tokenizer), rows), engine="this command") or None,
     }
     engine = vllm.LLM(**options)
 

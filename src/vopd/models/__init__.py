@@ -1,7 +1,7 @@
 """Causal language models: loading, tokenizer and vocabulary checks, batched sampling."""
 
 from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
-from .loading import best_device, device_name, load_model, load_skeleton, load_tokenizer
+from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
 from .states import States, last_hidden_states
 from .vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
@@ -17,6 +17,7 @@ __all__ = [
     "end_ids",
     "end_token_difference",
     "last_hidden_states",
+    "load_configuration",
     "load_model",
     "load_skeleton",
     "load_tokenizer",

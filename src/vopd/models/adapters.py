@@ -35,6 +35,8 @@ def check_sendable(model: Any) -> None:
     """
     if getattr(model, "quantization_method", None) is not None:
         raise ConfigurationError(QUANTIZED)
+    if any(config.peft_type == "ADAPTION_PROMPT" for config in getattr(model, "peft_config", {}).values()):
+        raise ConfigurationError("adaption prompts cannot be merged for vLLM; set use_vllm=false or use LoRA")
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if model.config.get_text_config().tie_word_embeddings and _ids(embedding) != _ids(head):
         raise ConfigurationError(
@@ -135,9 +137,14 @@ class _Merge(nn.Module):
                     layer.unmerge()
             if any(layer.merged for layer in layers):  # and would no longer be called in training
                 raise NotImplementedError("they stay merged")
+        except torch.OutOfMemoryError:
+            raise
         except (NotImplementedError, RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"vLLM needs the student's adapters merged, which this kind of them does not allow ({error}); set "
                 "use_vllm=false or use LoRA"
             ) from error
+        finally:
+            for layer in layers:
+                layer.merged_adapters.clear()
         return found

@@ -11,7 +11,6 @@ import torch
 
 from vopd.errors import ConfigurationError, DataError, check_at_least, require
 
-from .textless import textless_rows
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
 
@@ -81,7 +80,7 @@ def sample(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(end_ids(model, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id or 0,
-        suppress_tokens=textless_rows(model, tokenizer) or None,
+        suppress_tokens=_textless(model, tokenizer),
         use_cache=True,
         **shaping,
     )
@@ -140,6 +139,12 @@ def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completi
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
     return Completion(text, tuple(ids), truncated=end is None)
+
+
+def _textless(model: Any, tokenizer: Any) -> list[int] | None:
+    head = model.get_output_embeddings()
+    rows = 0 if head is None else head.weight.shape[0]
+    return list(range(len(tokenizer), rows)) or None
 
 
 def context_length(*models: Any) -> int | None:

@@ -14,26 +14,26 @@ _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
 """Largest difference, relative to the largest logit, by dtype; float32 leaves room for TF32."""
 _HALF_TOLERANCE = 3e-2
 
-_WITHOUT_ADAPTERS_CALL = {"XLORA", "POLY"}
-"""PEFT methods that choose among their adapters in ``PeftModel.forward``."""
+_BEFORE_THE_LAYERS = {"XLORA", "POLY", "SHADOW"}
+"""PEFT methods that choose among adapters, or prepare them, on the way to the model's layers."""
 
 
 def check_adapters(model: Any, name: str) -> None:
     """Raises ConfigurationError if the loss would pass over adapters of `model`.
 
-    The loss calls the model under ``PeftModel.forward``, which is where these adapters act: before the embedding, from
-    an invocation sequence on, or by a choice for every input.
+    The loss calls the layers under the head. Some adapters act before that: in front of the embedding, from an
+    invocation sequence on, or by a choice for every input.
 
     Args:
         model: unwrapped, with or without adapters.
         name: "student" or "teacher".
     """
-    for config in getattr(model, "peft_config", {}).values():
+    for config in map(model.peft_config.get, model.active_adapters) if hasattr(model, "get_base_model") else ():
         kind = "activated LoRA" if getattr(config, "alora_invocation_tokens", None) else str(config.peft_type.value)
-        if config.is_prompt_learning or kind == "activated LoRA" or kind in _WITHOUT_ADAPTERS_CALL:
+        if config.is_prompt_learning or kind == "activated LoRA" or kind in _BEFORE_THE_LAYERS:
             raise ConfigurationError(
-                f"the {name} has adapters of kind {kind}, which act in PeftModel.forward alone, while the loss calls "
-                "the model's layers directly; use LoRA or another method that changes the layers themselves"
+                f"the {name} has adapters of kind {kind}, which act outside the model's layers, while the loss calls "
+                "these layers alone; use LoRA or another method that changes the layers themselves"
             )
 
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def load_model(
         # transformers fills these with random numbers and only warns.
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
     if (Path(source) / "adapter_config.json").exists():
-        model = _with_own_ends(model, source)
+        model.generation_config = _generation_config(source, model.generation_config)
     return (model if quantized else model.to(device)).eval()
 
 
@@ -117,6 +118,44 @@ def _quantized(quantization: str, device: str) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """What a folder or hub id says of its model, which may be of any kind.
+
+    Attributes:
+        config: its configuration, of which the text model may be a part.
+        generation_config: the one beside it; what can be made of the configuration where there is none.
+    """
+
+    config: Any
+    generation_config: Any
+
+
+def load_configuration(source: str | Path, *, revision: str | None = None) -> Configuration:
+    """Return the configuration of a local folder or hub id.
+
+    Of an adapter's folder it is the base model's, with the generation configuration that ``load_model`` would give it.
+
+    Raises:
+        MismatchError: there is no such model, or it needs code of its own.
+    """
+    adapter = Path(source) / "adapter_config.json"
+    if adapter.exists():
+        base = load_configuration(json.loads(adapter.read_text())["base_model_name_or_path"])
+        return replace(base, generation_config=_generation_config(source, base.generation_config))
+    with _loading("model", source, revision) as transformers:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        made = transformers.GenerationConfig.from_model_config(config)
+    return Configuration(config, _generation_config(source, made, revision))
+
+
+def _generation_config(source: str | Path, otherwise: Any, revision: str | None = None) -> Any:
+    """That of a folder or hub id, which need not have one."""
+    with suppress(OSError):
+        return require("transformers", "train").GenerationConfig.from_pretrained(source, revision=revision)
+    return otherwise
+
+
 def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     """Return the model of a local folder or hub id without its weights: every parameter is on the device "meta".
 
@@ -126,25 +165,18 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         MismatchError: there is no such model, or it needs code of its own.
     """
-    adapter = Path(source) / "adapter_config.json"
-    if adapter.exists():
-        return _with_own_ends(load_skeleton(json.loads(adapter.read_text())["base_model_name_or_path"]), source)
+    found = load_configuration(source, revision=revision)
+    config = found.config
     with _loading("model", source, revision) as transformers:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"{config.model_type} is no causal language model")
         # By the class itself: from_config would cut weights up where a launcher has asked for that.
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if kind.config_class is config.sub_configs.get("text_config"):  # the text model of several
+            config = config.get_text_config()
         with torch.device("meta"):
-            model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    with suppress(OSError):  # a model need not have one; the end tokens are then those of its configuration
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
-    return model
-
-
-def _with_own_ends(model: Any, adapter: str | Path) -> Any:
-    """`model` with the generation configuration of an adapter's folder, where there is one."""
-    if (Path(adapter) / "generation_config.json").exists():
-        model.generation_config = require("transformers", "train").GenerationConfig.from_pretrained(adapter)
+            model = kind(config)
+    model.generation_config = found.generation_config
     return model
 
 

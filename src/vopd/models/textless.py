@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from vopd.errors import ConfigurationError
 
@@ -12,12 +11,6 @@ NEWER_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's variable in the environment: 0 chooses its older model runner."""
 _MOST_BIASED = 1024
 """Ids in `logit_bias` that the newer model runner has room for; the older one takes any number."""
-
-
-def textless_rows(model: Any, tokenizer: Any) -> list[int]:
-    """Numbers of the rows without a token in the head of `model`, which may be without its weights."""
-    head = model.get_output_embeddings()
-    return [] if head is None else list(range(len(tokenizer), head.weight.shape[0]))
 
 
 def vllm_bias(

@@ -176,8 +176,8 @@ class TRLAdapter(DistillationTrainer):
         super(DistillationTrainer, self).log(logs)
         self.control.should_log = due
 
-    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
-        """As ``transformers.Trainer.evaluate``.
+    def evaluation_loop(self, *given: Any, **named: Any) -> Any:
+        """As in ``transformers.Trainer``, for ``evaluate`` and ``predict``.
 
         Raises:
             ConfigurationError: training has not begun, and FSDP or DeepSpeed places the student with its optimizer.
@@ -187,8 +187,7 @@ class TRLAdapter(DistillationTrainer):
                 f"{self.placement.launcher} places the student when training begins; set eval_on_start=true to "
                 "evaluate before the first step, or run vopd eval"
             )
-        found: dict[str, float] = super().evaluate(*given, **named)
-        return found
+        return super().evaluation_loop(*given, **named)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
