@@ -448,7 +448,9 @@ def test_vllm_draws_through_one_engine_after_the_other(
 def test_vllm_ends_where_an_adapter_was_trained_to(
     engines: list[Any], problems: str, adapter_dir: Path, tiny_student_dir: Path, tmp_path: Path
 ) -> None:
-    evaluate(adapter_dir, [problems], tmp_path / "out", backend="vllm", **FAST)
+    ends = json.loads((adapter_dir / "generation_config.json").read_text())
+    (adapter_dir / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": [1, 42, 304]}))
+    evaluate(adapter_dir, [problems], tmp_path / "out", backend="vllm", **FAST)  # which refuses ids beyond the head
     assert engines[0]["model"] == str(tiny_student_dir) and engines[0]["max_lora_rank"] == 8
     assert engines[1].stop_token_ids == [1, 42] and engines[1].ignore_eos
 

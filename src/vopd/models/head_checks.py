@@ -28,12 +28,16 @@ def check_adapters(model: Any, name: str) -> None:
         model: unwrapped, with or without adapters.
         name: "student" or "teacher".
     """
-    for config in map(model.peft_config.get, model.active_adapters) if hasattr(model, "get_base_model") else ():
-        kind = "activated LoRA" if getattr(config, "alora_invocation_tokens", None) else str(config.peft_type.value)
-        if config.is_prompt_learning or kind == "activated LoRA" or kind in _BEFORE_THE_LAYERS:
+    if not hasattr(model, "get_base_model"):
+        return
+    for adapter in model.active_adapters:
+        config = model.peft_config[adapter]
+        kind, invoked = config.peft_type.value, getattr(config, "alora_invocation_tokens", None)
+        if invoked or config.is_prompt_learning or kind in _BEFORE_THE_LAYERS:
             raise ConfigurationError(
-                f"the {name} has adapters of kind {kind}, which act outside the model's layers, while the loss calls "
-                "these layers alone; use LoRA or another method that changes the layers themselves"
+                f"the {name} has adapters of kind {'activated LoRA' if invoked else kind}, which act outside the "
+                "model's layers, while the loss calls these layers alone; use LoRA or another method that changes the "
+                "layers themselves"
             )
 
 

@@ -118,8 +118,9 @@ class Servers:
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
-        shared = self._closed, self._executor, self._client, self._lock, self._under_way
-        self.close = weakref.finalize(self, _give_up, *shared)
+        self.close = weakref.finalize(
+            self, _give_up, self._closed, self._executor, self._client, self._lock, self._under_way
+        )
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
     def background(self, work: Callable[[], T]) -> Future[T]:
