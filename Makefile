@@ -112,7 +112,7 @@ test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
 
 # Not part of the tests: about a minute for ten mutations. Holds the catalogue to the sources first, and writes
-# docs/bug-catalogue.md.
+# docs/contributing/bug-catalogue.md.
 mutants: $(STAMP)
 	nice -n 10 $(PYTHON) tools/mutate.py
 

@@ -1,5 +1,5 @@
-"""Writes docs/configuration.md and configs/train.schema.json from the dataclasses that the commands read, and
-docs/functional.md from the signatures and docstrings of vopd.functional.
+"""Writes docs/reference/configuration.md and configs/train.schema.json from the dataclasses that the commands read, and
+docs/reference/functional.md from the signatures and docstrings of vopd.functional.
 
     python docs/generate.py
 
@@ -29,9 +29,9 @@ from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
 from vopd.training.trl import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "configuration.md"
+PAGE = ROOT / "docs" / "reference" / "configuration.md"
 SCHEMA = ROOT / "configs" / "train.schema.json"
-FUNCTIONAL = ROOT / "docs" / "functional.md"
+FUNCTIONAL = ROOT / "docs" / "reference" / "functional.md"
 
 # Plain type: what a reader calls it (None is told by the default), and its JSON type.
 _TYPES = {
@@ -117,7 +117,7 @@ for step in range(100):
 ```
 
 For the vocabularies of language models take `vopd.linear_distillation_loss`, which never holds the logits of all tokens
-([README](../README.md#only-the-loss-in-a-loop-of-your-own)).
+([README](../../README.md)).
 
 ## Centred baselines
 
@@ -147,7 +147,7 @@ _FUNCTIONAL = ("moments", "baselines", "losses", "gradient_variance", "importanc
 
 
 def functional_page() -> str:
-    """Return the text of docs/functional.md: what is public in vopd.functional, by module."""
+    """Return the text of docs/reference/functional.md: what is public in vopd.functional, by module."""
     axes = _plain_markdown(functional).split("\n\n")[-1]
     return "\n".join([_FUNCTIONAL_HEAD, axes, *map(_module, _FUNCTIONAL)]) + "\n"
 
@@ -191,7 +191,7 @@ def _fields(section: str) -> str:
 
 
 def page() -> str:
-    """Return the text of docs/configuration.md."""
+    """Return the text of docs/reference/configuration.md."""
     known, own, of_trl = train_options(), options_of(TrainOptions), options_of(DistillationConfig)
     of_config = [option for name, option in known.items() if name not in own]
     method = [option for option in of_config if option.name not in of_trl]

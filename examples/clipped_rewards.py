@@ -1,4 +1,4 @@
-"""An estimator of one's own: vanilla OPD with clipped rewards. docs/custom-estimators.md explains it."""
+"""An estimator of one's own: vanilla OPD with clipped rewards. docs/how-to/custom-estimators.md explains it."""
 
 import torch
 

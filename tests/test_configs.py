@@ -20,11 +20,11 @@ from vopd.run.accuracy import EvalOptions
 from vopd.run.plan import plan_run
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "recipes").glob("*/config.yaml"))
 LAUNCHERS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_every_configuration_is_good(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,11 +33,11 @@ def test_every_configuration_is_good(
     assert capsys.readouterr().out.endswith("good\n")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_every_file_and_command_that_a_configuration_names_exists(path: Path) -> None:
     text = path.read_text()
     for word in text.split():
-        if word.startswith("configs/") and word.endswith(".yaml"):
+        if word.startswith(("configs/", "recipes/")) and word.endswith(".yaml"):
             assert (ROOT / word).is_file(), word
     options = {field.name for field in dataclasses.fields(EvalOptions)}
     for line in text.splitlines():
@@ -47,7 +47,7 @@ def test_every_file_and_command_that_a_configuration_names_exists(path: Path) ->
 
 def test_the_papers_setup() -> None:
     """LoRA of rank 64, alpha 128, on all linear layers; 64 prompts a process; 1e-5; 1024 + 2048 tokens."""
-    plan = plan_run("train", "", ["--config", str(ROOT / "configs" / "qwen3-1.7b-lora-vllm.yaml")])
+    plan = plan_run("train", "", ["--config", str(ROOT / "recipes" / "qwen3-1.7b-lora-vllm" / "config.yaml")])
     options, config = plan.options, plan.config
     assert (options.lora_rank, options.lora_alpha, options.lora_target_modules) == (64, 128, ["all-linear"])
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
@@ -78,7 +78,7 @@ def test_there_is_a_launcher_file_for_each_way() -> None:
 
 
 class TestDemo:
-    """A few steps of configs/demo.yaml."""
+    """A few steps of recipes/embedded-pair/config.yaml."""
 
     @pytest.fixture
     def demo(self, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
@@ -124,7 +124,7 @@ class TestDemo:
 
 def short(folder: Path) -> list[str]:
     return [
-        "--config", str(ROOT / "configs" / "demo.yaml"), "--output_dir", str(folder), "--run_name", "demo",
+        "--config", str(ROOT / "recipes" / "embedded-pair" / "config.yaml"), "--output_dir", str(folder), "--run_name", "demo",
         "--max_steps", "2", "--per_device_train_batch_size", "4", "--max_completion_length", "8",
         "--eval_count", "4", "--use_cpu", "true", "--max_prompts", "16",
     ]  # fmt: skip

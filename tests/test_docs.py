@@ -20,11 +20,7 @@ from vopd.estimators import find_estimator
 from vopd.run.options import Option
 
 ROOT = Path(__file__).parents[1]
-_NAMES = (
-    "configuration", "data", "rollouts", "from-trl", "rewards", "several-teachers", "self-distillation", "memory",
-    "custom-estimators", "functional",
-)  # fmt: skip
-PAGES = [ROOT / "docs" / f"{name}.md" for name in _NAMES]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.stem != "bug-catalogue"]
 TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict, "null": type(None)}
 
 
@@ -69,13 +65,13 @@ def conforms(value: Any, kinds: list[str]) -> bool:
     return any(isinstance(value, TYPES[kind]) for kind in kinds if kind in TYPES)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/config.yaml")), ids=lambda path: path.parent.name)
 def test_the_schema_accepts_every_configuration(path: Path) -> None:
     schema = json.loads((ROOT / "configs" / "train.schema.json").read_text())
     for name, value in yaml.safe_load(path.read_text()).items():
         kinds = schema["properties"][name]["type"]
         assert conforms(value, [kinds] if isinstance(kinds, str) else kinds), name
-    assert path.read_text().startswith("# yaml-language-server: $schema=train.schema.json\n")
+    assert path.read_text().startswith("# yaml-language-server: $schema=../../configs/train.schema.json\n")
 
 
 def test_schema_and_table_of_an_option(generator: ModuleType) -> None:
@@ -97,13 +93,14 @@ def test_what_a_page_names_exists(path: Path) -> None:
     text = path.read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (path.parent / target).exists(), target
-    for name in re.findall(r"\bconfigs/[\w./-]+\.(?:yaml|json)", text):
+    for name in re.findall(r"\b(?:configs|recipes)/[\w./-]+\.(?:yaml|json)", text):
         assert (ROOT / name).is_file(), name
-    for name in re.findall(r"^vopd (\w+)", text, re.MULTILINE):
-        assert name in COMMANDS, name
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for name in re.findall(r"^vopd (\w+)", block, re.MULTILINE):
+            assert name in COMMANDS, name
 
 
-@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_configuration_on_a_page_has_options_that_exist(path: Path) -> None:
     schema = json.loads((ROOT / "configs" / "train.schema.json").read_text())["properties"]
     for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
@@ -134,7 +131,7 @@ def blocks_run_here(page: str) -> list[str]:
 
 def test_the_estimators_of_the_page_have_the_baselines_that_they_say() -> None:
     scope: dict[str, Any] = {**vars(vopd.estimators), **vars(vopd.functional)}
-    exec(blocks_run_here("custom-estimators.md")[0], scope)
+    exec(blocks_run_here("how-to/custom-estimators.md")[0], scope)
     student, teacher = torch.randn(2, 6, 9, dtype=torch.float64).log_softmax(-1).unbind()
     ids, rewards = torch.arange(6), teacher - student
     found = vopd.distillation_loss(student, teacher, ids, estimator=scope["HALF"])
@@ -148,7 +145,7 @@ def test_the_estimators_of_the_page_have_the_baselines_that_they_say() -> None:
 def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_estimator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, block = blocks_run_here("custom-estimators.md")
+    _, block = blocks_run_here("how-to/custom-estimators.md")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     clipped = find_estimator("clipped_rewards:CLIPPED")
     student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()
@@ -166,7 +163,7 @@ def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_est
 
 
 def test_the_page_of_the_equations_has_all_of_them_with_their_shapes() -> None:
-    text = (ROOT / "docs" / "functional.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "functional.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^### `(\w+)`$", text, re.MULTILINE)) == functional.__all__
     assert 'def gradient_variance(moments: Moments, baseline: Float[Tensor, "*tokens"]) -> ' in text
 
@@ -174,7 +171,7 @@ def test_the_page_of_the_equations_has_all_of_them_with_their_shapes() -> None:
 def test_the_loop_on_the_equations_trains_and_its_centred_advantages_are_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    loop, centred = blocks_run_here("functional.md")
+    loop, centred = blocks_run_here("reference/functional.md")
     scope: dict[str, Any] = {}
     exec(loop, scope)
     values = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]

@@ -2,9 +2,10 @@
 
     python tools/mutate.py                 all of them
     python tools/mutate.py --only TEXT     those in whose entry TEXT stands
-    python tools/mutate.py --new           those that docs/bug-catalogue.md does not have as caught
+    python tools/mutate.py --new           those that docs/contributing/bug-catalogue.md does not have as caught
 
-Results go into docs/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was measured.
+Results go into docs/contributing/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was
+measured.
 Before anything runs, the whole catalogue is held to the sources: what no longer applies is said all at once.
 
 Each mutation replaces a piece of one function, found by its tokens: moving or reformatting the function, or renaming
@@ -39,7 +40,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT / "tools" / "mutations.toml"
-PAGE = ROOT / "docs" / "bug-catalogue.md"
+PAGE = ROOT / "docs" / "contributing" / "bug-catalogue.md"
 # What pytest calls a failed assertion: by its name, rewritten, or pytest.raises without the error.
 ASSERTION = "AssertionError|assert |Failed: DID NOT RAISE"
 TIMEOUT = 300
@@ -294,7 +295,7 @@ def version() -> str:
 
 
 def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
-    """docs/bug-catalogue.md; `results` by ``key``."""
+    """docs/contributing/bug-catalogue.md; `results` by ``key``."""
     lines = []
     for bug in bugs:
         of_bug = f"| {bug.title} | {', '.join(bug.references) or 'thought of here'} |"

