@@ -124,7 +124,8 @@ class TestDemo:
 
 def short(folder: Path) -> list[str]:
     return [
-        "--config", str(ROOT / "recipes" / "embedded-pair" / "config.yaml"), "--output_dir", str(folder), "--run_name", "demo",
+        "--config", str(ROOT / "recipes" / "embedded-pair" / "config.yaml"), "--output_dir", str(folder),
+        "--run_name", "demo",
         "--max_steps", "2", "--per_device_train_batch_size", "4", "--max_completion_length", "8",
         "--eval_count", "4", "--use_cpu", "true", "--max_prompts", "16",
     ]  # fmt: skip
