@@ -4,8 +4,8 @@
 
 For every token of the student's own completions the variance of the token gradient in the logits is known in closed
 form: sum_y p_y |g_y|^2 - |sum_y p_y g_y|^2; only the completions are sampled. The table in
-docs/how-to/server-teachers.md is this program's output. "bf16" lets the teacher compute in bfloat16, as servers do; the target is then the gradient under the
-rewards that these scores give.
+docs/how-to/server-teachers.md is this program's output. "bf16" lets the teacher compute in bfloat16, as servers do; the
+target is then the gradient under the rewards that these scores give.
 """
 
 from __future__ import annotations
