@@ -36,7 +36,7 @@ help:
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
-	@echo "make check          run ruff, mypy, the import contract and the rules of the layout"
+	@echo "make check          run ruff, mypy, the import contract, the rules of the layout and of the language"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
 	@echo "make clean          remove .venv and caches"
@@ -125,6 +125,7 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/house.py
+	$(PYTHON) tools/words.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
