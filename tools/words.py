@@ -58,7 +58,7 @@ BETTER = {
 }
 """Pattern of a phrase, and what to write instead, with the groups of the pattern."""
 
-_GAP = r"""(?:[\s"'#>]+f?["']?)"""
+_GAP = r"""[\s"'#>]+(?:f["'])?"""
 _PHRASES = [
     (re.compile(rf"(?<![\w.,]){phrase.replace(' ', _GAP)}(?![\w-])", re.IGNORECASE), better)
     for phrase, better in BETTER.items()

@@ -67,7 +67,7 @@ PAIR = {
 
 
 def build_model(recipe: ModelRecipe, tokenizer: Any) -> Any:
-    """Return a freshly initialised Qwen3-architecture model, in float32, with untied heads of 32 dimensions."""
+    """Return a randomly initialized model of the Qwen3 architecture, in float32, with untied heads of 32 dimensions."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -99,7 +99,7 @@ def stream_batches(
     seed: int,
     write: Write = worked_completion,
 ) -> Iterator[list[Example]]:
-    """Yield batches of (prompt ids, completion ids) without end: problems reshuffled an epoch, wordings drawn anew."""
+    """Yield batches of (prompt ids, completion ids) indefinitely; every epoch has a new order and new wordings."""
     rng = random.Random(seed)
     while True:
         order = rng.sample(problems, len(problems))
@@ -111,7 +111,7 @@ def stream_batches(
 
 
 def supervised_loss(model: Any, examples: list[Example], pad: int, vocabulary: int) -> torch.Tensor:
-    """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; the prompts count for nothing."""
+    """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; prompt tokens are not in the loss."""
     rows = [torch.tensor(prompt + completion) for prompt, completion in examples]
     wanted_rows = [torch.tensor([-100] * len(prompt) + completion) for prompt, completion in examples]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)

@@ -60,7 +60,7 @@ class Head:
         return self.weight.device
 
     def logits(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens V"]:
-        """Return logits, (..., V), of a few hidden states, (..., D), in float32 or wider; ``Projection`` is for many."""
+        """Return logits, (..., V), of a few hidden states, (..., D), in float32 or wider."""
         wide = hidden if hidden.dtype == torch.float64 else hidden.float()
         logits = wide @ self.weight.to(wide.dtype).T
         if self.bias is not None:
