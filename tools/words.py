@@ -4,13 +4,16 @@
     python tools/words.py --count      the number of faults per file
     python tools/words.py FILE ...     check these files only
 
-Phrases are whole words in any case, and are found across the lines of a paragraph and of adjacent Python strings.
+Phrases are whole words in any case, and are found across the lines of a paragraph and of adjacent Python strings. In
+Python only strings and comments are checked.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +61,7 @@ BETTER = {
 }
 """Pattern of a phrase, and what to write instead, with the groups of the pattern."""
 
-_GAP = r"""[\s"'#>]+(?:f["'])?"""
+_GAP = r"""\s*["']?[\s#>]+(?:f["']|["'])?"""
 _PHRASES = [
     (re.compile(rf"(?<![\w.,]){phrase.replace(' ', _GAP)}(?![\w-])", re.IGNORECASE), better)
     for phrase, better in BETTER.items()
@@ -72,9 +75,25 @@ def files(root: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix in SUFFIXES and path.name != Path(__file__).name)
 
 
+def prose(path: Path) -> str:
+    """The text of a file; in Python, every character outside strings and comments is replaced by NUL."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    lines = text.splitlines(keepends=True)
+    kept = [re.sub(r"\S", "\0", line) for line in lines]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if re.match("STRING|FSTRING|COMMENT", tokenize.tok_name[token.type]):
+            (first, begin), (last, end) = token.start, token.end
+            for row in range(first - 1, last):
+                left, right = begin * (row == first - 1), end if row == last - 1 else len(lines[row])
+                kept[row] = kept[row][:left] + lines[row][left:right] + kept[row][right:]
+    return "".join(kept)
+
+
 def faults(path: Path) -> Iterator[tuple[int, str]]:
     """Line and message of each phrase in a file."""
-    text = path.read_text(encoding="utf-8")
+    text = prose(path)
     for paragraph in re.finditer(r"(?:[^\n]*\S[^\n]*(?:\n|$))+", text):
         for phrase, better in _PHRASES:
             for match in phrase.finditer(paragraph.group()):

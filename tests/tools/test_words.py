@@ -30,7 +30,10 @@ from tools import words
             [(2, '"tokens a position": write "tokens per position"')],
         ),
         ("a.py", "# one that\n# was looked at", [(2, '"was looked at": write "is checked, is read"')]),
-        ("a.py", "def mend_it(): told_as = recommend", []),
+        ("a.py", "def mend_it(): told_as = mend", []),
+        ("a.py", "x = ['nats a', token]\nfits(1, rooms)  # gifts", [(2, '"gifts": write "say what it is"')]),
+        ("a.md", "an estimator of one's own", [(1, '"of one\'s own": write "your own ..."')]),
+        ("a.py", 'def f():\n    """Text\n    anew.\n    """\n', [(3, '"anew": write "again, from scratch"')]),
     ],
 )
 def test_phrases_and_their_lines(tmp_path: Path, name: str, text: str, found: list[tuple[int, str]]) -> None:
