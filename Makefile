@@ -40,7 +40,7 @@ help:
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
 	@echo "make dist           build the wheel and the sdist into dist/"
 	@echo "make test-dist      build both, install them into a clean environment and run them, in .venv-dist"
-	@echo "make check          run ruff, mypy, the import contract and the rules of the layout"
+	@echo "make check          run ruff, mypy, the import contract, the rules of the layout and of the language"
 	@echo "make format         let ruff rewrite the sources"
 	@echo "make embedded-pair  train the demo's pair of models again"
 	@echo "make clean          remove .venv and caches"
@@ -148,6 +148,7 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/house.py
+	$(PYTHON) tools/words.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

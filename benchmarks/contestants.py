@@ -1,4 +1,4 @@
-"""The losses that benchmarks/loss.py compares, each from hidden states and heads to a scalar with gradient."""
+"""The losses that benchmarks/loss.py compares: from hidden states and heads to a scalar with gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import vopd
 
 @dataclass(frozen=True)
 class Inputs:
-    """(N, D_s), (V, D_s), (N, D_t), (V, D_t), (N,)."""
+    """Inputs of a loss, of shapes (N, D_s), (V, D_s), (N, D_t), (V, D_t) and (N,)."""
 
     hidden: Tensor
     head: Tensor
@@ -23,7 +23,7 @@ class Inputs:
     ids: Tensor
 
     def first(self, count: int) -> Inputs:
-        """The first tokens alone; the gradient in the hidden states is then that of a new tensor."""
+        """The first `count` tokens, with new hidden states that get the gradient."""
         hidden = self.hidden.detach()[:count].requires_grad_()
         return replace(self, hidden=hidden, teacher_hidden=self.teacher_hidden[:count], ids=self.ids[:count])
 
@@ -41,7 +41,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A loss, what it needs, and the contestant whose float64 gradient is its reference (None: itself)."""
+    """A loss, its requirements, and the contestant whose float64 gradient is its reference (None: itself)."""
 
     loss: Callable[[Inputs], Tensor]
     reference: str | None = None
@@ -49,13 +49,13 @@ class Contestant:
     gpu_only: bool = False
 
     def available(self, device: str) -> bool:
-        """Whether its package is here and the device is one that it runs on."""
+        """Whether its package is installed and it runs on this device."""
         installed = self.package is None or importlib.util.find_spec(self.package) is not None
         return installed and (device != "cpu" or not self.gpu_only)
 
 
 def naive(inputs: Inputs, estimator: str) -> Tensor:
-    """Full logits and log-softmax of both models in the models' dtype, by autograd: what the paper's code does."""
+    """Full logits and log-softmax of both models in the models' dtype, with autograd, as in the paper's code."""
     logprobs = (inputs.hidden @ inputs.head.T).log_softmax(-1)
     with torch.no_grad():
         teacher_logprobs = (inputs.teacher_hidden @ inputs.teacher_head.T).log_softmax(-1)
@@ -92,7 +92,7 @@ def liger_jsd(inputs: Inputs) -> Tensor:
 def ours(
     estimator: str, top_k: int | None = None, diagnostics: bool = False, backend: str = "auto"
 ) -> Callable[[Inputs], Tensor]:
-    """``vopd.linear_distillation_loss``; in float64, as a reference for itself, in plain torch."""
+    """``vopd.linear_distillation_loss``; in float64, where it is its own reference, in plain torch."""
 
     def loss(inputs: Inputs) -> Tensor:
         return vopd.linear_distillation_loss(
@@ -129,7 +129,7 @@ CONTESTANTS = {
 
 @torch.no_grad()
 def products(inputs: Inputs) -> None:
-    """The matrix products that no implementation can do without, a chunk of tokens at a time."""
+    """The matrix products that every implementation needs, one chunk of tokens at a time."""
     for rows, teacher_rows in zip(inputs.hidden.split(1024), inputs.teacher_hidden.split(1024)):
         logits = rows @ inputs.head.T
         teacher_rows @ inputs.teacher_head.T

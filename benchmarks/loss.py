@@ -3,9 +3,9 @@
     python benchmarks/loss.py                        the CPU shape, or the reference shape on a GPU
     python benchmarks/loss.py --shape reference --head frozen --json results.json
 
-A call is loss and backward from hidden states and heads. Rounds are interleaved, so that a busy machine disturbs all
-contestants alike; times are medians, process time of one thread on a CPU and device time on a GPU. Extra memory is the
-peak above the inputs, returned gradients included.
+A call computes the loss and its backward pass from hidden states and heads. Rounds are interleaved, so that other load
+on the machine affects all contestants equally. Times are medians: process time of one thread on a CPU, device time on a
+GPU. Extra memory is the peak above the inputs and includes the returned gradients.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SHAPES = {  # tokens, student width, teacher width, vocabulary
 }
 LOGIT_SCALE = 4.0
 ERROR_ELEMENTS = 1 << 28
-"""Logits that the float64 reference may have: 2 GiB a tensor. Beyond it errors are those of the first tokens alone."""
+"""Largest number of logits in the float64 reference: 2 GiB per tensor. For more, errors are of the first tokens."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Seconds, bytes, and relative Frobenius errors of the gradients."""
+    """One row of the table: seconds, bytes, and relative Frobenius errors of the gradients."""
 
     name: str
     seconds: float
@@ -52,7 +52,7 @@ class Row:
 
 
 def make_inputs(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype, trainable: bool) -> Inputs:
-    """Hidden states and heads whose logits look like a trained pair's: spread 4, teacher and student correlated."""
+    """Hidden states and heads with logits like those of a trained pair: standard deviation 4, correlated models."""
     tokens, student_width, teacher_width, vocab = shape
     generator = torch.Generator(device).manual_seed(0)
 
@@ -79,7 +79,7 @@ def make_inputs(shape: tuple[int, int, int, int], device: str, dtype: torch.dtyp
 
 
 def run(name: str, inputs: Inputs) -> list[Tensor]:
-    """One call: the gradients in the student's hidden states and, if trainable, its head."""
+    """One call: the gradients of the student's hidden states and, if it is trainable, its head."""
     loss = CONTESTANTS[name].loss(inputs)
     return list(torch.autograd.grad(loss, [t for t in (inputs.hidden, inputs.head) if t.requires_grad]))
 
@@ -99,7 +99,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def median_seconds(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Medians over interleaved rounds, after one of warming up."""
+    """Medians over interleaved rounds, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -110,7 +110,7 @@ def median_seconds(calls: dict[str, Callable[[], object]], rounds: int, device: 
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Peak memory above what was held before the call."""
+    """Peak memory above that before the call."""
     if device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -118,7 +118,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     with open("/proc/self/clear_refs", "w") as control:
-        control.write("5")  # start the high-water mark again
+        control.write("5")  # reset the high-water mark
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before
@@ -130,7 +130,7 @@ def _status(field: str) -> int:
 
 
 def peak_in_child(name: str, arguments: argparse.Namespace, head: str) -> int:
-    """Peak memory on a CPU from a process of its own, whose allocator gives every tensor back at once."""
+    """Peak memory on a CPU, from a separate process whose allocator frees every tensor immediately."""
     command = [sys.executable, __file__, "--peak-of", name, "--shape", arguments.shape, "--head", head]
     command += ["--dtype", arguments.dtype, "--device", "cpu"]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -177,14 +177,14 @@ def table(rows: list[Row], products_seconds: float) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
+    """The name of the processor, if the system provides it."""
     with open("/proc/cpuinfo") as info:
         names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
     return names[0] if names else f"{platform.machine()} CPU"
 
 
 def machine(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "device": torch.cuda.get_device_name() if device != "cpu" else f"{cpu_name()}, one thread",
@@ -206,15 +206,15 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="these contestants alone")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="only these contestants")
     parser.add_argument("--no-errors", action="store_true", help="skip the float64 reference")
-    parser.add_argument("--json", help="also write the records here")
+    parser.add_argument("--json", help="also write the results to this file")
     parser.add_argument("--peak-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Prints a table for each kind of head."""
+    """Print one table per kind of head."""
     arguments = parse()
     torch.set_num_threads(1)
     if arguments.peak_of:

@@ -1,11 +1,11 @@
-"""What baselines from a server's scores are worth: gradient variance on the embedded pair, beside whole teacher rows.
+"""Gradient variance on the embedded pair: baselines from a server's scores against the teacher's full distribution.
 
     PYTHONPATH=src python benchmarks/server_scores.py
 
-For every token of the student's own completions the variance of the token gradient in the logits is known in closed
+For every token of the student's completions, the variance of the token gradient with respect to the logits has a closed
 form: sum_y p_y |g_y|^2 - |sum_y p_y g_y|^2; only the completions are sampled. The table in
-docs/how-to/server-teachers.md is this program's output. "bf16" lets the teacher compute in bfloat16, as servers do; the
-target is then the gradient under the rewards that these scores give.
+docs/how-to/server-teachers.md is the output of this program. In the column "bf16" the teacher computes in bfloat16, as
+servers do; the target is then the gradient for the rewards computed from these scores.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def completions(pair: LoadedPair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def scores(teacher: Tensor, ids: Tensor, k: int) -> vopd.TopKScores:
-    """What a server sends."""
+    """The scores that a server returns."""
     logprobs = teacher.log_softmax(-1)
     top = logprobs.topk(k)
     return vopd.TopKScores(logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), top.indices, top.values)
 
 
 def variance(student: Tensor, teacher: Tensor, baseline: Tensor, support: Tensor | None = None) -> float:
-    """Mean variance of g_y = (r_y - b) (p - e_y) for y outside the support; None for an empty one."""
+    """Mean variance of g_y = (r_y - b) (p - e_y) for y outside the support; None is an empty support."""
     logprobs = student.double().log_softmax(-1)
     probs = logprobs.exp()
     weights = 1 - 2 * probs + probs.square().sum(-1, keepdim=True)
@@ -76,7 +76,7 @@ def main() -> None:
         print(f"| `{name}`{'' if k is None else f', k = {k}'} | {where} | {found[0]:.3f} | {found[1]:.3f} |")
 
     for name in ("vopd", "vopd_optimal"):
-        line(name, "whole rows")
+        line(name, "full distribution")
     for name in SERVER:
         for k in (1, 5, 20):
             line(name, "server", k)

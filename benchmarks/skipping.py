@@ -1,11 +1,11 @@
-"""What could be left out of the backward products, and what it would cost: tokens and tiles of little gradient.
+"""Tokens and tiles with a small gradient: what the backward products could skip, and the error of skipping it.
 
     python benchmarks/skipping.py
 
-Three questions, on a CPU. What do masked tokens cost (they are packed away before anything is multiplied)? How many
-sampled tokens have a gradient of exactly zero, or so small that leaving them out changes nothing? And how many tiles of
-a chunk of tokens by a strip of the vocabulary? "Relative error" is that of the gradient in the logits, Frobenius. The
-trained models are the embedded pair's, the large vocabulary is that of benchmarks/loss.py.
+Three questions, on a CPU: What do masked tokens cost (they are removed before any product)? How many sampled tokens
+have a gradient of exactly zero, or one so small that it can be skipped? How many tiles of a chunk of tokens by a strip
+of the vocabulary do? "Relative error" is the Frobenius error of the gradient with respect to the logits. The trained
+models are those of the embedded pair; the large vocabulary is that of benchmarks/loss.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 5
 
 
 def masked_seconds() -> dict[float, float]:
-    """Process time of one call with a share of the tokens masked out; medians over interleaved rounds."""
+    """Process time of one call with a share of the tokens masked; medians over interleaved rounds."""
     inputs = make_inputs(SHAPES["cpu"], "cpu", torch.float32, trainable=True)
     places = torch.rand(len(inputs.ids), generator=torch.Generator().manual_seed(1))
     times: dict[float, list[float]] = {share: [] for share in (0.0, 0.25, 0.5, 0.75)}
@@ -44,7 +44,7 @@ def masked_seconds() -> dict[float, float]:
 
 
 def pair_logits() -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the embedded student and teacher at the student's own samples, (N, V), and the tokens drawn."""
+    """Logits of the embedded student and teacher at the student's samples, (N, V), and the sampled tokens."""
     from vopd.experiments.pair import MAX_COMPLETION_TOKENS, load_embedded_pair, pair_problems, prompt_text
     from vopd.experiments.rollouts import pad, sample_rollouts
 
@@ -64,27 +64,27 @@ def pair_logits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def logit_gradient(student: Tensor, teacher: Tensor, ids: Tensor, estimator: str) -> Tensor:
-    """Gradient of the summed loss in the student's logits, (N, V)."""
+    """Gradient of the summed loss with respect to the student's logits, (N, V)."""
     student = student.detach().requires_grad_()
     loss = vopd.distillation_loss(student, teacher, ids, estimator=estimator, normalizer=1.0).loss
     return torch.autograd.grad(loss, student)[0]
 
 
 def dropped(norms: Tensor, threshold: float) -> tuple[float, float]:
-    """Share of the parts whose norm is below a share of the root mean square, and the relative error without them."""
+    """Share of the parts with a norm below `threshold` times the root mean square, and the error without them."""
     small = norms < threshold * norms.square().mean().sqrt()
     return float(small.double().mean()), float(norms[small].norm() / norms.norm())
 
 
 def tile_norms(gradient: Tensor, rows: int) -> Tensor:
-    """Norms of the tiles of `rows` tokens by ``STRIP`` entries of the vocabulary; what is left over is left out."""
+    """Norms of the tiles of `rows` tokens by ``STRIP`` entries of the vocabulary, without partial tiles."""
     whole = gradient[: len(gradient) // rows * rows, : gradient.shape[1] // STRIP * STRIP]
     tiles = whole.unflatten(0, (-1, rows)).unflatten(2, (-1, STRIP))
     return tiles.square().sum((1, 3)).sqrt().flatten()
 
 
 def show(name: str, norms: Tensor) -> None:
-    """One line a threshold: what would be left out, and the error."""
+    """Print one line per threshold: the share that would be skipped, and the error."""
     print(f"{name}: {len(norms)} in all, {float((norms == 0).double().mean()):.2%} exactly zero")
     for threshold in SHARES_OF_NORM:
         share, error = dropped(norms, threshold)
@@ -92,10 +92,10 @@ def show(name: str, norms: Tensor) -> None:
 
 
 def main() -> None:
-    """Prints all three answers."""
+    """Print all three answers."""
     torch.set_num_threads(1)
     times = masked_seconds()
-    print("time with a share of the tokens masked out, relative to none:")
+    print("time with a share of the tokens masked, relative to none:")
     print("  " + ", ".join(f"{share:.0%}: {taken / times[0.0]:.2f}" for share, taken in times.items()))
     student, teacher, ids = pair_logits()
     for estimator in ESTIMATORS:

@@ -2,10 +2,10 @@
 
     python benchmarks/step.py
 
-Both sample, score and update with the same settings; TRL's exact reverse KL (beta = 1) stands against each estimator.
-TRL wants equal numbers of head rows, so the benchmark cuts both models to the tokenizer's length first. Each
-contestant runs in a process of its own with one thread, in interleaved rounds; a figure is the median over steps and
-rounds of the process time of a step, since completions differ in length.
+Both sample, score and update with the same settings, and every estimator is compared with TRL's exact reverse KL
+(beta = 1). TRL requires heads of equal size, so both models are cut to the length of the tokenizer first. Each
+contestant runs in a separate process with one thread, in interleaved rounds. Reported is the median process time of a
+step over steps and rounds, because completions differ in length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM_UP = 3
 
 
 def cut_pair(folder: Path) -> None:
-    """Saves the embedded pair with as many head rows as the tokenizer has entries."""
+    """Save the embedded pair with as many head rows as the tokenizer has entries."""
     from vopd.experiments.pair import embedded_pair
     from vopd.models import load_model, load_tokenizer
 
@@ -62,7 +62,7 @@ def train(contestant: str, folder: Path, steps: int, batch: int) -> list[float]:
 
 
 def make_trainer(contestant: str, folder: Path, steps: int, batch: int, clock: Any) -> Any:
-    """A trainer with the settings that all contestants share."""
+    """A trainer with the settings shared by all contestants."""
     from datasets import Dataset
 
     from vopd.experiments.pair import pair_problems, prompt_text
@@ -93,7 +93,7 @@ def make_trainer(contestant: str, folder: Path, steps: int, batch: int, clock: A
 
 
 def measure(contestant: str, folder: Path, arguments: argparse.Namespace) -> list[float]:
-    """The same in a process of its own."""
+    """Run ``train`` in a separate process."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", contestant, str(folder)]
     command += ["--steps", str(arguments.steps), "--batch", str(arguments.batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -112,7 +112,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prints seconds a step and the ratio to TRL's."""
+    """Print seconds per step and the ratio to TRL's."""
     arguments = parse()
     if arguments.child:
         contestant, folder = arguments.child
@@ -126,7 +126,7 @@ def main() -> None:
                 times[name] += measure(name, Path(folder), arguments)
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians.get("trl", next(iter(medians.values())))
-    print(f"{'trainer':32}{'s a step':>10}{'x TRL':>8}")
+    print(f"{'trainer':32}{'s/step':>10}{'x TRL':>8}")
     for name, median in medians.items():
         print(f"{name:32}{median:10.3f}{median / base:8.2f}")
 

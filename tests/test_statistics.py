@@ -73,7 +73,7 @@ class TestPassAtK:
 
     @pytest.mark.parametrize("k", [0, -1, 5])
     def test_refuses_k_outside_the_samples(self, k: int) -> None:
-        with pytest.raises(ConfigurationError, match="4 samples a problem"):
+        with pytest.raises(ConfigurationError, match="4 samples per problem"):
             pass_at_k(OUTCOMES, k)
 
 

@@ -1,9 +1,9 @@
-"""Holds src/vopd to the rules of its layout, one line a fault; `make check` runs it.
+"""Checks src/vopd against the rules of its layout; `make check` runs it.
 
-    python tools/house.py            the faults; exit code 1 where there are any
-    python tools/house.py --lines    lines of code by package, without docstrings, comments and blank lines
+    python tools/house.py            one line per fault; exit code 1 if there are any
+    python tools/house.py --lines    lines of code per package, without docstrings, comments and blank lines
 
-A package here is a folder or module directly in src/vopd. Sources are parsed and never imported.
+A package here is a folder or module directly in src/vopd. Sources are parsed, never imported.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGE = "src/vopd"
 DISTRIBUTED = re.compile("fsdp|deepspeed|dtensor|full_tensor|distribute_tensor|zero3", re.IGNORECASE)
-# Modules whose classes derive from TRL's, and so repeat the signatures of its methods.
+# Modules with classes derived from TRL's, which repeat the signatures of its methods.
 DERIVED = ("training/trainer.py", "training/trl.py")
-# All but the one that is called as the package is, which is VOPDConfig's default.
+# All but the one that has the name of the package, which is VOPDConfig's default.
 ESTIMATORS = {
     name
     for path in (ROOT / PACKAGE / "estimators").glob("*.py")
     for name in re.findall(r'^    name="(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
 } - {"vopd"}
-# Where they may be named: in their own package, and in the preset of the demo.
+# They may be named in their own package and in the preset of the demo.
 NAMING_ESTIMATORS = ("estimators/", "experiments/demo.py")
-# Of named tuples, whose fields keep the plain names; os._exit, which Python documents, and what an ordinary end does
-# before it; and the commit that a model was loaded from, which transformers has no public name for.
+# Methods of named tuples; os._exit, which Python documents, and what a normal exit does before it; and the commit of a
+# loaded model, for which transformers has no public name.
 PRIVATE_ALLOWED = {"_asdict", "_exit", "_fields", "_replace", "_run_exitfuncs", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
 MOST_MODULES = {"training": 10}
 MOST_MODULES_ANYWHERE = 15
-# Packages whose signatures tell the shape of every tensor.
+# Packages whose signatures state the shape of every tensor.
 SHAPED = {"functional", "kernels", "estimators"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-# A line, and what stands there.
+# A line number, and what was found there.
 Found = Iterator[tuple[int, str]]
 
 
@@ -64,7 +64,7 @@ class Module:
 
     @property
     def nodes(self) -> Iterator[Any]:
-        """All that has a line."""
+        """All nodes that have a line number."""
         return (node for node in ast.walk(self.tree) if hasattr(node, "lineno"))
 
 
@@ -72,7 +72,7 @@ def distributed(module: Module) -> Found:
     """FSDP, DeepSpeed and DTensor are known in placement.py alone"""
     if module.name != "placement.py":
         for node in module.nodes:
-            # The names that the node itself brings in: of variables, attributes, parameters, imports and definitions.
+            # The names in the node itself: of variables, attributes, parameters, imports and definitions.
             names = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "asname"))
             yield from ((node.lineno, name) for name in names if isinstance(name, str) and DISTRIBUTED.search(name))
 
@@ -88,7 +88,7 @@ def trl(module: Module) -> Found:
 
 
 def imported(module: Module) -> Found:
-    """Modules by their absolute names, as import statements name them; relative ones are left out."""
+    """Modules that are imported by absolute name."""
     for node in module.nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -191,7 +191,7 @@ def shapes(module: Module) -> Found:
 
 
 def bare_tensor(hint: ast.AST) -> bool:
-    """Whether a Tensor stands in the annotation without a shape; what a Callable takes and gives is left out."""
+    """Whether the annotation has a Tensor without a shape; the types inside a Callable are not checked."""
     if isinstance(hint, ast.Subscript) and ast.unparse(hint.value) in {"Float", "Int", "Bool", "Shaped", "Callable"}:
         return False
     return ast.unparse(hint) in {"Tensor", "torch.Tensor"} or any(map(bare_tensor, ast.iter_child_nodes(hint)))
@@ -238,7 +238,7 @@ def faults(root: Path) -> list[str]:
 
 
 def code_lines(text: str) -> int:
-    """Lines with code on them: no docstrings, comments and blank lines."""
+    """Number of lines of code, without docstrings, comments and blank lines."""
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     tokens = (t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in layout)
     lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
@@ -249,7 +249,7 @@ def code_lines(text: str) -> int:
 
 
 def lines_by_package(root: Path) -> Counter[str]:
-    """Lines of code of each package, and of tools."""
+    """Lines of code of each package and of tools."""
     count: Counter[str] = Counter()
     for module in modules(root):
         count[module.package] += code_lines(module.text)

@@ -1,10 +1,10 @@
-"""Runs the tests that lean on torch, transformers and TRL against the oldest and newest versions that vopd supports.
+"""Runs the tests that depend on torch, transformers and TRL with the oldest and newest versions that vopd supports.
 
     python tools/matrix.py [oldest|newest ...]
 
-Each end of the range gets an environment of its own, .venv-matrix/NAME. All else is as in constraints.txt for the
-oldest end, and as new as pip finds it for the newest. A torch whose wheel would bring CUDA packages is replaced by the
-one of constraints.txt, and this is said: the tests need none.
+Each end of the range has its own environment, .venv-matrix/NAME. All other packages are as in constraints.txt for the
+oldest end, and the newest that pip finds for the newest end. If the wheel of a torch version requires CUDA packages,
+the version in constraints.txt is installed instead, with a message: the tests need no CUDA.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TESTS = [
 
 
 def requirements(end: str) -> dict[str, str]:
-    """Package: what pip is asked for. The oldest of >=5.20,<6 is the first release of 5.20."""
+    """Requirement of each package for pip. The oldest of >=5.20,<6 is the first release of 5.20."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["train"]])
     ranged = {entry.name: entry.specifier for entry in wanted if entry.name in RANGED}
@@ -44,7 +44,7 @@ def requirements(end: str) -> dict[str, str]:
 
 
 def brings_cuda(pip: list[str], requirement: str) -> bool:
-    """Whether pip would install packages of CUDA along with it, or cannot install it at all."""
+    """Whether pip would install CUDA packages with it, or cannot install it at all."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         asked = [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report), requirement]
@@ -55,7 +55,7 @@ def brings_cuda(pip: list[str], requirement: str) -> bool:
 
 
 def install(end: str) -> Path:
-    """Make the environment of one end of the range, or bring it up to date; returns its Python."""
+    """Create or update the environment of one end of the range; return its Python."""
     python = HOME / end / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(HOME / end)], check=True)
@@ -63,7 +63,7 @@ def install(end: str) -> Path:
     wanted, tested = requirements(end), (ROOT / "constraints.txt").read_text().splitlines()
     if brings_cuda(pip, wanted["torch"]):
         torch = next(line for line in tested if line.startswith("torch=="))
-        print(f"{end}: {wanted['torch']} would bring CUDA packages here; {torch} takes its place", flush=True)
+        print(f"{end}: {wanted['torch']} would install CUDA packages; using {torch} instead", flush=True)
         wanted["torch"] = torch
     subprocess.run([*pip, "install", "--quiet", wanted["torch"]], check=True)
     left_open = {*RANGED, *FOLLOWING}
@@ -82,7 +82,7 @@ def run(end: str) -> bool:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)
     print(f"{end}:", flush=True)
-    subprocess.run([python, "-m", "vopd", "doctor"], check=True, env=environment)  # tells the versions
+    subprocess.run([python, "-m", "vopd", "doctor"], check=True, env=environment)  # prints the versions
     return subprocess.run([python, "-m", "pytest", "-q", "-n", "2", *TESTS], cwd=ROOT, env=environment).returncode == 0
 
 

@@ -1,17 +1,16 @@
-"""Puts every bug of tools/mutations.toml into a copy of the sources and demands that its test catches it.
+"""Puts every bug of tools/mutations.toml into a copy of the sources and checks that its test catches it.
 
-    python tools/mutate.py                 all of them
-    python tools/mutate.py --only TEXT     those in whose entry TEXT stands
-    python tools/mutate.py --new           those that docs/contributing/bug-catalogue.md does not have as caught
+    python tools/mutate.py                 all bugs
+    python tools/mutate.py --only TEXT     the bugs whose entry contains TEXT
+    python tools/mutate.py --new           the bugs that docs/contributing/bug-catalogue.md does not list as caught
 
-Results go into docs/contributing/bug-catalogue.md, each with its day and commit; the rest of the page stays as it was
-measured.
-Before anything runs, the whole catalogue is held to the sources: what no longer applies is said all at once.
+Results are written to docs/contributing/bug-catalogue.md with date and commit; other results on the page are kept.
+Before anything runs, the whole catalogue is compared with the sources, and every mismatch is listed.
 
-Each mutation replaces a piece of one function, found by its tokens: moving or reformatting the function, or renaming
-what stands beside the piece, does it no harm. The named tests pass on the untouched copy; on the mutated copy the one
-test of the mutation has to fail, by an assertion or by the error that the entry names: a mutant that cannot be imported
-proves nothing. One test run at a time, each in a process of its own.
+Each mutation replaces a piece of one function, found by its tokens, so the function may be moved or reformatted, and
+names outside the piece may change. The named tests pass on the unchanged copy. On the mutated copy, the test of the
+mutation has to fail with an assertion or with the error that the entry names; a mutant that cannot be imported proves
+nothing. One test runs at a time, each in a separate process.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT / "tools" / "mutations.toml"
 PAGE = ROOT / "docs" / "contributing" / "bug-catalogue.md"
-# What pytest calls a failed assertion: by its name, rewritten, or pytest.raises without the error.
+# How pytest reports a failed assertion: by its name, rewritten, or pytest.raises without the error.
 ASSERTION = "AssertionError|assert |Failed: DID NOT RAISE"
 TIMEOUT = 300
-# Imported once by a server from which every run of pytest is forked: importing them takes longer than most tests.
+# Imported once, by a server process from which every pytest run is forked: importing them takes longer than most tests.
 PRELOADED = ("pytest", "torch", "peft", "datasets", "transformers.trainer", "trl.trainer.distillation_trainer")
-# Before any of them is imported, as tests/conftest.py does.
+# Set before any of them is imported, as in tests/conftest.py.
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "JAXTYPING_DISABLE": "1",  # a mutant is to be caught by what its test asserts, not by a shape before that
+    "JAXTYPING_DISABLE": "1",  # the test's assertion has to catch a mutant, not a check of shapes before it
 }
 DEFINITIONS = ast.FunctionDef | ast.ClassDef
 SERVER = multiprocessing.get_context("forkserver")
@@ -61,12 +60,12 @@ SERVER = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug as code: `old`, whose tokens stand in `within` once, becomes `new`, and `test` fails.
+    """A bug as code: `old`, whose tokens occur in `within` exactly once, is replaced by `new`, and `test` fails.
 
     Attributes:
         what: what is broken, for the table.
-        within: `package.module:function`, `package.module:Class.method`, or a module whose top level holds `old`.
-        raises: name of the error with which the test may fail besides a failed assertion.
+        within: `package.module:function`, `package.module:Class.method`, or a module with `old` at its top level.
+        raises: name of an error with which the test may fail instead of an assertion.
     """
 
     what: str
@@ -87,7 +86,7 @@ class Bug:
     """A bug that distillation code shipped, with its public numbers; without mutations `absent` says why.
 
     Attributes:
-        own: the bug is one that this package could have, thought of here, without a public case.
+        own: a bug that this package could have, without a public case.
     """
 
     title: str
@@ -99,14 +98,14 @@ class Bug:
 
 @dataclass(frozen=True)
 class Input:
-    """Bad input: what comes of it, and the tests that say so."""
+    """Bad input, its outcome, and the tests that check it."""
 
     title: str
     outcome: str
     tests: list[str]
 
 
-# By what tells a mutation from the others, ``key``: CAUGHT or MISSED, and the day and commit where that was measured.
+# By ``key`` of a mutation: CAUGHT or MISSED, and the date and commit of the measurement.
 Results = dict[tuple[str, str], tuple[str, str]]
 CAUGHT, MISSED = "yes", "**no**"
 
@@ -128,7 +127,7 @@ def mutations_of(bugs: list[Bug]) -> list[Mutation]:
 
 
 def problems(bugs: list[Bug], inputs: list[Input], root: Path = ROOT) -> list[str]:
-    """All in which the catalogue is not that of the sources below `root`."""
+    """Every mismatch between the catalogue and the sources below `root`."""
     mutations = mutations_of(bugs)
     found = [f"{mutation.what}: {wrong}" for mutation in mutations if (wrong := problem(mutation, root))]
     if len({mutation.what for mutation in mutations}) < len(mutations):
@@ -147,7 +146,7 @@ def problems(bugs: list[Bug], inputs: list[Input], root: Path = ROOT) -> list[st
 
 
 def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
-    """Why the replacement does not apply; None where it does."""
+    """Why the replacement does not apply; None if it applies."""
     path = root / mutation.file
     if not path.is_file():
         return f"there is no file {mutation.file}"
@@ -155,24 +154,24 @@ def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
     try:
         changed = ast.dump(ast.parse(mutant(mutation, text))) != ast.dump(ast.parse(text))
     except SyntaxError as error:
-        return f"{mutation.file} is no program with it: {error}"
+        return f"{mutation.file} has a syntax error with it: {error}"
     except (LookupError, tokenize.TokenError) as error:
         return str(error.args[0])
     return None if changed else "the replacement changes nothing"
 
 
 def mutant(mutation: Mutation, text: str) -> str:
-    """The source `text` with the bug in.
+    """The source `text` with the bug.
 
     Raises:
-        LookupError: `text` has not the place, or the place has not the tokens exactly once.
+        LookupError: the place is not in `text`, or does not contain the tokens exactly once.
     """
     first, last = lines_of(mutation.within, text)
     here = [one for one in tokens(text) if first <= one.start[0] <= last]
     old = [one.string for one in tokens(mutation.old)]
     starts = [i for i in range(len(here)) if [one.string for one in here[i : i + len(old)]] == old]
     if len(starts) != 1:
-        raise LookupError(f"{mutation.within} has {len(starts)} times, not once:\n{mutation.old}")
+        raise LookupError(f"{mutation.within} contains this {len(starts)} times, not once:\n{mutation.old}")
     begin, end = here[starts[0]].start, here[starts[0] + len(old) - 1].end
     lines = text.split("\n")
     before, after = lines[begin[0] - 1][: begin[1]], lines[end[0] - 1][end[1] :]
@@ -181,7 +180,7 @@ def mutant(mutation: Mutation, text: str) -> str:
 
 
 def tokens(source: str) -> list[tokenize.TokenInfo]:
-    """What no formatter moves: the tokens without line breaks, indentation, comments, and commas before a bracket."""
+    """Tokens that formatters keep: no line breaks, indentation, comments, and commas before a closing bracket."""
     moved = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER}
     read = tokenize.generate_tokens(io.StringIO(source).readline)
     found = [one for one in read if one.type not in moved]
@@ -190,7 +189,7 @@ def tokens(source: str) -> list[tokenize.TokenInfo]:
 
 
 def lines_of(within: str, text: str) -> tuple[int, int]:
-    """First and last line of the function or class that `within` names; of the whole text for a module."""
+    """First and last line of the function or class that `within` names; for a module, of the whole text."""
     node: ast.AST = ast.parse(text)
     for name in filter(None, within.partition(":")[2].split(".")):
         inner = [one for one in ast.walk(node) if isinstance(one, DEFINITIONS) and one.name == name]
@@ -202,14 +201,14 @@ def lines_of(within: str, text: str) -> tuple[int, int]:
 
 @functools.cache
 def functions(path: Path) -> set[str]:
-    """Names of the functions of a file; none where there is no file."""
+    """Names of the functions in a file; none if there is no file."""
     tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 @contextmanager
 def copy_of_the_sources() -> Iterator[Path]:
-    """A temporary folder with every file that git knows or would take."""
+    """A temporary folder with every file that git tracks or does not ignore."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
             if (ROOT / name).is_file():
@@ -221,7 +220,7 @@ def copy_of_the_sources() -> Iterator[Path]:
 
 @contextmanager
 def mutated(root: Path, mutation: Mutation) -> Iterator[None]:
-    """The copy with the bug in it; as it was afterwards."""
+    """Context in which the copy has the bug; it is restored afterwards."""
     path = root / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(mutant(mutation, text), encoding="utf-8")
@@ -232,7 +231,7 @@ def mutated(root: Path, mutation: Mutation) -> Iterator[None]:
 
 
 def run_tests(root: Path, tests: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """Number of tests that ran in the copy, and the message of each one that did not pass."""
+    """Number of tests that ran in the copy, and the messages of those that did not pass."""
     report = root / "report.xml"
     report.unlink(missing_ok=True)
     process = SERVER.Process(target=in_child, args=(root, [f"--junitxml={report}", *tests]))
@@ -255,23 +254,23 @@ def run_tests(root: Path, tests: Sequence[str]) -> tuple[int, dict[str, str]]:
 
 
 def in_child(root: Path, arguments: list[str]) -> None:
-    """Run pytest on the copy, in a process of its own that has imported nothing of the package."""
+    """Run pytest on the copy, in a separate process that has not imported the package."""
     import pytest
 
     os.chdir(root)
     os.environ["PYTHONPATH"] = str(root / "src")  # for tests that start processes
     sys.path.insert(0, str(root / "src"))
-    # A mutant of the same size and second as the file before it would be taken for it.
+    # Bytecode of the original would be used for a mutant of the same size, written in the same second.
     sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     with open(root / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        # The server has imported plugins whose assertions nobody needs to see rewritten.
+        # The server has imported plugins; their assertions need not be rewritten.
         pytest.main(["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments])
 
 
 def judge(mutation: Mutation, ran: int, failed: dict[str, str]) -> tuple[bool, str]:
-    """Whether the test caught the bug, and how; an error of another kind is not a catch."""
+    """Whether the test caught the bug, and how; another error does not count."""
     if not ran:
         return False, f"no test ran: {failed}"
     if not failed:
@@ -284,12 +283,12 @@ def judge(mutation: Mutation, ran: int, failed: dict[str, str]) -> tuple[bool, s
 
 
 def git(*arguments: str) -> str:
-    """What git says of this checkout."""
+    """Output of a git command in this checkout."""
     return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def version() -> str:
-    """The commit that is measured."""
+    """The commit under test."""
     changed = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("bug-catalogue.md")]
     return git("rev-parse", "--short=10", "HEAD").strip() + (" with uncommitted changes" if changed else "")
 
@@ -298,17 +297,17 @@ def page(bugs: list[Bug], inputs: list[Input], results: Results) -> str:
     """docs/contributing/bug-catalogue.md; `results` by ``key``."""
     lines = []
     for bug in bugs:
-        of_bug = f"| {bug.title} | {', '.join(bug.references) or 'thought of here'} |"
+        of_bug = f"| {bug.title} | {', '.join(bug.references) or 'our own'} |"
         for mutation in bug.mutations:
             caught, when = results.get(key(mutation), (MISSED, "not measured"))
             lines.append(f"{of_bug} {mutation.what} | {shown(mutation.test)} | {caught} | {when} |")
             of_bug = "|  |  |"
-    lines += ["", "## Bugs that have no place here", "", "| bug | found in | why |", "|---|---|---|"]
+    lines += ["", "## Bugs that cannot occur here", "", "| bug | found in | why |", "|---|---|---|"]
     for bug in bugs:
         if bug.absent:
             lines.append(f"| {bug.title} | {', '.join(bug.references)} | {' '.join(bug.absent.split())} |")
     lines += ["", "## Bad input", "", "Each is a clear error, or a correct result with nothing lost.", ""]
-    lines += ["| input | what comes of it | tests |", "|---|---|---|"]
+    lines += ["| input | outcome | tests |", "|---|---|---|"]
     lines += [f"| {one.title} | {one.outcome} | {'<br>'.join(map(shown, one.tests))} |" for one in inputs]
     return str(content()["head"]) + "\n".join(lines) + "\n"
 
@@ -320,36 +319,36 @@ def results_of(text: str) -> Results:
 
 
 def key(mutation: Mutation) -> tuple[str, str]:
-    """What tells a mutation from the others on the page, and holds where its test moves to another file."""
+    """Identifies a mutation on the page, even if its test moves to another file."""
     return mutation.what, mutation.test.partition("::")[2]
 
 
 def shown(test: str) -> str:
-    """A test id as code, its file short."""
+    """A test id as code, with a short file name."""
     return "`" + test.removeprefix("tests/") + "`"
 
 
 def main() -> int:
-    """Run the mutations; 0 where all are caught."""
+    """Run the mutations; return 0 if all are caught."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="run those in whose entry this text stands")
-    parser.add_argument("--new", action="store_true", help="run those that the page does not have as caught")
+    parser.add_argument("--only", default="", help="run the bugs whose entry contains this text")
+    parser.add_argument("--new", action="store_true", help="run the bugs that the page does not list as caught")
     given = parser.parse_args()
     bugs, inputs = catalogue()
     if wrong := problems(bugs, inputs):
-        print("\n".join(["the catalogue is not that of the sources:", *wrong]), file=sys.stderr)
+        print("\n".join(["the catalogue does not match the sources:", *wrong]), file=sys.stderr)
         return 1
     results = results_of(PAGE.read_text(encoding="utf-8")) if PAGE.is_file() else {}
     caught = {name for name, (caught, _) in results.items() if caught == CAUGHT and given.new}
     named = mutations_of([bug for bug in bugs if given.only in bug.title])
     chosen = [one for one in mutations_of(bugs) if (one in named or given.only in str(one)) and key(one) not in caught]
     if not chosen and not given.new:
-        parser.error(f"no mutation has '{given.only}' in its entry")
+        parser.error(f"no entry contains '{given.only}'")
     when = f"{datetime.date.today().isoformat()} {version()}"
     for mutation, found in tried(chosen):
         results[key(mutation)] = (found, when)
         PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")
-    PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")  # also where only words have changed
+    PAGE.write_text(page(bugs, inputs, results), encoding="utf-8")  # also if only words have changed
     left = [one.what for one in mutations_of(bugs) if results.get(key(one), (MISSED,))[0] == MISSED]
     if left:
         print("\n".join([f"not caught, or not measured yet, in {PAGE.name}:", *left]), file=sys.stderr)
@@ -357,7 +356,7 @@ def main() -> int:
 
 
 def tried(mutations: list[Mutation]) -> Iterator[tuple[Mutation, str]]:
-    """Each mutation, CAUGHT or MISSED, on a copy of the sources where all of their tests pass without any."""
+    """Each mutation with CAUGHT or MISSED, on a copy of the sources in which all tests pass without a mutation."""
     if not mutations:
         return
     os.environ |= QUIET

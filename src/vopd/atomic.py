@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, in UTF-8, so that whoever looks finds the old text or the new one, never a part.
+    """Write a file in UTF-8 so that a reader finds either the old text or the new text, never a part.
 
-    The text reaches the disk under another name beside `path` before it takes its place. That the new name survives a
-    loss of power as well takes a flush of the folder, which is the caller's.
+    The text is written to disk under another name next to `path` and then renamed. For the rename to survive a power
+    loss, the caller has to sync the folder.
 
     Raises:
-        OSError: it could not be written; `path` is as it was.
+        OSError: the file could not be written; `path` is unchanged.
     """
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:

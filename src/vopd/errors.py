@@ -1,6 +1,6 @@
-"""Errors that a user can meet, each with the exit code that `vopd` ends with.
+"""The errors that vopd raises, each with the exit code of the `vopd` command.
 
-Every message is one clear line that names what is wrong and what to do about it.
+A message is a single line that names what is wrong and how to fix it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from types import ModuleType
 
 
 class VOPDError(Exception):
-    """Base of every error that vopd raises on purpose."""
+    """Base class of every error that vopd raises deliberately."""
 
     exit_code = 1
 
 
 class ConfigurationError(VOPDError, ValueError):
-    """A setting is unknown, out of range, or does not go with another one."""
+    """A setting is unknown, out of range, or conflicts with another setting."""
 
     exit_code = 2
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """A package of an optional extra is not installed."""
+    """A package from an optional extra is not installed."""
 
 
 class DataError(VOPDError, ValueError):
@@ -34,42 +34,42 @@ class DataError(VOPDError, ValueError):
 
 
 class MismatchError(VOPDError, ValueError):
-    """A model or tokenizer cannot be loaded, or student and teacher do not fit each other."""
+    """A model or tokenizer cannot be loaded, or student and teacher do not match."""
 
     exit_code = 4
 
 
 class TeacherServerError(VOPDError, RuntimeError):
-    """The teacher server is out of reach or answered something that cannot be used."""
+    """The teacher server is unreachable or returned a response that cannot be used."""
 
     exit_code = 5
 
 
 class NonFiniteError(VOPDError, RuntimeError, FloatingPointError):
-    """Training met a NaN or an infinity."""
+    """The loss or a gradient is NaN or infinite."""
 
     exit_code = 6
 
 
 class GuardError(VOPDError, RuntimeError):
-    """A guard that was told to stop the run saw what it guards against; a checkpoint was saved first."""
+    """A guard that is configured to stop the run fired; a checkpoint was saved first."""
 
     exit_code = 7
 
 
 class Terminated(VOPDError, SystemExit):
-    """The run was ended by SIGTERM; a checkpoint was saved first. A script that lets it pass ends with 143 as well."""
+    """The run was stopped by SIGTERM; a checkpoint was saved first. If uncaught, the script exits with code 143."""
 
     exit_code = 143
     code = 143
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module` and return it; if its package is absent, name the extra of vopd that brings it.
+    """Import `module` and return it; if its package is missing, the error names the extra of vopd to install.
 
     Raises:
-        MissingExtraError: the package is not installed. An import error from inside an installed package is
-            passed on as it is, since installing the extra again would not mend it.
+        MissingExtraError: the package is not installed. An import error inside an installed package is raised
+            unchanged: installing the extra again would not fix it.
     """
     package = module.partition(".")[0]
     try:
@@ -81,28 +81,28 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def check_known(what: str, value: object, known: Iterable[object]) -> None:
-    """Raises ConfigurationError, naming what is `known`, where `value` is none of it."""
+    """Raise ConfigurationError, listing the choices, if `value` is not one of `known`."""
     if value not in (choices := list(known)):
         raise ConfigurationError(f"unknown {what} '{value}'; choose one of {', '.join(map(str, choices))}")
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raises ConfigurationError where the setting `name` is below `least`; None is no value."""
-    if value is not None and not value >= least:  # NaN is above nothing
+    """Raise ConfigurationError if the setting `name` is below `least`; None is accepted."""
+    if value is not None and not value >= least:  # NaN fails every comparison
         raise ConfigurationError(f"{name} must be at least {least}, got {value}")
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
-    """Return a hint at the one of `known` that an unknown `name` is nearly the same as; `otherwise` where none is."""
+    """Return a hint that names the closest match to `name` among `known`; `otherwise` if there is none."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else otherwise
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Return `text` with its control characters spelled out, but for those in `kept`: they may come from data."""
+    """Return `text` with control characters escaped, except those in `kept`: text from data may contain any."""
     return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error of another library says, or its kind where it says nothing."""
+    """Return the first line of another library's error message, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,9 +13,9 @@ def lazy_names(
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     Args:
-        package: its name.
-        homes: public names by the module where each is found.
-        own: public names that the package has itself.
+        package: name of the package.
+        homes: for each module, the public names that it defines.
+        own: public names that the package itself defines.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
     public = sorted([*home_of, *own])

@@ -1,4 +1,4 @@
-"""Where weights are, and whether they are whole: the one module that knows DDP, FSDP and DeepSpeed."""
+"""Where weights are and whether they are sharded: the only module that knows DDP, FSDP and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _ALONE, _DEEPSPEED = "one process", "DeepSpeed"
 
 
 class Placement:
-    """How accelerate has spread the models of a run.
+    """How accelerate distributes the models of a run over the processes.
 
     Args:
-        accelerator: of the trainer.
-        within: runs a function inside the forward of a model's wrapper, where its weights are at hand:
-            (wrapped model, model, function, *arguments) -> what the function returns.
-        library: TRL's ``models``, which set up a model without optimizer for DeepSpeed.
+        accelerator: the trainer's accelerator.
+        within: runs a function inside the forward pass of a model's wrapper, where its weights are gathered:
+            (wrapped model, model, function, *arguments) -> result of the function.
+        library: TRL's ``models``, which prepares a model without optimizer for DeepSpeed.
 
     Attributes:
-        divided: weights are in parts. Forward passes gather them from every process, which must all run them equally
-            often, and no two models hold the same tensors.
+        divided: whether weights are sharded. Forward passes then gather them from all processes, so every process must
+            run the same number of them, and no two models may share tensors.
     """
 
     def __init__(self, accelerator: Any, within: Callable[..., Any], library: Any) -> None:
@@ -46,17 +46,17 @@ class Placement:
 
     @property
     def managed(self) -> bool:
-        """FSDP or DeepSpeed holds the weights: those of the student once training begins."""
+        """Whether FSDP or DeepSpeed manages the weights; the student's from the start of training."""
         return self._fsdp or self._deepspeed
 
     @property
     def in_an_engine(self) -> bool:
-        """DeepSpeed holds the weights, perhaps in parts, and its backward pass takes the optimizer step as well."""
+        """Whether DeepSpeed manages the weights. Its backward pass also runs the optimizer step."""
         return self._deepspeed
 
     @property
     def launcher(self) -> str:
-        """What spreads the trained weights over the processes, as first lines and checkpoints name it."""
+        """What distributes the trained weights, as it is called in logs and checkpoints."""
         state = self.accelerator.state
         if self._deepspeed:
             return f"{_DEEPSPEED} ZeRO-{state.deepspeed_plugin.zero_stage}"
@@ -67,11 +67,11 @@ class Placement:
         return "DDP" if self.accelerator.num_processes > 1 else _ALONE
 
     def loading_options(self) -> dict[str, Any]:
-        """What ``from_pretrained`` has to be told: no spreading over devices where every process has its own."""
+        """Arguments of ``from_pretrained``: no device map where every process has its own device."""
         return {"device_map": None} if self.managed or self.accelerator.num_processes > 1 else {}
 
     def place_frozen(self, model: Any) -> Any:
-        """The model wrapped as the student's backend wants it, in evaluation mode and without gradient."""
+        """Wrap a model for the student's backend, in evaluation mode and without gradient."""
         model.requires_grad_(False)
         model.eval()
         if self._deepspeed:
@@ -81,21 +81,21 @@ class Placement:
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def _sharded(self, model: Any) -> Any:
-        # accelerate's prepare_model would leave a model without optimizer as it is: whole, and on the host.
+        # accelerate's prepare_model would leave a model without optimizer unsharded and on the host.
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-        # The plugin keeps the layer classes of the first model that it is asked about; those are to be the student's.
+        # The plugin keeps the layer classes of the first model that it prepares, which must be the student.
         own = copy.copy(self.accelerator.state.fsdp_plugin)
         own.transformer_cls_names_to_wrap = None
         with replaced(self.accelerator.state, fsdp_plugin=own):
             prepared = fsdp2_prepare_model(self.accelerator, model)
-        # Head and last norm too, which stay whole for a backward pass that never comes here: a moving average would be
-        # kept in those copies, which bf16 rounds.
+        # Reshard head and last norm too. They stay gathered for a backward pass that a frozen model never has, and a
+        # moving average would be kept in those copies, which are rounded to bf16.
         prepared.set_reshard_after_forward(True)
         return prepared
 
     def saved_whole(self) -> AbstractContextManager[None]:
-        """Within, a model is saved whole, also where FSDP's checkpoints are in parts: transformers would save none."""
+        """Context in which a model is saved unsharded. With sharded FSDP checkpoints transformers saves nothing."""
         if not self._fsdp:
             return nullcontext()
         from torch.distributed.fsdp import StateDictType
@@ -103,40 +103,41 @@ class Placement:
         return replaced(self.accelerator.state.fsdp_plugin, state_dict_type=StateDictType.FULL_STATE_DICT)
 
     def unwrap(self, model: Any) -> Any:
-        """The model without what DDP, FSDP, DeepSpeed or torch.compile put around it."""
-        # To keep what torch.compile put around it accelerate would take DDP off, for good: no gradient were averaged.
+        """Return the model without the wrappers of DDP, FSDP, DeepSpeed or torch.compile."""
+        # To keep the wrapper of torch.compile, accelerate would remove that of DDP for good, and average no gradients.
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def release(self) -> None:
-        """Let the models go. What is loaded afterwards is whole, also on one process alone."""
-        self.accelerator.free_memory()  # of which DeepSpeed's engine has to be told
+        """Free the models. A model that is loaded afterwards is not sharded, even on one process."""
+        self.accelerator.free_memory()  # DeepSpeed's engine has to be released by accelerate
         if self._deepspeed:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
             unset_hf_deepspeed_config()
 
     def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
-        """States of an unwrapped model, from within its wrapper's forward.
+        """Compute the states of an unwrapped model inside the forward pass of its wrapper.
 
         Args:
-            model: its head may be sharded, and a model split over devices may end on another one than its head.
+            model: its head may be sharded; if the model is split over devices, the head may be on another device than
+                the last layer.
             name: "student" or "teacher", for messages.
-            sequence: ids, attention mask, and how many of the last positions predict a token.
+            sequence: ids, attention mask, and the number of last positions that predict a token.
         """
         hidden = last_hidden_states(model, *sequence)
         head = read_head(model, name)
         if self.divided:
             hidden, head = self._lent(hidden, head, model.get_output_embeddings())
-        # A float32 head stays float32, as does its gradient: the loss rounds it for the products alone.
+        # A float32 head stays float32, and so does its gradient: the loss rounds it for the matrix products only.
         return States(_as_autocast(hidden.to(head.device)), head)
 
     def _lent(self, hidden: Tensor, head: Head, module: Any) -> tuple[Tensor, Head]:
-        """A whole head that the forward pass of its own module gathers, as it does for a product, with the gradient
-        coming back by the same way: the module is called, but gives copies of its weights instead of a product.
+        """Return the unsharded head, gathered by the forward pass of its own module.
 
-        All of it is copied: the weights are there for this call alone, and FSDP warns of views.
+        The module is called, but returns copies of its weights instead of logits, and gradients flow back through it.
+        Copies, because the weights are gathered during this call only, and FSDP warns about views.
         """
-        # The head under what PEFT puts around it.
+        # The head inside the wrapper that PEFT may have put around it.
         owner = next(part for part in module.modules() if any(w is head.weight for w in part.parameters(recurse=False)))
 
         def lend(hidden: Tensor) -> tuple[Tensor, ...]:
@@ -147,7 +148,7 @@ class Placement:
 
     @torch.no_grad()
     def frozen_states(self, model: Any, sequence: tuple[Tensor, Tensor, int], name: str = "teacher") -> States:
-        """States of a placed model, through its own wrapper and in evaluation mode."""
+        """Compute the states of a placed model through its wrapper, in evaluation mode and without gradient."""
         unwrapped = self.unwrap(model)
         with evaluating(model):
             states: States = self._within(model, unwrapped, self.states, unwrapped, name, sequence)
@@ -155,12 +156,15 @@ class Placement:
 
     @torch.no_grad()
     def check_head(self, model: Any, name: str) -> None:
-        """Raises MismatchError unless the loss would compute the logits that the model computes itself, and
-        ConfigurationError where it would pass over adapters.
+        """Check with one short forward pass that the loss computes the same logits as the model itself.
 
         Args:
-            model: placed, so that this is one short forward pass on its own device; a collective where it is divided.
-            name: "student" or "teacher".
+            model: a placed model; if it is sharded, all processes must call this together.
+            name: "student" or "teacher", for messages.
+
+        Raises:
+            MismatchError: the logits differ.
+            ConfigurationError: the loss would ignore adapters of the model.
         """
         check_adapters(self.unwrap(model), name)
         ids = torch.arange(5, device=read_head(self.unwrap(model), name).device).unsqueeze(0)
@@ -173,13 +177,13 @@ class Placement:
 
 
 def part() -> None:
-    """Let the other processes go, once nothing refers to the models: a connection that is open at the end may abort."""
+    """Leave the process group, after the models were freed: a connection that is open at exit may abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All of a weight on this process, without gradient; a collective where it is in parts."""
+    """Return the full weight on this process, without gradient; if it is sharded, all processes must call this."""
     if isinstance(weight, DTensor):
         return weight.full_tensor().detach()
     if not hasattr(weight, "ds_id"):
@@ -189,41 +193,41 @@ def whole(weight: Tensor) -> Tensor:
 
 
 def whole_on(device: torch.device, weight: Tensor) -> Tensor:
-    """The same, gathered on `device` where FSDP left shards on the host."""
+    """Like ``whole``, gathered on `device` if FSDP left the shards on the host."""
     return whole(weight.detach().to(device) if isinstance(weight, DTensor) else weight)
 
 
 def head_rows(model: Any, name: str) -> int:
-    """Rows of the output head, wherever its parts are."""
+    """Return the number of rows of the output head, sharded or not."""
     weight = read_head(model, name).weight
-    rows: int = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 leaves a weight without elements
+    rows: int = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 the weight itself is empty
     return rows
 
 
 def _gathered(weight: Any) -> AbstractContextManager[Any]:
-    """While ZeRO-3's partitions of a weight are together."""
+    """Context in which the ZeRO-3 partitions of a weight are gathered."""
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    # A forward pass that has gathered it, as of a tied embedding, is the one to let it go.
+    # If a forward pass has gathered it, such as that of a tied embedding, that pass also releases it.
     together = weight.ds_status == ZeroParamStatus.AVAILABLE
     return nullcontext() if together else deepspeed.zero.GatheredParameters([weight])
 
 
 def _keep_outputs(plugin: Any) -> None:
-    """Refuse what is not FSDP2, and let its forward passes return float32 where they compute it, as the loss is.
+    """Keep float32 outputs of forward passes, such as the loss, in float32.
 
     Raises:
-        ConfigurationError: FSDP of version 1.
+        ConfigurationError: FSDP version 1 is configured.
     """
     if plugin.fsdp_version != 2:
-        raise ConfigurationError("FSDP of version 1 is not supported; set fsdp_version: 2 in accelerate's fsdp_config")
+        raise ConfigurationError("FSDP version 1 is not supported; set fsdp_version: 2 in accelerate's fsdp_config")
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def divided_like(weight: Tensor, like: Tensor) -> Tensor:
-    """A weight cut up as `like` is, on its device and in its dtype: whole, or this process's shard."""
+    """Return a weight sharded like `like`, on its device and in its dtype: the full weight or this process's shard."""
     if isinstance(weight, DTensor) != isinstance(like, DTensor):
         weight = whole(weight)
         if isinstance(like, DTensor):
@@ -232,34 +236,36 @@ def divided_like(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def unreadable(saved: str, processes: int, now: str, processes_now: int) -> str | None:
-    """Why weights and optimizer of a checkpoint cannot be read, and what can read them; None where they can.
+    """Say why weights and optimizer of a checkpoint cannot be loaded, and how they can; None if they can be loaded.
 
-    One process and DDP write the same files, and FSDP's are for any number of processes. Other launchers write files of
-    their own, and DeepSpeed those of each process.
+    A single process and DDP write the same files. FSDP files work with any number of processes. DeepSpeed writes one
+    file per process.
 
     Args:
-        saved, processes: `Placement.launcher` and number of processes of the run that saved it.
-        now, processes_now: those of the run that is to go on from it.
+        saved: `Placement.launcher` of the run that saved the checkpoint.
+        processes: number of processes of that run.
+        now: `Placement.launcher` of the run that resumes from it.
+        processes_now: number of processes of the run that resumes from it.
     """
     if {saved, now} <= {_ALONE, "DDP"}:
         return None
     if saved != now:
-        return f"it holds the files of {saved}, which {now} cannot read: start the run with {saved} again"
+        return f"it was saved with {saved}, and {now} cannot read it: start the run with {saved} again"
     if saved.startswith(_DEEPSPEED) and processes != processes_now:
         return (
-            f"{saved} saved the optimizer in parts for {processes} processes, and there are {processes_now}: start the "
-            f"run with {processes} again"
+            f"{saved} saved the optimizer sharded over {processes} processes, and now there are {processes_now}: start "
+            f"the run with {processes} processes again"
         )
     return None
 
 
 def described(model: Any, home: torch.device, processes: int = 1) -> str:
-    """Size, dtype and spread of a model's weights in a few words, counted once however they are cut up.
+    """Describe the size, dtype and sharding of a model's weights in a few words; shards are counted once.
 
     Args:
-        model: unwrapped.
-        home: the device of this process; that of the weights is told where it is of another kind.
-        processes: of the run.
+        model: an unwrapped model.
+        home: the device of this process; the device of the weights is named if it is of another type.
+        processes: number of processes of the run.
     """
     weights = list(model.parameters())
     trained = sum(_size(weight) for weight in weights if weight.requires_grad)
@@ -269,15 +275,15 @@ def described(model: Any, home: torch.device, processes: int = 1) -> str:
     if trained:
         facts.append(f"{'all' if trained == total else _number(trained)} trained")
     if any(_cut_up(weight) for weight in weights):
-        facts.append("divided among the processes")
+        facts.append("sharded over the processes")
     elif processes > 1:
-        facts.append("whole on every process")
+        facts.append("full copy on every process")
     facts += [f"on {kind}" for kind in sorted({weight.device.type for weight in weights} - {home.type})]
     return ", ".join(facts)
 
 
 def _size(weight: Tensor) -> int:
-    """Parameters of a weight: all of a shard's, and those that 4 bits are packed from."""
+    """Number of parameters of a weight: of the full weight for a shard, unpacked for 4-bit weights."""
     packed = getattr(weight, "quant_state", None)
     return int(packed.shape.numel() if packed is not None else getattr(weight, "ds_numel", weight.numel()))
 
@@ -293,6 +299,6 @@ def _number(count: int) -> str:
 
 
 def _as_autocast(hidden: Tensor) -> Tensor:
-    """Under autocast hidden states in the dtype that a linear head would take them in: half the memory."""
+    """Under autocast, cast hidden states to the dtype that a linear head would use: half the memory."""
     kind = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden

@@ -1,7 +1,7 @@
-"""Scores with intervals, bootstrap over problems, paired tests.
+"""Benchmark scores with confidence intervals, bootstrap over problems, and paired tests.
 
-Problems are the unit that is drawn anew, never samples: several samples of one problem are not independent,
-and an interval over samples would be far too narrow.
+Intervals resample problems, never samples: the samples of one problem are not independent, so an interval over samples
+would be far too narrow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vopd.errors import ConfigurationError, DataError, require
 DRAWS = 10_000
 SEED = 0
 LEVEL = 0.95
-# Indices held at once: draws come in blocks of about this many, so memory does not grow with the problems.
+# Resampling runs in blocks of about this many indices, so that memory does not grow with the number of problems.
 _BLOCK = 2_000_000
 
 
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score(Interval):
-    """A mean over problems with its 95 % interval; fractions between 0 and 1, printed in per cent."""
+    """A mean over problems with its 95 % interval: fractions between 0 and 1, printed as percentages."""
 
     count: int
 
@@ -47,7 +47,7 @@ class Score(Interval):
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """Mean of a - b over the same problems, its 95 % interval, and the p-value of "no difference"."""
+    """Mean of a - b over the same problems, with its 95 % interval and the p-value of "no difference"."""
 
     p_value: float
 
@@ -57,10 +57,10 @@ class Difference(Interval):
 
 
 def bootstrap_interval(values: Any) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` (problems,), problems drawn with replacement.
+    """95 % percentile bootstrap interval of the mean of `values`, (problems,), resampling problems with replacement.
 
-    The same values always give the same interval. One problem, or equal values, give an interval of width 0:
-    that says nothing was seen to vary, not that the value is certain.
+    The same values always give the same interval. A single problem, or equal values, give an interval of width 0: this
+    means that no variation was observed, not that the value is certain.
     """
     data = _vector(values)
     count, means = data.numel(), []
@@ -74,7 +74,7 @@ def bootstrap_interval(values: Any) -> tuple[float, float]:
 
 
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """t such that a Student t variable of `degrees` degrees of freedom lies in [-t, t] with probability `level`.
+    """t such that a Student t variable with `degrees` degrees of freedom lies in [-t, t] with probability `level`.
 
     Raises:
         ConfigurationError: fewer than 1 degree of freedom.
@@ -86,16 +86,16 @@ def t_quantile(degrees: int, level: float = LEVEL) -> float:
 
 
 def t_interval(values: Any) -> tuple[float, float]:
-    """Student's t interval of the mean of `values` (n,): for few values, where the bootstrap's is too short."""
+    """Student's t interval of the mean of `values`, (n,): for few values, where a bootstrap interval is too narrow."""
     mean, half = _mean_and_half_width(values)
     return mean - half, mean + half
 
 
 def positive_t_interval(values: Any) -> tuple[float, float]:
-    """The same for the mean of few skewed values that cannot be negative, such as variances: t on the log scale.
+    """Student's t interval on the log scale, for the mean of few skewed values that cannot be negative (variances).
 
-    mean * exp(-+ t s / (mean sqrt(n))); nearer to its level than the plain one where a few values make up most of the
-    mean. A mean of 0 or below falls back on the plain interval.
+    The bounds are ``mean * exp(-+ t s / (mean sqrt(n)))``. Its coverage is closer to 95 % than that of ``t_interval``
+    where a few values make up most of the mean. For a mean of 0 or below it returns ``t_interval``.
     """
     mean, half = _mean_and_half_width(values)
     if mean <= 0:
@@ -110,17 +110,20 @@ def _mean_and_half_width(values: Any) -> tuple[float, float]:
 
 
 def mean_score(values: Any) -> Score:
-    """Mean of per-problem values (problems,) between 0 and 1, with its bootstrap interval over problems."""
+    """Mean of per-problem values between 0 and 1, (problems,), with its bootstrap interval over problems."""
     data = _vector(values)
     low, high = bootstrap_interval(data)
     return Score(data.mean().item(), low, high, data.numel())
 
 
 def avg_at_k(correct: Any) -> Score:
-    """Mean over problems of the share of right samples: c / n of each problem, averaged.
+    """Mean over problems of the fraction of correct samples, c / n.
 
     Args:
-        correct: (problems, samples) booleans or 0/1, as nested lists, numpy array or tensor.
+        correct: (problems, samples), booleans or 0/1, as nested lists, numpy array or tensor.
+
+    Returns:
+        The mean with its bootstrap interval over problems.
 
     Raises:
         DataError: no problems, no samples, rows of different lengths, or values other than 0 and 1.
@@ -129,25 +132,29 @@ def avg_at_k(correct: Any) -> Score:
 
 
 def pass_at_k(correct: Any, k: int) -> Score:
-    """Chance that at least one of k samples is right: mean over problems of 1 - C(n - c, k) / C(n, k).
+    """Probability that at least one of k samples is correct: mean over problems of 1 - C(n - c, k) / C(n, k).
 
-    Unbiased for every k up to the number of samples n (Chen et al. 2021, arXiv 2107.03374, Eq. 1), unlike
-    1 - (1 - c/n)^k.
+    c of the n samples of a problem are correct. Unbiased for every k up to n, unlike 1 - (1 - c/n)^k.
 
     Args:
-        correct: (problems, samples) booleans or 0/1, as nested lists, numpy array or tensor.
-        k: samples that the user of the model would look at; 1 <= k <= n.
+        correct: (problems, samples), booleans or 0/1, as nested lists, numpy array or tensor.
+        k: number of samples, 1 <= k <= n.
+
+    Returns:
+        The mean with its bootstrap interval over problems.
 
     Raises:
         ConfigurationError: k is below 1 or above the number of samples.
         DataError: as in `avg_at_k`.
+
+    Source: Chen et al. 2021, arXiv 2107.03374, Eq. 1.
     """
     outcomes = _outcomes(correct)
     samples = outcomes.shape[1]
     if not 1 <= k <= samples:
         raise ConfigurationError(
-            f"k of pass@k must be between 1 and {samples}, not {k}: there are {samples} samples a problem; "
-            "take more samples or a smaller k"
+            f"k of pass@k must be between 1 and {samples}, not {k}: there are {samples} samples per problem; "
+            "draw more samples or lower k"
         )
     # Exact integers: the ratio of two binomials overflows floats long before it leaves [0, 1].
     by_count = [1 - math.comb(samples - right, k) / math.comb(samples, k) for right in range(samples + 1)]
@@ -157,13 +164,17 @@ def pass_at_k(correct: Any, k: int) -> Score:
 def paired_difference(a: Any, b: Any) -> Difference:
     """Mean of a - b over the same problems in the same order, with interval and p-value.
 
-    The interval is the paired bootstrap over problems. The p-value is the two-sided sign-flip test: under "no
-    difference" each problem's a - b may as well have the other sign. It is exact up to 13 problems and from
-    10,000 random flips above, and unlike a bootstrap p-value it cannot call a difference on two or three
-    problems certain.
+    The interval is a paired bootstrap over problems. The p-value is that of a two-sided sign-flip test: under "no
+    difference", each problem's a - b has the other sign with equal probability. The test is exact for up to 13 problems
+    and uses 10,000 random flips for more. Unlike a bootstrap p-value, it never reports a difference on two or three
+    problems as certain.
 
     Args:
-        a, b: (problems,) values, or (problems, samples) outcomes, which are averaged per problem first.
+        a: (problems,) values, or (problems, samples) outcomes, which are averaged per problem first.
+        b: likewise, for the same problems.
+
+    Returns:
+        The mean difference with its 95 % interval and p-value.
 
     Raises:
         DataError: different numbers of problems, or none.
@@ -204,7 +215,7 @@ def _outcomes(correct: Any) -> Tensor:
             f"expected (problems, samples) outcomes with at least one of each, got shape {tuple(outcomes.shape)}"
         )
     if not ((outcomes == 0) | (outcomes == 1)).all():
-        raise DataError("outcomes must be True or False (1 or 0); grade partial scores to right or wrong first")
+        raise DataError("outcomes must be True or False (1 or 0); convert partial scores to correct or incorrect first")
     return outcomes
 
 
@@ -216,7 +227,7 @@ def _per_problem(values: Any) -> Tensor:
 def _vector(values: Any) -> Tensor:
     data = _tensor(values)
     if data.dim() != 1 or data.numel() == 0:
-        raise DataError(f"expected one value a problem and at least one problem, got shape {tuple(data.shape)}")
+        raise DataError(f"expected one value per problem and at least one problem, got shape {tuple(data.shape)}")
     if not data.isfinite().all():
         raise DataError("a value is NaN or infinite; every problem needs a finite value")
     return data

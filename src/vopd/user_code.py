@@ -1,4 +1,4 @@
-"""Objects of the user's own modules, which options and files name as `module:NAME`."""
+"""Loads objects from the user's modules, named as `module:NAME` in options and configuration files."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean, fir
 
 
 def imported(spelling: str, kind: str) -> Any:
-    """The object that `module:NAME` stands for; the module may lie in the working folder.
+    """Import the object that `module:NAME` names; the module may be in the working directory.
 
     Args:
-        spelling: module and name.
-        kind: what errors call it, such as "estimator".
+        spelling: `module:NAME`.
+        kind: what the object is called in errors, such as "estimator".
 
     Raises:
-        ConfigurationError: there is no such module, it cannot be imported, or there is no such name in it.
+        ConfigurationError: the module does not exist, cannot be imported, or does not have this name.
     """
     module, _, name = spelling.partition(":")
     if module.endswith(".py") or not all(part.isidentifier() for part in (*module.split("."), name)):
         raise ConfigurationError(
-            f"{kind} '{spelling}' is not of the form module:NAME, such as my_module:MINE for MINE in my_module.py"
+            f"{kind} '{spelling}' is not of the form module:NAME; write my_module:MINE for MINE in my_module.py"
         )
     here = os.getcwd()
-    if here not in sys.path:  # as `python -m` would have it; the console script has not
+    if here not in sys.path:  # as with `python -m`; a console script does not add it
         sys.path.append(here)
     try:
         found = importlib.import_module(module)
     except MissingExtraError:
         raise
-    except Exception as error:  # whatever goes wrong in a user's module
+    except Exception as error:  # anything can go wrong in a user's module
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ConfigurationError(
-                f"{kind} '{spelling}': there is no module '{error.name}'; start the command in the folder that holds "
-                "it, or put that folder on PYTHONPATH"
+                f"{kind} '{spelling}': there is no module '{error.name}'; run the command in the folder that contains "
+                "it, or add that folder to PYTHONPATH"
             ) from error
         raise ConfigurationError(f"{kind} '{spelling}' cannot be imported: {told_with_place(error)}") from error
     if not hasattr(found, name):
@@ -48,7 +48,7 @@ def imported(spelling: str, kind: str) -> Any:
 
 
 def told_with_place(error: Exception) -> str:
-    """What an error in a user's code says, its kind, and the last place outside this package and Python's own."""
+    """Return type, message and location of an error in a user's code: the last frame outside vopd and Python."""
     own = (str(Path(__file__).parent), "<frozen", importlib.__path__[0])
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -56,13 +56,13 @@ def told_with_place(error: Exception) -> str:
 
 
 def spelling_of(value: object) -> str | None:
-    """`module:NAME` of an object that an imported module holds under that name; None where none does.
+    """Return `module:NAME` of an object that an imported module has under that name; None if there is no such module.
 
-    The script that Python was started with is left out: another process cannot import it under the name `__main__`. So
-    is what an interactive session keeps among the builtins.
+    The script that Python runs is skipped, because another process cannot import it as `__main__`. So are names that an
+    interactive session keeps in builtins.
     """
     for module_name, module in sys.modules.copy().items():
-        if not module_name.startswith(("__", "builtins")):  # __mp_main__ in a process that it began
+        if not module_name.startswith(("__", "builtins")):  # __mp_main__ in a child process
             for name, held in getattr(module, "__dict__", {}).copy().items():
                 if held is value or (type(held) is type(value) and held == value):  # a copy
                     return f"{module_name}:{name}"

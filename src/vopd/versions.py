@@ -1,4 +1,4 @@
-"""Which versions of packages are installed, and which of TRL will do."""
+"""The versions of installed packages, and the versions of TRL that are supported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TESTED_TRL = ("1.16", "1.17")
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The version of vopd and those of `packages` that are installed."""
+    """Return the version of vopd and of those `packages` that are installed."""
     from vopd import __version__
 
     found = {"vopd": __version__}
@@ -22,8 +22,8 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def check_trl_version(version: str) -> None:
-    """Raises ConfigurationError unless `version` of TRL is one whose private hooks vopd was tested with."""
-    from packaging.version import Version  # which comes with trl
+    """Raise ConfigurationError unless vopd was tested with the private hooks of this version of TRL."""
+    from packaging.version import Version  # a dependency of trl
 
     low, high = TESTED_TRL
     if not Version(low) <= Version(version) < Version(high):

@@ -75,7 +75,7 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"estimator": "vopd", "loss_top_k": ...}, 2, "estimator ... whole rows ... server"),
+        ({"estimator": "vopd", "loss_top_k": ...}, 2, "estimator ... full distribution ... server"),
         ({"estimator": "vopd_top_k"}, 2, "student's top k ... server"),
         ({"loss_top_k": 50}, 2, "--max-logprobs 50 ... loss_top_k=50"),
         ({"temperature": 0.5}, 2, "temperature 1"),

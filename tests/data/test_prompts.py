@@ -152,7 +152,7 @@ class TestClearErrors:
             load_prompts(write([{"prompt": "a"}, {"answer": "b"}]))
 
     def test_column_of_mixed_kinds(self, write) -> None:
-        with pytest.raises(DataError, match="mixes kinds of values"):
+        with pytest.raises(DataError, match="mixes types of values"):
             load_prompts(write([{"prompt": "a", "x": 1}, {"prompt": "b", "x": "one"}]))
 
     def test_nothing_but_empty_prompts(self, write) -> None:
@@ -340,7 +340,7 @@ class TestChatTemplate:
         assert thinking_options(None, False, tiny_tokenizer) == {}
         with pytest.raises(ConfigurationError, match="set chat_template=true"):
             thinking_options(True, False, switch)
-        with pytest.raises(ConfigurationError, match="has no enable_thinking switch"):
+        with pytest.raises(ConfigurationError, match="has no option enable_thinking"):
             thinking_options(False, True, ChatTokenizer(False))
 
     def test_tokenizer_without_template(self, write, tiny_tokenizer: Any) -> None:

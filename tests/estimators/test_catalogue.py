@@ -52,7 +52,7 @@ def test_each_once_and_none_under_the_name_of_another() -> None:
         (lambda rows: rows, "Estimator, not a function"),
         (f"{__name__}:OPDD", "did you mean 'OPD'"),
         (f"{__name__}:find_estimator", "vopd.estimators.Estimator"),
-        (replace(OPD, description="another"), "'opd' already"),
+        (replace(OPD, description="another"), "'opd' is a built-in"),
     ],
 )
 def test_what_is_none_is_refused(given: Any, facts: str) -> None:

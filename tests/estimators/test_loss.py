@@ -171,16 +171,16 @@ def scores(rows=6, k=3):
         ({"estimator": "vopd_top_k"}, "needs top_k"),
         ({"top_k": 5}, "has no top_k"),
         ({"estimator": "vopd_top_k", "top_k": 0}, "positive integer"),
-        ({"estimator": "vopd_top_k", "top_k": 13}, "more than the vocabulary of 12"),
+        ({"estimator": "vopd_top_k", "top_k": 13}, "exceeds the vocabulary of 12"),
         ({"completion_ids": torch.tensor([0, 1, 2, 3, 4, 12])}, "outside the common vocabulary of 12"),
-        ({"completion_ids": torch.tensor([0, 1])}, "to fit completion_ids"),
+        ({"completion_ids": torch.tensor([0, 1])}, "to match completion_ids"),
         ({"completion_mask": torch.ones(3)}, "completion_mask has shape"),
         ({"completion_mask": torch.ones(1)}, "completion_mask has shape"),  # would be repeated in silence
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"vocab_size": 13}, "smaller model has 12"),
         ({"teacher_scores": scores()}, "either the teacher's tensors or teacher_scores"),
         ({"teacher_logits": None}, "either the teacher's tensors or teacher_scores"),
-        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more of the teacher than its scores"),
+        ({"teacher_logits": None, "teacher_scores": scores()}, "needs more from the teacher than its scores"),
         (
             {
                 "teacher_logits": None,

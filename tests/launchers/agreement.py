@@ -82,7 +82,7 @@ def launched(config: str, chosen: Sequence[Case], out: Path, *options: str) -> d
     program = str(HERE / "ranks.py")
     said = start(config, "--mixed_precision", precision, *options, program, str(ranks.write_cases(list(chosen), out)))
     divided = config in ("fsdp2", "deepspeed_zero3")
-    assert ("divided among the processes" in said, "whole on every process" in said) == (divided, not divided)
+    assert ("sharded over the processes" in said, "full copy on every process" in said) == (divided, not divided)
     # What the optimizer has, and what a moving average is kept in; not copies for a forward pass.
     assert config != "fsdp2" or "bfloat16" not in said
     return {case.name: torch.load(out / f"{case.name}.pt") for case in chosen}

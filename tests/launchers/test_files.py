@@ -104,7 +104,7 @@ def test_ddp_trains_with_gloo_on_two_processes(tiny_student_dir: Path, tiny_teac
     )  # fmt: skip
     (first,) = (line for line in said.splitlines() if line.startswith("processes:"))  # of one process alone
     assert first == "processes: 2, DDP, no mixed precision, on cpu"
-    assert told("student ... all trained ... whole on every process ... teacher", said)
+    assert told("student ... all trained ... full copy on every process ... teacher", said)
     run = tmp_path / "runs" / "ddp"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]

@@ -155,7 +155,7 @@ def refused(url: str) -> None:
     from vopd.errors import ConfigurationError
 
     for name, settings, words in (
-        ("vopd_top_k", {}, "choose one that works from what it gives"),
+        ("vopd_top_k", {}, "use an estimator that works with this teacher"),
         ("vopd_teacher_top_k", {"top_k": 50}, "--max-logprobs 50"),
     ):
         try:

@@ -41,7 +41,7 @@ def test_a_vocabulary_is_compared_by_the_server_or_by_a_named_tokenizer(serve: M
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"estimator": "vopd", "loss_top_k": ...}, "whole rows ... server"),
+        ({"estimator": "vopd", "loss_top_k": ...}, "full distribution ... server"),
         ({"estimator": "vopd_sparse", "teacher_failure": "drop"}, "teacher_failure=drop ... 'vopd_sparse'"),
     ],
 )

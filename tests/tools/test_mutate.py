@@ -96,7 +96,7 @@ def test_a_catalogue_of_the_sources_has_no_problem(tmp_path: Path) -> None:
     [
         ("x = 2\n", "0 times"),
         ("x = 1 + 1, 1 + 1\n", "2 times"),
-        ("x = [1 + 1 for y in z] = 2\n", "no program"),
+        ("x = [1 + 1 for y in z] = 2\n", "syntax error"),
     ],
 )
 def test_a_replacement_applies_once_and_leaves_a_program(tmp_path: Path, source: str, problem: str) -> None:

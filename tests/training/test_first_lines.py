@@ -48,7 +48,7 @@ def test_processes_device_and_parameters_come_before_the_first_step(
 def test_sizes_dtypes_and_places() -> None:
     layer = nn.Linear(1000, 1500, bias=False, dtype=torch.bfloat16)
     assert described(layer, CPU) == "1.50 million in bfloat16, all trained"
-    assert described(layer, CPU, processes=2) == "1.50 million in bfloat16, all trained, whole on every process"
+    assert described(layer, CPU, processes=2) == "1.50 million in bfloat16, all trained, full copy on every process"
     mixed = nn.Sequential(layer.requires_grad_(False), nn.Linear(10, 1, bias=False))
     assert described(mixed, CPU) == "1.50 million in bfloat16 and float32, 10 trained"
     elsewhere = nn.Linear(40_000, 50_000, bias=False, device="meta").requires_grad_(False)
@@ -60,7 +60,7 @@ def test_weights_that_are_cut_up_or_packed_count_whole() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.weight = nn.Parameter(torch.empty(0))
     model.weight.ds_numel = 12
-    assert described(model, CPU, processes=2) == "12 in float32, all trained, divided among the processes"
+    assert described(model, CPU, processes=2) == "12 in float32, all trained, sharded over the processes"
     packed = nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), requires_grad=False)
     packed.quant_state = SimpleNamespace(shape=torch.Size([3, 4]))
     model.weight = packed

@@ -73,7 +73,7 @@ def test_every_estimator_works_from_a_teacher_in_this_process() -> None:
 
 def test_an_error_names_what_the_teacher_is_enough_for() -> None:
     with pytest.raises(
-        ConfigurationError, match=says("'vopd' ... whole rows ... teacher ... opd ... vopd_teacher_top_k")
+        ConfigurationError, match=says("'vopd' ... full distribution ... teacher ... opd ... vopd_teacher_top_k")
     ):
         check_gives(ESTIMATORS["vopd"], {"sampled", "top_k"})
     with pytest.raises(ConfigurationError, match=says("'vopd_sparse' ... student's top k ... the server")):

@@ -47,7 +47,7 @@ ALONE, SHARDED = "one process", "FSDP2 with SHARDED_STATE_DICT"
         (
             Origin(2, "DeepSpeed ZeRO-2", 8),
             Origin(4, "DeepSpeed ZeRO-2", 8),
-            "for 2 processes ... are 4 ... with 2 again",
+            "over 2 processes ... are 4 ... with 2 processes again",
         ),
         (Origin(2, "DeepSpeed ZeRO-3", 8), Origin(2, "DeepSpeed ZeRO-2", 8), "DeepSpeed ZeRO-3 again"),
         (Origin(2, "DeepSpeed ZeRO-3", 8), Origin(2, "DDP", 8), "DeepSpeed ZeRO-3 again"),

@@ -1,9 +1,9 @@
-"""The seeded recipe that builds the embedded pair: `python -m tools.embedded_pair.recipe --output DIRECTORY`.
+"""Builds the embedded pair with fixed seeds: `python -m tools.embedded_pair.recipe --output DIRECTORY`.
 
-It trains a byte-pair tokenizer on the tasks' own text, then the teacher and the student by plain supervised
-training on worked steps, and writes both with their measured accuracy. The student is smaller, trained for less time
-and stopped before its learning rate has decayed, so that it knows the task without mastering it.
-One process, one thread: about ten minutes for the pair on one core of a laptop.
+It trains a byte-pair tokenizer on the text of the tasks, then teacher and student by supervised training on worked
+steps, and saves both with their measured accuracy. The student is smaller, trained for fewer steps and stopped before
+its learning rate has decayed, so that it knows the task without mastering it. One process with one thread takes about
+ten minutes on one core of a laptop.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ Write = Callable[[Problem, random.Random], str]
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Shape of one model and its supervised training.
+    """Sizes of one model and its supervised training.
 
-    `steps` of `schedule_steps` of a cosine schedule with 5 % of warm-up are taken: fewer leave the model unfinished.
+    The learning rate follows a cosine schedule of `schedule_steps` with 5 % warm-up. Training stops after `steps`; if
+    these are fewer, the model is not fully trained.
     """
 
     layers: int
@@ -67,7 +68,7 @@ PAIR = {
 
 
 def build_model(recipe: ModelRecipe, tokenizer: Any) -> Any:
-    """Return a freshly initialised Qwen3-architecture model, in float32, with untied heads of 32 dimensions."""
+    """Return a randomly initialized model of the Qwen3 architecture, in float32, with untied heads of 32 dimensions."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -99,7 +100,7 @@ def stream_batches(
     seed: int,
     write: Write = worked_completion,
 ) -> Iterator[list[Example]]:
-    """Yield batches of (prompt ids, completion ids) without end: problems reshuffled an epoch, wordings drawn anew."""
+    """Yield batches of (prompt ids, completion ids) indefinitely; every epoch has a new order and new wordings."""
     rng = random.Random(seed)
     while True:
         order = rng.sample(problems, len(problems))
@@ -111,7 +112,7 @@ def stream_batches(
 
 
 def supervised_loss(model: Any, examples: list[Example], pad: int, vocabulary: int) -> torch.Tensor:
-    """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; the prompts count for nothing."""
+    """Mean cross-entropy of the completion tokens, plus `unused_row_penalty`; prompt tokens are not in the loss."""
     rows = [torch.tensor(prompt + completion) for prompt, completion in examples]
     wanted_rows = [torch.tensor([-100] * len(prompt) + completion) for prompt, completion in examples]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)
@@ -126,22 +127,22 @@ def supervised_loss(model: Any, examples: list[Example], pad: int, vocabulary: i
 
 
 def unused_row_penalty(rows: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Push the head rows above the tokenizer's entries to probabilities of e^-25; gradient into `rows` only.
+    """Push the head rows beyond the tokenizer's entries to probabilities of e^-25; only `rows` get gradient.
 
-    A few hundred steps leave them likely enough to be drawn now and then, which long training does not leave in
-    a large model, and such an id is no token at all.
+    After a few hundred steps of training they would still be sampled now and then, unlike in a large model, and such an
+    id is not a token.
     """
     log_probabilities = hidden.detach() @ rows.T - logits.detach().logsumexp(-1, keepdim=True)
-    # AdamW rescales the rows' gradient anyway; small, it leaves the clipping of the whole gradient alone.
+    # AdamW rescales the gradient of the rows anyway; a small one does not affect gradient clipping.
     return 0.01 * (log_probabilities + 25).clamp(min=0).sum() / max(1, log_probabilities.numel())
 
 
 def train_model(
     recipe: ModelRecipe, problems: list[Problem], tokenizer: Any, name: str, write: Write = worked_completion
 ) -> Any:
-    """Train one model by supervision on worked steps; deterministic on one machine with one thread.
+    """Train one model on worked steps with supervision; deterministic on one machine with one thread.
 
-    `write` draws one right completion of a problem.
+    `write` returns a random correct completion of a problem.
     """
     model = build_model(recipe, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
@@ -164,7 +165,7 @@ def train_model(
 
 
 def build_pair(pair: Mapping[str, ModelRecipe], vocabulary: int, output: Path) -> dict[str, Any]:
-    """Build tokenizer, teacher and student into `output`; return and write what was measured (`recipe.json`)."""
+    """Build tokenizer, teacher and student into `output`; return the measurements and write them to `recipe.json`."""
     require("transformers.utils.logging", "train").disable_progress_bar()
     start = time.monotonic()
     problems = pair_problems("train", PROBLEMS, SEED)

@@ -1,4 +1,4 @@
-"""The embedded pair's tokenizer: a byte-level byte-pair tokenizer trained on the tasks' own text."""
+"""The embedded pair's tokenizer: a byte-level byte-pair tokenizer trained on the text of the tasks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FILLING_TEXTS = 200
 def build_tokenizer(problems: list[Problem], vocabulary: int, seed: int) -> Any:
     """Train a tokenizer of exactly `vocabulary` entries, padding on the left, with distinct pad and end tokens.
 
-    The tasks' own text fills some 450 entries. A larger vocabulary is filled from the text of `gsm_symbolic`
-    problems as well: entries that the pair's models hardly ever see, as in a large model's vocabulary.
+    The text of the tasks fills about 450 entries. A larger vocabulary also uses the text of `gsm_symbolic` problems:
+    entries that the models hardly ever see, as in the vocabulary of a large model.
 
     Raises:
-        ConfigurationError: `vocabulary` has no room for every byte, or more than the text can fill.
+        ConfigurationError: `vocabulary` is smaller than the number of bytes, or larger than the text can fill.
     """
     return train_tokenizer(_texts(problems, seed), vocabulary)
 
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
         raise ConfigurationError(
-            f"a vocabulary of {vocabulary} was asked for, the text fills {tokenizer.get_vocab_size()}"
+            f"a vocabulary of {vocabulary} was requested, but the text fills {tokenizer.get_vocab_size()}"
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left", model_max_length=256

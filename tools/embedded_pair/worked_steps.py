@@ -1,7 +1,7 @@
-"""Worked steps for the embedded pair's tasks, in several wordings drawn with skewed weights.
+"""Worked steps for the tasks of the embedded pair, in several wordings with unequal probabilities.
 
-Every problem has many right texts, so that a teacher trained on them has real entropy: distillation between two
-models that are both certain of every token would have nothing to measure.
+Every problem has many correct texts, so that a teacher trained on them has entropy: between two models that are certain
+of every token, distillation would have nothing to measure.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ WORKED_TASKS: Mapping[str, Callable[[Mapping[str, Any], random.Random], list[str
 
 
 def worked_completion(problem: Problem, rng: random.Random) -> str:
-    """Return one right completion for a problem: worked steps in drawn wordings, the answer in `<answer>` tags.
+    """Return a correct completion of a problem: worked steps in random wordings, the answer in `<answer>` tags.
 
     Raises:
-        KeyError: no worked steps are written for the problem's task.
+        KeyError: there are no worked steps for the problem's task.
     """
     steps = WORKED_TASKS[problem.task](problem.metadata, rng)
     joined = steps[0]

@@ -1,4 +1,4 @@
-"""From the row of a data set to the text of its prompt: columns, templates, chat templates."""
+"""Turns a row of a data set into a prompt text: columns, templates, chat templates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def render_prompts(
     """Return the prompt text of every row.
 
     Args:
-        rows: of a data set.
-        source: what errors call them.
-        template: text in which {column} stands for that column; None takes the column of `prompt_column`.
-        render: as `chat_renderer` gives it.
+        rows: rows of a data set.
+        source: name of the rows in errors.
+        template: text in which {column} is replaced by that column; None uses the column that `prompt_column` finds.
+        render: result of `chat_renderer`.
 
     Raises:
-        DataError: no column with prompts, or a prompt that is not text or empty; with the number of the row.
-        ConfigurationError: a template without columns, or a chat template that is not there.
+        DataError: there is no prompt column, or a prompt is empty or not text; names the row.
+        ConfigurationError: the template has no columns, or the chat template is missing.
     """
     column = prompt_column(columns_of(rows), source) if template is None else ""
     prompts = []
@@ -39,10 +39,10 @@ def render_prompts(
 
 
 def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any] | None) -> Callable[[Any], Any]:
-    """Return what puts a prompt into the tokenizer's chat template, or leaves it as it is without `chat_template`.
+    """Return a function that applies the tokenizer's chat template to a prompt, or nothing without `chat_template`.
 
     Raises:
-        ConfigurationError: there is no tokenizer for it, or none with a chat template.
+        ConfigurationError: there is no tokenizer, or it has no chat template.
     """
     if not chat_template:
         return lambda prompt: prompt
@@ -57,7 +57,7 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
         if not is_conversation(prompt):
             return prompt
         text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options or {})
-        # The text is tokenized again later: a begin token that the tokenizer puts there itself must not come twice.
+        # The text is tokenized again later: if the tokenizer adds the BOS token itself, it must not occur twice.
         begin = tokenizer.bos_token
         if begin and text.startswith(begin) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
             return text.removeprefix(begin)
@@ -67,63 +67,64 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
 
 
 def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
-    """Return the options of the chat template that turn thinking on or off; None leaves it to the template.
+    """Return the chat template options that turn thinking on or off; None keeps the template's default.
 
     Raises:
-        ConfigurationError: prompts do not go through a chat template, or the template has no such switch.
+        ConfigurationError: no chat template is applied, or the template has no such option.
     """
     if thinking is None:
         return {}
     if not chat_template:
         raise ConfigurationError(
-            "thinking is a switch of the chat template; set chat_template=true, or remove thinking"
+            "thinking is an option of the chat template; set chat_template=true, or remove thinking"
         )
     if _THINKING not in str(tokenizer.chat_template or ""):
         raise ConfigurationError(
-            f"this tokenizer's chat template has no {_THINKING} switch; remove thinking, or pass what it knows with "
-            "chat_template_kwargs"
+            f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it has "
+            "with chat_template_kwargs"
         )
     return {_THINKING: thinking}
 
 
 def fill_template(template: str, row: Mapping[str, Any]) -> str:
-    """Put the columns of `row` for {column} in `template`; a lone {} and other braces stay.
+    """Replace each {column} in `template` by that column of `row`; {} and other braces are kept.
 
     Raises:
-        ConfigurationError: the template names no column, or one that the row does not have.
-        DataError: a named column does not hold text.
+        ConfigurationError: the template names no column, or a column that the row does not have.
+        DataError: a named column is not text.
     """
     names = _named(template, row)
     for name in names:
         if not isinstance(row[name], str):
-            raise DataError(f"column '{name}' is {type(row[name]).__name__} and not text")
+            raise DataError(f"column '{name}' must be text, not {type(row[name]).__name__}")
     return _FIELD.sub(lambda match: row[match.group(1)], template)
 
 
 def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source: str) -> list[str | None]:
-    """Fill `template` for every row that holds something in each of its columns; None for the others.
+    """Fill `template` for every row that has a value in each of its columns; None for the other rows.
 
     Raises:
-        ConfigurationError: the template names no column, or one that the rows do not have.
-        DataError: a named column holds something else than text, or no row has them all.
+        ConfigurationError: the template names no column, or a column that the rows do not have.
+        DataError: a named column is not text, or no row has a value in all of them.
     """
     names = _named(template, columns_of(rows))
     texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
     if not any(texts):
-        raise DataError(f"no row of '{source}' has all of {', '.join(sorted(names))}, which the teacher's prompt names")
+        listed = ", ".join(sorted(names))
+        raise DataError(f"no row of '{source}' has a value in all columns of the teacher's template: {listed}")
     return texts
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the columns that any of the rows has, in the order in which they come."""
+    """Return the columns that occur in any of the rows, in order of first occurrence."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def prompt_column(columns: Sequence[str], source: str) -> str:
-    """Return the column that holds the prompts: the first of prompt, problem, question that is there.
+    """Return the prompt column: the first of prompt, problem, question that exists.
 
     Raises:
-        DataError: none of them is there; names the columns that are.
+        DataError: none of them exists; lists the columns that do.
     """
     for name in PROMPT_COLUMNS:
         if name in columns:
@@ -131,14 +132,14 @@ def prompt_column(columns: Sequence[str], source: str) -> str:
     present = ", ".join(columns) or "none"
     raise DataError(
         f"'{source}' has no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; "
-        f"it has: {present}. Rename one, or give a template such as '{{text}}'"
+        f"it has: {present}. Rename one, or set a template such as '{{text}}'"
     )
 
 
 def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[int]:
-    """Return the numbers of the rows that hold only blanks in the columns that their prompt is made of.
+    """Return the indices of the rows whose prompt columns contain only whitespace.
 
-    A value that is missing or no text is not empty: it is an error, which `render_prompts` raises.
+    A missing value, or one that is not text, does not count as empty: `render_prompts` raises an error for it.
     """
     columns = columns_of(rows)
     names = {prompt_column(columns, source)} if template is None else _named(template, columns)
@@ -150,22 +151,22 @@ def _named(template: str, columns: Iterable[str]) -> set[str]:
     names = set(_FIELD.findall(template))
     unknown = sorted(names - {*columns})
     if unknown or not names:
-        wrong = f"names {{{unknown[0]}}}, which is no column" if unknown else "names no column"
+        wrong = f"names {{{unknown[0]}}}, which is not a column" if unknown else "names no column"
         raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(columns)}")
     return names
 
 
 def is_conversation(prompt: Any) -> bool:
-    """True for a list of chat messages."""
+    """Return whether `prompt` is a list of chat messages."""
     turns = prompt if isinstance(prompt, list) else []
     return bool(turns) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
 
 
 def _text(prompt: Any) -> str:
     if is_conversation(prompt):
-        raise DataError("the prompt is a conversation; set chat_template to render it")
+        raise DataError("the prompt is a conversation; set chat_template=true to render it")
     if not isinstance(prompt, str):
-        raise DataError(f"the prompt is {type(prompt).__name__} and not text")
+        raise DataError(f"the prompt must be text, not {type(prompt).__name__}")
     if not prompt.strip():
         raise DataError("the prompt is empty")
     return prompt

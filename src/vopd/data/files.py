@@ -1,4 +1,4 @@
-"""Rows of local .jsonl, .json and .parquet files."""
+"""Reads local .jsonl, .json and .parquet files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Return the rows of a local .jsonl, .json or .parquet file as dictionaries.
 
     Raises:
-        DataError: the file is missing, cannot be read, is of another kind, or broken; for .jsonl with the number of
-            the line.
+        DataError: the file is missing, unreadable, of another type, or malformed; names the line of a .jsonl file.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no file '{path}'")
     if path.suffix not in SUFFIXES:
-        raise DataError(f"'{path}' is of a kind that cannot be read; use .jsonl, .json or .parquet")
+        raise DataError(f"'{path}' has an unsupported file type; use .jsonl, .json or .parquet")
     try:
         return _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
     except OSError as error:
@@ -38,16 +37,16 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         return [_row(line, f"'{path}' line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     rows = _parse(text, f"'{path}'")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"'{path}' must hold a list of objects; for one object a line name it .jsonl")
+        raise DataError(f"'{path}' must be a list of objects; for one object per line, name the file .jsonl")
     return rows
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     parquet = require("pyarrow.parquet", "train")
-    with path.open("rb") as file:  # a missing permission is told as what it is
+    with path.open("rb") as file:  # so that a missing permission is reported as such
         try:
             return list(parquet.read_table(file).to_pylist())
-        except (OSError, ValueError) as error:  # pyarrow's errors are either
+        except (OSError, ValueError) as error:  # pyarrow raises either
             raise DataError(f"'{path}' is not a readable parquet file: {first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Several sources of prompts in one data set, in the proportions of their weights."""
+"""Mixes several sources of prompts in proportion to their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
-    """Split `total` in proportion to `weights`: whole numbers that add up to it, each within 1 of its exact share."""
+    """Split `total` in proportion to `weights` into integers that add up to it, each within 1 of its exact share."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: counts[index] - exact[index])
@@ -22,25 +22,25 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
 
 
 def most_without_repeats(weights: Sequence[float], sizes: Sequence[int | None]) -> int | None:
-    """Return how many prompts a mixture can have before one of its sources runs out.
+    """Return the largest number of prompts in a mixture before one of its sources runs out.
 
-    A size of None is a source that never does; None is returned where all are such.
+    A size of None means an unlimited source; the result is None if all are unlimited.
     """
     limits = [
         int(size * sum(weights) / weight) for weight, size in zip(weights, sizes, strict=True) if size is not None
     ]
     total = min(limits, default=None)
-    # Rounding to whole prompts can ask for one more than is there.
+    # Rounding to whole prompts can require one more than there are.
     while total and any(size is not None and count > size for count, size in zip(shares(weights, total), sizes)):
         total -= 1
     return total
 
 
 def mix(datasets: Sequence[Any], names: Sequence[str]) -> Any:
-    """Put data sets together evenly spread, so that any stretch of the result has about the same proportions.
+    """Interleave data sets evenly, so that every part of the result has about the same proportions.
 
-    Every row gets a column "source". A column that only some have is None for the others; one that differs in kind
-    from source to source is left out with a warning, except "answer", which becomes text.
+    Every row gets a column "source". Columns that only some data sets have are None for the others. Columns whose type
+    differs between data sets are dropped with a warning, except "answer", which is converted to text.
     """
     library = require("datasets", "train")
     left_out = _differing_columns(datasets)
@@ -48,7 +48,7 @@ def mix(datasets: Sequence[Any], names: Sequence[str]) -> Any:
         left_out.remove("answer")
         datasets = [_with_text_answers(dataset) for dataset in datasets]
     if left_out:
-        logger.warning("columns %s differ in kind between the sources and are left out", ", ".join(left_out))
+        logger.warning("columns %s have different types in different sources and are dropped", ", ".join(left_out))
     parts = []
     for dataset, source in zip(datasets, names, strict=True):
         kept = dataset.remove_columns([name for name in (*left_out, "source") if name in dataset.column_names])
@@ -62,11 +62,11 @@ def take(dataset: Any, count: int, name: str) -> Any:
     """Return the first `count` rows.
 
     Raises:
-        DataError: there are fewer.
+        DataError: there are fewer rows.
     """
     if len(dataset) < count:
         raise DataError(
-            f"'{name}' has {len(dataset)} prompts, but its weight asks for {count}; lower max_prompts or its weight"
+            f"'{name}' has {len(dataset)} prompts, but its weight requires {count}; lower max_prompts or its weight"
         )
     return dataset.select(range(count))
 

@@ -1,4 +1,4 @@
-"""The training prompts: checked before the first step, dropped whole if too long, never cut."""
+"""Checks the training prompts before the first step; prompts that are too long are dropped, never truncated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
-    """Raises DataError unless every row has a prompt: a text, or a list of chat messages."""
+    """Raise DataError unless every row has a prompt: a text or a list of chat messages."""
     if dataset is None:
-        raise DataError(f"{name} is missing; give a data set with a column {PROMPT!r}")
+        raise DataError(f"{name} is missing; pass a data set with a column {PROMPT!r}")
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
     columns = getattr(dataset, "column_names", None)
     if columns is None:
-        raise DataError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset, from_list makes one of rows")
+        raise DataError(
+            f"{name} is a {type(dataset).__name__}; pass a datasets.Dataset, such as Dataset.from_list(rows)"
+        )
     if len(dataset) == 0:
         raise DataError(f"{name} is empty")
     if {"image", "images"} & set(columns):
@@ -36,7 +38,7 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
 
 def _problem(prompt: Any) -> str | None:
     if not isinstance(prompt, str | list):
-        return f"is neither a text nor a list of chat messages, but {type(prompt).__name__}"
+        return f"must be a text or a list of chat messages, not {type(prompt).__name__}"
     if not prompt:
         return "is empty"
     if isinstance(prompt, list) and not is_conversation(prompt):
@@ -45,12 +47,12 @@ def _problem(prompt: Any) -> str | None:
 
 
 def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> Any:
-    """The rows of `dataset`, which has ids, with at most `limit` tokens in their prompt; a warning counts the others.
+    """Drop the rows whose prompt has more than `limit` tokens, with a warning; `dataset` must have ids.
 
-    A prompt is never cut: without its beginning it is another problem, without its end it has lost its question.
+    A prompt is never truncated: without its beginning it is another problem, without its end it has lost its question.
 
     Raises:
-        DataError: none is left.
+        DataError: no row is left.
     """
     if limit is None:
         return dataset
@@ -58,7 +60,8 @@ def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> 
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise DataError(
-            f"every prompt of {name} has more than {limit} tokens, the shortest {min(lengths)}; raise max_prompt_length"
+            f"every prompt of {name} has more than {limit} tokens, the shortest has {min(lengths)}; raise "
+            "max_prompt_length"
         )
     dropped = len(lengths) - len(kept)
     if dropped:
@@ -70,13 +73,13 @@ def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> 
 def check_room(
     dataset: Any, name: str, positions: int | None, completion: int, teacher_column: str | None = None
 ) -> None:
-    """Raises if a prompt with `completion` more tokens goes beyond the `positions` that the models know.
+    """Check that every prompt plus `completion` tokens fits into the `positions` of the models.
 
-    Rotary positions would go on without a word, in a region that the models never saw.
+    Rotary embeddings would silently continue to positions that the models were never trained on.
 
     Raises:
-        ConfigurationError: not even a prompt of one token has room.
-        DataError: a prompt of `dataset`, which has ids, has none; or one in its `teacher_column`.
+        ConfigurationError: not even a prompt of one token fits.
+        DataError: a prompt of `dataset`, which must have ids, does not fit; or one in its `teacher_column`.
     """
     if positions is None:
         return
@@ -86,8 +89,8 @@ def check_room(
             f"max_completion_length={completion} leaves no room for a prompt in the models' {positions} positions; "
             "lower it"
         )
-    beyond = f"go beyond the models' {positions} positions with max_completion_length={completion}"
-    columns = {PROMPT_IDS: ("prompts", f"set max_prompt_length={room} to leave them out")}
+    beyond = f"exceed the models' {positions} positions with max_completion_length={completion}"
+    columns = {PROMPT_IDS: ("prompts", f"set max_prompt_length={room} to drop them")}
     if teacher_column is not None:
         columns[TEACHER_PROMPT_IDS] = (f"prompts in '{teacher_column}'", f"shorten them to {room} tokens")
     for column, (what, instead) in columns.items():
@@ -100,9 +103,9 @@ def check_room(
 
 
 def check_enough(num_prompts: int, batch_size: int) -> None:
-    """Raises DataError if the prompts do not fill one generation batch: nothing would be trained."""
+    """Raise DataError if the prompts do not fill one generation batch: nothing would be trained."""
     if num_prompts < batch_size:
         raise DataError(
-            f"{num_prompts} prompts are fewer than one step takes ({batch_size}); give more prompts, or lower "
+            f"{num_prompts} prompts are fewer than one step needs ({batch_size}); add prompts, or lower "
             "per_device_train_batch_size or gradient_accumulation_steps"
         )

@@ -1,4 +1,4 @@
-"""Problems of a reasoning_gym task, with the library's own question text and its own verifier."""
+"""Problems of a reasoning_gym task, with the library's question text and verifier."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, check_at_least, require
 
-# So many repeats in a row mean that the task has no more distinct questions to give.
+# After so many repeats in a row, the task is considered to have no more distinct questions.
 _REPEATS_BEFORE_GIVING_UP = 2000
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the library's question text, its reference answer, and what its verifier needs.
+    """One problem of a reasoning_gym task.
 
-    `task` is the reasoning_gym name, `metadata` the item's own metadata (operands, counts, difficulty).
+    Attributes:
+        task: name of the reasoning_gym task.
+        question: the library's question text.
+        answer: the reference answer.
+        metadata: metadata for the library's verifier (operands, counts, difficulty).
     """
 
     task: str
@@ -28,14 +32,14 @@ class Problem:
 
 
 def stream_problems(name: str, seed: int, **options: Any) -> Iterator[Problem]:
-    """Yield problems of the reasoning_gym task `name` without end, no question text twice.
+    """Yield problems of the reasoning_gym task `name` indefinitely, without repeating a question.
 
-    The library draws item i of seed s from `Random(s + i)`, so that neighbouring seeds give the same problems
-    shifted by one place. The seed is therefore spread first: two seeds give two unrelated sequences.
+    The library generates item i of seed s from `Random(s + i)`, so neighbouring seeds would give the same problems
+    shifted by one. The seed is therefore hashed first: two seeds give two unrelated sequences.
 
     Raises:
-        ConfigurationError: the task is unknown or its options are wrong.
-        DataError: the task has run out of distinct questions.
+        ConfigurationError: the task is unknown or its options are invalid.
+        DataError: the task has no more distinct questions.
     """
     library, spread = require("reasoning_gym", "train"), random.Random(f"{name} {seed}").getrandbits(60)
     try:
@@ -55,17 +59,17 @@ def stream_problems(name: str, seed: int, **options: Any) -> Iterator[Problem]:
         yield Problem(name, item["question"], item["answer"], item["metadata"])
     raise DataError(
         f"reasoning_gym task '{name}' has only about {len(seen)} distinct questions with options {options}; "
-        "ask for fewer problems or widen the options"
+        "request fewer problems or widen the options"
     )
 
 
 def reasoning_problems(name: str, count: int, seed: int, **options: Any) -> list[Problem]:
     """Return `count` distinct problems of the reasoning_gym task `name`; the same seed gives the same list.
 
-    `options` go to the task's own configuration, for example `min_terms=3` for `chain_sum`.
+    `options` are options of the task, for example `min_terms=3` for `chain_sum`.
 
     Raises:
-        ConfigurationError: the task is unknown, its options are wrong or `count` is negative.
+        ConfigurationError: the task is unknown, its options are invalid, or `count` is negative.
         DataError: the task has fewer than `count` distinct questions.
     """
     check_at_least("count", count, 0)
@@ -73,15 +77,15 @@ def reasoning_problems(name: str, count: int, seed: int, **options: Any) -> list
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the text in the last `<answer>` tags of a completion, stripped, or None without such tags."""
+    """Return the stripped text in the last `<answer>` tags of a completion, or None if there are none."""
     answer: str | None = require("reasoning_gym.utils", "train").extract_answer(completion)
     return answer
 
 
 def score(problem: Problem, completion: str) -> float:
-    """Return the library's score in [0, 1] of the answer that a completion gives in `<answer>` tags.
+    """Return the library's score in [0, 1] of the answer in the `<answer>` tags of a completion; 0 without tags.
 
-    0 without tags. Some tasks give partial credit; `is_right` asks for the full score.
+    Some tasks give partial credit; `is_right` requires the full score.
     """
     answer = extract_answer(completion)
     if answer is None:
@@ -92,5 +96,5 @@ def score(problem: Problem, completion: str) -> float:
 
 
 def is_right(problem: Problem, completion: str) -> bool:
-    """True where the library's verifier gives the completion's answer full marks."""
+    """Return whether the library's verifier gives the completion's answer the full score."""
     return score(problem, completion) >= 1.0

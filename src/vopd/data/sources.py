@@ -1,4 +1,4 @@
-"""One source of prompts: a local file, a data set of the Hugging Face Hub, or a reasoning_gym task."""
+"""One source of prompts: a local file, a Hugging Face Hub data set, or a reasoning_gym task."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 @dataclass(frozen=True)
 class Source:
-    """Where prompts come from, and how many.
+    """A source of prompts.
 
     Attributes:
         source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME".
-        weight: share in a mixture of several sources, relative to the others' weights.
-        split, revision: of a hub data set.
-        count: only the first `count` rows; how many problems a task makes.
-        options: of the reasoning_gym task, or passed to `datasets.load_dataset` (such as name).
-        template: text in which {column} stands for that column of the row.
+        weight: share in a mixture of several sources, relative to the other weights.
+        split: split of a hub data set.
+        revision: branch, tag or commit of a hub data set.
+        count: use only the first `count` rows; for a task, the number of problems to generate.
+        options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
+        template: text in which {column} is replaced by that column of the row.
     """
 
     source: str
@@ -66,22 +67,22 @@ class Source:
 
     @property
     def on_hub(self) -> bool:
-        """True for a hub id: no task, no file, and not written as a path."""
+        """Whether the source is a hub id: not a task, not a file, and not written as a path."""
         is_path = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
         return self.task is None and self.file is None and not is_path
 
 
 def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
-    """Return the source, or the list of sources, that is `given`; what one leaves out has `defaults`.
+    """Return the sources described by `given`, one or a list; missing fields are taken from `defaults`.
 
     Raises:
-        ConfigurationError: an unknown key, or options with several sources, which cannot all mean the same.
+        ConfigurationError: a key is unknown, or common options are given for several sources.
     """
     entries = list(given) if isinstance(given, list | tuple) else [given]
     if not entries:
-        raise ConfigurationError("the list of sources is empty; name a file, a hub id or reasoning_gym:NAME")
+        raise ConfigurationError("the list of sources is empty; add a file, a hub id or reasoning_gym:NAME")
     if len(entries) > 1 and defaults["options"]:
-        raise ConfigurationError("options of one source among several go into that source: {source: ..., options: ...}")
+        raise ConfigurationError("with several sources, options go into each source: {source: ..., options: ...}")
     return [_parse(entry, defaults) for entry in entries]
 
 
@@ -93,19 +94,19 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     known = [entry.name for entry in dataclasses.fields(Source)]
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known, f"there are {', '.join(known)}")
+            hint = did_you_mean(name, known, f"use one of {', '.join(known)}")
             raise ConfigurationError(f"unknown key '{name}' in the source '{given['source']}'; {hint}")
     return Source(**{**defaults, **given})
 
 
 def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
-    """Return a `datasets.Dataset` of the source's rows, at most `count`, and what tells its version.
+    """Return a `datasets.Dataset` with at most `count` rows of the source, and its version.
 
-    The version is the commit of a hub data set where it can be known, a digest of a file's bytes, or the library's
-    version and the seed of a task.
+    The version is the commit of a hub data set if it is known, the digest of a file, or the library's version and the
+    seed for a task.
 
     Raises:
-        DataError: missing or unreadable, or no rows.
+        DataError: the source is missing, unreadable, or has no rows.
     """
     if source.task is not None:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, source.options)
@@ -118,10 +119,10 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
 
 
 def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
-    """Return rows with any columns as a `datasets.Dataset`; `source` is what errors call them.
+    """Return rows as a `datasets.Dataset`; `source` is their name in errors.
 
     Raises:
-        DataError: a column with values of different kinds, or text that is not Unicode.
+        DataError: a column mixes values of different types, or a text is not valid Unicode.
     """
     datasets = require("datasets", "train")
     for index, row in enumerate(rows):
@@ -129,26 +130,26 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
             half = _HALF.search(text)
             if half:
                 raise DataError(
-                    f"'{source}' row {index} holds half a character at position {half.start()} (a lone surrogate, as "
-                    "in an emoji cut in two)"
+                    f"'{source}' row {index} has half a character at position {half.start()} (a lone surrogate, such "
+                    "as from an emoji cut in two)"
                 )
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
-    except (ValueError, TypeError) as error:  # pyarrow's errors are both
-        raise DataError(f"'{source}' has a column that mixes kinds of values: {first_line(error)}") from error
+    except (ValueError, TypeError) as error:  # pyarrow raises both
+        raise DataError(f"'{source}' has a column that mixes types of values: {first_line(error)}") from error
 
 
 def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
     if source.options:
-        raise ConfigurationError(f"options mean nothing to the file '{source.source}'; remove them")
+        raise ConfigurationError(f"options do not apply to the file '{source.source}'; remove them")
     rows = read_rows(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return to_dataset(rows[:count], source.source), f"sha256 {digest}"
 
 
 def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
-    """Return `dataset` with another column, or another one in the place of that of this name."""
-    # Added under another name first: a data set without columns would have no rows either.
+    """Return `dataset` with a column added or replaced."""
+    # Added under another name first: without any columns, the data set would have no rows either.
     added = dataset.add_column("_vopd_new", values)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
@@ -169,18 +170,18 @@ def _from_hub(source: Source) -> tuple[Any, str]:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; give a .jsonl, "
+            f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; pass a .jsonl, "
             ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
-    version = recorded_commit(dataset) or source.revision or "revision not known"
+    version = recorded_commit(dataset) or source.revision or "unknown revision"
     if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:
-        # Without network `datasets` takes whatever commit its cache holds.
-        raise DataError(f"'{source.source}' was to be read at {source.revision}, but the local cache holds {version}")
+        # Without network access `datasets` uses whatever commit is in its cache.
+        raise DataError(f"'{source.source}' was requested at {source.revision}, but the local cache has {version}")
     return dataset, version
 
 
 def recorded_commit(dataset: Any) -> str | None:
-    """The commit that a hub data set was loaded from, as its checksums or its folder in the cache tell."""
+    """Return the commit of a hub data set, from its checksums or its cache folder; None if it is unknown."""
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
     found = (_COMMIT.search(str(place)) for place in places)
     return next((match.group() for match in found if match), None)

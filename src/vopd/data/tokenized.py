@@ -1,4 +1,4 @@
-"""Prompts with their token ids, made once: what follows, up to the last step, reads them from the data set."""
+"""Token ids of prompts, computed once and stored in the data set for all later steps."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from .sources import with_column
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
 PROMPT = "prompt"
-# Underscored, so that no data set has them by chance.
+# With an underscore, so that no data set has such a column by chance.
 PROMPT_IDS = "_prompt_ids"
 TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
 _CHUNK = 1000
 
 
 def text_tokenizer(tokenizer: Any) -> Tokenize:
-    """Return what gives the ids of prompts that are texts, with the arguments that TRL gives."""
+    """Return a function that tokenizes prompt texts with the arguments that TRL uses."""
     return lambda texts: list(tokenizer(text=texts)["input_ids"])
 
 
 def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None) -> Any:
-    """Return `dataset` with the ids of its prompts, and of what the teacher reads where `teacher_column` is given.
+    """Return `dataset` with the ids of its prompts, and those of the teacher's prompts if `teacher_column` is given.
 
-    Ids that are there stay if those of the first prompt are what `tokenize` gives: others are of another tokenizer, or
-    of prompts that were changed. A row that holds nothing in `teacher_column` has the student's prompt. A transform of
-    the data set does not hand the ids on: what it writes at every draw is tokenised then.
+    Existing ids are kept if those of the first prompt equal the output of `tokenize`; otherwise they belong to another
+    tokenizer or to prompts that have changed. A row without a value in `teacher_column` gets the student's prompt. With
+    a transform, ids are not passed on: its output is tokenized when a row is read.
     """
     found = dataset
     if not _has(found, PROMPT_IDS, PROMPT, tokenize):
@@ -41,12 +41,12 @@ def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None)
 
 
 def without_ids(dataset: Any) -> Any:
-    """Return `dataset` as it was before `add_ids`."""
+    """Return `dataset` without the columns of `add_ids`."""
     return dataset.remove_columns([name for name in (PROMPT_IDS, TEACHER_PROMPT_IDS) if name in dataset.column_names])
 
 
 def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
-    """Return the number of tokens of every prompt."""
+    """Return the number of tokens in every prompt."""
     return [len(ids.split()) for ids in _column(dataset, column)]
 
 
@@ -56,7 +56,7 @@ def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
 
 
 def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
-    """Return the ids of rows drawn from a data set; None where it has none, as one that is evaluated on in between."""
+    """Return the ids of rows of a data set; None if it has none, such as an evaluation data set."""
     return [_ids(row[column]) for row in rows] if column in rows[0] else None
 
 
@@ -65,7 +65,7 @@ def _has(data: Any, ids: str, column: str, tokenize: Tokenize) -> bool:
 
 
 def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:
-    """Ids as a text such as "5 17 3": `datasets` and accelerate go through lists entry by entry, for seconds."""
+    """Ids as a text such as "5 17 3": `datasets` and accelerate process lists entry by entry, which takes seconds."""
     given = list(prompts)
     chunks = (tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK))
     return [" ".join(map(str, ids)) for chunk in chunks for ids in chunk]
@@ -76,4 +76,4 @@ def _ids(written: str) -> list[int]:
 
 
 def _column(dataset: Any, name: str) -> Any:
-    return dataset.with_format(None)[name]  # a format that the user set is for the columns of the user
+    return dataset.with_format(None)[name]  # a format set by the user applies to the user's columns

@@ -1,4 +1,4 @@
-"""Estimators, one file a family, the two loss functions that take them, and what one of your own is made of."""
+"""The estimators, the two loss functions, and the building blocks of custom estimators."""
 
 from vopd.kernels import DistillationOutput, Estimate, GradientForm, Needs, Rows, Variance
 

@@ -1,4 +1,4 @@
-"""What an estimator is, and what a caller may add to any of them."""
+"""The estimator interface, and extra advantages, which work with every estimator."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ Support = Literal["sampled", "top_k", "full"]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A named way to turn both models' scores of a sampled token into a gradient.
+    """Turns the student's and the teacher's scores of a token into a loss and its gradient.
 
-    All that the rest of the package knows of an estimator are these fields, so one of your own is used wherever a name
-    of the catalogue is: pass the object, or name it as ``module:NAME`` in a file and on the command line.
+    The package uses estimators only through these fields, so a custom estimator works wherever a built-in name does:
+    pass the object in Python, or name it as ``module:NAME`` in a configuration file and on the command line.
 
     Attributes:
-        name: how tables and folders call it: letters, digits, and ``. _ -``.
+        name: used in tables and folder names; letters, digits, and ``. _ -``.
         description: one line for tables and help texts.
-        support: what it needs of the teacher: the ``sampled`` token's score, scores of a ``top_k``, or ``full`` rows.
-        needs: the statistics it reads from the kernels.
-        estimate: statistics of N rows -> token losses and gradient form.
-        unbiased: whether its expected gradient is that of the exact reverse KL.
-        samples: whether its gradient depends on the token drawn. If so, tokens must be drawn from the student's whole
-            distribution, and importance weights apply.
-        colour: in every figure, as ``#rrggbb``.
+        support: what the teacher must provide: the score of the ``sampled`` token, scores of a ``top_k``, or ``full``
+            rows.
+        needs: the statistics that ``estimate`` reads.
+        estimate: function from the statistics of N tokens to their losses and gradient form.
+        unbiased: whether the expected gradient equals that of the exact reverse KL.
+        samples: whether the gradient depends on the sampled token. If it does, tokens must be sampled from the
+            student's full distribution, and importance weights apply.
+        colour: colour in figures, as ``#rrggbb``.
 
     Raises:
-        ConfigurationError: the name cannot be part of a folder's name, the colour is none, or the needs are more than
-            the support.
+        ConfigurationError: the name is not valid in a folder name, the colour is not valid, or ``needs`` exceeds
+            ``support``.
     """
 
     name: str
@@ -57,51 +58,51 @@ class Estimator:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigurationError(
-                f"the name of an estimator is made of letters, digits, '.', '_' and '-', not {self.name!r}"
+                f"an estimator name may contain letters, digits, '.', '_' and '-' only, got {self.name!r}"
             )
         if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
-            raise ConfigurationError(f"the colour of estimator {self.name!r} must be like #0072b2, not {self.colour!r}")
+            raise ConfigurationError(f"the colour of estimator {self.name!r} must be like #0072b2, got {self.colour!r}")
         if not isinstance(self.needs, Needs) or not callable(self.estimate):
-            raise ConfigurationError(f"estimator {self.name!r}: needs must be a Needs(...), and estimate a function")
+            raise ConfigurationError(f"estimator {self.name!r}: needs must be a Needs(...) and estimate a function")
         supports = get_args(Support)
         check_known(f"support of estimator '{self.name}'", self.support, supports)
         if supports.index(self.support) < supports.index(self._least_support):
             raise ConfigurationError(
-                f"estimator {self.name!r} reads more of the teacher than support={self.support!r} promises: "
-                f"{self.needs} takes support={self._least_support!r}"
+                f"estimator {self.name!r} needs more from the teacher than support={self.support!r} allows: "
+                f"{self.needs} requires support={self._least_support!r}"
             )
 
     @property
     def _least_support(self) -> Support:
-        """What the teacher must give for these needs. Outside its top k, order 2 asks for the student's p^2 alone."""
+        """What the teacher must provide for these needs. Outside its top k, order 2 needs only the student's p^2."""
         if self.needs.order == 1 or (self.needs.order == 2 and self.needs.support != "teacher_top_k"):
             return "full"
         return "sampled" if self.needs.support == "top" else "top_k"
 
     @property
     def needs_top_k(self) -> bool:
-        """Whether ``top_k`` must be given."""
+        """Whether the estimator takes ``top_k``."""
         return self.needs.support != "top"
 
     @property
     def need(self) -> ScoreKind:
-        """What a teacher must be able to give."""
+        """The kind of scores that the teacher must provide."""
         if self.support == "top_k":
             return "chosen" if self.needs.support == "student_top_k" else "top_k"
         return self.support
 
     @property
     def teacher_scores(self) -> bool:
-        """Whether a plain server's scores (``TopKScores``) are enough."""
+        """Whether a server's scores (``TopKScores``) are enough."""
         return self.need in ("sampled", "top_k")
 
 
 def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
-    """Adds the plain policy-gradient term -w e log p_y of the caller's advantages e: w e more in a, -w e more at y.
+    """Add the policy-gradient term -w e log p_y of the caller's advantages e: + w e in a, - w e at y.
 
-    Where the estimator samples, that is A = r_y - b + e. Where it sums tokens exactly (Rao-Blackwell's support, the
-    exact objectives) there is no sampled term to add to: e is known of the sampled token alone, so it stays sampled.
-    ``advantages`` stays r_y - b, so that the two parts are told apart.
+    For sampled tokens this makes the advantage A = r_y - b + e. Where an estimator sums tokens exactly (the support of
+    Rao-Blackwell, the exact objectives), the term is still sampled, because e is known for the sampled token only.
+    ``advantages`` stays r_y - b, so both parts can be reported separately.
     """
     if rows.extra_advantages is None:
         return estimate
@@ -116,5 +117,5 @@ def with_extra_advantages(rows: Rows, estimate: Estimate) -> Estimate:
 
 
 def append(columns: Shaped[Tensor, "N J"], column: Shaped[Tensor, " N"]) -> Shaped[Tensor, "N J+1"]:
-    """One more column, (N, J + 1)."""
+    """Append a column, giving (N, J + 1)."""
     return cat([columns, column.unsqueeze(-1)], dim=-1)

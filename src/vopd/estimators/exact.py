@@ -1,4 +1,4 @@
-"""Objectives that are backpropagated whole: nothing about the token is sampled."""
+"""Exact objectives: sums over tokens, with no dependence on the sampled token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _full_rkl(rows: Rows) -> Estimate:
 
 FULL_RKL = Estimator(
     name="full_rkl",
-    description="the exact reverse KL over the full vocabulary, no sampling noise in the token",
+    description="exact reverse KL over the full vocabulary, no sampling noise in the token",
     support="full",
     needs=Needs(order=1),
     estimate=_full_rkl,
@@ -37,7 +37,7 @@ FULL_RKL = Estimator(
 
 
 def _top_k_rkl(rows: Rows) -> Estimate:
-    """Token loss KL(p~ || q~); gradient p~ (d' - E_p~[d']) at the k ids, nothing elsewhere."""
+    """Token loss KL(p~ || q~); gradient p~ (d' - E_p~[d']) at the k ids, 0 elsewhere."""
     student, teacher = support_logits(rows)
     difference = not_none(rows.support_difference)
     mean = sparse_top_k_baseline(student, difference)
@@ -48,7 +48,7 @@ def _top_k_rkl(rows: Rows) -> Estimate:
 
 TOP_K_RKL = Estimator(
     name="top_k_rkl",
-    description="reverse KL renormalised on the student's top k: a biased control (the paper)",
+    description="reverse KL renormalized on the student's top k: a biased control (the paper)",
     support="top_k",
     unbiased=False,
     needs=Needs(support="student_top_k", full_teacher=False),

@@ -1,4 +1,4 @@
-"""The gradient that the pass has computed already, handed to autograd."""
+"""Passes a gradient that was computed in the forward pass to autograd."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _Result = TypeVar("_Result")
 
 
 def outside_compilation(loss: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """The same function, which a step under ``torch.compile`` calls as it is.
+    """Exclude a loss function from ``torch.compile``.
 
-    ``GradientInHand`` hands over what forward wrote in place and scales it in place in backward, which torch.compile
-    has got wrong (https://github.com/pytorch/pytorch/issues/172956, issues/180642). Nor is there anything to gain:
-    buffers are reused and the operations on rows fused already, and a trace breaks a dozen times.
+    ``GradientInHand`` writes gradients in place in forward and scales them in place in backward, which torch.compile
+    has handled incorrectly (https://github.com/pytorch/pytorch/issues/172956, issues/180642). Compilation would gain
+    nothing: buffers are reused and row operations fused already, and a trace breaks a dozen times.
     """
 
     @functools.wraps(loss)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        # Here and not at import, where it would load torch._dynamo: a second for whoever never calls a loss.
+        # Not at import, where this would load torch._dynamo, which takes a second.
         disabled: Callable[_Arguments, _Result] = torch.compiler.disable(loss)
         return disabled(*args, **kwargs)
 
@@ -35,10 +35,10 @@ def outside_compilation(loss: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 class GradientInHand(torch.autograd.Function):
-    """Gives a loss whose gradient was already computed in the forward pass.
+    """A loss whose gradient was already computed in the forward pass.
 
-    The gradients live on the context, not among saved tensors, which would copy a head-sized tensor. Backward scales
-    them in place, so it can run once.
+    The gradients are kept on the context, because saved tensors would copy a head-sized tensor. Backward scales them in
+    place, so it can run once only.
     """
 
     @staticmethod
@@ -48,7 +48,7 @@ class GradientInHand(torch.autograd.Function):
         gradients: list[Float[Tensor, " ..."] | None],
         *inputs: Float[Tensor, " ..."] | None,
     ) -> Float[Tensor, ""]:
-        """``inputs`` are the tensors that the gradients belong to, in order; None has no gradient."""
+        """Return the loss; ``gradients`` belong to ``inputs`` in order, None where an input gets no gradient."""
         ctx.gradients = gradients
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         return loss.clone()
@@ -56,11 +56,11 @@ class GradientInHand(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Float[Tensor, ""]) -> tuple[Float[Tensor, " ..."] | None, ...]:
-        """Scales the gradients by that of the loss."""
+        """Scale the gradients by the gradient of the loss."""
         if ctx.gradients is None:
             raise RuntimeError(
-                "this distillation loss was already backpropagated, and its gradient is computed once: "
-                "call the loss function again instead of using retain_graph"
+                "this distillation loss was already backpropagated and its gradient is freed; call the loss function "
+                "again instead of using retain_graph"
             )
         (output,) = outputs
         scaled = [None if g is None else _scaled(g, output, dtype) for g, dtype in zip(ctx.gradients, ctx.dtypes)]
@@ -71,10 +71,10 @@ class GradientInHand(torch.autograd.Function):
 def _scaled(
     gradient: Float[Tensor, "*shape"], factor: Float[Tensor, ""], dtype: torch.dtype
 ) -> Float[Tensor, "*shape"]:
-    """gradient * factor in the dtype, in place where it can be; a float32 head gradient is narrowed only here, since
-    one over a normaliser, or a loss scale, is in the factor."""
+    """Return gradient * factor in the dtype, in place if possible. A float32 head gradient is rounded only here: the
+    factor contains 1 / normalizer and a loss scale."""
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
-    if gradient.is_cuda:  # one kernel that reads float32 and writes the other
+    if gradient.is_cuda:  # one kernel that reads float32 and writes the other dtype
         return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
     return gradient.mul_(factor).to(dtype)

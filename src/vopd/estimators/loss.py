@@ -1,4 +1,4 @@
-"""The two loss functions: on full logits, and on hidden states and output heads."""
+"""The two loss functions: from full logits, and from hidden states and output heads."""
 
 from __future__ import annotations
 
@@ -55,39 +55,44 @@ def distillation_loss(
 ) -> DistillationOutput:
     """On-policy distillation loss from full logits.
 
-    loss = sum of the token losses over masked-in tokens / normalizer. For policy-gradient estimators the token loss
-    is -sg[w (r_y - b)] log p(y) with r = log q - log p and a state-only baseline b; for ``full_rkl`` and
-    ``top_k_rkl`` it is the KL itself. Logits at t predict ``completion_ids[:, t]``: already shifted.
+    The loss is the sum of the token losses over the tokens in ``completion_mask``, divided by ``normalizer``. For
+    policy-gradient estimators the token loss is ``-sg[w (r_y - b)] log p(y)``: p and q are the student's and the
+    teacher's probabilities, r = log q - log p is the reward, b a baseline that does not depend on the sampled token y,
+    w an importance weight, and sg stops the gradient. For ``full_rkl`` and ``top_k_rkl`` it is the KL itself.
+
+    Logits at position t predict ``completion_ids[:, t]``: they are shifted already.
 
     Args:
         student_logits: (B, T, V) or (N, V); the only input that gets gradient.
-        teacher_logits: (B, T, V') or (N, V'); None with ``teacher_scores``. Both are cut to the common vocabulary
-            before the softmax.
-        completion_ids: y, sampled from the student untruncated at ``temperature``, (B, T) or (N,).
-        completion_mask: nonzero = counts in the loss, same shape; None counts all.
-        estimator: a name in ``vopd.ESTIMATORS``, ``module:NAME``, or an ``Estimator`` of your own.
-        top_k: k of the estimators that have one.
-        temperature: divides both models' logits.
-        normalizer: what the sum is divided by; default: the number of masked-in tokens.
-        teacher_scores: a server's scores instead of teacher logits, at the same temperature.
-        importance_weights: w of each token, applied to sampled terms only, (B, T) or (N,).
-        rollout_logprobs: instead, log p(y) as the sampler reported it: w = min(exp(log p(y) - that), importance_cap).
-        importance_cap: largest such w.
-        extra_advantages: e, added to the advantage of the sampled token, A = sg[r_y - b + e], (B, T) or (N,), such as a
-            reward of the whole completion less the mean of its group's others. Tokens that an estimator sums exactly
-            keep that sum; the sampled term -sg[w e] log p(y) stands beside it.
-        vocab_size: the real vocabulary, where both models have padded rows beyond it.
-        diagnostics: also return the student's entropy and, with full teacher rows, exact KL and variances.
-        chunk_size: rows at a time; changes speed and memory, not the result.
+        teacher_logits: (B, T, V') or (N, V'); None with ``teacher_scores``. Both models' logits are cut to the common
+            vocabulary before the softmax.
+        completion_ids: y, sampled from the student's full distribution at ``temperature``, (B, T) or (N,).
+        completion_mask: nonzero for tokens in the loss, same shape; None takes all tokens.
+        estimator: a name in ``vopd.ESTIMATORS``, ``module:NAME``, or your own ``Estimator``.
+        top_k: k, for the estimators that use a top k.
+        temperature: both models' logits are divided by it.
+        normalizer: divisor of the summed loss; by default the number of tokens in the mask.
+        teacher_scores: scores from a teacher server, instead of teacher logits, at the same temperature.
+        importance_weights: w of each token, (B, T) or (N,); applied to sampled terms only.
+        rollout_logprobs: alternatively, log p(y) reported by the sampler, (B, T) or (N,); then w =
+            min(exp(log p(y) - rollout_logprobs), importance_cap).
+        importance_cap: largest weight computed from ``rollout_logprobs``.
+        extra_advantages: e, (B, T) or (N,), in nats, added to the advantage of the sampled token, A = sg[r_y - b + e];
+            for example the reward of the whole completion minus the mean reward of the others in its group. Estimators
+            that sum tokens exactly keep that sum and add the sampled term ``-sg[w e] log p(y)``.
+        vocab_size: number of real tokens, if the output rows of both models are padded beyond it.
+        diagnostics: also return the student's entropy and, with the teacher's full distribution, exact KL and
+            variances.
+        chunk_size: tokens processed at a time; affects speed and memory, not the result.
 
     Returns:
-        A DistillationOutput. Its loss can be backpropagated once.
+        A ``DistillationOutput``. Its loss can be backpropagated once.
 
     Raises:
-        ConfigurationError: unknown estimator, shapes that do not fit, missing or meaningless ``top_k``, an id
+        ConfigurationError: the estimator is unknown, shapes do not match, ``top_k`` is missing or invalid, or an id is
             outside the vocabulary.
 
-    Source: arXiv 2605.07865 for the paper's estimators; the README's table has each formula.
+    Source: arXiv 2605.07865 for the paper's estimators; docs/concepts/estimators.md has every formula.
     """
     chosen = find_estimator(estimator)
     checks.check_teacher(chosen, teacher_logits, teacher_scores)
@@ -142,31 +147,34 @@ def linear_distillation_loss(
     student_softcap: float | None = None,
     teacher_softcap: float | None = None,
 ) -> DistillationOutput:
-    """``distillation_loss`` of logits = hidden @ head.T, a chunk of tokens at a time, never [tokens, vocabulary].
+    """On-policy distillation loss from hidden states and output heads, fused: full logits are never in memory at once.
 
-    Value and gradient are those of ``distillation_loss``; only what is particular is told here. The gradient is
-    formed in the forward pass: (D_s + D_t) + 2 D_s products of 2 N V each with a trainable head, (D_s + D_t) + D_s
-    with a frozen one. ``vopd_sparse`` and ``top_k_rkl`` read only those rows of the teacher's head that they need.
+    Computes ``distillation_loss`` of logits = hidden @ head.T for a chunk of tokens at a time, with the same value and
+    gradient. The gradient is computed in the forward pass: (D_s + D_t) + 2 D_s products of 2 N V operations each with a
+    trainable head, (D_s + D_t) + D_s with a frozen one. ``vopd_sparse`` and ``top_k_rkl`` read only the rows of the
+    teacher's head that they need. Arguments that are not listed below are those of ``distillation_loss``.
 
     Args:
         student_hidden: last hidden states, (B, T, D_s) or (N, D_s); gets gradient.
-        student_head: output weights, (V, D_s); gets gradient if it requires it.
-        teacher_hidden: (B, T, D_t) or (N, D_t), D_t may differ from D_s; None with ``teacher_scores``.
-        teacher_head: (V', D_t), V' may differ from V; None with ``teacher_scores``.
-        completion_ids: as in ``distillation_loss``, as are the arguments not named here.
-        backend: "torch", "triton", or "auto" for the fastest that this machine has.
-        student_bias, teacher_bias: bias of the output layer, (V,) and (V',); the student's gets gradient if it
-            requires it.
-        student_logit_scale, teacher_logit_scale: factors of the logits, bias included (Cohere).
-        student_softcap, teacher_softcap: cap of logits = cap tanh(logits / cap), after the scale and before the
-            temperature (Gemma).
+        student_head: output weights, (V, D_s); gets gradient if it requires gradient.
+        teacher_hidden: (B, T, D_t) or (N, D_t); D_t may differ from D_s. None with ``teacher_scores``.
+        teacher_head: (V', D_t); V' may differ from V. None with ``teacher_scores``.
+        completion_ids: as in ``distillation_loss``.
+        backend: "torch", "triton", or "auto" for the fastest one available here.
+        student_bias: bias of the student's output layer, (V,); gets gradient if it requires gradient.
+        teacher_bias: bias of the teacher's output layer, (V',).
+        student_logit_scale: factor of the student's logits, bias included (Cohere).
+        teacher_logit_scale: factor of the teacher's logits, bias included.
+        student_softcap: cap in logits = cap tanh(logits / cap), applied after the scale and before the temperature
+            (Gemma).
+        teacher_softcap: the same for the teacher.
 
     Returns:
-        A DistillationOutput. Its loss can be backpropagated once.
+        A ``DistillationOutput``. Its loss can be backpropagated once.
 
     Raises:
-        ConfigurationError: as ``distillation_loss``, for an unknown backend, and for "triton" without a GPU.
-        MissingExtraError: "triton" is asked for and not installed.
+        ConfigurationError: as in ``distillation_loss``; the backend is unknown, or "triton" without a GPU.
+        MissingExtraError: backend "triton" without triton installed.
     """
     chosen = find_estimator(estimator)
     make_pass = choose_pass(backend, student_hidden.device)
@@ -216,10 +224,10 @@ def _distill(
     diagnostics: bool,
     chunk_size: int,
 ) -> DistillationOutput:
-    """Runs the pass and ties the gradients that the source then holds to the inputs they belong to.
+    """Run the pass and attach the gradients that it left in ``source`` to their inputs.
 
-    They are of the plain sum: the weight is multiplied outside, so that autograd hands it to them with the factor
-    that the caller puts on the loss.
+    These are gradients of the plain sum. The division by the normalizer comes after, so that autograd passes it on
+    together with any factor that the caller applies to the loss.
     """
     result = run_chunks(
         source,
@@ -240,17 +248,17 @@ def _distill(
 
 
 def _head(model: str, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Head:
-    """The output head with its options, checked."""
+    """Check the options of an output head and return the head without gradient."""
     checks.check_head_options(model, weight, bias, scale, softcap)
     return Head(weight.detach(), None if bias is None else bias.detach(), float(scale), softcap)
 
 
 def _weight(normalizer: Tensor | float | None, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """One over the normaliser, a scalar tensor; without rows to weigh it is 0, whatever the normaliser."""
+    """Return 1 / normalizer as a scalar tensor; 0 without rows, whatever the normalizer is."""
     if len(batch.rows) == 0:
         return batch.rows.new_zeros((), dtype=dtype)
     count = len(batch.rows) if normalizer is None else normalizer
-    # A plain number stays on the host, as a factor of tensors on any device: a copy of it would wait for the device.
+    # A plain number stays on the host, where it multiplies tensors of any device: a copy would wait for the device.
     device = batch.rows.device if isinstance(count, Tensor) else torch.device("cpu")
     return 1 / torch.as_tensor(count, dtype=dtype, device=device).detach()
 
@@ -265,9 +273,9 @@ def _batch(
     importance_cap: float,
     extra_advantages: Tensor | None,
 ) -> Batch:
-    """Packs the tokens that count, in order, and checks all that comes with one entry a token."""
+    """Pack the tokens in the mask, in order, and check the shape of every per-token argument."""
     if importance_weights is not None and rollout_logprobs is not None:
-        raise ConfigurationError("give importance_weights or rollout_logprobs, not both")
+        raise ConfigurationError("pass importance_weights or rollout_logprobs, not both")
     shape = completion_ids.shape
     checks.check_leading("completion_mask", completion_mask, shape)
     rows = _rows(completion_ids.reshape(-1), completion_mask, source.vocab_size)
@@ -277,7 +285,7 @@ def _batch(
         if values is None:
             return None
         packed = values.detach().reshape(shape.numel(), *values.shape[values.ndim - trailing :])[rows]
-        return packed if name == "top_k_ids" else packed.to(source.dtype)  # numpy's numbers come in float64
+        return packed if name == "top_k_ids" else packed.to(source.dtype)  # numpy's numbers are float64
 
     batch = Batch(
         rows=rows,
@@ -298,10 +306,10 @@ def _batch(
 
 
 def _rows(ids: Tensor, mask: Tensor | None, vocab_size: int) -> Tensor:
-    """Places of the tokens that count, (N,); their ids are checked.
+    """Return the positions of the tokens in the mask, (N,), and check their ids.
 
-    The host looks at the device here, and once: it has to know how many there are to cut them into chunks, and a second
-    look would wait for all that the device was given in between.
+    The host waits for the device here, once: it needs the count to split the tokens into chunks. A second wait would
+    include all work queued in between.
     """
     counted = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.reshape(-1).to(ids.device) != 0
     if not len(ids):
@@ -315,7 +323,7 @@ def _rows(ids: Tensor, mask: Tensor | None, vocab_size: int) -> Tensor:
 
 def _checked_temperature(temperature: float) -> float:
     if not temperature > 0:
-        raise ConfigurationError(f"temperature must be above 0, not {temperature}; greedy rollouts carry no gradient")
+        raise ConfigurationError(f"temperature must be above 0, not {temperature}: greedy rollouts give no gradient")
     return float(temperature)
 
 

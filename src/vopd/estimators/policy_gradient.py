@@ -1,4 +1,4 @@
-"""Estimators that sample: the log-probability of the sampled token, weighted by its reward less a baseline."""
+"""Policy-gradient estimators: log p(y) of the sampled token, weighted by its reward minus a baseline."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 
 
 def policy_gradient(rows: Rows, advantages: Float[Tensor, " N"], baseline: Float[Tensor, " N"] | None) -> Estimate:
-    """Token loss -w A log p_y, whose gradient in the logits is w A (p - e_y): a = w A, and -w A at y.
+    """Policy-gradient estimate from advantages: token loss -w A log p_y.
+
+    Its gradient with respect to the logits is w A (p - e_y): a = w A, and -w A at y.
 
     Args:
-        rows: statistics.
-        advantages: A = r_y - b, (N,).
-        baseline: b for reporting, (N,), None where only A is known.
+        rows: statistics of N tokens.
+        advantages: A = r_y - b, (N,), nats.
+        baseline: b, (N,), for reports only; None if only A is known.
+
+    Returns:
+        Loss and gradient form of the N tokens.
     """
     weighted = advantages * rows.importance
     form = GradientForm(a=weighted, ids=rows.sampled_ids.unsqueeze(-1), values=-weighted.unsqueeze(-1))
@@ -41,7 +46,17 @@ def policy_gradient(rows: Rows, advantages: Float[Tensor, " N"], baseline: Float
 
 
 def centred_policy_gradient(rows: Rows, centred_baseline: Float[Tensor, " N"]) -> Estimate:
-    """The same from b' = b - r_top: A = r'_y - b' = -d'_y - b', in which both log-normalisers cancel."""
+    """``policy_gradient`` from a centred baseline b' = b - r_top.
+
+    The advantage A = r'_y - b' = -d'_y - b' does not depend on the log-normalizer of either model.
+
+    Args:
+        rows: statistics of N tokens.
+        centred_baseline: b', (N,), nats.
+
+    Returns:
+        Loss and gradient form of the N tokens.
+    """
     advantages = -not_none(rows.sampled_difference) - centred_baseline
     baseline = None if rows.top_reward is None else rows.top_reward + centred_baseline
     return policy_gradient(rows, advantages, baseline)
@@ -55,7 +70,7 @@ def _opd(rows: Rows) -> Estimate:
 
 OPD = Estimator(
     name="opd",
-    description="vanilla OPD: the log-ratio of the sampled token, no baseline",
+    description="vanilla OPD: log-ratio of the sampled token, no baseline",
     support="sampled",
     needs=Needs(),
     estimate=_opd,
@@ -86,7 +101,7 @@ def _vopd_top_k(rows: Rows) -> Estimate:
 
 VOPD_TOP_K = Estimator(
     name="vopd_top_k",
-    description="value baseline with both models renormalised on the student's top k (the paper)",
+    description="value baseline with both models renormalized on the student's top k (the paper)",
     support="top_k",
     needs=Needs(support="student_top_k"),
     estimate=_vopd_top_k,
@@ -95,14 +110,14 @@ VOPD_TOP_K = Estimator(
 
 
 def _vopd_sparse(rows: Rows) -> Estimate:
-    """A = E_p~[d] - d_y, with p~ the student renormalised on its top k."""
+    """A = E_p~[d] - d_y, with p~ the student renormalized on its top k."""
     student, _ = support_logits(rows)
     return centred_policy_gradient(rows, sparse_top_k_baseline(student, -not_none(rows.support_difference)))
 
 
 VOPD_SPARSE = Estimator(
     name="vopd_sparse",
-    description="mean reward under the student's renormalised top k; teacher at k + 1 ids, no normaliser",
+    description="mean reward on the student's renormalized top k; needs the teacher at k + 1 ids only",
     support="top_k",
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_vopd_sparse,
@@ -111,13 +126,13 @@ VOPD_SPARSE = Estimator(
 
 
 def _vopd_optimal(rows: Rows) -> Estimate:
-    """A = r_y - E_p[w r] / E_p[w]. Advantages are not centred: never whiten or clip them."""
+    """A = r_y - E_p[w r] / E_p[w]. Its advantages do not have mean 0: never whiten or clip them."""
     return centred_policy_gradient(rows, centred_optimal_baseline(rows.moments()))
 
 
 VOPD_OPTIMAL = Estimator(
     name="vopd_optimal",
-    description="baseline of least variance, E_p[w r] / E_p[w] with w = |e_v - p|^2",
+    description="baseline with the least variance, E_p[w r] / E_p[w] with w = |e_v - p|^2",
     support="full",
     needs=Needs(order=2),
     estimate=_vopd_optimal,
@@ -133,7 +148,7 @@ def _vopd_teacher_top_k(rows: Rows) -> Estimate:
 
 VOPD_TEACHER_TOP_K = Estimator(
     name="vopd_teacher_top_k",
-    description="value baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
+    description="value baseline from the teacher's top k and one bucket for all other tokens; works with a server",
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_vopd_teacher_top_k,
@@ -149,7 +164,7 @@ def _vopd_teacher_top_k_optimal(rows: Rows) -> Estimate:
 
 VOPD_TEACHER_TOP_K_OPTIMAL = Estimator(
     name="vopd_teacher_top_k_optimal",
-    description="optimal baseline on the teacher's top k with one bucket for the rest: a plain server is enough",
+    description="optimal baseline from the teacher's top k and one bucket for all other tokens; works with a server",
     support="top_k",
     needs=Needs(support="teacher_top_k", order=2),
     estimate=_vopd_teacher_top_k_optimal,

@@ -1,4 +1,4 @@
-"""Rao-Blackwell estimators: the tokens of a support are summed exactly, the rest is sampled."""
+"""Rao-Blackwell estimators: the tokens of a support are summed exactly, all others are sampled."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def rao_blackwell(
     sampled_rewards: Float[Tensor, " N"],
     baseline: Float[Tensor, " N"],
 ) -> Estimate:
-    """Sums the support exactly and samples the rest (``functional.rao_blackwell_loss``).
+    """Estimate that sums the support exactly and samples all other tokens (``functional.rao_blackwell_loss``).
 
-    With c_v = p_v (r_v - b) on S and c_y = w (r_y - b) if y is not in S, the gradient in the logits is
+    With c_v = p_v (r_v - b) on S and c_y = w (r_y - b) if y is not in S, the gradient with respect to the logits is
     (sum c) p - c at S and y.
 
     Args:
-        rows: statistics; ``rows.in_support`` is S.
-        support_rewards: r at the columns, (N, K), up to a constant per row.
-        sampled_rewards: r_y on the same scale, (N,).
-        baseline: b on the same scale, (N,), state-only.
+        rows: statistics of N tokens; ``rows.in_support`` is S.
+        support_rewards: r at the columns, (N, K), up to a constant per row, nats.
+        sampled_rewards: r_y, (N,), on the same scale.
+        baseline: b, (N,), on the same scale; must not depend on the sampled token.
+
+    Returns:
+        Loss and gradient form of the N tokens.
     """
     summed = rows.support_logprobs.exp() * (support_rewards - baseline.unsqueeze(-1))
     summed = summed.masked_fill(~rows.in_support, 0)
@@ -51,7 +54,7 @@ def rao_blackwell(
 
 
 def _rao_blackwell_top_k(rows: Rows) -> Estimate:
-    """b = mean of r outside S, from the full rows; all on the scale of centred rewards r' = -d'."""
+    """b = mean of r outside S, from the teacher's full rows; all on the scale of centred rewards r' = -d'."""
     otherwise = centred_value_baseline(rows.moments())
     baseline = outside_mean_baseline(rows.other_prob, -not_none(rows.other_difference), otherwise)
     result = rao_blackwell(rows, -not_none(rows.support_difference), -not_none(rows.sampled_difference), baseline)
@@ -60,7 +63,7 @@ def _rao_blackwell_top_k(rows: Rows) -> Estimate:
 
 RAO_BLACKWELL_TOP_K = Estimator(
     name="rao_blackwell_top_k",
-    description="the student's top k summed exactly, the rest sampled",
+    description="the student's top k summed exactly, all other tokens sampled",
     support="full",
     needs=Needs(support="student_top_k", order=1),
     estimate=_rao_blackwell_top_k,
@@ -76,7 +79,7 @@ def _rao_blackwell_teacher_top_k(rows: Rows) -> Estimate:
 
 RAO_BLACKWELL_TEACHER_TOP_K = Estimator(
     name="rao_blackwell_teacher_top_k",
-    description="the teacher's top k summed exactly, the rest sampled: a plain server is enough",
+    description="the teacher's top k summed exactly, all other tokens sampled; works with a server",
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_rao_blackwell_teacher_top_k,

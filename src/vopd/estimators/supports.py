@@ -1,4 +1,4 @@
-"""What estimators read from the columns of the statistics: the student's top k, or the teacher's with one bucket."""
+"""Scores at the support columns: the student's top k, or the teacher's top k plus one bucket."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 def support_logits(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Student and teacher logits on S, each up to a constant per row, (N, K); -inf in columns outside S.
 
-    The teacher's come from differences, log p - d', so that its normaliser is not needed.
+    The teacher's are computed as log p - d', which does not need its normalizer.
     """
     student = rows.support_logprobs.masked_fill(~rows.in_support, -torch.inf)
     return student, student - not_none(rows.support_difference)
 
 
 def bucket_rewards(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"]]:
-    """Rewards at the columns, (N, K) (0 outside the support), and of the bucket, (N,)."""
+    """Rewards at the columns, (N, K), 0 outside the support, and of the bucket, (N,), in nats."""
     teacher = not_none(rows.support_teacher_logprobs).masked_fill(~rows.in_support, -torch.inf)
-    # A token that the student excludes stays in the teacher's sum, but nothing is rewarded for it.
+    # A token that the student excludes stays in the teacher's sum, but gets no reward.
     counted = rows.in_support & (rows.support_logprobs > -torch.inf)
     rewards = (teacher - rows.support_logprobs).masked_fill(~counted, 0)
     top_prob = rows.support_logprobs[:, 0].exp()
@@ -36,7 +36,7 @@ def bucket_rewards(rows: Rows) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"
 
 
 def bucket_moments(rows: Rows) -> Moments:
-    """Moments of the bucketed reward, on which the value and the optimal baseline are the teacher-top-k ones."""
+    """Moments of the bucketed reward, from which value and optimal baselines on the teacher's top k are computed."""
     rewards, bucket_reward = bucket_rewards(rows)
     probs = rows.support_logprobs.exp().masked_fill(~rows.in_support, 0)
     return bucketed_moments(

@@ -1,4 +1,4 @@
-"""What a teacher can tell of a completion, and its scores where it is not in this process."""
+"""The kinds of scores that a teacher provides, and the scores of a teacher server."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 ScoreKind = Literal["sampled", "top_k", "chosen", "full"]
-"""What a teacher can give at each position of a completion: the log-probability of the ``sampled`` token; those of
-its own ``top_k``; those of ids ``chosen`` by the student, such as the student's top k; its ``full`` row."""
+"""What a teacher can provide at each position of a completion: log-probabilities of the ``sampled`` token, of its own
+``top_k``, of ids ``chosen`` by the student (such as the student's top k), or of the ``full`` vocabulary."""
 
 EVERY_KIND: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen", "full"})
-"""What a teacher in this process gives."""
+"""What a teacher in the training process can provide."""
 
 
 @dataclass(frozen=True)
 class TopKScores:
-    """A teacher's log-probabilities at the sampled tokens and at its own k most likely ones.
+    """A teacher's log-probabilities of the sampled tokens and of its own k most likely tokens.
 
-    The support must not depend on the sampled token: a server that appends the sampled token's entry to its top k
-    must have it removed, or every baseline built on it is biased. The scores must be taken at the temperature of the
-    rollout, since a truncated row cannot be renormalised to another one.
+    The top k must not depend on the sampled token: if a server appends the sampled token to its top k, remove that
+    entry, or every baseline computed from it is biased. Scores must be computed at the temperature of the rollout: a
+    truncated distribution cannot be converted to another temperature.
 
     Attributes:
         sampled_logprobs: log q(y), (B, T) or (N,), nats.
-        top_k_ids: the teacher's k most likely tokens, distinct, (B, T, k) or (N, k); None if not asked for.
-        top_k_logprobs: log q there, same shape; -inf marks an absent entry, whose id is ignored.
-        chosen: ``top_k_ids`` are the student's k most likely tokens instead. Estimators that read the teacher at these
-            ids alone take scores that are off by a constant a position.
+        top_k_ids: the teacher's k most likely tokens, distinct, (B, T, k) or (N, k); None if not requested.
+        top_k_logprobs: log q of these tokens, same shape, nats; -inf marks a missing entry, whose id is ignored.
+        chosen: whether ``top_k_ids`` are the student's k most likely tokens instead. For estimators that read the
+            teacher at these ids only, scores may then be off by a constant per position.
     """
 
     sampled_logprobs: Float[Tensor, "*tokens"]

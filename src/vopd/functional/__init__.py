@@ -1,13 +1,19 @@
-"""The mathematics of on-policy distillation as pure functions: tensors in, tensors out.
+"""The equations of on-policy distillation as pure functions: tensors in, tensors out.
 
-A function returns what its name says on the scale of the rewards; those named ``centred_`` are off by r_top, the reward
-of the student's most likely token ("top"). "Rest" means every token but that one, the "bucket" all tokens outside a
-support, taken as one.
+p and q are the student's and the teacher's probabilities, r = log q - log p is the reward of a token, and y is the
+sampled token. Rewards, baselines and advantages are in nats. The student's most likely token is called "top", all other
+tokens are the "rest", and the "bucket" is all tokens outside a support, treated as one. Functions named ``centred_``
+return their value minus r_top, the reward of the top token.
 
-Axes in the signatures here and in ``kernels`` and ``estimators``: N tokens that count in the loss, one a row, and C of
-them in a chunk; V vocabulary (V_s of the student, V_t of the teacher, where they may differ); D width of hidden states
-(D_s, D_t); k tokens of a top k; K columns of statistics, the student's top token and the support; J ids at which a
-gradient has a value of its own; ``*tokens`` whatever axes the caller's tokens have: (N,), (B, T) or none.
+Axes in the signatures of ``functional``, ``kernels`` and ``estimators``:
+
+- N: tokens in the loss, one per row; C: the rows of one chunk
+- V: vocabulary; V_s and V_t where student and teacher may differ
+- D: hidden size; D_s and D_t where they may differ
+- k: tokens in a top k
+- K: columns of statistics: the student's top token, then the support
+- J: ids at which a gradient has an extra term
+- ``*tokens``: the axes of the caller's tokens: (N,), (B, T) or none
 """
 
 from .baselines import (

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def squared_gradient_norm(moments: Moments) -> Float[Tensor, "*tokens"]:
-    """|g|^2 of the exact gradient g_v = p_v (V - r_v) of KL(p || q) in the student's logits.
+    """Squared norm of the exact gradient g_v = p_v (V - r_v) of KL(p || q) with respect to the student's logits.
 
-    |g|^2 = sum p^2 r'^2 - 2 V' sum p^2 r' + V'^2 S2 with V' = sum p r'.
+    |g|^2 = sum p^2 r'^2 - 2 V' sum p^2 r' + V'^2 S2, with V' = sum p r'.
 
     Args:
-        moments: with the squared sums, fields of shape (...).
+        moments: fields of shape (...), with the squared sums.
 
     Returns:
-        (...), nats^2.
+        Shape (...), nats^2.
     """
     return (
         not_none(moments.square_centred_reward_square)
@@ -31,18 +31,18 @@ def squared_gradient_norm(moments: Moments) -> Float[Tensor, "*tokens"]:
 
 
 def gradient_variance(moments: Moments, baseline: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
-    """Trace of the covariance over y ~ p of the token gradient (r_y - b)(p - e_y), in logit space.
+    """Variance of the one-sample gradient (r_y - b)(p - e_y) in logit space: the trace of its covariance over y ~ p.
 
-    sum_v p_v w_v (r_v - b)^2 - |g|^2, from the moments alone; b = 0 is vanilla OPD. The difference b - r_top is
-    taken here with the rounding of both (see ``value_baseline``); ``gradient_variance_from_centred`` is for where it
-    is known better.
+    Equals sum_v p_v w_v (r_v - b)^2 - |g|^2, computed from the moments alone; b = 0 is vanilla OPD. The difference b -
+    r_top has the rounding error of both terms (see ``value_baseline``); if you have a centred baseline, use
+    ``gradient_variance_from_centred``.
 
     Args:
-        moments: with ``top_reward`` and the squared sums, fields of shape (...).
+        moments: fields of shape (...), with ``top_reward`` and the squared sums.
         baseline: b, (...), on the scale of the rewards.
 
     Returns:
-        (...), nats^2, not below 0.
+        Shape (...), nats^2, at least 0.
 
     Source: Greensmith, Bartlett, Baxter, JMLR 5 (2004), applied to a categorical policy.
     """
@@ -52,14 +52,14 @@ def gradient_variance(moments: Moments, baseline: Float[Tensor, "*tokens"]) -> F
 def gradient_variance_from_centred(
     moments: Moments, centred_baseline: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """``gradient_variance`` of the baseline b = r_top + b': sum_v p_v w_v (r'_v - b')^2 - |g|^2.
+    """``gradient_variance`` for a centred baseline b' = b - r_top: sum_v p_v w_v (r'_v - b')^2 - |g|^2.
 
     Args:
-        moments: with the squared sums, fields of shape (...); ``top_reward`` is not needed.
-        centred_baseline: b' = b - r_top, (...), as the functions named ``centred_`` return it.
+        moments: fields of shape (...), with the squared sums; ``top_reward`` is not needed.
+        centred_baseline: b', (...), as returned by the functions named ``centred_``.
 
     Returns:
-        (...), nats^2, not below 0.
+        Shape (...), nats^2, at least 0.
     """
     second = (1 + moments.square_prob) * not_none(moments.centred_reward_square)
     second = second - 2 * not_none(moments.square_centred_reward_square)

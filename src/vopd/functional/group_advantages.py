@@ -1,4 +1,4 @@
-"""Group advantages: a completion's reward less the mean reward of the other completions of its prompt."""
+"""Group advantages: a completion's reward minus the mean reward of the other completions of its prompt."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ if TYPE_CHECKING:
 def leave_one_out_advantages(
     rewards: Float[Tensor, "N F"], weights: Float[Tensor, " F"], num_generations: int
 ) -> Float[Tensor, " N"]:
-    """a_i = sum_f w_f (R_if - mean over the group's others j of R_jf), (N,) float32, detached.
+    """Leave-one-out advantages: a_i = sum_f w_f (R_if - mean of R_jf over the other completions j of the group).
 
-    The baseline of a completion does not depend on it, so -a log p(y), summed over its tokens, has the expected
-    gradient of -sum_f w_f E[R_f]: unbiased, unlike a mean that counts the completion itself, and never divided by
-    the spread. A reward that a function has none of (NaN) gives nothing and counts in nobody's mean; the only one of
-    its group gives nothing either.
+    The baseline of a completion does not depend on that completion. The loss -a log p(y), summed over the tokens,
+    therefore has the expected gradient of -sum_f w_f E[R_f]. It is unbiased, unlike a mean that includes the completion
+    itself, and is never divided by the standard deviation. A missing reward (NaN) has advantage 0 and is left out of
+    the mean of the others; so has a reward that is the only one of its group.
 
     Args:
-        rewards: (N, F), in order, `num_generations` completions of one prompt after the other; NaN where there is none.
-        weights: (F,), in nats a unit of reward: the teacher's log-ratios have weight 1.
+        rewards: (N, F): the `num_generations` completions of the first prompt, then those of the next; NaN if missing.
+        weights: (F,), in nats per unit of reward; the teacher's log-ratios have weight 1.
         num_generations: size of a group.
+
+    Returns:
+        Shape (N,), float32, without gradient, nats.
 
     Source: REINFORCE leave-one-out, Kool, van Hoof and Welling (2019).
     """
     grouped = rewards.detach().double().view(-1, num_generations, rewards.shape[-1])
     known = ~grouped.isnan()
-    # From the group's least reward, so that equal ones differ by exactly 0.
+    # Relative to the group's smallest reward, so that equal rewards differ by exactly 0.
     least = grouped.masked_fill(~known, torch.inf).amin(1, keepdim=True)
     above = (grouped - least).masked_fill(~known, 0)
     count = known.sum(1, keepdim=True)
@@ -40,11 +43,14 @@ def leave_one_out_advantages(
 
 
 def groups_without_spread(rewards: Float[Tensor, "N F"], num_generations: int) -> Bool[Tensor, " N//{num_generations}"]:
-    """Whether no function tells one completion of a group from another, (N / num_generations,) booleans.
+    """Whether every reward function gives all completions of a group the same reward.
 
     Args:
-        rewards: (N, F) as in ``leave_one_out_advantages``; those that are missing (NaN) are left out.
+        rewards: (N, F), as in ``leave_one_out_advantages``; missing rewards (NaN) are ignored.
         num_generations: size of a group.
+
+    Returns:
+        Shape (N / num_generations,), booleans.
     """
     grouped = rewards.detach().view(-1, num_generations, rewards.shape[-1])
     known = ~grouped.isnan()

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def importance_weights(
     trainer_logprobs: Float[Tensor, "*tokens"], rollout_logprobs: Float[Tensor, "*tokens"], cap: float
 ) -> Float[Tensor, "*tokens"]:
-    """Truncated token weights w = min(sg[exp(log p_trainer(y) - log p_rollout(y))], cap).
+    """Truncated importance weights w = min(exp(log p_trainer(y) - log p_rollout(y)), cap), one per token.
 
     Args:
-        trainer_logprobs: log p(y) as the trainer computes it, (...); detached here.
-        rollout_logprobs: log p(y) as the sampler reported it, (...).
-        cap: largest weight. Truncation bounds the variance and costs a small bias.
+        trainer_logprobs: log p(y) computed by the trainer, (...); detached here.
+        rollout_logprobs: log p(y) reported by the sampler, (...).
+        cap: largest weight. Truncation bounds the variance and adds a small bias.
 
     Returns:
-        (...), without gradient.
+        Shape (...), without gradient.
 
     Source: truncated importance sampling, Ionides (2008).
     """

@@ -1,8 +1,8 @@
-"""Token losses for on-policy distillation on dense log-probabilities, by autograd.
+"""Token losses for on-policy distillation from full log-probabilities, differentiated by autograd.
 
-These are the definitions that the fused path is tested against, and small enough to copy into a training loop.
-``student_logprobs`` is the student's full log-softmax (..., V), with gradient; everything a loss multiplies it by is
-detached inside.
+The fused losses are tested against these definitions, which are small enough to copy into your own training loop.
+``student_logprobs`` is the student's full log-softmax, (..., V), and gets the gradient; the factors that a loss
+multiplies it by are detached.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def policy_gradient_loss(
     advantages: Float[Tensor, "*tokens"],
     importance_weights: Float[Tensor, "*tokens"] | None = None,
 ) -> Float[Tensor, "*tokens"]:
-    """Token loss -w A log p(y), A and w detached.
+    """Policy-gradient loss of the sampled tokens, -w A log p(y), with A and w detached.
 
     Args:
-        sampled_logprobs: log p(y) of the student at the sampled token, (...), gets gradient.
-        advantages: r_y - b, (...), detached here; forgetting to is the classic bias of this loss.
+        sampled_logprobs: the student's log p(y) of the sampled token, (...); gets gradient.
+        advantages: A = r_y - b, (...), detached here: a gradient through A would bias the loss.
         importance_weights: w, (...), detached here; None for on-policy samples.
 
     Returns:
-        (...), the token losses.
+        The token losses, shape (...).
 
-    Source: Williams (1992), REINFORCE; arXiv 2605.07865 reads OPD this way.
+    Source: Williams (1992), REINFORCE; arXiv 2605.07865 for OPD as a policy gradient.
     """
     weighted = advantages if importance_weights is None else advantages * importance_weights
     return -weighted.detach() * sampled_logprobs
@@ -40,14 +40,14 @@ def policy_gradient_loss(
 def reverse_kl(
     student_logprobs: Float[Tensor, "*tokens V"], teacher_logprobs: Float[Tensor, "*tokens V"]
 ) -> Float[Tensor, "*tokens"]:
-    """Exact KL(p || q) = sum p (log p - log q). A token of student probability 0 contributes 0.
+    """Exact reverse KL(p || q) = sum p (log p - log q). A token with student probability 0 contributes 0.
 
     Args:
         student_logprobs: (..., V), gets gradient.
         teacher_logprobs: (..., V).
 
     Returns:
-        (...), nats.
+        Shape (...), nats.
 
     Source: arXiv 2306.13649 (on-policy distillation); "full-vocabulary" in arXiv 2605.07865.
     """
@@ -58,14 +58,14 @@ def reverse_kl(
 def truncated_reverse_kl(
     student_top_k_logits: Float[Tensor, "*tokens k"], teacher_top_k_logits: Float[Tensor, "*tokens k"]
 ) -> Float[Tensor, "*tokens"]:
-    """KL(p~ || q~), both renormalised on the student's top k: a biased objective, kept as a control.
+    """Reverse KL on the student's top k, ``KL(p~ || q~)`` with both models renormalized there: a biased control.
 
     Args:
         student_top_k_logits: (..., k), logits or log-probabilities, gets gradient.
-        teacher_top_k_logits: (..., k), at the same ids.
+        teacher_top_k_logits: (..., k), at the same ids, likewise.
 
     Returns:
-        (...), nats.
+        Shape (...), nats.
     """
     return reverse_kl(torch.log_softmax(student_top_k_logits, -1), torch.log_softmax(teacher_top_k_logits, -1))
 
@@ -78,22 +78,23 @@ def rao_blackwell_loss(
     support_ids: Int[Tensor, "*tokens k"],
     importance_weights: Float[Tensor, "*tokens"] | None = None,
 ) -> Float[Tensor, "*tokens"]:
-    """-sum_{v in S} sg[p_v (r_v - b)] log p_v - 1[y not in S] sg[w (r_y - b)] log p_y.
+    """Rao-Blackwellized policy-gradient loss: the tokens of a support S are summed exactly, the others are sampled.
 
-    The tokens of S are summed exactly, the others sampled: unbiased for any S and b that do not depend on y.
+    -sum_{v in S} sg[p_v (r_v - b)] log p_v - 1[y not in S] sg[w (r_y - b)] log p_y, where sg stops the gradient.
+    Unbiased for any S and b that do not depend on y.
 
     Args:
         student_logprobs: (..., V), gets gradient.
-        rewards: r for the whole vocabulary, (..., V).
+        rewards: r of the whole vocabulary, (..., V).
         baseline: b, (...).
         completion_ids: y, (...).
-        support_ids: S, (..., k), distinct.
-        importance_weights: w, (...), on the sampled term only.
+        support_ids: S, (..., k), distinct ids.
+        importance_weights: w, (...), applied to the sampled term only.
 
     Returns:
-        (...), the token losses.
+        The token losses, shape (...).
 
-    Source: Rao-Blackwell's theorem applied to the score-function estimator; Liu et al., arXiv 1810.04777.
+    Source: Rao-Blackwell theorem applied to the score-function estimator; Liu et al., arXiv 1810.04777.
     """
     centred = (rewards - baseline.unsqueeze(-1)).detach()
     inside = torch.zeros_like(student_logprobs).scatter(-1, support_ids, 1)

@@ -1,4 +1,4 @@
-"""Moments of the reward under the student, centred on the student's most likely token."""
+"""Moments of the reward under the student, centred on the reward of the student's most likely token."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Statistic = TypeVar("Statistic")
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over a next-token distribution that every full-vocabulary baseline is a function of.
+    """The sums over a next-token distribution from which every full-vocabulary baseline is computed.
 
-    With p the student's probabilities, r the reward of each token and ``top`` the student's most likely token,
-    r' = r - r_top is its centred reward. All fields have one entry a token. ``rest`` means every token but ``top``:
-    sums that leave the top token out keep their digits when the student is nearly certain, where 1 - p_top is lost in
-    rounding. ``square_`` before a name stands for p^2 instead of p, ``_square`` behind it for r'^2 instead of r'.
+    p are the student's probabilities, r the rewards, ``top`` is the student's most likely token, and r' = r - r_top is
+    the centred reward. Every field has one entry per token. ``rest`` means all tokens except ``top``: sums without the
+    top token stay precise when the student is nearly certain, where 1 - p_top is lost to rounding. A name that begins
+    with ``square_`` has p^2 in place of p; one that ends in ``_square`` has r'^2 in place of r'.
 
     Attributes:
         top_prob: p_top.
         rest_prob: sum of p over the rest.
         centred_reward: sum of p r' (the top token contributes exactly 0).
-        rest_square_prob: sum of p^2 over the rest; None unless the optimal baseline is wanted.
-        square_centred_reward: sum of p^2 r'; likewise.
-        centred_reward_square: sum of p r'^2; None unless the variance is wanted.
-        square_centred_reward_square: sum of p^2 r'^2; likewise.
-        top_reward: r_top, or None where only differences of rewards are known.
+        rest_square_prob: sum of p^2 over the rest; needed for the optimal baseline, else None.
+        square_centred_reward: sum of p^2 r'; needed for the optimal baseline, else None.
+        centred_reward_square: sum of p r'^2; needed for the variance, else None.
+        square_centred_reward_square: sum of p^2 r'^2; needed for the variance, else None.
+        top_reward: r_top; None if only differences of rewards are known.
     """
 
     top_prob: Float[Tensor, "*tokens"]
@@ -52,7 +52,7 @@ class Moments:
 
     @property
     def weight(self) -> Float[Tensor, "*tokens"]:
-        """E_p[w] = 1 - S2 for the score-function weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, without cancellation."""
+        """E_p[w] = 1 - S2 for the weight w_v = |e_v - p|^2 = 1 - 2 p_v + S2, computed without cancellation."""
         return self.rest_prob * (1 + self.top_prob) - not_none(self.rest_square_prob)
 
     @property
@@ -62,32 +62,31 @@ class Moments:
 
 
 def not_none(value: Statistic | None) -> Statistic:
-    """The statistic.
+    """Return the statistic.
 
     Raises:
-        ConfigurationError: it was not computed, since nobody asked for it.
+        ConfigurationError: it is None: it was not requested, so it was not computed.
     """
     if value is None:
         raise ConfigurationError(
-            "a statistic was read that was not computed: the needs of an estimator have to name what it reads, "
-            "Needs(order=1) for the value baseline, order=2 for the optimal one, a support for its columns"
+            "the estimator reads a statistic that was not computed: request it in needs, with Needs(order=1) for the "
+            "value baseline, order=2 for the optimal baseline, support=... for columns of a top k"
         )
     return value
 
 
 def moments(student_logits: Float[Tensor, "*tokens V"], teacher_logits: Float[Tensor, "*tokens V"]) -> Moments:
-    """Computes the moments of the log-ratio reward r = log q - log p from dense logits.
+    """Compute the moments of the log-ratio reward r = log q - log p from full logits.
 
-    The reference for the fused kernels, and the way in for callers who hold full logits:
-    ``optimal_baseline(moments(student_logits, teacher_logits))``.
+    Baselines take these: ``optimal_baseline(moments(student_logits, teacher_logits))``. The fused kernels are tested
+    against this function. Gradient flows through the result: detach a baseline before you use it in a loss.
 
     Args:
         student_logits: (..., V), any shift per row.
         teacher_logits: (..., V), same tokens in the same order.
 
     Returns:
-        Moments with fields of shape (...), in the inputs' dtype. Gradient flows through them; callers that use a
-        baseline in a loss detach it.
+        Moments with fields of shape (...), in the dtype of the inputs.
     """
     student_logprobs = torch.log_softmax(student_logits, dim=-1)
     rewards = torch.log_softmax(teacher_logits, dim=-1) - student_logprobs
@@ -95,7 +94,7 @@ def moments(student_logits: Float[Tensor, "*tokens V"], teacher_logits: Float[Te
     probs = student_logprobs.exp()
     rest = probs.scatter(-1, top_ids, 0)
     difference = student_logits - teacher_logits
-    # A token that the student excludes (-inf) has no mass, whatever its reward.
+    # A token that the student excludes (-inf) has probability 0 and contributes nothing, whatever its reward.
     centred = (difference.gather(-1, top_ids) - difference).masked_fill(rest == 0, 0)
     return Moments(
         top_prob=probs.gather(-1, top_ids).squeeze(-1),
@@ -118,19 +117,23 @@ def bucketed_moments(
     other_square_prob: Float[Tensor, "*tokens"] | None,
     bucket_reward: Float[Tensor, "*tokens"],
 ) -> Moments:
-    """Moments of a reward known one by one on a support S and by a single value for the bucket of all other tokens.
+    """Moments of a reward that is known for each token of a support S and has one value for all other tokens.
 
-    With these, ``value_baseline`` is sum_S p r + p(bucket) r_bucket and ``optimal_baseline`` is
-    [sum_S p w r + (sum_{v not in S} p w) r_bucket] / E_p[w]: the baselines that a plain teacher server allows.
+    All other tokens form the bucket. With these moments ``value_baseline`` is sum_S p r + p(bucket) r_bucket, and
+    ``optimal_baseline`` is [sum_S p w r + (sum_{v not in S} p w) r_bucket] / E_p[w]. They need only the top k that a
+    server returns.
 
     Args:
         top_prob: probability of the student's most likely token, (...).
-        top_reward: its reward: its own if it is in the support, else ``bucket_reward``, (...).
-        support_probs: p on the support without the top token, 0 in columns that do not count, (..., k).
+        top_reward: reward of that token if it is in the support, else ``bucket_reward``, (...).
+        support_probs: p on the support without the top token, 0 in unused columns, (..., k).
         support_rewards: r at the same tokens, (..., k).
-        other_prob: sum of p over the tokens of the bucket without the top one, (...).
-        other_square_prob: sum of p^2 over the same tokens, (...), or None to leave out the squared sums.
+        other_prob: sum of p over the bucket without the top token, (...).
+        other_square_prob: sum of p^2 over the same tokens, (...); None leaves out the squared sums.
         bucket_reward: r_bucket, (...).
+
+    Returns:
+        Moments with fields of shape (...).
     """
     centred = torch.where(support_probs > 0, support_rewards - top_reward.unsqueeze(-1), 0)
     bucket = bucket_reward - top_reward

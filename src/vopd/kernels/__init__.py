@@ -1,4 +1,4 @@
-"""Statistics and the gradient form fused with the output heads. Nothing here knows an estimator's name."""
+"""Per-token statistics and gradients, fused with the output heads. Nothing here depends on a particular estimator."""
 
 from .backends import BACKENDS, backend_name, choose_pass
 from .chunked import chunk_rows, run_chunks

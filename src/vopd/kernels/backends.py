@@ -1,4 +1,4 @@
-"""Which implementation of the row pass runs."""
+"""Selects the implementation of the row pass: torch or Triton."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger("vopd")
 
 
 def choose_pass(backend: str, device: torch.device) -> MakePass:
-    """The row pass of a backend: "auto" is Triton on CUDA where it is installed and right, else torch.
+    """Return the row pass of a backend. "auto" is Triton on CUDA if it is installed and passes a check, else torch.
 
     Raises:
-        ConfigurationError: the backend is unknown, or is "triton" and the tensors are not on a GPU.
-        MissingExtraError: it is "triton", which is not installed.
+        ConfigurationError: the backend is unknown, or it is "triton" and the tensors are not on a GPU.
+        MissingExtraError: the backend is "triton", which is not installed.
     """
     if backend not in BACKENDS:
         raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
@@ -37,14 +37,14 @@ def choose_pass(backend: str, device: torch.device) -> MakePass:
 
     if device.type != "cuda" and not INTERPRETED:
         raise ConfigurationError(
-            f"backend 'triton' needs CUDA tensors and these are on {device.type}: use backend='auto', move them to a "
+            f"backend 'triton' needs CUDA tensors, but these are on {device.type}: use backend='auto', move them to a "
             "GPU, or set TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
         )
     return TritonPass
 
 
 def backend_name(backend: str, device: torch.device) -> str:
-    """The backend that runs where `backend` is asked for: "torch" or "triton". Raises as ``choose_pass``."""
+    """Return the backend that runs for `backend`: "torch" or "triton". Raises the errors of ``choose_pass``."""
     return "torch" if choose_pass(backend, device) is TorchPass else "triton"
 
 
@@ -52,13 +52,13 @@ def _auto_triton(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     if importlib.util.find_spec("triton") is None:
-        _tell_once("triton is not installed: the distillation loss runs in plain torch; pip install 'vopd[kernels]'")
+        _tell_once("triton is not installed, so the distillation loss runs in plain torch; pip install 'vopd[kernels]'")
         return False
     from .trial import trouble
 
     reason = trouble(device)
     if reason is not None:
-        _tell_once(f"the Triton kernels cannot be used here ({reason}): the distillation loss runs in plain torch")
+        _tell_once(f"the Triton kernels cannot be used here ({reason}), so the distillation loss runs in plain torch")
     return reason is None
 
 

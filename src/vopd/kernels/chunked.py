@@ -1,4 +1,4 @@
-"""The driver: chunk over rows, compute statistics, ask the estimator, write and pass on the gradient."""
+"""Runs a loss chunk by chunk: compute statistics, call the estimator, write and pass on the gradient."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from .row_statistics import compute_chunk
 from .rows import Batch, Estimate, Needs, Rows
 
 CPU_CHUNK = 3 << 21
-"""Elements of a logits buffer on a CPU: 24 MiB in float32, where larger chunks stop gaining."""
+"""Elements of a logits buffer on a CPU: 24 MiB in float32; larger chunks are not faster."""
 
 GPU_CHUNK = 80_000_000
 """Elements of a logits buffer on a GPU with a frozen head: 0.3 GB in float32."""
 
 
 def chunk_rows(vocab_size: int, device: torch.device, trainable_head: bool) -> int:
-    """Rows a chunk. On a GPU 1024 with a trainable head, whose [V, D] accumulator is read and written every chunk;
-    with a frozen one, whose memory the buffers are, what fits ``GPU_CHUNK`` in steps of 128: 512 rows at 152k tokens.
-    On a CPU whatever keeps a buffer at 24 MiB."""
+    """Return the number of rows per chunk.
+
+    On a GPU with a trainable head it is 1024, because the [V, D] gradient is read and written once per chunk. With a
+    frozen head the buffers are most of the memory, so it is the largest multiple of 128 that fits ``GPU_CHUNK``: 512
+    rows for a vocabulary of 152k. On a CPU a buffer is kept at 24 MiB.
+    """
     if device.type == "cpu":
         return min(1024, max(16, CPU_CHUNK // vocab_size))
     return 1024 if trainable_head else min(1024, max(128, GPU_CHUNK // vocab_size // 128 * 128))
@@ -49,21 +52,24 @@ def run_chunks(
     chunk_size: int,
     diagnostics: bool,
 ) -> DistillationOutput:
-    """One pass over all rows. The source ends up holding the gradient of the sum of the token losses.
+    """Run one pass over all rows. Afterwards the source has the gradient of the sum of the token losses.
 
     Args:
-        source: gives logits, takes gradients.
+        source: provides logits and takes gradients.
         batch: the rows.
-        estimate: statistics -> token losses and gradient form; the only thing here that knows the estimator.
-        needs: the statistics it reads.
+        estimate: function from statistics to token losses and gradient form: the estimator.
+        needs: the statistics that the estimator reads.
         make_pass: the implementation of the row operations.
-        top_k: k of its support.
-        chunk_size: rows at a time.
-        diagnostics: also compute entropy and the closed-form variances.
+        top_k: k of the estimator's support.
+        chunk_size: rows per chunk.
+        diagnostics: also compute entropy and closed-form variances.
+
+    Returns:
+        The output of each row, (N,) each, with ``loss`` the token losses.
     """
     wants_gradient = any(gradient is not None for gradient in source.gradients())
     results = []
-    # Every dtype below is chosen with care, so autocast must not choose again.
+    # Dtypes are chosen explicitly below; autocast must not change them.
     with torch.autocast(batch.rows.device.type, enabled=False):
         for part in batch.chunks(chunk_size):
             chunk = compute_chunk(source, part, needs, top_k, diagnostics, make_pass)
@@ -75,7 +81,7 @@ def run_chunks(
 
 
 def _summary(rows: Rows, estimate: Estimate) -> DistillationOutput:
-    """What of the statistics and the estimate a caller gets to see; exact quantities only where they were computed."""
+    """Collect the output of a chunk; exact quantities only if they were computed."""
     found = DistillationOutput(
         loss=estimate.loss,
         student_logprobs=rows.student_logprobs,

@@ -1,4 +1,4 @@
-"""Products with an output head: logits of chosen rows in a buffer that is reused, and gradients that come back."""
+"""Matrix products with an output head: logits of selected rows in a reused buffer, and gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 BUFFER_ALIGNMENT = 128
-"""Row strides of buffers are multiples of it, whatever the vocabulary, so that loads of 16 bytes never straddle."""
+"""Row strides of buffers are multiples of this, for any vocabulary, so that 16-byte loads are aligned."""
 
 GATHER_ELEMENTS = 1 << 25
-"""Elements of a head that are gathered at a time: 64 MiB in half precision."""
+"""Elements of a head that are gathered at once: 64 MiB in half precision."""
 
 
 logger = logging.getLogger("vopd")
@@ -34,7 +34,7 @@ class Head:
         weight: (V, D).
         bias: (V,) or None.
         scale: factor of the logits (Cohere's logit_scale).
-        softcap: bound of the logits (Gemma's final_logit_softcapping); None for none.
+        softcap: cap of the logits (Gemma's final_logit_softcapping); None without a cap.
     """
 
     weight: Float[Tensor, "V D"]
@@ -43,25 +43,24 @@ class Head:
     softcap: float | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Head:
-        """The same head with weight and bias changed."""
+        """Return the head with `change` applied to weight and bias."""
         return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
 
     def detach(self) -> Head:
-        """The same head without gradient."""
+        """Return the head without gradient."""
         return self.map(Tensor.detach)
 
     def to(self, device: torch.device) -> Head:
-        """The same head on another device."""
+        """Return the head on another device."""
         return self.map(lambda part: part.to(device))
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the weight."""
         return self.weight.device
 
     def logits(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens V"]:
-        """Logits (..., V) of a few hidden states (..., D), in float32 or wider. Products with all of them are for
-        ``Projection``."""
+        """Return logits, (..., V), of a few hidden states, (..., D), in float32 or wider."""
         wide = hidden if hidden.dtype == torch.float64 else hidden.float()
         logits = wide @ self.weight.to(wide.dtype).T
         if self.bias is not None:
@@ -69,20 +68,21 @@ class Head:
         return soft_cap(logits * self.scale, self.softcap)
 
     def options(self, model: str) -> dict[str, Any]:
-        """What ``linear_distillation_loss`` is told of it besides its weight; `model` is "student" or "teacher"."""
+        """Return the head's options as arguments of ``linear_distillation_loss``; `model` is "student" or "teacher"."""
         values = {"bias": self.bias, "logit_scale": self.scale, "softcap": self.softcap}
         return {f"{model}_{name}": value for name, value in values.items()}
 
 
 class Projection:
-    """Logits of one model over temperature, without their soft cap, a chunk of rows at a time.
+    """Logits of one model divided by temperature, without the soft cap, for one chunk of rows at a time.
 
-    logits = alpha (hidden @ weight.T + bias) with alpha = scale / temperature, which costs nothing inside the
-    product; the cap that remains to be applied is ``softcap`` = softcap / temperature. On CUDA the product takes half
-    precision as it is and gives float32: rounding the logits themselves to bf16 would put an error of 0.02 to 0.08
-    nats into each advantage. Elsewhere both sides are cast to ``dtype`` first. Under autocast both sides are rounded
-    as a linear layer would round them, on every device, so that the logits are those that were sampled from; weights
-    stay what they are, and their gradient in ``dtype``.
+    logits = alpha (hidden @ weight.T + bias) with alpha = scale / temperature, which is free inside the product. The
+    soft cap that is still to be applied is ``softcap`` = softcap / temperature.
+
+    On CUDA the product takes half-precision inputs and returns float32: rounding the logits to bf16 would add an error
+    of 0.02 to 0.08 nats to each advantage. On other devices both factors are cast to ``dtype`` first. Under autocast
+    both factors are rounded as in a linear layer, on every device, so that the logits are those that were sampled from.
+    Weights are unchanged, and their gradient is in ``dtype``.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class Projection:
         self._buffer: Tensor | None = None
 
     def weight(self) -> Float[Tensor, "V D"]:
-        """The head's rows in the products' dtype, (V, D): cast once a call, not once a chunk."""
+        """Return the head's rows in the dtype of the products, (V, D); cast once, not for every chunk."""
         if self._cast_weight is None:
             self._cast_weight = self._factor(self._weight)
         return self._cast_weight
 
     def hidden(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C D"]:
-        """Hidden states of the rows in the products' dtype, (C, D)."""
+        """Return the hidden states of the rows in the dtype of the products, (C, D)."""
         return self._factor(self._hidden.index_select(0, rows))
 
     def logits(self, rows: Int[Tensor, " C"]) -> Float[Tensor, "C V"]:
-        """(C, V), in a buffer that the next call overwrites; before the soft cap."""
+        """Return logits before the soft cap, (C, V), in a buffer that the next call overwrites."""
         if self._buffer is None:
             stride = -(-self._vocab_size // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
             self._buffer = rows.new_empty(len(rows), stride, dtype=self.dtype)
@@ -122,7 +122,7 @@ class Projection:
         return logits if self._bias is None else logits.add_(self._bias)
 
     def at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        """Logits at ids with the soft cap, (C, J), from those rows of the head only, gathered some at a time."""
+        """Return logits at ids with the soft cap, (C, J), from these rows of the head only, gathered in parts."""
         step = max(1, GATHER_ELEMENTS // (ids.shape[-1] * self._weight.shape[-1]))
         parts = [self._at(*part) for part in zip(rows.split(step), ids.split(step))]
         return soft_cap(torch.cat(parts) if parts else rows.new_empty(ids.shape, dtype=self.dtype), self.softcap)
@@ -146,20 +146,19 @@ class Projection:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast has linear layers compute in on the device; None where it is off."""
+    """Return the dtype in which autocast runs linear layers on the device; None if autocast is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def product_dtype(hidden: Float[Tensor, "*tokens D"], weight: Float[Tensor, "V D"], dtype: torch.dtype) -> torch.dtype:
-    """What the matrix products run in: half precision only on CUDA, where the model or autocast says so."""
+    """Return the dtype of the matrix products: half precision only on CUDA, if the model or autocast uses it."""
     if hidden.device.type != "cuda" or dtype == torch.float64:
         return dtype
     return autocast_dtype(hidden.device) or (hidden.dtype if hidden.dtype == weight.dtype else dtype)
 
 
 def tell_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
-    """Says once that float32 products are in TF32. The switch is one for all threads of a process, so it is the
-    caller's."""
+    """Warn once if float32 products run in TF32. The setting is global to the process, so it is left to the caller."""
     if device.type == "cuda" and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         _say_tf32()
 
@@ -168,13 +167,13 @@ def tell_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
 def _say_tf32() -> None:
     logger.warning(
         "float32 products run in TF32 here (tf32: true, or torch.set_float32_matmul_precision), so those of the "
-        "distillation loss keep 10 of the 23 bits of each factor; for all of them set "
+        "distillation loss keep 10 of the 23 bits of each factor; to keep all bits set "
         "torch.backends.cuda.matmul.fp32_precision = 'ieee'"
     )
 
 
 def tell_of_mixed(device: torch.device, hidden: torch.dtype, weight: torch.dtype, product: torch.dtype) -> None:
-    """Says once that hidden states and a head of two dtypes keep the products out of half precision."""
+    """Warn once if products run in float32 because hidden states and head have different dtypes."""
     if device.type == "cuda" and hidden != weight and product == torch.float32:
         _say_mixed(*(str(dtype).removeprefix("torch.") for dtype in (hidden, weight)))
 
@@ -182,8 +181,8 @@ def tell_of_mixed(device: torch.device, hidden: torch.dtype, weight: torch.dtype
 @functools.cache
 def _say_mixed(hidden: str, weight: str) -> None:
     logger.warning(
-        f"hidden states in {hidden} and an output head in {weight}: the products of the distillation loss run in "
-        "float32; for half precision train with bf16: true, call the loss under torch.autocast, or give both one dtype"
+        f"hidden states are in {hidden} and the output head is in {weight}, so the products of the distillation loss "
+        "run in float32; for half precision train with bf16: true, call the loss under torch.autocast, or use one dtype"
     )
 
 
@@ -194,12 +193,12 @@ def multiply(
     alpha: float = 1.0,
     accumulate: bool = False,
 ) -> Float[Tensor, "X Z"]:
-    """out = alpha left @ right, plus out itself with ``accumulate``; half inputs are summed in ``out``'s float32."""
+    """Write alpha left @ right to ``out``, or add it with ``accumulate``; half inputs are summed in float32."""
     if left.dtype == out.dtype:
         if alpha == 1 and not accumulate:
             return torch.mm(left, right, out=out)
         return torch.addmm(out, left, right, beta=int(accumulate), alpha=alpha, out=out)
-    if not left.is_cuda:  # only CUDA has products of one dtype into another
+    if not left.is_cuda:  # only CUDA supports an output of another dtype
         return multiply(left.to(out.dtype), right.to(out.dtype), out, alpha, accumulate)
     # `out` as the first argument too is float32 beside half inputs, which torch accepts since 2.10.
     return torch.addmm(out, left, right, out_dtype=out.dtype, beta=int(accumulate), alpha=alpha, out=out)

@@ -1,4 +1,4 @@
-"""Where the logits of a chunk come from, and where their gradient goes: full logits, or hidden states and heads."""
+"""Sources of logits, which also take their gradient: full logits, or hidden states with output heads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class LogitSource(Protocol):
-    """Gives float32 (or wider) logits of chosen rows in buffers of its own, and takes their gradient.
+    """Provides logits of selected rows in float32 or wider, in its own buffers, and takes their gradient.
 
     Attributes:
-        vocab_size: columns of the logits.
-        full_teacher_is_free: full teacher rows cost no product, so they are used even where a few ids would do.
-        dtype: of the logits.
-        gradient_dtype: of the gradient that ``accumulate`` takes.
+        vocab_size: number of columns of the logits.
+        full_teacher_is_free: whether full teacher rows cost no matrix product; they are then used even if a few ids
+            would be enough.
+        dtype: dtype of the logits.
+        gradient_dtype: dtype of the gradient that ``accumulate`` takes.
     """
 
     vocab_size: int
@@ -32,24 +33,24 @@ class LogitSource(Protocol):
     gradient_dtype: torch.dtype
 
     def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
-        """Logits of the rows, (C, V), free to overwrite; the teacher's None if not wanted or not there."""
+        """Return logits of the rows, (C, V), which may be overwritten; the teacher's only if requested, else None."""
         ...
 
     def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        """Teacher logits at ids, (C, J), without the rest of the row."""
+        """Return teacher logits at ids, (C, J), without computing the full row."""
         ...
 
     def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
-        """Takes the gradient of the summed loss in what the student's buffer of ``logits`` held, (C, V)."""
+        """Take the gradient of the summed loss with respect to the student logits that ``logits`` returned, (C, V)."""
         ...
 
     def gradients(self) -> list[Float[Tensor, " ..."] | None]:
-        """The gradients accumulated so far, one for each differentiable input; None where none is wanted."""
+        """Return the gradients accumulated so far, one per differentiable input; None where none is requested."""
         ...
 
 
 def compute_dtype(*tensors: Float[Tensor, " ..."] | None) -> torch.dtype:
-    """float64 if any tensor is, else float32: what statistics are computed in."""
+    """Return the dtype of the statistics: float64 if any tensor is float64, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -71,41 +72,43 @@ class DenseLogits:
             self.gradient = torch.zeros_like(self.student_logits)
 
     def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
-        """Logits over temperature; a caller may have excluded tokens with -inf."""
+        """Return logits divided by temperature; callers may have excluded tokens with -inf."""
         teacher = None if self.teacher_logits is None else self._rows(self.teacher_logits, rows)
         return ChunkLogits(self._rows(self.student_logits, rows), teacher, may_exclude=True)
 
     def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        """Teacher logits over temperature at ids, (C, J)."""
+        """Return teacher logits divided by temperature at ids, (C, J)."""
         assert self.teacher_logits is not None
         return self._rows(self.teacher_logits, rows).gather(-1, ids)
 
     def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
-        """Writes the gradient of the rows over temperature in the student logits' dtype."""
+        """Write the gradient of the rows, divided by temperature, in the dtype of the student logits."""
         assert self.gradient is not None
         self.gradient[rows, : self.vocab_size] = gradient.div_(self.temperature).to(self.gradient.dtype)
 
     def gradients(self) -> list[Float[Tensor, " ..."] | None]:
-        """The gradient in the student's logits, (N, V_s)."""
+        """Return the gradient with respect to the student's logits, (N, V_s)."""
         return [self.gradient]
 
     def _rows(self, logits: Float[Tensor, "N V_any"], rows: Int[Tensor, " C"]) -> Float[Tensor, "C V"]:
         chosen = logits.index_select(0, rows)[:, : self.vocab_size]
-        # index_select has copied, so the buffer is ours unless the cast or the cut made it a view of the copy.
+        # index_select copies, so this buffer may be overwritten.
         return chosen.to(self.dtype).contiguous().div_(self.temperature)
 
 
 class LinearHeads:
-    """Hidden states (N, D) and output heads of both models; logits exist a chunk at a time.
+    """Hidden states, (N, D), and output heads of both models; logits are computed for one chunk at a time.
 
-    Gradients are of the plain sum of the token losses: nothing here scales them by one over a normaliser, which would
-    push half-precision gradients towards zero.
+    Gradients are those of the plain sum of the token losses. Dividing by a normalizer here would push half-precision
+    gradients towards zero.
 
     Args:
-        student_hidden, student: (N, D_s) and its head.
-        teacher_hidden, teacher: (N, D_t) and its head, or None.
-        vocab_size: rows of both heads that count.
-        temperature: divides both models' logits.
+        student_hidden: (N, D_s).
+        student: the student's head.
+        teacher_hidden: (N, D_t), or None.
+        teacher: the teacher's head, or None.
+        vocab_size: number of rows of both heads that are used.
+        temperature: both models' logits are divided by it.
         wants: whether the student's hidden states, head weight and head bias get gradient.
     """
 
@@ -137,7 +140,7 @@ class LinearHeads:
         self._bias_gradient = zeros(len(student.weight), dtype=self.dtype) if wants[2] else None
 
     def logits(self, rows: Int[Tensor, " C"], with_teacher: bool) -> ChunkLogits:
-        """Logits over temperature, their soft caps left to the row pass."""
+        """Return logits divided by temperature; the row pass applies their soft caps."""
         teacher = self._teacher if with_teacher else None
         return ChunkLogits(
             self._student.logits(rows),
@@ -147,12 +150,12 @@ class LinearHeads:
         )
 
     def teacher_at(self, rows: Int[Tensor, " C"], ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        """Teacher logits over temperature at ids, (C, J), from those rows of the head only."""
+        """Return teacher logits divided by temperature at ids, (C, J), from these rows of the head only."""
         assert self._teacher is not None
         return self._teacher.at(rows, ids)
 
     def accumulate(self, rows: Int[Tensor, " C"], gradient: Float[Tensor, "C V"]) -> None:
-        """Adds the rows' share to the gradients of the student's hidden states, head weight and bias."""
+        """Add the gradient of these rows to those of the student's hidden states, head weight and bias."""
         alpha = self._student.alpha
         if self._hidden_gradient is not None:
             weight = self._student.weight()
@@ -165,5 +168,5 @@ class LinearHeads:
             self._bias_gradient[: self.vocab_size].add_(gradient.sum(0, dtype=self.dtype), alpha=alpha)
 
     def gradients(self) -> list[Float[Tensor, " ..."] | None]:
-        """The gradients in the student's hidden states (in their dtype), head weight and bias (float32 or wider)."""
+        """Return the gradients of hidden states (in their dtype), head weight and bias (float32 or wider)."""
         return [self._hidden_gradient, self._weight_gradient, self._bias_gradient]

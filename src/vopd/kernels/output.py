@@ -1,4 +1,4 @@
-"""What a pass computes of every token, from a chunk of rows to what the loss functions return."""
+"""What the loss functions return: a loss, and the per-token quantities behind it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 class Variance(NamedTuple):
-    """Closed-form logit-space variance of the token gradient under three baselines, per token, nats^2."""
+    """Closed-form variance of the token gradient in logit space, per token, in nats^2.
+
+    Attributes:
+        none: without a baseline.
+        value: with the value baseline.
+        optimal: with the optimal baseline.
+    """
 
     none: Float[Tensor, "*tokens"]
     value: Float[Tensor, "*tokens"]
@@ -22,22 +28,24 @@ class Variance(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillationOutput:
-    """A loss with gradient, and what it was made of: detached, shaped like the completion ids, 0 where masked out.
+    """A loss, and the per-token quantities behind it.
 
-    None marks what the estimator did not compute; exact and sampled quantities never share a name. Inside a pass the
-    same class holds the rows of a chunk, (N,) each, with ``loss`` the token losses.
+    The loss has a gradient. All other tensors are detached, have the shape of the completion ids, and are 0 outside the
+    mask. A field is None if the estimator did not compute it. Exact and sampled quantities never share a name. Inside a
+    pass the same class contains the rows of a chunk, (N,) each, with ``loss`` the token losses.
 
     Attributes:
-        loss: sum of the token losses over the normaliser, a scalar.
+        loss: sum of the token losses divided by the normalizer, a scalar.
         student_logprobs: log p(y), nats.
+        importance_weights: w as applied; 1 if none were given.
         teacher_logprobs: log q(y), nats.
-        rewards: log q(y) - log p(y).
-        baseline: b.
-        advantages: r_y - b, before importance weights and without extra advantages.
-        importance_weights: w as applied, 1 where none were given.
-        reverse_kl: exact KL(p || q).
-        entropy: of the student (with diagnostics).
-        variance: under no baseline, the value and the optimal one (with diagnostics and full teacher rows).
+        rewards: log q(y) - log p(y), nats.
+        baseline: b, nats.
+        advantages: r_y - b, nats, before importance weights and without extra advantages.
+        reverse_kl: exact KL(p || q), nats.
+        entropy: entropy of the student, nats (with diagnostics).
+        variance: gradient variance without a baseline, with the value and with the optimal baseline (with diagnostics
+            and the teacher's full distribution).
     """
 
     loss: Float[Tensor, " ..."]
@@ -52,12 +60,12 @@ class DistillationOutput:
     variance: Variance | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> DistillationOutput:
-        """Every tensor changed; None stays None."""
+        """Return the output with `change` applied to every tensor; None stays None."""
         return self.join([self], lambda parts: change(parts[0]))
 
     @classmethod
     def join(cls, outputs: Sequence[DistillationOutput], how: Callable[[list[Tensor]], Tensor]) -> DistillationOutput:
-        """Several as one, field by field: ``torch.cat`` of chunks, or their sum; None where one of them has none."""
+        """Combine outputs field by field with `how`, such as ``torch.cat``; a field is None if it is None in any."""
 
         def joined(values: list[Any]) -> Any:
             if any(value is None for value in values):

@@ -1,7 +1,7 @@
-"""The interface of a row pass: statistics of a chunk of logits, then their gradient, however it is computed.
+"""The interface of a row pass, which computes the statistics of a chunk of logits and then its gradient.
 
-Two implementations: ``torch_rows`` (plain torch, in place) and ``triton_rows`` (two kernels). Neither knows an
-estimator; ``row_statistics`` turns what they return into ``Rows``.
+There are two implementations: ``torch_rows`` (plain torch, in place) and ``triton_rows`` (two kernels). Neither depends
+on an estimator; ``row_statistics`` turns their results into ``Rows``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Support:
-    """Tokens kept one by one.
+    """Tokens whose statistics are kept individually.
 
     Attributes:
         ids: (C, k), distinct where present; k may be 0.
-        present: (C, k) booleans; an absent entry's id means nothing.
-        holds_top: the student's most likely token is known to be among them.
+        present: (C, k), booleans; ids of missing entries are ignored.
+        holds_top: whether the student's most likely token is known to be among them.
     """
 
     ids: Int[Tensor, "C k"]
@@ -36,20 +36,24 @@ class Support:
 
 @dataclass(frozen=True)
 class Sums:
-    """Statistics of C rows about the student's most likely token ("top"), (C,) each.
+    """Statistics of C rows relative to the student's most likely token ("top"), (C,) each.
 
-    Sums run over the tokens that are neither the top one nor in the support, with e = exp(z - z_top) and
-    d' = d - d_top, d = z - t. None marks what was not asked for or needs teacher rows.
+    z and t are the student's and the teacher's logits, d = z - t, d' = d - d_top and e = exp(z - z_top). Sums run over
+    the tokens that are neither top nor in the support. A field is None if it was not requested or needs teacher rows.
 
     Attributes:
-        top_ids, top_logits: the top token and z_top.
-        mass, square_mass: sums of e, e^2.
-        difference, square_difference: sums of e d', e^2 d'.
-        difference_square, square_difference_square: sums of e d'^2, e^2 d'^2.
+        top_ids: the top token.
+        top_logits: z_top.
+        mass: sum of e.
+        square_mass: sum of e^2.
+        difference: sum of e d'.
+        square_difference: sum of e^2 d'.
+        difference_square: sum of e d'^2.
+        square_difference_square: sum of e^2 d'^2.
         entropy: sum of -e log e.
         top_difference: d_top.
-        teacher_top_logits, teacher_log_mass: t_max and log sum exp(t - t_max) of the teacher's whole row; apart,
-            since their sum would round away what the largest logit has digits for.
+        teacher_top_logits: t_max, the largest logit of the teacher's full row.
+        teacher_log_mass: log sum exp(t - t_max); separate from t_max, because their sum would lose digits.
     """
 
     top_ids: Int[Tensor, " C"]
@@ -68,12 +72,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class ChunkLogits:
-    """Logits of a chunk, (C, V) float32 or wider, in buffers that a row pass may overwrite.
+    """Logits of a chunk, (C, V), float32 or wider, in buffers that a row pass may overwrite.
 
     Attributes:
-        student, teacher: before any soft cap; the teacher's may be None.
-        student_cap, teacher_cap: z = cap tanh(x / cap) of what the buffers hold; None for none.
-        may_exclude: logits of minus infinity may occur.
+        student: logits x before the soft cap.
+        teacher: likewise, or None.
+        student_cap: soft cap z = cap tanh(x / cap) that is still to be applied; None without a cap.
+        teacher_cap: likewise, for the teacher.
+        may_exclude: whether logits of minus infinity may occur.
     """
 
     student: Float[Tensor, "C V"]
@@ -84,19 +90,22 @@ class ChunkLogits:
 
 
 class RowPass(Protocol):
-    """One pass over a chunk: ``at``, then ``sums``, then at most once ``gradient``."""
+    """One pass over a chunk: call ``at``, then ``sums``, then at most once ``gradient``."""
 
     def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
-        """Student and teacher logits at ids, soft caps applied, (C, J) each."""
+        """Return student and teacher logits at ids, with soft caps applied, (C, J) each."""
         ...
 
     def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
-        """Reads every logit. ``order`` is that of ``Needs``; ``diagnostics`` asks for all there is."""
+        """Read every logit. ``order`` is that of ``Needs``; with ``diagnostics`` all statistics are computed."""
         ...
 
     def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
-        """a p + b p d' + values at ids, times the slope of the student's soft cap: the gradient in what its buffer
-        held, (C, V) of ``dtype``, over a buffer that is no longer needed. ``totals`` are the sums of e over all."""
+        """Return the gradient with respect to the student's buffer, (C, V) in ``dtype``.
+
+        It is (a p + b p d' + values at ids) times the slope of the student's soft cap, written over a buffer that is no
+        longer needed. ``totals`` are the sums of e over all tokens.
+        """
         ...
 
 
@@ -104,7 +113,7 @@ MakePass = Callable[[ChunkLogits], RowPass]
 
 
 def soft_cap(logits: Float[Tensor, "*shape"], cap: float | None) -> Float[Tensor, "*shape"]:
-    """cap tanh(logits / cap), out of place; the logits themselves without a cap."""
+    """Return cap tanh(logits / cap), out of place; the logits unchanged without a cap."""
     return logits if cap is None else logits.div(cap).tanh_().mul_(cap)
 
 

@@ -1,4 +1,4 @@
-"""The statistics of one chunk of rows, whatever gives the teacher's scores: full rows, chosen ids, or a server."""
+"""Statistics of one chunk of rows, for any source of teacher scores: full rows, chosen ids, or a server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Statistics of some rows and the pass that can still write their gradient.
+    """Statistics of a chunk of rows, and the pass that writes their gradient.
 
     Attributes:
-        rows: what the estimator sees.
-        row_pass: holds the chunk's buffers.
+        rows: the statistics that the estimator reads.
+        row_pass: the pass, which owns the chunk's buffers.
         totals: row sums of exp(z - z_top) over the whole vocabulary, (C,).
-        gradient_dtype: of the gradient that the source takes.
+        gradient_dtype: dtype of the gradient that the source takes.
     """
 
     rows: Rows
@@ -37,14 +37,14 @@ class Chunk:
     gradient_dtype: torch.dtype
 
     def gradient(self, form: GradientForm) -> Float[Tensor, "C V"]:
-        """The gradient form written over a buffer of the chunk, (C, V); call once."""
+        """Write the gradient over a buffer of the chunk and return it, (C, V); call once."""
         return self.row_pass.gradient(form, self.totals, self.gradient_dtype)
 
 
 def compute_chunk(
     source: LogitSource, part: Batch, needs: Needs, top_k: int, diagnostics: bool, make_pass: MakePass
 ) -> Chunk:
-    """Computes the statistics that ``needs`` names, and with ``diagnostics`` all that can be had."""
+    """Compute the statistics that ``needs`` requests; with ``diagnostics`` all that are available."""
     logits = source.logits(part.rows, needs.full_teacher or source.full_teacher_is_free)
     row_pass = make_pass(logits)
     support = _support(logits.student, logits.teacher, part, needs, top_k)
@@ -53,12 +53,12 @@ def compute_chunk(
     if teacher_known is None and part.teacher_logprobs is None:
         teacher_known = source.teacher_at(part.rows, known_ids)
     possible = support.present & (student_known[:, :-1] > -torch.inf) if logits.may_exclude else support.present
-    if needs.support == "student_top_k":  # of fewer tokens than k the rest of the top k has no mass
+    if needs.support == "student_top_k":  # with fewer than k possible tokens, the rest of the top k has no mass
         support = replace(support, present=possible)
     sums = row_pass.sums(support, 2 if diagnostics else needs.order, diagnostics)
 
     is_top = (support.ids == sums.top_ids.unsqueeze(-1)) & support.present
-    # Relative to the top token, whose own logit is then exactly 0: no digits are lost on large logits.
+    # Relative to the top token, whose logit is then exactly 0: large logits lose no digits.
     relative = student_known - sums.top_logits.unsqueeze(-1)
     counted = relative[:, :-1].exp() * (support.present & ~is_top)
     totals = sums.mass + 1
@@ -74,7 +74,7 @@ def compute_chunk(
     else:
         scores = _scores(student_known, teacher_known, is_top, sums, log_totals)
     if "support_difference" in scores and (logits.may_exclude or part.chosen):
-        # Without mass, or without a score, it need be no number.
+        # Without mass or without a score, it may be NaN.
         difference = scores["support_difference"][:, 1:]
         scores["support_difference"] = _prepend(torch.zeros_like(sums.top_logits), difference.masked_fill(~possible, 0))
     others = _other_sums(sums, totals)
@@ -98,9 +98,9 @@ def compute_chunk(
 def _support(
     student: Float[Tensor, "C V"], teacher: Float[Tensor, "C V"] | None, part: Batch, needs: Needs, top_k: int
 ) -> Support:
-    """The tokens that the estimator keeps one by one; none for the top token alone, which every pass finds."""
+    """Return the tokens kept individually; none for support "top", because every pass finds the top token."""
     if needs.support != "top" and part.top_k_ids is not None:
-        # Only -inf is absent: a NaN is there, and must not be lost.
+        # Only -inf marks a missing entry: a NaN is an entry, and must not be lost.
         return Support(part.top_k_ids, not_none(part.top_k_logprobs) != -torch.inf)
     if needs.support == "top":
         ids = part.sampled_ids.new_empty(len(part.sampled_ids), 0)
@@ -113,7 +113,7 @@ def _support(
 
 
 def _in_support(support: Support, is_top: Bool[Tensor, "C k"], needs: Needs) -> Bool[Tensor, "C K"]:
-    """Columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
+    """Mark the columns [top token, support] that belong to the estimator's support, each token once, (C, 1 + k)."""
     if needs.support == "top":
         return torch.ones(len(is_top), 1, dtype=torch.bool, device=is_top.device)
     return _prepend(is_top.any(-1), support.present & ~is_top)
@@ -134,7 +134,7 @@ def _scores(
     sums: Sums,
     log_totals: Float[Tensor, " C"],
 ) -> dict[str, Tensor]:
-    """Differences about the top token; with full teacher rows also the teacher's log-probabilities."""
+    """Differences relative to the top token; with full teacher rows also the teacher's log-probabilities."""
     difference = student_known - teacher_known
     top_difference = sums.top_difference
     if top_difference is None:  # the support holds the top token
@@ -155,7 +155,7 @@ def _scores(
 
 
 def _server_scores(part: Batch, is_top: Bool[Tensor, "C k"] | None) -> dict[str, Tensor]:
-    """A server's scores, with the top token's moved to column 0 where it is among the teacher's top k."""
+    """A server's scores; the top token's score is in column 0 if it is among the teacher's top k."""
     scores = {"teacher_logprobs": not_none(part.teacher_logprobs)}
     if is_top is not None:
         logprobs = not_none(part.top_k_logprobs)
@@ -172,10 +172,10 @@ def _chosen_scores(
     log_totals: Float[Tensor, " C"],
     needs: Needs,
 ) -> dict[str, Tensor]:
-    """A server's scores at the student's top k, in the place of logits: only their differences are read.
+    """A server's scores at the student's top k, used as logits: only their differences are read.
 
-    Where another token is the student's most likely one here than where the ids were chosen, differences are not
-    centred, which shifts all of them alike.
+    If the student's most likely token differs from the one when the ids were chosen, differences are not centred, which
+    shifts all of them equally.
     """
     sampled = not_none(part.teacher_logprobs)
     known = torch.cat([not_none(part.top_k_logprobs), sampled.unsqueeze(-1)], dim=-1)
@@ -184,7 +184,7 @@ def _chosen_scores(
 
 
 def _other_sums(sums: Sums, totals: Float[Tensor, " C"]) -> dict[str, Tensor]:
-    """Sums over the tokens in no column, as probabilities: of e over totals, of e^2 over their squares."""
+    """Sums over the tokens in no column as probabilities: e is divided by totals, e^2 by their squares."""
     powers = {
         "other_square_prob": (sums.square_mass, 2),
         "other_difference": (sums.difference, 1),

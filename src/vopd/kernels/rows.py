@@ -1,8 +1,9 @@
-"""What the estimators see: per-token statistics of one pass over both models' logits.
+"""The input and output of an estimator: per-token statistics of both models' logits, and a gradient.
 
-A row is one completion token. Some tokens of the vocabulary are kept one by one (the support columns, whose first is
-always the student's most likely token, "top"); the others enter through sums. Differences are d = z_s - z_t, centred
-on the top token: d' = d - d_top, so that the log-normalisers of both models cancel.
+A row is one completion token. Statistics of some tokens of the vocabulary are kept individually, in columns: first the
+student's most likely token ("top"), then the support. All other tokens enter through sums. d = z_s - z_t is the
+difference of student and teacher logits, and d' = d - d_top is centred on the top token, so that the log-normalizers of
+both models cancel.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ SupportKind = Literal["top", "student_top_k", "teacher_top_k"]
 
 @dataclass(frozen=True)
 class Needs:
-    """The statistics an estimator asks for.
+    """The statistics that an estimator requests.
 
     Attributes:
-        support: which tokens to keep one by one.
-        order: highest power of the student's probability in the sums over the other tokens: 0 for none beyond
-            their mass, 1 for sum p d', 2 for sum p^2 and sum p^2 d' as well.
-        full_teacher: False if the teacher is needed at the support and the sampled token only, not normalised.
+        support: the tokens with their own columns: only the student's most likely one ("top"), the student's top k, or
+            the teacher's top k.
+        order: highest power of the student's probability p in the sums over all other tokens: 0 for sum p only, 1 also
+            for sum p d', 2 also for sum p^2 and sum p^2 d'.
+        full_teacher: False if the teacher is needed only at the support and the sampled token, without its normalizer.
     """
 
     support: SupportKind = "top"
@@ -45,17 +47,19 @@ class Needs:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows that count in the loss and all that is known of each, (N,) or (N, k).
+    """The tokens in the loss and the per-token inputs, (N,) or (N, k).
 
     Attributes:
-        rows: their places in the flattened inputs.
+        rows: positions of the tokens in the flattened inputs.
         sampled_ids: y.
-        teacher_logprobs, top_k_ids, top_k_logprobs: a server's scores, None with teacher tensors.
-        chosen: these ids are the student's top k, not the teacher's.
-        importance: weights given by the caller.
-        rollout_logprobs: log p(y) of the sampler, from which weights are computed here.
-        importance_cap: largest such weight.
-        extra_advantages: what the caller adds to the advantage of each sampled token.
+        teacher_logprobs: log q(y) from a server; None with teacher tensors.
+        top_k_ids: ids of a server's top k.
+        top_k_logprobs: log q of these ids.
+        chosen: whether these ids are the student's top k, not the teacher's.
+        importance: importance weights given by the caller.
+        rollout_logprobs: log p(y) reported by the sampler, from which importance weights are computed.
+        importance_cap: largest weight computed from ``rollout_logprobs``.
+        extra_advantages: added to the advantage of each sampled token.
     """
 
     rows: Int[Tensor, " N"]
@@ -70,7 +74,7 @@ class Batch:
     extra_advantages: Float[Tensor, " N"] | None = None
 
     def chunks(self, size: int) -> list[Batch]:
-        """The batch cut into parts of at most ``size`` rows."""
+        """Split the batch into parts of at most ``size`` rows."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         parts = {name: value.split(size) for name, value in tensors.items()}
         return [replace(self, **{name: split[i] for name, split in parts.items()}) for i in range(len(parts["rows"]))]
@@ -78,25 +82,30 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """Statistics of N rows; detached; float32 or wider. None marks what the caller's teacher or ``Needs`` leave out.
+    """Statistics of N tokens, which an estimator reads: detached, float32 or wider, log-probabilities in nats.
+
+    A field is None if ``Needs`` does not request it or the teacher does not provide it.
 
     Attributes:
         sampled_ids: y, (N,).
         student_logprobs: log p(y), (N,).
+        support_ids: ids of the columns, (N, K); column 0 is the top token.
+        in_support: (N, K), booleans: whether a column belongs to the estimator's support; each token counts once.
+        support_logprobs: log p of the columns, (N, K).
+        importance: importance weight of the sampled terms, (N,); 1 on-policy.
+        other_prob: sum of p over the tokens in no column, (N,).
+        extra_advantages: added to the advantages of the sampled terms, (N,); None without any.
+        other_square_prob: sum of p^2 over the tokens in no column, (N,).
         teacher_logprobs: log q(y), (N,).
         sampled_difference: d'_y, (N,).
-        top_reward: r_top = log q - log p at the top token, (N,).
-        support_ids: (N, K), column 0 is the top token.
-        in_support: (N, K) booleans: whether a column belongs to the estimator's support, each token once.
-        support_logprobs: log p there, (N, K).
-        support_difference: d' there, (N, K).
-        support_teacher_logprobs: log q there, (N, K).
-        other_prob, other_square_prob: sums of p, p^2 over tokens in no column, (N,).
-        other_difference, other_square_difference: sums of p d', p^2 d' over the same, (N,).
-        other_difference_square, other_square_difference_square: sums of p d'^2, p^2 d'^2, (N,), for diagnostics.
-        entropy: of the student, (N,), for diagnostics.
-        importance: weight of the sampled terms, (N,), 1 on-policy.
-        extra_advantages: added to the advantages of the sampled terms, (N,), None for none.
+        top_reward: r_top = log q - log p of the top token, (N,).
+        support_difference: d' of the columns, (N, K).
+        support_teacher_logprobs: log q of the columns, (N, K).
+        other_difference: sum of p d' over the tokens in no column, (N,).
+        other_square_difference: sum of p^2 d' over the same tokens, (N,).
+        other_difference_square: sum of p d'^2, (N,), for diagnostics.
+        other_square_difference_square: sum of p^2 d'^2, (N,), for diagnostics.
+        entropy: entropy of the student, (N,), for diagnostics.
     """
 
     sampled_ids: Int[Tensor, " N"]
@@ -121,12 +130,11 @@ class Rows:
 
     @property
     def rewards(self) -> Float[Tensor, " N"] | None:
-        """r_y = log q(y) - log p(y), (N,)."""
+        """r_y = log q(y) - log p(y), (N,), nats."""
         return None if self.teacher_logprobs is None else self.teacher_logprobs - self.student_logprobs
 
     def asked_for(self, needs: Needs) -> Rows:
-        """The same without the sums that are there for diagnostics alone, so that an estimator sees the same rows with
-        diagnostics and without."""
+        """Return the rows without what only diagnostics compute, so that an estimator always sees the same fields."""
         return replace(
             self,
             other_square_prob=self.other_square_prob if needs.order == 2 else None,
@@ -138,7 +146,11 @@ class Rows:
         )
 
     def moments(self) -> Moments:
-        """The moments that the full-vocabulary baselines are functions of: of the order that ``Needs`` names."""
+        """Return the moments from which full-vocabulary baselines are computed, up to the order in ``Needs``.
+
+        Raises:
+            ConfigurationError: ``Needs`` does not request them.
+        """
         return self._moments
 
     @functools.cached_property
@@ -154,11 +166,11 @@ class Rows:
             squares["square_centred_reward_square"] = not_none(self.other_square_difference_square)
         top_prob = self.support_logprobs[:, 0].exp()
         others = Moments(top_prob, self.other_prob, centred_reward, top_reward=self.top_reward, **squares)
-        # On a GPU every small operation counts, and there is nothing to add where only the top token is kept.
+        # Every small operation takes time on a GPU, and there is nothing to add if the top token is the only column.
         return others if self.support_ids.shape[-1] == 1 else self._with_columns(others)
 
     def _with_columns(self, others: Moments) -> Moments:
-        """``others`` with the columns after the top token's added, those that count."""
+        """Return ``others`` plus the columns in the support, except the top token's."""
         counted = self.in_support[:, 1:]
         probs = self.support_logprobs[:, 1:].exp() * counted
         difference = not_none(self.support_difference)[:, 1:].masked_fill(~counted, 0)
@@ -176,13 +188,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class GradientForm:
-    """The gradient of a token loss in the student's logits: a p + b p d' + values at ids.
+    """The gradient of the token losses with respect to the student's logits: a p + b p d' + values at ids.
 
     Attributes:
-        a: (N,).
-        b: (N,), or None for 0.
-        ids: (N, J), may repeat: values add up.
-        values: (N, J).
+        a: factor of p, (N,).
+        ids: ids with an extra term, (N, J); values of repeated ids are added.
+        values: the extra terms, (N, J).
+        b: factor of p d', (N,); None for 0.
     """
 
     a: Float[Tensor, " N"]
@@ -193,8 +205,14 @@ class GradientForm:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator returns for N rows: the token losses, their gradient form, and what it
-    subtracted from the reward."""
+    """What an estimator returns for N tokens.
+
+    Attributes:
+        loss: token losses, (N,).
+        form: their gradient with respect to the student's logits.
+        baseline: b, (N,), nats, for reports; None without one.
+        advantages: r_y - b, (N,), nats, for reports; None without any.
+    """
 
     loss: Float[Tensor, " N"]
     form: GradientForm
@@ -202,5 +220,5 @@ class Estimate:
     advantages: Float[Tensor, " N"] | None = None
 
     def with_baseline(self, baseline: Float[Tensor, " N"]) -> Estimate:
-        """The same with the baseline to report, (N,)."""
+        """Return the estimate with this baseline, (N,), for reports."""
         return replace(self, baseline=baseline)

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 TILE = 128
-"""Columns whose largest logit stands for them in the first look."""
+"""Columns per tile; the first search reads only the largest logit of each tile."""
 
 
 def top_k_ids(logits: Float[Tensor, "C V"], k: int) -> Int[Tensor, "C {k}"]:
-    """Ids of the k largest logits of each row, largest first, (C, k).
+    """Return the ids of the k largest logits of each row, largest first, (C, k).
 
-    The k tiles of the largest tops hold the k largest logits, so one sweep for the tops and a search among k tiles
-    replace the several sweeps that a search over the whole row takes.
+    The k tiles with the largest maxima contain the k largest logits. One pass for the maxima and a search in k tiles
+    therefore replace the several passes of a search over the whole row.
     """
     whole = logits.shape[-1] // TILE
     if 8 * k > whole:

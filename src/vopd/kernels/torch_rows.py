@@ -1,7 +1,7 @@
-"""The row pass in plain torch, in place over one chunk of logits.
+"""The row pass in plain torch, in place on one chunk of logits.
 
-The two [C, V] buffers are all the vocabulary-sized memory there is: the teacher's turns into the differences d', the
-student's into exp(z - max), then into the gradient. Row operations that need scratch run on blocks of rows, so that
+The two [C, V] buffers are the only memory of that size: the teacher's is overwritten by the differences d', the
+student's by exp(z - max) and then by the gradient. Operations that need scratch memory run on blocks of rows, so that
 the scratch stays in cache and never reaches the size of a buffer.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 CPU_BLOCK = 1 << 16
-"""Elements of a block of rows on a CPU: 256 KiB in float32, which two operands keep in a second-level cache."""
+"""Elements of a block of rows on a CPU: 256 KiB in float32; two operands fit into a second-level cache."""
 
 
 class TorchPass:
@@ -36,13 +36,13 @@ class TorchPass:
                     buffer[rows].div_(cap).tanh_().mul_(cap)
 
     def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
-        """Logits at ids, (C, J) each; before ``sums``."""
+        """Return logits at ids, (C, J) each; call before ``sums``."""
         student = self._student.gather(-1, ids)
         self._known_ids, self._known_logits = ids, student
         return student, None if self._teacher is None else self._teacher.gather(-1, ids)
 
     def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
-        """Overwrites the teacher's buffer with d', the student's with exp(z - z_top), 0 at top and support."""
+        """Overwrite the teacher's buffer with d' and the student's with exp(z - z_top), 0 at top and support."""
         student, teacher = self._student, self._teacher
         self._tops, top_ids = _top(student, support)
         top = top_ids.unsqueeze(-1)
@@ -53,7 +53,7 @@ class TorchPass:
             found["top_difference"] = self._tops - teacher.gather(-1, top).squeeze(-1)
             subtract_into_teacher(student, teacher, found["top_difference"], self._may_exclude)
         self._kept_values = exponentiate(student, self._tops, self._kept)
-        # Times e of the top token: 1, and NaN where its logit is infinite and the row no distribution.
+        # Times e of the top token: 1, or NaN if its logit is infinite and the row is not a distribution.
         mass = student.sum(-1).mul_(self._kept_values[:, 0])
         if diagnostics:
             found["entropy"] = entropy_sums(student)
@@ -71,7 +71,7 @@ class TorchPass:
         return Sums(top_ids, self._tops, mass, **found)
 
     def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
-        """Written over the student's buffer."""
+        """Write the gradient over the student's buffer and return it."""
         exponentials = self._student.scatter_(-1, self._kept, self._kept_values)
         values = form.values
         if self._cap is not None:
@@ -90,7 +90,7 @@ class TorchPass:
         return exponentials.scatter_add_(-1, form.ids, values).to(dtype)
 
     def _slope_at(self, ids: Int[Tensor, "C J"]) -> Float[Tensor, "C J"]:
-        """Slope of the soft cap at the top token and those of ``at``, from their own logits, (C, J)."""
+        """Slope of the soft cap at ids, (C, J), from the exact logits of the top token and of the ids of ``at``."""
         top_ids, tops = self._kept[:, :1], self._tops.unsqueeze(-1)
         logits = self._student.scatter_(-1, top_ids, tops).scatter_(-1, self._known_ids, self._known_logits)
         assert self._cap is not None
@@ -100,14 +100,14 @@ class TorchPass:
         return slope
 
     def _slope(self, exponentials: Float[Tensor, "C V"], rows: slice) -> Float[Tensor, "C V"]:
-        """Slope of the soft cap from z = z_top + log e; where e has underflowed the gradient is 0 whatever it is."""
+        """Slope of the soft cap from z = z_top + log e; where e underflows, the gradient is 0 for any slope."""
         smallest = torch.finfo(exponentials.dtype).tiny
         assert self._cap is not None
         return soft_cap_slope(exponentials.clamp_min(smallest).log_().add_(self._tops[rows].unsqueeze(-1)), self._cap)
 
 
 def _top(student: Float[Tensor, "C V"], support: Support) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
-    """Logit and id of each row's most likely token; among equals one of the support, whose columns are all known."""
+    """Return logit and id of each row's most likely token; of equal tokens, one in the support."""
     logits, ids = None, None
     if support.ids.shape[-1]:
         known = student.gather(-1, support.ids).masked_fill(~support.present, -torch.inf)
@@ -123,21 +123,21 @@ def _top(student: Float[Tensor, "C V"], support: Support) -> tuple[Float[Tensor,
 
 
 def row_blocks(buffer: Float[Tensor, "C V"]) -> Iterator[slice]:
-    """Slices of rows whose elementwise scratch is small; all rows at once where launches cost more than memory."""
+    """Return slices of rows with small elementwise scratch; all rows at once on GPUs, where launches cost more."""
     rows, width = buffer.shape
     step = max(1, CPU_BLOCK // max(width, 1)) if buffer.device.type == "cpu" else max(rows, 1)
     return (slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step))
 
 
 def by_blocks(buffer: Float[Tensor, "C V"], reduce: Callable[[slice], Tensor]) -> Float[Tensor, "C ..."]:
-    """Applies a row reduction (rows -> (rows, ...)) block by block."""
+    """Apply a row reduction (rows -> (rows, ...)) block by block."""
     return torch.cat([reduce(rows) for rows in row_blocks(buffer)])
 
 
 def log_normalizers(logits: Float[Tensor, "C V"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Largest logit of each row and the log of the sum of exp(logit - largest), (C,) each."""
+    """Return the largest logit of each row and log sum exp(logit - largest), (C,) each."""
     largest = logits.amax(-1)
-    # A row of -inf alone has the sum 0, not that of exp(-inf + inf).
+    # For a row of -inf the sum is 0, not that of exp(-inf + inf).
     shift = largest.masked_fill(largest == -torch.inf, 0).unsqueeze(-1)
     return largest, by_blocks(logits, lambda rows: logits[rows].sub(shift[rows]).exp_().sum(-1)).log_()
 
@@ -148,10 +148,10 @@ def subtract_into_teacher(
     top_differences: Float[Tensor, " C"],
     may_exclude: bool,
 ) -> None:
-    """Overwrites the teacher's logits with d' = d - d_top.
+    """Overwrite the teacher's logits with d' = d - d_top.
 
-    A token that the student's logits exclude (-inf, which ``may_exclude`` says can occur) has no mass, whatever the
-    teacher says: its d' is set to 0, lest 0 * inf turn the sums into NaN.
+    A token that the student excludes (-inf, which occurs only with ``may_exclude``) has no mass, whatever the teacher's
+    logit is: its d' is set to 0, because 0 * inf would turn the sums into NaN.
     """
     for rows in row_blocks(student):
         torch.sub(student[rows], teacher[rows], out=teacher[rows]).sub_(top_differences[rows].unsqueeze(-1))
@@ -162,7 +162,7 @@ def subtract_into_teacher(
 def exponentiate(
     student: Float[Tensor, "C V"], top_logits: Float[Tensor, " C"], kept_ids: Int[Tensor, "C K"]
 ) -> Float[Tensor, "C K"]:
-    """Overwrites the student's logits with exp(z - z_top), 0 at the kept ids; returns the values there, (C, K)."""
+    """Overwrite the student's logits with exp(z - z_top), 0 at the kept ids; return the values there, (C, K)."""
     kept = (student.gather(-1, kept_ids) - top_logits.unsqueeze(-1)).exp()
     for rows in row_blocks(student):
         student[rows].sub_(top_logits[rows].unsqueeze(-1)).exp_()
@@ -173,7 +173,7 @@ def exponentiate(
 def moment_sums(
     student: Float[Tensor, "C V"], difference: Float[Tensor, "C V"], order: int, diagnostics: bool
 ) -> list[Float[Tensor, " C"]]:
-    """[sum e d', sum e^2, sum e^2 d', sum e d'^2, sum e^2 d'^2] of each row, cut after what is asked for."""
+    """Return [sum e d', sum e^2, sum e^2 d', sum e d'^2, sum e^2 d'^2] of each row, up to what is requested."""
 
     def sums(rows: slice) -> Tensor:
         mass, centred = student[rows], difference[rows]
@@ -189,12 +189,12 @@ def moment_sums(
 
 
 def square_masses(student: Float[Tensor, "C V"]) -> Float[Tensor, " C"]:
-    """Sum of squares of each row, (C,)."""
+    """Return the sum of squares of each row, (C,)."""
     return torch.linalg.vector_norm(student, dim=-1).square()
 
 
 def entropy_sums(student: Float[Tensor, "C V"]) -> Float[Tensor, " C"]:
-    """Sum of -e log e of each row, (C,)."""
+    """Return the sum of -e log e of each row, (C,)."""
     smallest = torch.finfo(student.dtype).tiny  # log 0 would turn 0 log 0 into NaN
 
     def sums(rows: slice) -> Tensor:

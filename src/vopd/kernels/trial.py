@@ -1,7 +1,7 @@
-"""Whether the Triton kernels compute on a device what plain torch computes, asked once before they are trusted.
+"""Checks once per device that the Triton kernels compute the same as plain torch, before they are used.
 
-A GPU may be too old for them, a C compiler missing, or a driver and a compiler not agree: a run is then better slow
-than ended, and better ended than wrong.
+The GPU may be too old, a C compiler missing, or driver and compiler incompatible. The loss then runs in plain torch: a
+slow run is better than a failed one, and a failed one better than a wrong one.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from .rows import GradientForm
 from .torch_rows import TorchPass
 
 _ROWS, _VOCAB, _WIDTH = 4, 5000, 64
-"""More columns than a whole tile has, and no whole number of tiles."""
+"""More columns than one tile, and not a whole number of tiles."""
 
 _TOLERANCE = 1e-3
 """Relative; float32 gives about 1e-6."""
 
 _HALF_TOLERANCE = 1e-2
-"""Of gradients by way of bfloat16, each number of which is rounded by up to 1/512; about 3e-3 in all."""
+"""For gradients computed in bfloat16, where each number is rounded by up to 1/512; the error is about 3e-3."""
 
 
 @functools.cache
 def trouble(device: torch.device) -> str | None:
-    """Why the Triton kernels are not to be used on the device, one line; None where they are right.
+    """Return in one line why the Triton kernels cannot be used on the device; None if they are correct.
 
-    They are tried on hidden states and heads in float32 and in bfloat16. On CUDA the products, and the gradient that
-    the kernels write for them, are then in bfloat16 as well.
+    They are checked on hidden states and heads in float32 and in bfloat16. On CUDA the products and the gradient that
+    the kernels write for them are then in bfloat16, too.
     """
     try:
-        # A step that calls the loss for the first time may be under autocast, which would choose other dtypes.
+        # The first call of the loss may be under autocast, which would change the dtypes.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return _difference(device)
-    except Exception as error:  # whatever Triton, a compiler or a driver raise
+    except Exception as error:  # Triton, a compiler or a driver may raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"{type(error).__name__}: {first[:200]}"
 
 
 def _difference(device: torch.device) -> str | None:
-    """What differs from plain torch with float32 products throughout."""
+    """Return what differs from plain torch with float32 products; None if nothing does."""
     from .triton_rows import TritonPass
 
     exact = _results(TorchPass, device, torch.float32)
@@ -63,12 +63,12 @@ def _close(ours: Tensor, exact: Tensor, tolerance: float) -> bool:
 
 
 def _results(make_pass: MakePass, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All statistics of a few rows, and what a gradient of every kind of term becomes in the inputs of the loss.
+    """Compute all statistics of a few rows, and the gradients of every type of term in the inputs of the loss.
 
-    The numbers are the same in every dtype. There are two chunks, the last a part of the buffers; the first has a
-    slope term.
+    The numbers are the same in every dtype. There are two chunks; the second uses a part of the buffers, and the first
+    has a slope term.
     """
-    generator = torch.Generator().manual_seed(0)  # of its own: the run's draws stay what they are
+    generator = torch.Generator().manual_seed(0)  # a separate one, so that the run's random numbers do not change
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator).to(device, torch.bfloat16).to(dtype)

@@ -1,14 +1,14 @@
-"""The two row kernels: one reads a row of logits of both models once, one writes a row of the gradient.
+"""The two row kernels: one reads a row of both models' logits once, one writes a row of the gradient.
 
-Both know softmax statistics and the form a p + b p d', nothing else. A row belongs to one program, whose lanes each
-carry the statistics of every ``LANES``-th group of ``WIDTH`` columns, so that nothing crosses lanes until the end of
-the row. Everything is centred on a top token: the running one of the lane, then that of the row. When the top token
-moves, what was summed about the old one is moved to the new one, and the old one joins the others:
+Both know only softmax statistics and the form a p + b p d'. One program handles a row. Each of its lanes accumulates
+the statistics of every ``LANES``-th group of ``WIDTH`` columns, so no data crosses lanes until the end of the row. All
+statistics are centred on a top token: first the lane's running one, at the end that of the row. When the top token
+changes, the sums are shifted from the old one to the new one, and the old one is added to the other tokens:
 
     sum e' = c (sum e + 1)          c = exp(z_old - z_new)
     sum e' d' = c (sum e d + delta (sum e + 1))          delta = d_old - d_new
 
-Centring matters: about any other token the sums lose all their digits when the student is certain.
+Centring matters: relative to any other token the sums lose all digits when the student is certain.
 """
 
 # mypy: allow-incomplete-defs
@@ -19,14 +19,14 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-1e30)
-"""Stands for a logit of minus infinity; finite, and so small that its products with sums stay finite too."""
+"""Replaces a logit of minus infinity: finite, and its products with sums stay finite, too."""
 
 NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
 def _soft_cap(logits, CAP: tl.constexpr):
-    """CAP tanh(logits / CAP); the logits themselves for CAP = 0. Minus infinity stays: it marks an absent column."""
+    """CAP tanh(logits / CAP); the logits unchanged for CAP = 0. Minus infinity is kept: it marks a missing column."""
     if CAP > 0:
         decay = tl.exp(tl.abs(logits) * (-2 / CAP))
         size = CAP * (1 - decay) / (1 + decay)
@@ -37,7 +37,7 @@ def _soft_cap(logits, CAP: tl.constexpr):
 
 @triton.jit
 def _load(row, columns, VOCAB: tl.constexpr, TAIL: tl.constexpr, BEYOND: tl.constexpr = float("-inf")):
-    """Logits of the columns; BEYOND what is beyond the vocabulary. Unmasked loads are 128 bits wide."""
+    """Load the logits of the columns; BEYOND for columns outside the vocabulary. Unmasked loads are 128 bits wide."""
     if TAIL:
         logits = tl.load(row + columns, mask=columns < VOCAB, other=BEYOND)
     else:
@@ -52,9 +52,9 @@ def _fold(
     CAP: tl.constexpr, TEACHER_CAP: tl.constexpr,
     TEACHER: tl.constexpr, ORDER: tl.constexpr, DIAGNOSTICS: tl.constexpr, HOLES: tl.constexpr,
 ):  # fmt: skip
-    """Adds a tile of logits, (LANES, WIDTH), to the lanes' statistics, (LANES,) each (``row_sums`` names them).
+    """Add a tile of logits, (LANES, WIDTH), to the lanes' statistics, (LANES,) each (named in ``row_sums``).
 
-    HOLES: some of the student's logits may be minus infinity and count for nothing.
+    HOLES: some of the student's logits may be minus infinity and are ignored.
     """
     z = _soft_cap(student, CAP)
     if HOLES:
@@ -68,7 +68,7 @@ def _fold(
     other = columns != top_id[:, None]
     step = top - new_top
     scale = tl.exp(step)
-    old_top = tl.where(moved, scale, 0.0)  # the mass with which the old top token joins the others
+    old_top = tl.where(moved, scale, 0.0)  # the mass of the old top token as one of the others
     x = z - new_top[:, None]
     e = tl.where(other, tl.exp(x), 0.0)
     if DIAGNOSTICS:
@@ -107,9 +107,9 @@ def _join(
     top, top_id, top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_top, teacher_mass,
     TEACHER: tl.constexpr, ORDER: tl.constexpr, DIAGNOSTICS: tl.constexpr,
 ):  # fmt: skip
-    """Joins the lanes' statistics and writes those of the row, except for the top token's id, which it returns.
+    """Combine the lanes' statistics and write those of the row, except the top token's id, which is returned.
 
-    Where no logit is above minus infinity, a NaN counting for none, the top logit is minus infinity and the id 0.
+    If no logit is above minus infinity (NaN is not), the top logit is minus infinity and the id is 0.
     """
     row_top = tl.max(top, 0)
     row_id = tl.min(tl.where(top == row_top, top_id, NO_TOKEN), 0)
@@ -144,7 +144,7 @@ def _join(
     return tl.where(found, row_id, 0)
 
 
-# The number of rows, sums_stride, differs in the last chunk of a batch, and is nothing to compile another kernel for.
+# The number of rows, sums_stride, differs in the last chunk of a batch and must not cause another compilation.
 @triton.jit(do_not_specialize=["sums_stride"])
 def row_sums(
     student, teacher, sums, top_ids, stride, teacher_stride, sums_stride, VOCAB: tl.constexpr,
@@ -152,13 +152,13 @@ def row_sums(
     TEACHER: tl.constexpr, ORDER: tl.constexpr, DIAGNOSTICS: tl.constexpr, HOLES: tl.constexpr,
     LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of a row of logits in one pass, about its top token; program i does row i.
+    """Compute the statistics of a row of logits in one pass, relative to its top token; program i handles row i.
 
-    With e = exp(z - z_top), d' = d - d_top, d = z - t, and all sums over every token but the top one, row by row of
-    ``sums``: 0 z_top, 1 d_top, 2 t_max, 3 sum e, 4 sum e^2, 5 sum e d', 6 sum e^2 d', 7 sum e d'^2, 8 sum e^2 d'^2,
-    9 sum e log e, 10 log sum exp(t - t_max). What TEACHER, ORDER and DIAGNOSTICS leave out is not written.
-    Without any logit above minus infinity z_top is that, the top token is 0 and the sums mean nothing, but are NaN
-    where a logit is.
+    With e = exp(z - z_top), d = z - t, d' = d - d_top, and sums over all tokens but the top one, the rows of ``sums``
+    are: 0 z_top, 1 d_top, 2 t_max, 3 sum e, 4 sum e^2, 5 sum e d', 6 sum e^2 d', 7 sum e d'^2, 8 sum e^2 d'^2,
+    9 sum e log e, 10 log sum exp(t - t_max). Rows that TEACHER, ORDER and DIAGNOSTICS exclude are not written.
+    If no logit is above minus infinity, z_top is minus infinity, the top token is 0, and the sums are undefined: NaN if
+    a logit is NaN.
     """
     row = tl.program_id(0).to(tl.int64)
     student += row * stride
@@ -172,7 +172,7 @@ def row_sums(
     top_d, mass, mass2, d1, d2, dd1, dd2, logs, teacher_mass = zero, zero, zero, zero, zero, zero, zero, zero, zero
     teacher_top = top
     FULL: tl.constexpr = VOCAB // (2 * TILE) * (2 * TILE)
-    for start in range(0, FULL, 2 * TILE):  # two tiles at a time: both are on their way before either is needed
+    for start in range(0, FULL, 2 * TILE):  # two tiles at a time, so that both loads start before either is used
         columns = start + lanes
         z0 = _load(student, columns, VOCAB, False)
         z1 = _load(student, columns + TILE, VOCAB, False)
@@ -229,16 +229,16 @@ def _gradient_tile(
         tl.store(out + columns, gradient)
 
 
-# Rows of a table of statistics are aligned to 16 bytes or not with the number of rows; each is read as one number.
+# Whether rows of statistics are aligned to 16 bytes depends on the number of rows; only one number of each is read.
 @triton.jit(do_not_specialize=["first", "tiles", "tops", "top_differences", "a", "b"])
 def write_gradient(
     student, teacher, out, tops, top_differences, a, b, first, tiles, stride, teacher_stride, out_stride,
     VOCAB: tl.constexpr, CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, SLOPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """e (a + b d') of ``tiles`` tiles of a row from the ``first``, times the slope 1 - (z / CAP)^2 of a soft cap.
+    """Write e (a + b d') times the slope 1 - (z / CAP)^2 of a soft cap, for ``tiles`` tiles of a row from ``first``.
 
-    A program does one tile. ``a`` and ``b`` have one number a row; ``b`` and the teacher are read with SLOPE only.
-    ``out`` may be ``student``, and memory that no program of the launch reads.
+    A program handles one tile. ``a`` and ``b`` have one number per row; ``b`` and the teacher are read with SLOPE only.
+    ``out`` may be ``student``, or memory that no program of this launch reads.
     """
     row = (tl.program_id(0) // tiles).to(tl.int64)
     start = (first + tl.program_id(0) % tiles) * BLOCK

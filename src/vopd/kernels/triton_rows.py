@@ -1,4 +1,4 @@
-"""The row pass in two Triton kernels: every logit is read once for the statistics and once for the gradient."""
+"""The row pass with two Triton kernels: each logit is read once for the statistics and once for the gradient."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 LANES, WIDTH = 512, 4
-"""Columns of a tile of ``row_sums``: a 16-byte load for each lane."""
+"""Columns of a tile of ``row_sums``: one 16-byte load per lane."""
 
 GRADIENT_BLOCK, GRADIENT_WARPS = 4096, 8
 """Columns and warps of a program of ``write_gradient``."""
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1 was set when this was imported."""
+"""Whether kernels run in Triton's interpreter on a CPU: TRITON_INTERPRET=1 was set at import."""
 
 
 class _Found(NamedTuple):
-    """What ``row_sums`` writes, in its order, (C,) each."""
+    """The statistics that ``row_sums`` writes, in its order, (C,) each."""
 
     top: Float[Tensor, " C"]
     top_d: Float[Tensor, " C"]
@@ -43,10 +43,10 @@ class _Found(NamedTuple):
 
 
 class TritonPass:
-    """``RowPass`` in Triton kernels, on CUDA tensors, or in Triton's interpreter.
+    """``RowPass`` with Triton kernels, on CUDA tensors or in Triton's interpreter.
 
-    Support columns leave the kernel's sums by being set to -inf in the student's buffer, and are put back for the
-    gradient. Half-precision gradients are written over the teacher's buffer, which is dead by then.
+    Support columns are set to -inf in the student's buffer to exclude them from the kernel's sums, and restored for the
+    gradient. Half-precision gradients are written over the teacher's buffer, which is no longer needed then.
     """
 
     def __init__(self, logits: ChunkLogits) -> None:
@@ -55,18 +55,18 @@ class TritonPass:
         self._holes = logits.may_exclude
 
     def at(self, ids: Int[Tensor, "C J"]) -> tuple[Float[Tensor, "C J"], Float[Tensor, "C J"] | None]:
-        """Logits at ids, (C, J) each."""
+        """Return logits at ids, (C, J) each."""
         teacher = None if self._teacher is None else soft_cap(self._teacher.gather(-1, ids), self._teacher_cap)
         return soft_cap(self._student.gather(-1, ids), self._cap), teacher
 
     def sums(self, support: Support, order: int, diagnostics: bool) -> Sums:
-        """Runs ``row_sums`` over what is outside the support, then looks for the top token inside it as well."""
+        """Run ``row_sums`` on the tokens outside the support, then include the support in the top token."""
         student = self._student
         self._support_ids = support.ids
         self._support_logits = student.gather(-1, support.ids)
         if support.ids.shape[-1]:
-            # The lesser of what is there and -inf; +inf, which changes nothing, where the entry is absent: its id may
-            # be anything, also that of another entry.
+            # The minimum with -inf excludes an entry. A missing entry gets +inf, which changes nothing: its id may be
+            # anything, even that of another entry.
             exclude = torch.where(support.present, -torch.inf, torch.inf).to(student.dtype)
             student.scatter_reduce_(-1, support.ids, exclude, "amin")
         found, top_ids = self._row_sums(order, diagnostics, holes=self._holes or support.ids.shape[-1] > 0)
@@ -90,10 +90,10 @@ class TritonPass:
         )
 
     def gradient(self, form: GradientForm, totals: Float[Tensor, " C"], dtype: torch.dtype) -> Float[Tensor, "C V"]:
-        """Over the student's buffer in its own dtype, else over the teacher's.
+        """Write the gradient over the student's buffer if it has this dtype, else over the teacher's.
 
-        The columns of ``form.ids`` are summed in the wider dtype: where the student is nearly certain, a p + value is
-        a small difference of large numbers that half precision would lose.
+        The columns of ``form.ids`` are summed in the wider dtype: where the student is nearly certain, a p + value is a
+        small difference of large numbers, which half precision would lose.
         """
         student, ids = self._student, form.ids
         if self._support_ids.shape[-1]:
@@ -114,10 +114,10 @@ class TritonPass:
         return out.scatter_(-1, ids, student.gather(-1, ids).to(dtype))
 
     def _row_sums(self, order: int, diagnostics: bool, holes: bool) -> tuple[_Found, Int[Tensor, " C"]]:
-        """What the kernel finds, and the top tokens, (C,)."""
+        """Run the kernel; return its statistics and the top tokens, (C,)."""
         student, teacher = self._student, self._teacher
         count, vocab = student.shape
-        # Zeros, since what is not asked for is not written and must not be moved about as garbage.
+        # Zeros, because statistics that are not requested are not written but are still computed with.
         found = student.new_zeros(len(_Found._fields), count)
         top_ids = torch.empty(count, dtype=torch.int64, device=student.device)
         other = student if teacher is None else teacher
@@ -133,9 +133,10 @@ class TritonPass:
     def _with_support(
         self, found: _Found, top_ids: Int[Tensor, " C"], support: Support, order: int, diagnostics: bool
     ) -> tuple[_Found, Int[Tensor, " C"]]:
-        """The same about the top token of all, which may be in the support: the rule of ``triton_kernels`` once more.
+        """Recompute the statistics relative to the overall top token, which may be in the support.
 
-        Where it is, the kernel's own top token becomes one of the others.
+        This is the shift described in ``triton_kernels``. If the top token is in the support, that of the kernel
+        becomes one of the others.
         """
         known = soft_cap(self._support_logits, self._cap).masked_fill(~support.present, -torch.inf)
         best, column = known.max(dim=-1)
@@ -158,7 +159,7 @@ class TritonPass:
                 moved = moved._replace(
                     dd1=scale * (found.dd1 + delta * (2 * found.d1 + delta * mass)),
                     dd2=scale2 * (found.dd2 + delta * (2 * found.d2 + delta * mass2)),
-                    # Without a logit above minus infinity outside the support the step is infinite, and its scale 0.
+                    # If no logit outside the support is above minus infinity, the step is infinite and its scale 0.
                     logs=scale * (found.logs + step.clamp_min(triton_kernels.LOWEST.value) * mass),
                 )
         return moved, torch.where(inside, ids.squeeze(-1), top_ids)
@@ -166,10 +167,11 @@ class TritonPass:
     def _narrow_gradient(
         self, dtype: torch.dtype, a: Float[Tensor, " C"], b: Float[Tensor, " C"] | None
     ) -> Float[Tensor, "C V"]:
-        """a p + b p d' over the teacher's buffer, in a dtype of half its width or less.
+        """Write a p + b p d' over the teacher's buffer, in a dtype of at most half its width.
 
-        With b the teacher is still to be read. The gradient of tile i lies over tile i // 2 or one before it, so each
-        launch is over what earlier ones have read; the first tile, over itself, goes by the student's buffer.
+        With b, the teacher's logits are still read. The gradient of tile i is written over tile i // 2 or an earlier
+        one, so each launch overwrites only what earlier launches have read. The first tile would overwrite itself, so
+        it is written to the student's buffer and copied.
         """
         out = self._spare(dtype)
         if b is None or self._teacher is None:
@@ -188,7 +190,7 @@ class TritonPass:
         b: Float[Tensor, " C"] | None,
         tiles: tuple[int, int] | None = None,
     ) -> None:
-        """Runs ``write_gradient`` over the tiles from one number to before another, all by default."""
+        """Run ``write_gradient`` on a half-open range of tiles, by default on all."""
         student = self._student
         teacher = student if b is None or self._teacher is None else self._teacher
         count, vocab = student.shape
@@ -202,7 +204,7 @@ class TritonPass:
             )  # fmt: skip
 
     def _spare(self, dtype: torch.dtype) -> Float[Tensor, "C V"]:
-        """A dead (C, V) buffer of the dtype: the teacher's, or a new one where there is none."""
+        """Return a free (C, V) buffer of the dtype: the teacher's, or a new one without a teacher."""
         vocab = self._student.shape[1]
         if self._teacher is None:
             return self._student.new_empty(len(self._student), self._student.stride(0), dtype=dtype)[:, :vocab]
@@ -210,10 +212,10 @@ class TritonPass:
 
 
 def launches(tiles: int) -> list[tuple[int, int]]:
-    """Tiles of a row after the first, in launches each of which ends at twice its first tile at most."""
+    """Split the tiles of a row after the first into launches, each up to twice the index of its first tile."""
     return [(1 << i, min(2 << i, tiles)) for i in range((tiles - 1).bit_length())]
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Kernels are launched on the current device, which need not be the tensor's."""
+    """Context in which the tensor's device is current: kernels are launched on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

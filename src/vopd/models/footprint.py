@@ -1,4 +1,4 @@
-"""How much memory a training step takes, estimated before any weight is loaded."""
+"""Estimates the memory of a training step before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from .loading import BITS
 
-# Logits of both models, their difference and the gradient, a chunk of tokens at a time.
+# Logits of both models, their difference and the gradient, for one chunk of tokens.
 _LOSS_BUFFERS = 4
 _CHUNK_TOKENS = 1024
 _STATES_OF_ADAM = 2
@@ -18,15 +18,17 @@ _STATES_OF_ADAM = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one training step on one device, nothing sharded; estimates, good to a factor of about 1.5.
+    """Estimated bytes of one training step on one device without sharding, good to a factor of about 1.5.
 
     Attributes:
-        student, teacher: weights.
-        gradients, optimizer: of the trained weights; the optimizer is taken to be Adam.
-        activations: what the backward pass of one micro-batch needs, and the teacher's forward pass.
+        student: the student's weights.
+        teacher: the teachers' weights.
+        gradients: gradients of the trained weights.
+        optimizer: optimizer states of the trained weights, for Adam.
+        activations: activations for the backward pass of one micro-batch, and for the teacher's forward pass.
         loss: buffers of the distillation loss.
-        offloaded: of the teacher's weights, what is on the host but for the time of a scoring.
-        rollout: the student's key-value cache while a step's completions are generated; 0 where another engine does.
+        rollout: the student's key-value cache during generation; 0 if another engine generates.
+        offloaded: the part of the teachers' weights that is on the host except while they score.
     """
 
     student: int
@@ -40,22 +42,22 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        """Rollout, scoring and loss come one after the other: the largest counts."""
+        """Peak bytes of a step. Rollout, scoring and loss run one after another, so the largest of them counts."""
         fixed = self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
         return fixed + max(self.rollout, self.activations + max(self.loss, self.offloaded))
 
 
 @dataclass(frozen=True)
 class Step:
-    """The sizes of a step that memory depends on.
+    """The sizes that determine the memory of a step.
 
     Attributes:
-        sequences: of a micro-batch on one device.
-        generated: completions that the model itself generates together on one device.
-        tokens: of a whole sequence, prompt and completion.
-        completion_tokens: of its completion.
-        checkpointing: activations are computed again in the backward pass.
-        half: forward passes run in bf16 or fp16.
+        sequences: sequences in a micro-batch on one device.
+        generated: completions that the model generates at the same time on one device.
+        tokens: tokens of a sequence, prompt and completion.
+        completion_tokens: tokens of its completion.
+        checkpointing: whether activations are recomputed in the backward pass.
+        half: whether forward passes run in bf16 or fp16.
     """
 
     sequences: int
@@ -78,16 +80,18 @@ def footprint(
     teacher_offload: bool = False,
     copied: bool = False,
 ) -> Footprint:
-    """Estimate the memory of a step for skeletons (`load_skeleton`), the student with its adapters if it has any.
+    """Estimate the memory of a step from models without weights (`load_skeleton`).
 
     Args:
-        student: trainable parameters are those that require gradient.
-        teachers: those on this device, frozen.
-        student_dtype, teacher_dtype: as `load_model` takes them; "auto" is as saved.
-        step: sizes of a step.
-        quantization, teacher_quantization: as `load_model` takes it.
-        teacher_offload: teachers are on the host between scorings.
-        copied: a copy of the trained weights is a teacher besides.
+        student: the student with its adapters, if any; parameters that require gradient are trained.
+        teachers: the frozen teachers on this device.
+        student_dtype: dtype as in `load_model`; "auto" is the saved dtype.
+        teacher_dtype: likewise, for the teachers.
+        step: the sizes of a step.
+        quantization: quantization of the student, as in `load_model`.
+        teacher_quantization: quantization of the teachers, as in `load_model`.
+        teacher_offload: whether teachers are on the host except while they score.
+        copied: whether a copy of the trained weights is an additional teacher.
     """
     own = bytes_per_weight(student, student_dtype)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
@@ -121,9 +125,10 @@ def footprint(
 
 
 def weight_bytes(weights: Sequence[Any], model: Any, each: int, quantization: str | None) -> int:
-    """Bytes of `weights` of `model`, `each` bytes a number; with `quantization` those of its linear layers in few bits.
+    """Return the bytes of `weights` of `model` at `each` bytes per number, with its linear layers quantized.
 
-    In 4 bits with a scale a block of 64 that is itself quantized (0.127 bits a number more), in 8 bits with one a row.
+    4-bit layers have a quantized scale per block of 64 numbers, which adds 0.127 bits per number; 8-bit layers have a
+    scale per row.
     """
     if quantization is None:
         return sum(weight.numel() for weight in weights) * each
@@ -134,16 +139,16 @@ def weight_bytes(weights: Sequence[Any], model: Any, each: int, quantization: st
 
 
 def bytes_per_weight(model: Any, dtype: str) -> int:
-    """Bytes of one weight of a model loaded with `dtype`; "auto" is the dtype that its configuration names."""
+    """Return the bytes per weight of a model loaded with `dtype`; "auto" is the dtype in its configuration."""
     chosen = getattr(model.config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     return int(chosen.itemsize) if isinstance(chosen, torch.dtype) else 4
 
 
 def _elements(model: Any, checkpointing: bool = False) -> tuple[int, int, int]:
-    """Elements a token: what one layer keeps for its backward pass, what all of them keep, and the key-value cache.
+    """Return elements per token: activations that one layer saves, that all layers save, and the key-value cache.
 
-    A layer keeps its norms, its attention and its gated feed-forward block. With `checkpointing` those of one layer at
-    a time are computed again, from the states between the layers.
+    A layer saves those of its norms, its attention and its gated feed-forward block. With `checkpointing` only the
+    states between layers are saved, and one layer at a time is recomputed.
     """
     config = model.config.get_text_config()
     layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Sample completions in batches, so that the same seed gives the same text."""
+"""Samples completions in batches; the same seed gives the same text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from .vocabulary import end_ids
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt.
+    """The completion of a prompt.
 
-    `text` is decoded without special tokens. `ids` are the tokens as sampled, with the end token where there
-    is one. `truncated` is True where the length limit came before an end token.
+    Attributes:
+        text: the completion, decoded without special tokens.
+        ids: the sampled tokens, including the end token if there is one.
+        truncated: whether the length limit was reached before an end token.
     """
 
     text: str
@@ -40,30 +42,33 @@ def sample(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Completion]:
-    """Return a completion of each prompt, in their order; a prompt that is given several times gets several.
+    """Sample one completion per prompt, in order; a prompt that is given several times gets several completions.
 
-    Only the settings given here shape the distribution: sampling defaults that come with a model (a
-    temperature, a top-k of 20 or 50, penalties) are put aside and put back. With temperature 1, top_p 1 and
-    top_k 0 it is the model's own distribution over the tokenizer's entries; head rows past them stand for no text
-    and are never drawn. The model's training mode and torch's random state are as
-    before afterwards.
+    Only the settings given here affect the distribution: the sampling defaults in the model's generation configuration
+    (temperature, top-k, penalties) are ignored and restored afterwards. With temperature 1, top_p 1 and top_k 0,
+    completions are sampled from the model's own distribution over the tokenizer's entries; padded head rows beyond them
+    are never sampled. The model's training mode and torch's random state are restored.
 
-    Batches follow from prompts and batch_size alone, and each has its own seed made from `seed` and
-    its index: the same call always draws the same completions.
+    Batches depend only on the prompts and `batch_size`, and each batch has a seed computed from `seed` and its index.
+    The same call therefore always returns the same completions.
 
     Args:
         model: a causal language model, with or without LoRA adapter.
-        tokenizer: its tokenizer; prompts are padded on the left whatever its own setting.
-        prompts: texts, tokenized with the tokenizer's own special tokens (a BOS where it has one).
-        temperature: divides the logits; 0 takes the most likely token.
-        top_p, top_k: keep the smallest set of mass top_p, and the k most likely tokens; 1 and 0 are off.
-        max_new_tokens: length limit of a completion in tokens.
-        batch_size: completions computed together.
-        seed: of the whole call.
+        tokenizer: its tokenizer; prompts are padded on the left, whatever its setting.
+        prompts: texts, tokenized with the tokenizer's special tokens (such as BOS).
+        temperature: the logits are divided by it; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens with at least this probability; 1 is off.
+        top_k: sample from the k most likely tokens; 0 is off.
+        max_new_tokens: maximum length of a completion in tokens.
+        batch_size: number of completions generated at the same time.
+        seed: seed of this call.
+
+    Returns:
+        One completion per prompt, in order.
 
     Raises:
-        ConfigurationError: a setting out of range.
-        DataError: a prompt is not text, has no tokens, or leaves no room for max_new_tokens.
+        ConfigurationError: a setting is out of range.
+        DataError: a prompt is not text, is empty, or leaves too few positions for max_new_tokens.
     """
     if not 0 < top_p <= 1:
         raise ConfigurationError(f"top_p must be above 0 and at most 1, got {top_p}")
@@ -73,7 +78,7 @@ def sample(
     check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
     found: dict[int, Completion] = {}
-    # top_k is given even when off: an absent one means 50.
+    # top_k is passed even when it is off: the default is 50.
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
     config = require("transformers", "train").GenerationConfig(
         do_sample=temperature > 0,
@@ -96,35 +101,35 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max
     encoded = []
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise DataError(f"prompt {index} is not text but {type(prompt).__name__}")
+            raise DataError(f"prompt {index} must be text, not {type(prompt).__name__}")
         ids = tokenizer(prompt)["input_ids"]
         if not ids:
             raise DataError(f"prompt {index} is empty: there is no token to start from")
         if positions is not None and len(ids) + max_new_tokens > positions:
             raise DataError(
-                f"prompt {index} has {len(ids)} tokens; with {max_new_tokens} new tokens that is beyond "
-                f"the model's {positions} positions; shorten the prompt or lower max_new_tokens"
+                f"prompt {index} has {len(ids)} tokens; with {max_new_tokens} new tokens it exceeds the model's "
+                f"{positions} positions; shorten the prompt or lower max_new_tokens"
             )
         encoded.append(ids)
     return encoded
 
 
 def plan_batches(prompts: Sequence[Sized], samples: int, batch_size: int) -> list[list[tuple[int, int]]]:
-    """(prompt, sample) numbers of every batch: all samples, longest prompts first, so that there is little padding."""
+    """Return the (prompt, sample) indices of every batch, longest prompts first to reduce padding."""
     order = sorted(range(len(prompts)), key=lambda prompt: (-len(prompts[prompt]), prompt))
     requests = [(prompt, number) for prompt in order for number in range(samples)]
     return [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
 
 
 def batch_seed(seed: int, index: int) -> int:
-    """Seed of the batch of that number."""
+    """Return the seed of batch number `index`."""
     return zlib.crc32(f"{seed} {index}".encode())
 
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
     width = max(len(ids) for ids in batch)
     pad = tokenizer.pad_token_id or 0
-    # The mask comes from the lengths: where the end token doubles as padding, ids cannot tell the two apart.
+    # The mask is computed from lengths: where the end token is also the padding token, ids cannot distinguish them.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
     with torch.no_grad():
@@ -134,7 +139,7 @@ def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Comple
 
 
 def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:
-    """The completion that sampled ids are: up to the first end token, which belongs to the ids but not to the text."""
+    """Return the completion in sampled ids, up to the first end token, which is in its ids but not in its text."""
     end = next((position for position, token in enumerate(row) if token in stops), None)
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
@@ -148,11 +153,11 @@ def _textless(model: Any, tokenizer: Any) -> list[int] | None:
 
 
 def context_length(*models: Any) -> int | None:
-    """Return how many tokens a sequence may have in all of `models`, as their configurations say; None for no limit."""
+    """Return the longest sequence in tokens that all `models` accept, from their configurations; None for no limit."""
     lengths = []
     for model in models:
         config = model.config.get_text_config()
-        # These two stretch the positions beyond what the configuration counts; the others count the stretched ones.
+        # These two scale positions beyond the limit in the configuration; for other types it is the scaled limit.
         stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("linear", "dynamic")
         length = None if stretched else getattr(config, "max_position_embeddings", None)
         lengths += [] if length is None else [int(length)]

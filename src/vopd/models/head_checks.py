@@ -1,4 +1,4 @@
-"""What is checked and set before the loss reads two models' hidden states and output heads."""
+"""Checks and settings before the loss reads hidden states and output heads of two models."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
 _HALF_TOLERANCE = 3e-2
 
 _BEFORE_THE_LAYERS = {"XLORA", "POLY", "SHADOW"}
-"""PEFT methods that choose among adapters, or prepare them, on the way to the model's layers."""
+"""PEFT methods that select or prepare adapters before the model's layers run."""
 
 
 def check_adapters(model: Any, name: str) -> None:
-    """Raises ConfigurationError if the loss would pass over adapters of `model`.
+    """Check that the loss does not ignore adapters of `model`.
 
-    The loss calls the layers under the head. Some adapters act before that: in front of the embedding, from an
-    invocation sequence on, or by a choice for every input.
+    The loss calls the layers below the output head. Some adapters act outside them: before the embedding, from an
+    invocation sequence on, or by a selection per input.
 
     Args:
-        model: unwrapped, with or without adapters.
-        name: "student" or "teacher".
+        model: an unwrapped model, with or without adapters.
+        name: "student" or "teacher", for messages.
+
+    Raises:
+        ConfigurationError: the loss would ignore an adapter.
     """
     if not hasattr(model, "get_base_model"):
         return
@@ -36,45 +39,48 @@ def check_adapters(model: Any, name: str) -> None:
         if invoked or config.is_prompt_learning or kind in _BEFORE_THE_LAYERS:
             raise ConfigurationError(
                 f"the {name} has adapters of kind {'activated LoRA' if invoked else kind}, which act outside the "
-                "model's layers, while the loss calls these layers alone; use LoRA or another method that changes the "
+                "model's layers, but the loss calls only these layers; use LoRA or another method that changes the "
                 "layers themselves"
             )
 
 
 def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
-    """Raises MismatchError unless the loss would compute the logits that the model computes itself.
+    """Check that the loss computes the same logits as the model.
 
     Args:
-        logits: (N, V) as the model computes them.
-        hidden: (N, H), the hidden states that the loss would use.
-        head: as it was read from the model.
-        name: "student" or "teacher".
+        logits: (N, V), computed by the model.
+        hidden: (N, H), the hidden states that the loss uses.
+        head: the output head read from the model.
+        name: "student" or "teacher", for messages.
+
+    Raises:
+        MismatchError: the logits differ.
     """
     expected = head.logits(hidden)[:, : logits.shape[-1]]
     scale = expected.abs().max().clamp(min=1e-6)
     tolerance = max(_TOLERANCE.get(part.dtype, _HALF_TOLERANCE) for part in (hidden, head.weight))
     if not torch.allclose(logits.to(expected.dtype) / scale, expected / scale, rtol=0, atol=tolerance):
         raise MismatchError(
-            f"the {name}'s logits are not what its last hidden state, its output head and its configuration (scale "
-            f"{head.scale:g}, soft cap {head.softcap}) give, so the loss would train towards something else; this "
+            f"the {name}'s logits differ from those computed from its last hidden state, output head and configuration "
+            f"(scale {head.scale:g}, soft cap {head.softcap}), so the loss would train towards a wrong target; this "
             "model family is not supported"
         )
 
 
 def check_not_shared(student: nn.Module, teacher: nn.Module) -> None:
-    """Raises ConfigurationError if training the student would change the teacher."""
+    """Raise ConfigurationError if the models share parameters: training the student would change the teacher."""
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
         raise ConfigurationError(
             "model and teacher_model share parameters, so the teacher would change with every step; "
-            "load the teacher on its own, or pass its path as teacher_model"
+            "load the teacher separately, or pass its path as teacher_model"
         )
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout of `model` to 0, also those that attention layers keep as plain numbers.
+    """Set every dropout probability of `model` to 0, including those that attention layers store as numbers.
 
-    TRL's ``disable_dropout`` knows ``nn.Dropout`` only and leaves ``attention_dropout`` on.
+    TRL's ``disable_dropout`` handles ``nn.Dropout`` only and leaves ``attention_dropout`` on.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

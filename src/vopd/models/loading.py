@@ -1,6 +1,6 @@
-"""Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
+"""Loads causal language models and tokenizers from a local folder or the Hugging Face Hub.
 
-Code that a model's repository brings along (`trust_remote_code`) is never run.
+Code in a model's repository (`trust_remote_code`) is never run.
 """
 
 from __future__ import annotations
@@ -19,33 +19,38 @@ import torch
 from vopd.errors import MismatchError, check_known, first_line, require
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# Ways to hold linear layers in few bits, with the bits.
+# Quantizations of linear layers, and their bits per weight.
 BITS = {"8bit": 8, "4bit": 4}
-# Names that tokenizers give to a token that is there for padding and that no text contains.
+# Names of tokens that exist in tokenizers for padding and that no text contains.
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 _PATIENCE_S = 10
-# One of them is in every model's folder.
+# Every model folder contains one of these.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
-    """Load the tokenizer of a local folder or hub id, padding on the left, with a padding token.
+    """Load the tokenizer of a local folder or hub id, with left padding and a padding token.
 
-    Where the tokenizer names no padding token, an existing one that differs from the end token is taken. If
-    there
-    is none it is the end token: padding must then be told from the text by lengths, never by ids, as `sample`
-    does. The vocabulary never grows.
+    If the tokenizer has no padding token, an existing token other than the end token is used; if there is none, the end
+    token. Padding must then be recognized by lengths, not by ids, as `sample` does. No token is ever added.
+
+    Args:
+        source: a local folder or a hub id.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The tokenizer.
 
     Raises:
-        MismatchError: there is no such model, it has no tokenizer, or it needs code of its own.
+        MismatchError: there is no such model, it has no tokenizer, or it requires custom code.
     """
     with _loading("tokenizer", source, revision) as transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=revision, padding_side="left", trust_remote_code=False
         )
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
-        # From a folder without tokenizer files transformers makes a tokenizer with nothing in it.
+        # For a folder without tokenizer files, transformers returns an empty tokenizer.
         raise MismatchError(f"'{source}' has no tokenizer; save the model's tokenizer into the same folder")
     _choose_pad_token(tokenizer, source)
     return tokenizer
@@ -61,21 +66,24 @@ def load_model(
 ) -> Any:
     """Load the causal language model of a local folder or hub id, in evaluation mode.
 
-    A folder with a LoRA adapter (adapter_config.json) loads its base model and puts the adapter on top; a generation
-    configuration next to the adapter, with the end tokens that it was trained with, wins over the base model's.
+    For a folder with a LoRA adapter (adapter_config.json), this loads the base model and the adapter. A generation
+    configuration next to the adapter, with the end tokens of its training, overrides that of the base model.
 
     Args:
-        source: a folder made by `save_pretrained`, or a hub id.
-        dtype: auto (as saved), float32, bfloat16 or float16.
-        device: where the weights go, such as cpu or cuda.
+        source: a folder written by `save_pretrained`, or a hub id.
+        dtype: auto (the saved dtype), float32, bfloat16 or float16.
+        device: device of the weights, such as cpu or cuda.
         revision: branch, tag or commit of a hub id.
-        quantization: hold the linear layers, but for the output head, in "8bit" or "4bit" (NF4) with bitsandbytes; the
-            rest is in `dtype`. None holds all of it in `dtype`.
+        quantization: "8bit" or "4bit" (NF4) quantizes the linear layers except the output head with bitsandbytes; all
+            other weights are in `dtype`. None quantizes nothing.
+
+    Returns:
+        The model.
 
     Raises:
-        ConfigurationError: unknown dtype or quantization.
-        MissingExtraError: bitsandbytes is needed and not installed.
-        MismatchError: there is no such model, weights are missing, or it needs code of its own.
+        ConfigurationError: the dtype or quantization is unknown.
+        MissingExtraError: bitsandbytes is needed but not installed.
+        MismatchError: there is no such model, weights are missing, or it requires custom code.
     """
     check_known("dtype", dtype, DTYPES)
     quantized = {} if quantization is None else _quantized(quantization, device)
@@ -85,28 +93,28 @@ def load_model(
         )
     missing = sorted(report["missing_keys"])
     if missing:
-        # transformers fills these with random numbers and only warns.
-        raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, the first is {missing[0]}")
+        # transformers initializes these randomly and only warns.
+        raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}")
     if (Path(source) / "adapter_config.json").exists():
         model.generation_config = _generation_config(source, model.generation_config)
     return (model if quantized else model.to(device)).eval()
 
 
 def best_device(device: str = "auto") -> str:
-    """Return `device`, or for auto the GPU where there is one, and the CPU otherwise."""
+    """Return `device`; for "auto", the GPU if there is one, else the CPU."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name(device: str | torch.device) -> str:
-    """Return what a reader knows a device by: "cuda:0 (NVIDIA H100 80GB HBM3)", "cpu"."""
+    """Return the name of a device for messages: "cuda:0 (NVIDIA H100 80GB HBM3)", "cpu"."""
     found = torch.device(device)
     return f"{found} ({torch.cuda.get_device_name(found)})" if found.type == "cuda" else found.type
 
 
 def _quantized(quantization: str, device: str) -> dict[str, Any]:
-    """Arguments of from_pretrained for weights in few bits, which are placed while they are loaded."""
+    """Return the arguments of from_pretrained for quantized weights, which are loaded directly onto the device."""
     check_known("quantization", quantization, BITS)
     require("bitsandbytes", "quantization")
     chosen: dict[str, Any] = {"load_in_8bit": True}
@@ -120,11 +128,11 @@ def _quantized(quantization: str, device: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a folder or hub id says of its model, which may be of any kind.
+    """The configuration of a folder or hub id, for a model of any type.
 
     Attributes:
-        config: its configuration, of which the text model may be a part.
-        generation_config: the one beside it; what can be made of the configuration where there is none.
+        config: the model configuration; that of the text model may be a part of it.
+        generation_config: the saved generation configuration, or the default made from `config`.
     """
 
     config: Any
@@ -134,10 +142,10 @@ class Configuration:
 def load_configuration(source: str | Path, *, revision: str | None = None) -> Configuration:
     """Return the configuration of a local folder or hub id.
 
-    Of an adapter's folder it is the base model's, with the generation configuration that ``load_model`` would give it.
+    For an adapter folder it is that of the base model, with the generation configuration that `load_model` would use.
 
     Raises:
-        MismatchError: there is no such model, or it needs code of its own.
+        MismatchError: there is no such model, or it requires custom code.
     """
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
@@ -150,29 +158,29 @@ def load_configuration(source: str | Path, *, revision: str | None = None) -> Co
 
 
 def _generation_config(source: str | Path, otherwise: Any, revision: str | None = None) -> Any:
-    """That of a folder or hub id, which need not have one."""
+    """Return the generation configuration of a folder or hub id, or `otherwise` if it has none."""
     with suppress(OSError):
         return require("transformers", "train").GenerationConfig.from_pretrained(source, revision=revision)
     return otherwise
 
 
 def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
-    """Return the model of a local folder or hub id without its weights: every parameter is on the device "meta".
+    """Return the model of a local folder or hub id without weights: every parameter is on the device "meta".
 
-    It tells the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. Of an
-    adapter's folder it is the base model, with the end tokens that ``load_model`` would give it.
+    It has the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. For an
+    adapter folder it is the base model, with the end tokens that `load_model` would use.
 
     Raises:
-        MismatchError: there is no such model, or it needs code of its own.
+        MismatchError: there is no such model, or it requires custom code.
     """
     found = load_configuration(source, revision=revision)
     config = found.config
     with _loading("model", source, revision) as transformers:
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{config.model_type} is no causal language model")
-        # By the class itself: from_config would cut weights up where a launcher has asked for that.
+            raise ValueError(f"{config.model_type} is not a causal language model")
+        # By the class itself: from_config would shard the weights if a launcher is configured to.
         kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if kind.config_class is config.sub_configs.get("text_config"):  # the text model of several
+        if kind.config_class is config.sub_configs.get("text_config"):  # the text model of a multimodal one
             config = config.get_text_config()
         with torch.device("meta"):
             model = kind(config)
@@ -182,7 +190,7 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
 
 @contextmanager
 def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[Any]:
-    """Give the library that loads; raises MismatchError where there is nothing to load, or that fails."""
+    """Yield transformers; raise MismatchError if there is nothing to load or loading fails."""
     _check_source(source, revision)
     transformers = require("transformers", "train")
     try:
@@ -191,9 +199,9 @@ def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[An
         if "trust_remote_code" in str(error):
             raise MismatchError(
                 f"'{source}' needs code from its own repository (trust_remote_code), which vopd does not run; "
-                "use a model whose architecture transformers itself supports"
+                "use a model with an architecture that transformers supports"
             ) from error
-        reach = "; give a local folder, or a hub id that this machine can reach"
+        reach = "; pass a local folder, or a hub id that this machine can reach"
         where = "" if Path(source).is_dir() else _nearest(Path(source)) or reach
         raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
 
@@ -208,16 +216,15 @@ def _check_source(source: str | Path, revision: str | None) -> None:
         return
     if not any((path / name).exists() for name in _CONFIGURATIONS):
         raise MismatchError(
-            f"'{source}' has no config.json; give the folder that save_pretrained wrote "
-            "(for a training run, one of its checkpoints or its model folder)"
+            f"'{source}' has no config.json; pass a folder written by save_pretrained (for a training run, one of its "
+            "checkpoints or its model folder)"
         )
 
 
 def _check_hub(source: str, revision: str | None) -> None:
-    """Raises MismatchError where neither this machine nor the hub has a model of that name.
+    """Raise MismatchError if there is no model of this name, neither in the local cache nor on the hub.
 
-    A download would try six times before it gave up, with a warning each: a name that is no hub id but a folder's with
-    a letter wrong is found out here by one question.
+    A download would retry six times, with a warning each. This finds a misspelled folder name with a single request.
     """
     hub = require("huggingface_hub", "train")
     if hub.constants.HF_HUB_OFFLINE:
@@ -227,23 +234,23 @@ def _check_hub(source: str, revision: str | None) -> None:
         if not any(isinstance(path, str) for path in cached):
             hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
     except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
-        return  # what a download says of them is clear
+        return  # the error of the download is clear
     except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
         raise MismatchError(
             f"there is no folder '{source}' here and no such model on the hub{_nearest(Path(source))}; "
-            "for a private one log in with `hf auth login`"
+            "if it is private, log in with `hf auth login`"
         ) from error
     except hub.errors.HfHubHTTPError:
         return
-    except Exception as error:  # of whichever library speaks to the network
+    except Exception as error:  # of whichever library makes the request
         raise MismatchError(
-            f"there is no folder '{source}' here{_nearest(Path(source))}; and the hub cannot be asked for a model of "
-            f"that name: {str(error).strip() or type(error).__name__}"
+            f"there is no folder '{source}' here{_nearest(Path(source))}, and the hub is unreachable: "
+            f"{str(error).strip() or type(error).__name__}"
         ) from error
 
 
 def _nearest(path: Path) -> str:
-    """A hint at the model folder beside it whose name is nearly the same, where there is one."""
+    """Return a hint that names the model folder with the closest name in the same place, if there is one."""
     parent = path.expanduser().parent
     names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
@@ -258,6 +265,6 @@ def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:
     tokenizer.pad_token = next(fitting, tokenizer.eos_token)
     if tokenizer.pad_token is None:
         raise MismatchError(
-            f"the tokenizer of '{source}' has neither a padding nor an end token; set eos_token in its "
+            f"the tokenizer of '{source}' has neither a padding token nor an end token; set eos_token in its "
             "tokenizer_config.json"
         )

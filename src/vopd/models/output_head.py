@@ -1,7 +1,7 @@
-"""The output head of a causal language model: what turns hidden states into logits, read from module and configuration.
+"""Reads the output head of a causal language model, which turns hidden states into logits.
 
-Families transform logits under names of their own. Those known here are turned into a scale and a soft cap; whether a
-model really computes what its configuration says is for ``head_checks.check_logits`` to find out.
+Model families have different settings for scaling and capping logits. Those listed here become a scale and a soft cap;
+``head_checks.check_logits`` checks that the model really computes these logits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Settings that multiply the logits: Cohere, Muse, Falcon-H1."""
 
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
-"""Settings that divide them: Granite and MiniCPM3, Inkling."""
+"""Settings that divide the logits: Granite and MiniCPM3, Inkling."""
 
 _MULTIPLIES_LOGITS_SCALING = ("hyperclovax",)
-"""Families in which logits_scaling is a factor."""
+"""Families in which logits_scaling multiplies the logits."""
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Settings that bound the logits: Gemma and others, RecurrentGemma."""
+"""Settings that cap the logits: Gemma and others, RecurrentGemma."""
 
 
 def read_head(model: Any, name: str) -> Head:
@@ -32,17 +32,17 @@ def read_head(model: Any, name: str) -> Head:
         name: "student" or "teacher", for messages.
 
     Raises:
-        MismatchError: there is no head, or a setting of it is no number above 0.
-        ConfigurationError: a PEFT adapter sits on it.
+        MismatchError: there is no head, or one of its settings is not a number above 0.
+        ConfigurationError: the head has a PEFT adapter.
     """
     module = model.get_output_embeddings()
     if module is None:
         raise MismatchError(f"the {name} has no output head; use a causal language model")
     if hasattr(module, "base_layer"):
         raise ConfigurationError(
-            f"a PEFT adapter on the {name}'s output head is not supported: the loss multiplies hidden states with the "
-            "head's weight itself, so the adapter would get no gradient; leave the head out of the target modules, "
-            "or in Python train it whole with modules_to_save"
+            f"a PEFT adapter on the {name}'s output head is not supported: the loss multiplies hidden states by the "
+            "head's weight directly, so the adapter would get no gradient; remove the head from the target modules, "
+            "or train the full head with modules_to_save (in Python)"
         )
     settings = _settings(model, name)
     divides = not str(model.config.model_type).startswith(_MULTIPLIES_LOGITS_SCALING)
@@ -57,7 +57,7 @@ def read_head(model: Any, name: str) -> Head:
 
 
 def _settings(model: Any, name: str) -> dict[str, float]:
-    """Those settings of the logits that the configuration gives a value."""
+    """Return the settings of the logits that have a value in the configuration."""
     config, found = model.config.get_text_config(), {}
     for setting in (*_FACTORS, *_DIVISORS, *_CAPS):
         value = getattr(config, setting, None)
@@ -65,7 +65,7 @@ def _settings(model: Any, name: str) -> dict[str, float]:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise MismatchError(
-                f"the {name} transforms its logits by {setting}={value!r}, which the loss cannot follow; "
+                f"the {name} transforms its logits by {setting}={value!r}, which the loss does not support; "
                 "use another model family"
             )
         found[setting] = float(value)

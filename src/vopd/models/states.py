@@ -1,4 +1,4 @@
-"""What a forward pass leaves to the loss: last hidden states and the output head, their product unformed."""
+"""What the loss takes from a forward pass: last hidden states and the output head, without computing logits."""
 
 from __future__ import annotations
 
@@ -14,26 +14,32 @@ from vopd.kernels import Head
 
 @dataclass(frozen=True)
 class States:
-    """Last hidden states and output head of one model: its full rows of logits, unformed.
+    """Last hidden states and output head of one model, from which its logits can be computed.
 
     Attributes:
         hidden: (B, T, H); the state at t predicts ``completion_ids[:, t]``.
-        head: weight (V, H), and bias, scale and soft cap of the logits where there are any.
+        head: weight (V, H), and bias, scale and soft cap of the logits, if any.
     """
 
     hidden: Tensor
     head: Head
 
     def to(self, device: torch.device) -> States:
-        """The same on another device."""
+        """Return the states on another device."""
         return States(self.hidden.to(device), self.head.to(device))
 
 
 def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, count: int) -> Tensor:
-    """Hidden states (B, count, H) that predict the last `count` tokens; `model` is not wrapped, but may have adapters.
+    """Return the hidden states, (B, count, H), that predict the last `count` tokens.
 
-    Position ids are counted from the first token that is not padding, as ``generate`` counts them: without them a model
-    with absolute positions would score a left-padded prompt at other positions than it was continued at.
+    Position ids start at the first token that is not padding, as in ``generate``. Otherwise a model with absolute
+    positions would score a left-padded prompt at other positions than those it was sampled at.
+
+    Args:
+        model: not wrapped, but may have adapters.
+        input_ids: (B, L), prompts padded on the left.
+        attention_mask: (B, L).
+        count: number of last tokens.
     """
     backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}

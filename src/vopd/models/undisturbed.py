@@ -1,4 +1,4 @@
-"""A model borrowed: modes, settings and random states are afterwards what they were."""
+"""Contexts that use a model and restore its mode, settings and the random state afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode, module by module: no dropout, and no checkpointing of activations that nobody will ask for."""
+    """Context in which a model is in evaluation mode: no dropout, and no activation checkpointing."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -23,7 +23,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """A random state of one's own on the host and on `device`, seeded where a seed is given."""
+    """Context with a separate random state on the host and on `device`, seeded if a seed is given."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
             torch.manual_seed(seed)
@@ -32,11 +32,11 @@ def random_state(device: torch.device, seed: int | None = None) -> Iterator[None
 
 @contextmanager
 def own_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """Let ``generate`` sample with `config` alone.
+    """Context in which ``generate`` samples with `config` only.
 
-    Whatever a config leaves None is filled in from the model's generation_config.json: a min_p or a ban on repeated
-    n-grams from there would truncate the sampling distribution behind the estimator's back. The model's own config
-    comes back afterwards, for it is saved with the model.
+    transformers fills settings that are None from the model's generation_config.json: a min_p or no_repeat_ngram_size
+    there would silently truncate the sampling distribution. The model's own configuration is restored afterwards,
+    because it is saved with the model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with replaced(model, generation_config=config), replaced(base, generation_config=config):
@@ -45,7 +45,7 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
 @contextmanager
 def replaced(holder: Any, **values: Any) -> Iterator[None]:
-    """Attributes of `holder` as given; afterwards as they were, or absent where they were."""
+    """Context in which attributes of `holder` have the given values; afterwards they are restored or removed again."""
     before = {name: getattr(holder, name) for name in values if hasattr(holder, name)}
     try:
         for name, value in values.items():

@@ -1,7 +1,7 @@
-"""Do student and teacher mean the same thing by the same token id?
+"""Checks that every token id means the same for student and teacher.
 
-Distillation compares probabilities id by id. Two tokenizers that disagree on one id give losses that look
-fine and train towards nonsense, so the check covers every id before the first step.
+Distillation compares probabilities id by id. If two tokenizers disagree on an id, the loss looks normal but trains
+towards a wrong target, so every id is checked before the first step.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ def common_vocabulary(
     student_rows: int | None = None,
     teacher_rows: int | None = None,
 ) -> int:
-    """Return the number of real token ids that student and teacher share: both heads are cut to it.
+    """Return the number of token ids that student and teacher share, to which both heads are cut.
 
-    Output heads often have more rows than there are tokens (151,936 for one size of a family, 152,064 for
-    another). The rows past the last real id stand for no text; they must not get probability on either side.
+    Output heads often have more rows than there are tokens (151,936 for one size of a family, 152,064 for another). The
+    rows beyond the last token stand for no text and must not get probability in either model.
 
     Args:
-        student_tokenizer, teacher_tokenizer: the tokenizers of the two models.
-        student_rows, teacher_rows: rows of the two output heads, checked against the vocabulary when given.
+        student_tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's tokenizer.
+        student_rows: rows of the student's output head; checked if given.
+        teacher_rows: rows of the teacher's output head; checked if given.
+
+    Returns:
+        The size of the common vocabulary.
 
     Raises:
-        MismatchError: some id stands for different tokens, or a head has fewer rows than there are tokens.
+        MismatchError: an id stands for different tokens, or a head has fewer rows than there are tokens.
     """
     student, teacher = _by_id(student_tokenizer), _by_id(teacher_tokenizer)
     differing = sorted(token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token))
@@ -42,8 +47,8 @@ def common_vocabulary(
         )
         raise MismatchError(
             f"student and teacher use different vocabularies ({len(student)} and {len(teacher)} tokens, "
-            f"{len(differing)} ids differ: {shown}); take models of one family, "
-            "or TRL's GOLD trainer, which distils across tokenizers"
+            f"{len(differing)} ids differ: {shown}); use models of one family, or TRL's GOLD trainer, which distills "
+            "across tokenizers"
         )
     size = max(student) + 1
     for name, rows in (("student", student_rows), ("teacher", teacher_rows)):
@@ -56,9 +61,9 @@ def common_vocabulary(
 
 
 def end_ids(model: Any, tokenizer: Any | None = None) -> tuple[int, ...]:
-    """Return every id that ends a completion of this model, ascending.
+    """Return every id that ends a completion of this model, in ascending order.
 
-    These are the ids of the model's generation configuration (one or a list) and the tokenizer's end token.
+    These are the end tokens in the model's generation configuration and the tokenizer's end token.
     """
     ids: set[int] = set()
     configured = getattr(model, "generation_config", None)
@@ -73,11 +78,10 @@ def end_ids(model: Any, tokenizer: Any | None = None) -> tuple[int, ...]:
 
 
 def end_token_difference(student: Any, teacher: Any, student_tokenizer: Any, teacher_tokenizer: Any) -> str | None:
-    """Say how the models' end tokens differ and what to do; None where the student knows all of them.
+    """Describe how the models' end tokens differ and what to do; None if the student stops at all of the teacher's.
 
-    A teacher that ends with a token on which the student does not stop teaches the student to emit that
-    token and
-    to go on: completions grow to the limit. Base students under instruct teachers are the usual case.
+    If the teacher ends with a token at which the student does not stop, the student learns to emit that token and to
+    continue: completions grow to the length limit. The usual case is a base student with an instruct teacher.
     """
     own = end_ids(student, student_tokenizer)
     theirs = end_ids(teacher, teacher_tokenizer)
@@ -86,21 +90,21 @@ def end_token_difference(student: Any, teacher: Any, student_tokenizer: Any, tea
         return None
     together = sorted({*own, *theirs})
     return (
-        f"the teacher ends completions with {_named(theirs, teacher_tokenizer)}, the student stops at "
-        f"{_named(own, student_tokenizer)} only and would run on to the length limit; "
-        f"let the student stop at all of them: generation_config.eos_token_id = {together}"
+        f"the teacher ends completions with {_named(theirs, teacher_tokenizer)}, but the student stops at "
+        f"{_named(own, student_tokenizer)} only and would continue to the length limit; let the student stop at all of "
+        f"them: generation_config.eos_token_id = {together}"
     )
 
 
 def set_end_ids(model: Any, ids: Iterable[int]) -> None:
-    """Let the model stop at each of `ids`: sampling uses them, and a saved model keeps them."""
+    """Let the model stop at each of `ids`, in sampling and, once it is saved, wherever it is loaded."""
     model.generation_config.eos_token_id = sorted(set(ids))
 
 
 def _by_id(tokenizer: Any) -> dict[int, str]:
     by_id = {token: text for text, token in tokenizer.get_vocab().items()}
     if not by_id:
-        raise MismatchError("a tokenizer without tokens; save the model's tokenizer next to the model")
+        raise MismatchError("the tokenizer has no tokens; save the model's tokenizer next to the model")
     return by_id
 
 
