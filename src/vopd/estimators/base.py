@@ -39,6 +39,7 @@ class Estimator:
         samples: whether its gradient depends on the token drawn. If so, tokens must be drawn from the student's whole
             distribution, and importance weights apply.
         colour: in every figure, as ``#rrggbb``.
+        formula: the baseline b, or the loss, for the table of estimators in the documents.
 
     Raises:
         ConfigurationError: the name cannot be part of a folder's name, the colour is none, or the needs are more than
@@ -53,6 +54,7 @@ class Estimator:
     unbiased: bool = True
     samples: bool = True
     colour: str = "#999999"
+    formula: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
