@@ -54,10 +54,15 @@ def written() -> Iterator[tuple[Path, str]]:
         text = path.read_text(encoding="utf-8")
         if text.count("<!-- generated: ") != len(_PART.findall(text)):
             raise ValueError(f"{path.relative_to(ROOT)}: a generated part has no end: <!-- end --> on its own line")
-        recipes_from_here = os.path.relpath(RECIPES, path.parent)
-        parts = {**PARTS, "recipes": partial(recipes, recipes_from_here)}
-        yield path, _PART.sub(lambda part: f"{part[1]}\n\n{parts[part[2]]()}\n\n{part[3]}", text)
+        yield path, _PART.sub(partial(_filled, path), text)
     yield SCHEMA, schema()
+
+
+def _filled(path: Path, part: re.Match[str]) -> str:
+    """A generated part with its markers; links in it lead from the document at `path`."""
+    begin, name, end = part.groups()
+    text = recipes(os.path.relpath(RECIPES, path.parent)) if name == "recipes" else PARTS[name]()
+    return f"{begin}\n\n{text}\n\n{end}"
 
 
 def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
@@ -108,10 +113,10 @@ def _yes(value: bool, yes: str = "yes", no: str = "no") -> str:
 
 
 def guards() -> str:
-    """Every guard: its option, default, and what it looks for."""
+    """Every guard: its option, default, and when it triggers."""
     defaults = {guard: getattr(VOPDConfig, f"guard_{guard.name}") for guard in GUARDS}
-    body = ((f"`guard_{guard.name}`", f"{value}", _summary(guard)) for guard, value in defaults.items())
-    return rows(("guard", "default limit", "what it looks for"), body)
+    body = ((f"`guard_{guard.name}`", f"{value}", guard.triggers) for guard, value in defaults.items())
+    return rows(("guard", "default", "triggers when"), body)
 
 
 def exit_codes() -> str:
@@ -133,10 +138,11 @@ def _own_code(error: Any) -> bool:
 def metrics() -> str:
     """Every metric, by subject."""
     head = ("metric", "unit", "meaning", "reading it")
-    return "\n\n".join(
-        f"## {subject}\n\n" + rows(head, ((f"`{m.name}`", m.unit, m.meaning, m.reading) for m in found))
-        for subject, found in METRICS.items()
-    )
+    sections = []
+    for subject, found in METRICS.items():
+        body = ((f'<a id="{m.name}"></a>`{m.name}`', m.unit, m.meaning, m.reading) for m in found)
+        sections.append(f"## {subject}\n\n{rows(head, body)}")
+    return "\n\n".join(sections)
 
 
 def _summary(found: Any) -> str:
@@ -176,7 +182,8 @@ def _takes_a_run(command: str) -> bool:
 
 def command_list() -> str:
     """Each command with its first sentence."""
-    return rows(("command", "what it does"), ((f"[`vopd {name}`](#vopd-{name})", _first_sentence(name)) for name in COMMANDS))
+    body = ((f"[`vopd {name}`](#vopd-{name})", _first_sentence(name)) for name in COMMANDS)
+    return rows(("command", "what it does"), body)
 
 
 def commands() -> str:
@@ -222,16 +229,17 @@ def train_part(which: str) -> str:
 
 def other_commands() -> str:
     """The options of every command that has some of its own."""
-    named = [name for name in COMMANDS if name not in ("train", "validate")]
-    return "\n\n".join(f"## vopd {name}\n\n{_inherits(name)}{table(own_options(name).values(), name)}" for name in named)
+    sections = []
+    for name in COMMANDS:
+        if name not in ("train", "validate"):
+            sections.append(f"## vopd {name}\n\n{_inherits(name)}{table(own_options(name).values(), name)}")
+    return "\n\n".join(sections)
 
 
 def _inherits(command: str) -> str:
     if not _takes_a_run(command):
         return ""
-    return (
-        "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists.\n\n"
-    )
+    return "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists.\n\n"
 
 
 def table(options: Iterable[Option], command: str) -> str:

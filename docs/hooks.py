@@ -68,7 +68,9 @@ def _in_site(link: re.Match[str], source: Path, uri: str, repo_url: str | None) 
     image, text, target, anchor = link.groups(default="")
     found = Path(os.path.normpath(source.parent / target))
     where = found.relative_to(ROOT).as_posix() if found.is_relative_to(ROOT) else ""
-    inside = ELSEWHERE.get(where) or ELSEWHERE.get(f"{where}/README.md") or (found.relative_to(DOCS).as_posix() if found.is_relative_to(DOCS) else None)
+    inside = ELSEWHERE.get(where) or ELSEWHERE.get(f"{where}/README.md")
+    if found.is_relative_to(DOCS):
+        inside = found.relative_to(DOCS).as_posix()
     if inside is not None:  # MkDocs itself looks whether the page and its anchor exist
         return f"{image}[{text}]({os.path.relpath(inside, Path(uri).parent)}{anchor})"
     if not where or not found.exists():
