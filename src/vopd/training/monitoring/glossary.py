@@ -111,8 +111,8 @@ _NOISE = (
     Metric(
         "value_hurts_share", "share of tokens", "Tokens at which the value baseline has more variance than no baseline "
         "at all. It does where the student is nearly certain.",
-        "Lower is better for the value baseline. Large: use an estimator with the optimal baseline, or one that does "
-        "not sample.",
+        "Lower is better. Large: the value baseline does not suit these models; take the estimator that "
+        "[the table](../concepts/estimators.md#which-estimator-should-i-use) names for your teacher.",
     ),
 )  # fmt: skip
 _COMPLETIONS = (
