@@ -85,8 +85,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
     kinds = {benchmark["name"]: benchmark["kind"] for benchmark in results["benchmarks"]}
     for name in dict.fromkeys(row["benchmark"] for row in results["results"] if row["format_rate"] < 0.5):
         form = FORM_TEMPLATES.get(kinds[name])
-        request = f"; ask for that form, for example with --template '{form}'" if form else ""
-        lines.append(f"hint: most completions of {name} have no answer in a readable form{request}")
+        request = f"; ask for one in the prompt, for example with --template '{form}'" if form else ""
+        lines.append(f"hint: most completions of {name} give no readable answer{request}")
     return lines
 
 

@@ -18,7 +18,7 @@ from .benchmarks import Benchmark, Question
 from .completions import Record
 from .grading import KINDS, Grade, compare_many, grade_many, ungradable
 
-# Suggested prompt templates that ask for an answer in a readable form, by kind.
+# Suggested prompt templates that ask for a readable answer, by kind.
 FORM_TEMPLATES = {
     "math": r"{problem} Put your final answer within \boxed{}.",
     "task": "{problem} Answer in <answer></answer> tags.",

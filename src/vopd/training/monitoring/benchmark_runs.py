@@ -195,7 +195,7 @@ class BenchmarkRuns(TrainerCallback):
         self._warned.add(benchmark.name)
         template = f", such as '{FORM_TEMPLATES[benchmark.kind]}'" if benchmark.kind in FORM_TEMPLATES else ""
         logger.warning(
-            f"most completions on {benchmark.short_name} have no answer in a readable form: ask for that form with "
+            f"most completions on {benchmark.short_name} give no readable answer: ask for one with "
             f"eval_benchmark_template{template}, or raise eval_benchmark_max_new_tokens if they are cut off"
         )
 
