@@ -112,10 +112,11 @@ def _estimators() -> list[str]:
 
     kind, called = ("cuda", "GPU") if torch.cuda.is_available() else ("cpu", "CPU")
     where = f"{backend_name('auto', torch.device(kind))} on the {called}"
-    return [
+    rows = [
         f"{name:<28}{estimator.support:<9}{'unbiased' if estimator.unbiased else 'biased':<8}  {where}"
         for name, estimator in ESTIMATORS.items()
     ]
+    return [f"{'name':<28}{'support':<9}{'gradient':<8}  backend", *rows]
 
 
 def _environment(output_dir: str) -> list[str]:

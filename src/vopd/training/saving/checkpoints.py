@@ -73,7 +73,7 @@ def fault(folder: Path, *, contents: bool = True) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}: saving it was interrupted"
+        return f"it has no {MANIFEST}: saving was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
     for name, (size, _) in files.items():
