@@ -106,3 +106,8 @@ def printable(text: str, kept: str = "") -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of another library's error message, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """Return a number with its noun, "1 prompt" or "2 prompts"; `plural` if it is not `singular` with an s."""
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"

@@ -84,7 +84,7 @@ class TestCard:
     def test_tells_models_data_estimator_seed_and_versions(self, train: Train, run: Path, tmp_path: Path) -> None:
         assert train("--estimator", "vopd_top_k", "--loss_top_k", "3", "--seed", "5") == 0
         card = (run / "model" / "README.md").read_text()
-        assert re.search(r"\| data \| 16 prompts of prompts.jsonl \(sha256 [0-9a-f]{12}\) \|", card)
+        assert re.search(r"\| data \| 16 prompts from prompts.jsonl \(sha256 [0-9a-f]{12}\) \|", card)
         assert "| estimator | vopd_top_k, k = 3 |" in card and "| seed | 5 |" in card
         assert "| student | student |" in card and "| teacher | teacher |" in card
         assert re.search(r"\| versions \| vopd [\d.]+, torch .*trl 1\.16", card)
@@ -98,7 +98,7 @@ class TestCard:
 
     def test_data_sets_of_the_hub_are_linked(self) -> None:
         notes = data_notes([{"source": "me/set", "version": "abc", "prompts": 3}])
-        assert notes == {"data": ["3 prompts of me/set (abc)"], "datasets": ["me/set"]}
+        assert notes == {"data": ["3 prompts from me/set (abc)"], "datasets": ["me/set"]}
 
     @staticmethod
     def card(**facts: Any) -> Any:

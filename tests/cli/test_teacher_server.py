@@ -117,7 +117,7 @@ def test_doctor_says_what_a_server_gives(server: StubServer, capsys: pytest.Capt
     assert main(["doctor", "--teacher", server.url, "--model", student, "--temperature", "0.7"]) == 0
     shown = capsys.readouterr().out
     assert told("all 500 ids ... student", shown)
-    assert told("temperature 0.7 ... not heeded", shown)
+    assert told("temperature 0.7 ... ignored", shown)
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
     assert lines["opd"] == lines["vopd_teacher_top_k"] == lines["rao_blackwell_teacher_top_k"] == "yes"
     assert lines["vopd_sparse"] == "no, needs chosen" and lines["vopd_optimal"] == "no, needs full"

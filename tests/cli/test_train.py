@@ -71,7 +71,7 @@ def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, caps
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("precious")
     assert train() == 2
-    assert "in use" in capsys.readouterr().err
+    assert "not empty" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
     assert (run / "metrics.jsonl").read_text() == "precious"
 

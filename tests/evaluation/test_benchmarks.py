@@ -210,7 +210,7 @@ def test_from_the_hub_pinned_to_a_commit(monkeypatch: pytest.MonkeyPatch, caplog
         found = load_benchmark("math500")
     assert hub.asked == {"arguments": ("HuggingFaceH4/MATH-500", None), "split": "test", "revision": COMMIT}
     assert (found.source, found.revision) == ("HuggingFaceH4/MATH-500", COMMIT)
-    assert "1 questions, math500 has 500" in caplog.text
+    assert "1 question, but math500 has 500" in caplog.text
 
 
 def test_another_source_of_the_same_set_keeps_its_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,12 +374,12 @@ def test_remarks() -> None:
             {**row, "benchmark": "a", "format_rate": 0.1, "ungradable": 1, "timed_out": 2},
             {**row, "benchmark": "b", "format_rate": 0.9, "ungradable": 0, "timed_out": 0},
         ],
-        "contamination": {"a": [1, 2]},
+        "contamination": {"a": [1, 2], "b": [1]},
     }
-    first, second, seen, hint = remarks(results)
-    assert told("1 problems ... 2 comparisons ... 100 tokens", first)
+    first, second, seen, one, hint = remarks(results)
+    assert told("9 problems ... 1 problem ... 2 comparisons ... 100 tokens", first)
     assert told("length limit 25.0% ... 100 tokens", second) and "left out" not in second
-    assert told("a ... 2 problems ... training prompts", seen)
+    assert told("a ... 2 problems occur ... training prompts", seen) and told("b ... 1 problem occurs", one)
     assert told(r"hint ... completions of a ... \boxed{}", hint)
 
 

@@ -54,7 +54,7 @@ def test_the_mean_is_over_problems_with_an_interval() -> None:
 
 def test_a_problem_without_readable_gold_is_left_out() -> None:
     assert maj_at_k([box("1"), box("5"), box("")], ["1", r"\frac{1}{", r"\frac{1}{"]).count == 1
-    with pytest.raises(DataError, match=says("no gold answer")):
+    with pytest.raises(DataError, match=says("no reference answer")):
         maj_at_k([box("1")], [r"\frac{1}{"])
 
 

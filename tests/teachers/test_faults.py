@@ -26,7 +26,7 @@ WORDS = {
     "slow": "in 3 attempts",
     "500": "status 500: not now",
     "429": "status 429: not now",
-    "no_json": "is no JSON",
+    "no_json": "is not JSON",
     "wrong_count": "scores 5 positions of 6",
     "wrong_ids": "echoes other ids",
     "no_echo": "does not echo the ids",
@@ -212,5 +212,5 @@ def test_other_weights_under_the_same_name_end_the_run(serve: Make, make_trainer
     trainer = make_trainer(teacher_server_url=server.url, teacher_failure="drop", max_steps=3, max_completion_length=2)
     trainer.train()
     server.model = pair.student
-    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... nats a token")):
+    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... nats/token")):
         trainer.train()

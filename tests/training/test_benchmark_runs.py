@@ -231,7 +231,7 @@ def test_a_benchmark_without_readable_answers_is_told_once(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="vopd"):
         make_trainer(eval_benchmarks=[sums], **SMALL).train()
-    assert caplog.text.count("most completions on sums give no answer") == 1
+    assert caplog.text.count("most completions on sums give no readable answer") == 1
     assert r"'{problem} Put your final answer within \boxed{}.'" in caplog.text
 
 

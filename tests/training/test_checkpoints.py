@@ -222,7 +222,7 @@ def test_a_disk_that_runs_full_at_any_write_of_a_save_loses_nothing(
         try:
             trainer._save_checkpoint(trainer.model, None)
         except VOPDError as error:
-            assert "cannot save" in str(error) and "go on with --resume" in str(error)
+            assert "cannot save" in str(error) and "continue with --resume" in str(error)
             assert fault(run / "checkpoint-1") is None, f"write {write}"
             complete += fault(run / "checkpoint-2") is None
         else:

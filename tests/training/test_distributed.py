@@ -87,7 +87,7 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     seeds = [int((two / f"seed-{rank}").read_text()) for rank in range(2)]
     assert seeds == [42 + 2 * alone.MIDDLE_OF_EPOCH_TWO, 43 + 2 * alone.MIDDLE_OF_EPOCH_TWO]
     for rank in range(2):
-        assert told("4 prompts ... processes: 1 ... processes: 2 ... run 8", (two / f"refused-{rank}").read_text())
+        assert told("4 prompts ... processes: 1 ... processes: 2 ... run has 8", (two / f"refused-{rank}").read_text())
         if not torch.cuda.is_available():
             assert told("WORLD_SIZE=2 ... training sees 1 ... use_cpu=true", (two / f"apart-{rank}").read_text())
 

@@ -28,11 +28,11 @@ WINDOW = 4
 
 # Guard: the metrics of its trouble, and what it says of them.
 TROUBLE: dict[str, tuple[Step, str]] = {
-    "reverse_kl": ({"reverse_kl": 2.0}, "2 nats a token ... 0.4 ... learning_rate"),
+    "reverse_kl": ({"reverse_kl": 2.0}, "2 nats/token ... 0.4 ... learning_rate"),
     "truncation": ({"truncated_share": 0.97}, "97% of the completions ... max_completion_length"),
     "length": ({"completion_length": 100.0, "truncated_share": 0.5}, "30 to 100 tokens ... 50% are cut off"),
-    "logprobs": ({MEAN_DIFFERENCE: 0.06}, "0.060 nats a token ... 0.05 ... stale"),
-    "logprobs_stop": ({MEAN_DIFFERENCE: 0.6}, "0.600 nats a token ... 0.5"),
+    "logprobs": ({MEAN_DIFFERENCE: 0.06}, "0.060 nats/token ... 0.05 ... stale"),
+    "logprobs_stop": ({MEAN_DIFFERENCE: 0.6}, "0.600 nats/token ... 0.5"),
     "no_signal": ({"grad_norm": 0.0, "advantage/std": 0.0}, "gradient ... 0 ... 4 logged steps"),
 }
 

@@ -35,10 +35,10 @@ ALONE, SHARDED = "one process", "FSDP2 with SHARDED_STATE_DICT"
         (
             Origin(2, "DDP", 8),
             Origin(4, "DDP", 16),
-            "processes: 2 ... processes: 4 ... run 16 ... them 8",
+            "processes: 2 ... processes: 4 ... run has 16 ... give 8",
         ),  # 1.5 micro-batches
         (Origin(2, "FSDP2", 8), Origin(8, "FSDP2", 8), None),
-        (Origin(2, "FSDP2", 8), Origin(8, "FSDP2", 16), "processes: 2 ... processes: 8 ... run 16 ... them 8"),
+        (Origin(2, "FSDP2", 8), Origin(8, "FSDP2", 16), "processes: 2 ... processes: 8 ... run has 16 ... give 8"),
         (Origin(2, SHARDED, 8), Origin(4, SHARDED, 8), None),
         (Origin(2, SHARDED, 8), Origin(2, "FSDP2", 8), f"{SHARDED} again"),
         (Origin(2, "DDP", 8), Origin(2, "FSDP2", 8), "DDP again ... FSDP2 cannot read"),

@@ -90,8 +90,8 @@ def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("maths", {}, "'maths' ... math, choice, reasoning_gym"),
         ("math", {"num_generations": 1}, "num_generations ... 2"),
-        (["math", "choice"], {"weights": [1.0]}, "reward_weights ... 1 values ... 2 reward functions"),
-        ([], {"weights": [1.0]}, "reward_weights ... 1 values ... 0 reward functions"),
+        (["math", "choice"], {"weights": [1.0]}, "reward_weights ... 1 value ... 2 reward functions"),
+        ([], {"weights": [1.0]}, "reward_weights ... 1 value ... 0 reward functions"),
         ("math", {"weights": [float("nan")]}, "reward_weights ... finite ... nan"),
         (["math", "math"], {}, "math, math ... name"),
         (3, {}, "callable ... int"),
@@ -243,7 +243,7 @@ def test_samples_hold_the_scores(make_trainer: Callable[..., Any], tmp_path: Pat
         assert sample["scores"][1] == (None if len(sample["tokens"]) % 2 else 1.0)
     trainer.save_model(str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text()
-    assert told("by_ids (weight 1) ... odd (weight 1) ... 2 completions a prompt", card)
+    assert told("by_ids (weight 1) ... odd (weight 1) ... 2 completions per prompt", card)
 
 
 def test_evaluation_measures_rewards_without_groups(make_trainer: Callable[..., Any], tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class TestWhatTheEngineReports:
             sampled_logprobs([[7]], [[[value]]], [[[7]]])
 
     def test_one_score_too_few(self) -> None:
-        with pytest.raises(NonFiniteError, match=says("1 log-probabilities ... 2 tokens")):
+        with pytest.raises(NonFiniteError, match=says("1 log-probability ... 2 tokens")):
             sampled_logprobs([[7, 8]], [[[-1.0]]], None)
 
     @pytest.mark.parametrize("ids", [[[8]], [[8, 9]]])

@@ -262,7 +262,7 @@ def test_teacher_prompts_are_checked(make_trainer: Callable[..., Any]) -> None:
         make(None)
     with pytest.raises(DataError, match=says("'hint' of train_dataset")):
         make([None, "", None, ""])
-    with pytest.raises(DataError, match=says("row 0 of train_dataset ... 'hint' is list ... student's prompt str")):
+    with pytest.raises(DataError, match=says("row 0 of train_dataset ... 'hint' is list ... student's prompt is str")):
         make([[{"role": "user", "content": "x"}]] * 4)
     with pytest.raises(DataError, match=says("1 of 4 prompts ... 'hint' of train_dataset ... 512 positions")):
         make([None, "x" * 600, None, ""])

@@ -212,7 +212,7 @@ def test_a_teacher_without_tokenizer_is_taken_at_its_word(
     load(tiny_teacher_dir).save_pretrained(teacher)
     with caplog.at_level(logging.WARNING, "vopd"):
         make_trainer(trainer={"teacher_model": str(teacher)})
-    assert "unchecked" in caplog.text
+    assert "vocabulary was not checked" in caplog.text
 
 
 # ---- outside the run --------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
-"""Show versions, devices, extras, and what each estimator would run on. Needs nothing but the core install.
-With --teacher URL show instead what a teacher server gives and which estimators that allows.
+"""Show versions, extras, devices, the backend of each estimator, and the environment. Needs only the core install.
+
+With --teacher URL, check a teacher server instead: its vocabulary, determinism and temperature handling, the scores
+that it provides, and the estimators that can use them.
 """
 
 from __future__ import annotations
@@ -14,19 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vopd.errors import counted
 from vopd.run.directory import nearest_existing
 from vopd.run.options import read_options, setting
 from vopd.versions import versions
 
-# What a user meets by name in an error or a table of results.
+# Packages whose names a user sees in errors or tables of results.
 _PACKAGES = (
     "torch", "transformers", "trl", "accelerate", "peft", "datasets", "safetensors", "reasoning-gym", "math-verify",
     "triton", "vllm", "deepspeed", "httpx", "matplotlib", "rich", "trackio", "wandb", "tensorboard",
 )  # fmt: skip
 _GIB = 1 << 30
-# How many of its most likely tokens a server is asked for, until it gives that many.
+# Numbers of most likely tokens to request from a server, until it accepts one.
 _TOP_K = (20, 5, 1)
-# Ids that every tokenizer has text for; a server goes on from them in its own way.
+# Ids that every tokenizer can decode; the server continues them.
 _PROMPT = tuple(range(20, 36))
 
 
@@ -34,12 +37,12 @@ _PROMPT = tuple(range(20, 36))
 class DoctorOptions:
     """The options of `vopd doctor`."""
 
-    output_dir: str = setting("runs", "folder of all runs: how much room it has")
-    teacher: str | None = setting(None, "address of a teacher server: what it gives, and which estimators that allows")
-    teacher_server_model: str | None = setting(None, "its name of the teacher, where it serves several models")
-    teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable that holds its key")
-    model: str | None = setting(None, "student, whose vocabulary is compared with the server's")
-    temperature: float = setting(1.0, "of the rollouts: does the server score at it?")
+    output_dir: str = setting("runs", "parent folder of all runs; show its free disk space")
+    teacher: str | None = setting(None, "address of a teacher server to check, such as http://host:8000")
+    teacher_server_model: str | None = setting(None, "the teacher's name on a server with several models")
+    teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable with the server's API key")
+    model: str | None = setting(None, "student: folder or hub id; compare its vocabulary with the server's")
+    temperature: float = setting(1.0, "temperature of the rollouts; check whether the server scores at it")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -53,14 +56,14 @@ def run(arguments: Sequence[str]) -> int:
         "extras": _extras(),
         "devices": _devices(),
         "estimators": _estimators(),
-        "surroundings": _surroundings(options.output_dir),
+        "environment": _environment(options.output_dir),
     }
     print("\n\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items()))
     return 0
 
 
 def missing_of_extras() -> dict[str, list[str]]:
-    """Return for each extra of vopd the packages of it that are not installed."""
+    """Return, for each extra of vopd, its packages that are not installed."""
     missing: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("vopd") or []:
         found = re.match(r"([A-Za-z0-9_.-]+).*;.*extra\s*==\s*['\"](\w+)['\"]", requirement)
@@ -81,21 +84,23 @@ def _extras() -> list[str]:
     try:
         extras = missing_of_extras()
     except importlib.metadata.PackageNotFoundError:
-        return ["not known: vopd runs from its sources without being installed"]
-    extras.pop("all", None)  # the others together
-    return [f"{name:<14}{'lacks ' + ', '.join(lacking) if lacking else 'complete'}" for name, lacking in extras.items()]
+        return ["unknown: vopd runs from its sources without being installed"]
+    extras.pop("all", None)  # all others together
+    return [
+        f"{name:<14}{'missing ' + ', '.join(lacking) if lacking else 'complete'}" for name, lacking in extras.items()
+    ]
 
 
 def _devices() -> list[str]:
     import torch
 
-    lines = [f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"]
+    lines = [f"CPU: {counted(os.cpu_count() or 1, 'core')}, torch uses {counted(torch.get_num_threads(), 'thread')}"]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
         lines.append(f"GPU {index}: {found.name}, {found.total_memory / _GIB:.0f} GiB, {half}")
     if torch.cuda.device_count() == 0:
-        lines.append("no CUDA device: training works on small models, slowly")
+        lines.append("no CUDA device: training works for small models, but slowly")
     return lines
 
 
@@ -107,29 +112,30 @@ def _estimators() -> list[str]:
 
     kind, called = ("cuda", "GPU") if torch.cuda.is_available() else ("cpu", "CPU")
     where = f"{backend_name('auto', torch.device(kind))} on the {called}"
-    return [
+    rows = [
         f"{name:<28}{estimator.support:<9}{'unbiased' if estimator.unbiased else 'biased':<8}  {where}"
         for name, estimator in ESTIMATORS.items()
     ]
+    return [f"{'name':<28}{'support':<9}{'gradient':<8}  backend", *rows]
 
 
-def _surroundings(output_dir: str) -> list[str]:
+def _environment(output_dir: str) -> list[str]:
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
     folder = nearest_existing(Path(output_dir))
     return [
-        f"Hugging Face Hub: {'offline (HF_HUB_OFFLINE)' if offline else 'reached when needed'}, telemetry off",
-        # Whether there is one, never the token itself.
+        f"Hugging Face Hub: {'offline (HF_HUB_OFFLINE)' if offline else 'online'}, telemetry off",
+        # Whether it is set, never the token itself.
         f"hub token: {'set' if os.environ.get('HF_TOKEN') else 'not set in HF_TOKEN'}",
-        f"room for runs in {folder}: {shutil.disk_usage(folder).free / _GIB:.0f} GiB",
+        f"free disk space for runs in {folder}: {shutil.disk_usage(folder).free / _GIB:.0f} GiB",
     ]
 
 
 def _teacher(options: DoctorOptions, address: str) -> list[str]:
-    """What a teacher server gives, tried out, and which estimators that allows.
+    """Check a teacher server: the scores that it provides, and the estimators that can use them.
 
     Raises:
-        TeacherServerError: nothing answers there, or not as a server that scores prompts.
-        MismatchError: the student's vocabulary is another one.
+        TeacherServerError: no server responds, or it does not score prompts.
+        MismatchError: its vocabulary differs from the student's.
     """
     from vopd.estimators import ESTIMATORS
     from vopd.models import load_tokenizer
@@ -146,19 +152,19 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     top_k, _ = found.most_top_k(_TOP_K)
     refusal = found.refusal_of_chosen()
     gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
-    heeded = not found.untempered(options.temperature)
+    applied = not found.untempered(options.temperature)
     ((url, repeat),) = found.repeats.items()
     lines = [
         f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
         f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
-        f"scores repeat to {repeat.max():.2g} nats a token; one request took {seconds * 1000:.0f} ms",
-        f"temperature {options.temperature:g}: {_temperature(options.temperature, heeded)}",
-        "gives:",
-        "  sampled  the score of each sampled token",
+        f"scores repeat to within {repeat.max():.2g} nats/token; one request took {seconds * 1000:.0f} ms",
+        f"temperature {options.temperature:g}: {_temperature(options.temperature, applied)}",
+        "scores that it provides:",
+        "  sampled  yes: the score of each sampled token",
         f"  top_k    {_top_k(top_k)}",
-        f"  chosen   {'no: ' + refusal if refusal else 'scores of ids of the student'}",
-        "  full     no: whole rows are for a teacher in this process",
-        "estimators:",
+        f"  chosen   {'no: ' + refusal if refusal else 'yes: scores of ids that the student chooses'}",
+        "  full     no: the full distribution needs a teacher in the training process",
+        "estimators that can use them:",
     ]
     for name, estimator in ESTIMATORS.items():
         need = estimator.need
@@ -171,20 +177,24 @@ def _vocabulary(same_ids: int | None, compared: bool) -> str:
     if not compared:
         return "not compared; name the student with --model"
     if same_ids is None:
-        return "cannot be compared, for lack of /detokenize; in the run set teacher_model, whose tokenizer is compared"
-    return f"all {same_ids} ids mean what they mean to the student"
+        return (
+            "not compared, because the server has no /detokenize; set teacher_model for training to compare tokenizers"
+        )
+    return f"all {same_ids} ids are the same as the student's"
 
 
-def _temperature(temperature: float, heeded: bool) -> str:
+def _temperature(temperature: float, applied: bool) -> str:
     if temperature == 1:
-        return "what every server scores at; try another with --temperature"
+        return "supported by every server; check another one with --temperature"
     from vopd.teachers.server.settings import use_unnormalised
 
-    return "heeded" if heeded else f"not heeded: it scores at 1 whatever is asked; set 1, or {use_unnormalised()}"
+    return (
+        "applied" if applied else f"ignored, the server always scores at 1; set temperature=1, or {use_unnormalised()}"
+    )
 
 
 def _top_k(top_k: int) -> str:
     if top_k == 0:
-        return f"no: prompt_logprobs above 0 is refused; start it with --max-logprobs {_TOP_K[0]}"
+        return f"no: the server refuses prompt_logprobs above 0; start it with --max-logprobs {_TOP_K[0]}"
     more = " (more with --max-logprobs)" if top_k == _TOP_K[0] else ""
-    return f"its own most likely tokens, loss_top_k up to {top_k} tried{more}"
+    return f"yes: the teacher's most likely tokens, loss_top_k up to {top_k} checked{more}"

@@ -1,9 +1,17 @@
-"""Sample one or several models on problems and score them: avg@k, pass@k and maj@k with 95 % intervals over problems.
+"""Evaluate one or several models on problems: avg@k, pass@k and maj@k, each with a 95 % confidence interval.
 
-The problems come from named benchmarks (math500, minerva, amc23, aime24, aime25, gpqa_diamond, sciknoweval), run as
-in the paper unless an option says otherwise; from a file with the columns problem and answer; or from a reasoning_gym
-task, graded by its own verifier. Writes OUTPUT_DIR/RUN_NAME with results.json and samples.jsonl. The same command
-started again goes on where it stood.
+Problems come from one of these sources:
+  --benchmark  math500, minerva, amc23, aime24, aime25, gpqa_diamond or sciknoweval, sampled as in the paper by default
+  --data       a file with columns problem and answer
+  --task       a reasoning_gym task, graded by its own verifier
+
+Writes results.json and samples.jsonl to OUTPUT_DIR/RUN_NAME. To resume an interrupted evaluation, run the same command
+again.
+
+examples:
+  vopd eval --model runs/first/model --benchmark math500 --chat_template
+  vopd eval --model BASE,runs/first/model --data problems.jsonl --samples 4
+  vopd eval --model runs/first/model --data problems.jsonl --against runs/eval-BASE-problems
 """
 
 from __future__ import annotations

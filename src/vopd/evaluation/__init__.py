@@ -1,6 +1,6 @@
 """Grading, benchmarks and the evaluation runner.
 
-All but grading is imported on first use: the worker processes of the grader must start without torch.
+Everything except grading is imported on first use: the grader's worker processes must start without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw the completions of a checkpoint on a benchmark, batch by batch, each kept as soon as it is there."""
+"""Sample a checkpoint's completions on a benchmark, batch by batch, and save each batch at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .journal import Journal, weights_digest
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-"""One completion as it is kept: problem, sample, prompt, completion, tokens, truncated."""
+"""One saved completion: problem, sample, prompt, completion, tokens, truncated."""
 Batch = list[tuple[int, int]]
 
 
@@ -42,22 +42,22 @@ class Checkpoint:
         return open_sampler(self.source, settings.engine, settings.dtype, settings.device, settings.revision)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this checkpoint's weights from others."""
+        """Identifies this checkpoint's weights."""
         weights = _digest_of(self.model) if self.source is None else weights_digest(Path(self.source))
         return {"name": self.name, "source": self.source, "weights": weights}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How completions are drawn and prompts are made.
+    """How completions are sampled and prompts are made.
 
-    `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` stand above each benchmark's own protocol where
-    they are given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text
-    columns of the row. `thinking` turns the chat template's thinking on or off, `chat_options` are its further
-    arguments. `revision` is that of models on the Hub. `gpu_memory_utilization` and `max_model_len` are vLLM's own.
+    `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` override each benchmark's own protocol if they are
+    given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text columns of
+    the row. `thinking` turns the chat template's thinking mode on or off; `chat_options` are further arguments of the
+    chat template. `revision` applies to models on the Hub. `gpu_memory_utilization` and `max_model_len` are for vLLM.
 
     Raises:
-        ConfigurationError: an unknown backend, or options that are not its own.
+        ConfigurationError: the backend is unknown, or an option belongs to another backend.
     """
 
     samples: int | None = None
@@ -83,14 +83,14 @@ class Settings:
 
     @property
     def engine(self) -> Backend:
-        """The backend with its limits."""
+        """The backend and its limits."""
         return Backend(self.backend, self.gpu_memory_utilization, self.max_model_len)
 
     def applied_to(self, benchmark: Benchmark) -> Benchmark:
-        """The benchmark with the protocol and the template that are given here, and its own where none is.
+        """The benchmark with the protocol and template given here, or else its own.
 
         Raises:
-            ConfigurationError: several samples at temperature 0, or no sample or batch at all.
+            ConfigurationError: several samples at temperature 0, or samples or batch_size below 1.
         """
         given = {name: getattr(self, name) for name in vars(benchmark.protocol) if getattr(self, name) is not None}
         if given.get("temperature") == 0:
@@ -99,16 +99,16 @@ class Settings:
         if protocol.samples < 1 or self.batch_size < 1:
             raise ConfigurationError("samples and batch_size must be at least 1")
         if protocol.temperature == 0 and protocol.samples > 1:
-            raise ConfigurationError("at temperature 0 all samples are equal; take 1 sample or raise the temperature")
+            raise ConfigurationError("at temperature 0 all samples are equal; set samples=1 or raise temperature")
         return replace(benchmark, protocol=protocol, template=self.template or benchmark.template)
 
 
 def draw_all(
     checkpoint: str, benchmark: Benchmark, settings: Settings, sampler: Callable[[], Sampler], folder: Path
 ) -> list[Record]:
-    """The records of one checkpoint on one benchmark: those kept in `folder` from before, and the others drawn now.
+    """The records of one checkpoint on one benchmark: those already saved in `folder`, and the others sampled now.
 
-    `sampler` loads the model, and is called only where something has to be drawn.
+    `sampler` loads the model, and is called only if something has to be sampled.
     """
     journal = Journal(folder / _file_name(checkpoint, benchmark.name))
     batches = benchmark_batches(benchmark, settings)
@@ -123,7 +123,7 @@ def draw_all(
 
 
 def benchmark_batches(benchmark: Benchmark, settings: Settings) -> list[Batch]:
-    """(problem, sample) numbers of every batch; its own number seeds it."""
+    """The (problem, sample) numbers of every batch; the batch's index seeds it."""
     texts = [question.text for question in benchmark.questions]
     return plan_batches(texts, benchmark.protocol.samples, settings.batch_size)
 
@@ -140,7 +140,7 @@ def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) 
 
 
 def records_of(batch: Batch, prompts: Sequence[str], completions: Sequence[Completion]) -> list[Record]:
-    """What is kept of the completions of one batch; `prompts` are those of all problems."""
+    """The records to save for the completions of one batch; `prompts` are those of all problems."""
     return [
         {
             "problem": problem,

@@ -1,4 +1,4 @@
-"""What draws completions for the runner: transformers here, vLLM where it is installed and asked for."""
+"""Engines that sample completions for the runner: transformers here, vLLM on request."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from .benchmarks import Protocol
 logger = logging.getLogger(__name__)
 
 Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
-"""``draw(prompts, protocol, seed)``: one completion of each prompt, in order; the same arguments give the same
-texts."""
+"""``draw(prompts, protocol, seed)``: one completion per prompt, in order; the same arguments give the same texts."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A loaded model: its tokenizer, and how it draws a batch. `close` gives back what it holds outside this process;
-    a `with` block calls it, however the block ends."""
+    """A loaded model: its tokenizer, and a function that samples a batch. `close` releases resources outside this
+    process; a `with` block calls it at its end."""
 
     tokenizer: Any
     draw: Draw
@@ -40,10 +39,10 @@ class Sampler:
 
 
 def open_sampler(source: str, backend: Backend, dtype: str, device: str, revision: str | None) -> Sampler:
-    """Load the model of a folder or Hub id; a folder with a LoRA adapter is put on its base model, not merged.
+    """Load the model of a folder or Hub id. A LoRA adapter is loaded onto its base model without merging.
 
     Raises:
-        MissingExtraError: vLLM is asked for and not installed.
+        MissingExtraError: vLLM is requested but not installed.
         MismatchError: the model or its tokenizer cannot be loaded.
     """
     if backend.name == "vllm":
@@ -56,8 +55,7 @@ def open_sampler(source: str, backend: Backend, dtype: str, device: str, revisio
 
 
 def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
-    """A sampler of a model that is loaded already, in training or not; its mode and random state are left as they
-    are."""
+    """A sampler of a loaded model. Leaves the model's training mode and the random state unchanged."""
 
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
         return sample(

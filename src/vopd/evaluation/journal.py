@@ -1,4 +1,4 @@
-"""Finished batches on disk: what lets an evaluation that was killed go on where it stood."""
+"""Finished batches on disk, from which a killed evaluation resumes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _EDGE = 1 << 20
 
 
 class Journal:
-    """Batches of one checkpoint and benchmark, a line each, in the order in which they were finished.
+    """Batches of one checkpoint and benchmark, one per line, in the order in which they finished.
 
-    A line counts once it is written whole: one that a kill cut short is dropped when the journal is opened again.
+    A line counts once it is complete: a line cut short by a kill is dropped when the journal is opened again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class Journal:
         self.batches = dict(_lines(path))
 
     def add(self, index: int, records: list[dict[str, Any]]) -> None:
-        """Write a batch so that it survives a kill right after."""
+        """Write a batch so that it survives a kill immediately afterwards."""
         line = json.dumps({"batch": index, "records": records}) + "\n"
         with self.path.open("a", encoding="ascii") as file:
             file.write(line)
@@ -50,32 +50,32 @@ def _lines(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
             yield entry["batch"], entry["records"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"'{path}' line {number} is damaged; delete the file to draw its completions again"
+                f"'{path}' line {number} is damaged; delete the file to sample its completions again"
             ) from error
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the hold ends with the process, however it ends.
+    """Lock a folder for this process; the lock is released when the process ends, however it ends.
 
     Raises:
-        ConfigurationError: another process holds it.
+        ConfigurationError: another process has the lock.
     """
     try:
         held = FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout as error:
         raise ConfigurationError(
-            f"another evaluation is running in '{folder}'; give this one another folder"
+            f"another evaluation is running in '{folder}'; choose another folder for this one"
         ) from error
     with held:
         yield
 
 
 def same_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of an evaluation into its folder, or check that it is the one there.
+    """Write the plan of an evaluation into its folder, or check that the folder has the same plan.
 
     Raises:
-        ConfigurationError: the folder holds an evaluation with other settings, questions or weights.
+        ConfigurationError: the folder has an evaluation with other settings, questions or weights.
     """
     path = folder / "plan.json"
     if not path.exists():
@@ -85,13 +85,13 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
     changed = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
     if changed:
         raise ConfigurationError(
-            f"'{folder}' holds an evaluation with other {' and '.join(changed)}; go on with the same ones, "
-            "or give another folder"
+            f"'{folder}' has an evaluation with other {' and '.join(changed)}; resume it with the same ones, or choose "
+            "another folder"
         )
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write records as JSON lines, all of them or none."""
+    """Write records as JSON lines, either all of them or none."""
     write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -1,5 +1,4 @@
-"""Evaluate checkpoints on benchmarks: draw, grade, score, write, so that a run that was killed goes on where it
-stood."""
+"""Evaluate checkpoints on benchmarks: sample, grade, score and write. A killed evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -33,27 +32,25 @@ def evaluate(
     training_prompts: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Evaluate one or several checkpoints on benchmarks and return what results.json holds.
+    """Evaluate one or several checkpoints on benchmarks and return the content of results.json.
 
-    Completions are drawn in batches that a plan fixes beforehand, each seeded by the run's seed and its number, and
-    each finished batch is kept: killed at any moment and started again with the same arguments, the evaluation goes on
-    and ends with the same results (the same bytes on a CPU in float32). Writes into `output_dir`: results.json and
-    samples.jsonl at the end, each whole or not at all; plan.json and completions/ as it goes; accuracy.png for several
-    checkpoints.
+    Completions are sampled in batches that are planned in advance, each seeded by `seed` and its index, and every
+    finished batch is saved. If the evaluation is killed, the same call resumes it and ends with the same results (the
+    same bytes on a CPU in float32). Writes into `output_dir`: results.json and samples.jsonl at the end, each complete
+    or not at all; plan.json and completions/ on the way; accuracy.png for several checkpoints.
 
     Args:
-        models: folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with `tokenizer`).
-            A
-            folder with a LoRA adapter is put on its base model.
+        models: a folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with
+            `tokenizer`). A LoRA adapter is loaded onto its base model.
         benchmarks: names as in `vopd.evaluation.benchmarks.load_benchmark`, or loaded benchmarks.
         output_dir: folder of this evaluation.
-        tokenizer: of a loaded model.
-        training_prompts: reported are the questions that occur among them.
+        tokenizer: tokenizer of a loaded model.
+        training_prompts: prompts that were trained on; questions that occur among them are reported.
         settings: fields of `Settings`.
 
     Raises:
-        ConfigurationError: settings out of range, or a folder that holds another evaluation.
-        DataError: a benchmark cannot be read, or a prompt does not fit the model.
+        ConfigurationError: a setting is out of range, or the folder has another evaluation.
+        DataError: a benchmark cannot be read, or a prompt does not fit into the model's context.
         MismatchError: a model cannot be loaded.
     """
     try:
@@ -64,7 +61,7 @@ def evaluate(
     loaded = [item if isinstance(item, Benchmark) else load_benchmark(item) for item in benchmarks]
     names = [benchmark.name for benchmark in loaded]
     if not loaded or len(set(names)) != len(names):
-        raise ConfigurationError("give at least one benchmark, and none twice")
+        raise ConfigurationError("set at least one benchmark, and none twice")
     loaded = [chosen.applied_to(benchmark) for benchmark in loaded]
     folder = Path(output_dir)
     (folder / "completions").mkdir(parents=True, exist_ok=True)
@@ -78,7 +75,7 @@ def evaluate(
             results["contamination"] = {name: list(map(asdict, overlaps)) for name, overlaps in found.items()}
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         if len(checkpoints) > 1:
-            with suppress(MissingExtraError):  # a picture is no reason to fail, nor to demand matplotlib
+            with suppress(MissingExtraError):  # the figure is optional, and so is matplotlib
                 draw_accuracy(results, folder / "accuracy.png")
     return results
 
@@ -90,18 +87,18 @@ def _checkpoints(models: Any, tokenizer: Any, settings: Settings) -> list[Checkp
         models = [models]
     if not isinstance(models, Sequence):
         if tokenizer is None:
-            raise ConfigurationError("a loaded model needs its tokenizer")
+            raise ConfigurationError("a loaded model needs its tokenizer; pass it as tokenizer")
         if settings.backend != "transformers":
-            raise ConfigurationError(f"{settings.backend} loads a model itself; give its folder, or leave backend out")
+            raise ConfigurationError(f"{settings.backend} loads a model itself; pass its folder, or remove backend")
         return [Checkpoint("model", None, models, tokenizer)]
     sources = [str(model) for model in models]
     if not sources or len(set(sources)) != len(sources):
-        raise ConfigurationError("give at least one model, and none twice")
+        raise ConfigurationError("set at least one model, and none twice")
     return [Checkpoint(name, source) for name, source in zip(short_names(sources), sources)]
 
 
 def short_names(sources: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart: checkpoint-100, or run-a/checkpoint-100."""
+    """The shortest unique ends of the paths: checkpoint-100, or run-a/checkpoint-100."""
     parts = [source.rstrip("/").split("/") for source in sources]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -111,17 +108,17 @@ def short_names(sources: Sequence[str]) -> list[str]:
 
 
 def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings) -> dict[str, Any]:
-    """What must be the same for an evaluation to go on, and what results.json says about how it was done."""
+    """The plan of an evaluation: must be the same to resume it, and is written to results.json."""
     facts = ("name", "kind", "source", "revision", "fingerprint", "questions", "template", "protocol")
     described = [{name: getattr(benchmark, name) for name in facts} for benchmark in benchmarks]
     for entry in described:
         entry |= {"questions": len(entry["questions"]), "protocol": asdict(entry["protocol"])}
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
-    told = {name: getattr(settings, name) for name in names}
-    if settings.max_model_len is not None:  # an evaluation from before there was this option goes on without it
-        told["max_model_len"] = settings.max_model_len
+    recorded = {name: getattr(settings, name) for name in names}
+    if settings.max_model_len is not None:  # evaluations older than this option can still be resumed
+        recorded["max_model_len"] = settings.max_model_len
     return {
-        "settings": told,
+        "settings": recorded,
         "checkpoints": [checkpoint.identity() for checkpoint in checkpoints],
         "benchmarks": described,
     }
@@ -130,7 +127,7 @@ def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: 
 def _run(
     checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: Settings, folder: Path
 ) -> list[dict[str, Any]]:
-    """Draw and score everything, write samples.jsonl, and return the entries of results.json."""
+    """Sample and score everything, write samples.jsonl, and return the entries of results.json."""
     entries, lines = [], []
     for checkpoint in checkpoints:
         for entry, graded in _scored(checkpoint, benchmarks, settings, folder):
@@ -143,8 +140,8 @@ def _run(
 def _scored(
     checkpoint: Checkpoint, benchmarks: list[Benchmark], settings: Settings, folder: Path
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Entry and lines of each benchmark. The model is loaded where something has to be drawn, and is closed before the
-    next one is loaded: two vLLM engines do not fit on one GPU."""
+    """Entry and lines of each benchmark. The model is loaded only if something has to be sampled, and is closed before
+    the next one is loaded: two vLLM engines do not fit on one GPU."""
     scored = []
     with ExitStack() as opened:
         sampler = cache(lambda: opened.enter_context(checkpoint.open(settings)))

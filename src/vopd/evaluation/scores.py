@@ -1,6 +1,6 @@
-"""From completions to scores: each graded by the kind of its question, then avg@k, pass@k, maj@k and rates.
+"""From completions to scores: grades by the kind of the question, then avg@k, pass@k, maj@k and rates.
 
-avg@k and pass@k are in `vopd.statistics`; every interval there and here is a bootstrap over problems.
+avg@k and pass@k are in `vopd.statistics`; all intervals there and here are bootstrapped over problems.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 from vopd.data.reasoning import extract_answer, is_right
-from vopd.errors import DataError
+from vopd.errors import DataError, counted
 from vopd.statistics import Score, avg_at_k, mean_score, pass_at_k
 
 from .benchmarks import Benchmark, Question
 from .completions import Record
 from .grading import KINDS, Grade, compare_many, grade_many, ungradable
 
-# What the prompt may ask for, so that there is an answer of the kind to read.
+# Suggested prompt templates that ask for a readable answer, by kind.
 FORM_TEMPLATES = {
     "math": r"{problem} Put your final answer within \boxed{}.",
     "task": "{problem} Answer in <answer></answer> tags.",
@@ -26,13 +26,13 @@ FORM_TEMPLATES = {
 
 
 def grade_completions(questions: Sequence[Question], completions: Sequence[str]) -> list[Grade]:
-    """Grade one completion of each question, in order, for evaluations, runs and comparisons alike.
+    """Grade one completion per question, in order, for evaluations, training runs and comparisons alike.
 
-    The kind of a question says how: "math" and "choice" as `vopd.evaluation.grade` does, in the pool of killable
-    workers; "task" by its own verifier, where right means full marks; "tags" by the very text in answer tags.
+    The question's kind decides how: "math" and "choice" like `vopd.evaluation.grade`, in the pool of killable workers;
+    "task" by the task's own verifier, where only the full score is right; "tags" by the exact text in answer tags.
 
     Raises:
-        ConfigurationError: unknown kind.
+        ConfigurationError: a kind is unknown.
     """
     pairs = list(zip(questions, completions, strict=True))
     grades: dict[int, Grade] = {}
@@ -55,13 +55,14 @@ def _grade_tags(question: Question, completion: str) -> Grade:
 
 
 def score(checkpoint: str, benchmark: Benchmark, drawn: Sequence[Record]) -> tuple[dict[str, Any], list[Record]]:
-    """Grade and score the completions of one checkpoint on one benchmark, equally many of each question.
+    """Grade and score the completions of one checkpoint on one benchmark, with equally many for each question.
 
     Returns:
-        The entry of results.json and the lines of samples.jsonl: each record with the gold and its grade, in order.
+        The entry of results.json and the lines of samples.jsonl: each record with its reference answer and grade, in
+        order.
 
     Raises:
-        DataError: every problem is left out, since no gold answer can be read.
+        DataError: every problem is left out, because no reference answer can be read.
     """
     records = sorted(drawn, key=lambda record: (record["problem"], record["sample"]))
     asked = [benchmark.questions[record["problem"]] for record in records]
@@ -86,21 +87,21 @@ def score(checkpoint: str, benchmark: Benchmark, drawn: Sequence[Record]) -> tup
 
 
 def _with_open_thinking(record: Record) -> str:
-    """The completion, after the thinking tag that the chat template may have opened at the end of the prompt."""
+    """The completion, with the thinking tag that the chat template may have opened at the end of the prompt."""
     opened = record["prompt"].rstrip().endswith("<think>")
     return "<think>" + record["completion"] if opened else record["completion"]
 
 
 def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, Any], dict[str, float]]:
-    """avg@k, maj@k and pass@k by k = 1, 2, 4, ... and the number of samples, over the problems that count; and the
-    share of right samples of each of these."""
+    """avg@k, maj@k, and pass@k for k = 1, 2, 4, ... and the number of samples, over the problems that are not left
+    out; and the share of right samples for each of these problems."""
     questions, kind = benchmark.questions, benchmark.kind
     golds = [question.gold for question in questions]
     left_out = ungradable(golds, kind) if kind in KINDS else [False] * len(golds)
     rows = _rows(grades, len(questions))
     majority = _majority_score(rows, left_out, kind)
-    counted = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]
-    samples, kept = len(rows[0]), [right for _, right in counted]
+    scored = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]
+    samples, kept = len(rows[0]), [right for _, right in scored]
     ks = sorted({samples, *(2**power for power in range(samples.bit_length()))})
     scores = {
         "problems": len(kept),
@@ -110,30 +111,34 @@ def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, An
         "pass_at_k": {str(k): asdict(pass_at_k(kept, k)) for k in ks},
         "maj_at_k": asdict(majority),
     }
-    return scores, {identity: _mean(row) for identity, row in counted}
+    return scores, {identity: _mean(row) for identity, row in scored}
 
 
 def maj_at_k(answers: Sequence[Sequence[str]], golds: Sequence[str], kind: str = "math") -> Score:
-    """Share of problems whose most frequent answer is right, votes counted over answers that are equal.
+    """Share of problems whose most frequent answer is right; equal answers vote together.
 
-    Answers vote together where they are equal as mathematics (1/2 and 0.5) or name the same option.
-    Completions without an answer are a class of their own that is never right; classes with equally many
-    votes share the credit. Problems whose gold answer cannot be read are left out.
+    Answers are equal if they are mathematically equal (1/2 and 0.5) or name the same option. Completions without an
+    answer form a class that is never right; classes with equally many votes share the credit. Problems whose
+    reference answer cannot be read are left out.
 
     Args:
         answers: for each problem, its k completion texts.
-        golds: the gold answer of each problem.
+        golds: the reference answer of each problem.
         kind: "math" or "choice".
 
     Raises:
-        DataError: no problems, not one gold for each, a problem without or with fewer completions, or no
-        readable gold. ConfigurationError: unknown kind.
+        DataError: there are no problems, not exactly one reference answer per problem, problems with different
+            numbers of completions or none, or no readable reference answer.
+        ConfigurationError: the kind is unknown.
     """
     if len(answers) != len(golds):
-        raise DataError(f"maj@k needs one gold answer a problem: {len(answers)} problems, {len(golds)} golds")
+        raise DataError(
+            f"maj@k needs one reference answer per problem: {counted(len(answers), 'problem')}, "
+            f"{counted(len(golds), 'reference answer')}"
+        )
     sizes = {len(row) for row in answers}
     if len(sizes) != 1 or 0 in sizes:
-        raise DataError("maj@k needs problems with equally many completions, at least one")
+        raise DataError("maj@k needs the same number of completions for every problem, at least one")
     grades = grade_many([(text, gold) for row, gold in zip(answers, golds) for text in row], kind)
     return _majority_score(_rows(grades, len(golds)), ungradable(golds, kind), kind)
 
@@ -141,7 +146,7 @@ def maj_at_k(answers: Sequence[Sequence[str]], golds: Sequence[str], kind: str =
 def _majority_score(grades: Sequence[Sequence[Grade]], left_out: Sequence[bool], kind: str) -> Score:
     kept = [row for row, skip in zip(grades, left_out) if not skip]
     if not kept:
-        raise DataError("no gold answer can be read, so there is nothing to score; see the answers of the problems")
+        raise DataError("no reference answer can be read, so there is nothing to score; check the problems' answers")
     classes = answer_classes([[grade.answer for grade in row] for row in kept], kind)
     return mean_score([majority_credit(row, _right(grades)) for row, grades in zip(classes, kept)])
 
@@ -151,7 +156,7 @@ def majority_credit(classes: Sequence[int | None], right: Sequence[bool]) -> flo
 
     Args:
         classes: class of each sample, None for no answer.
-        right: whether each sample is right; a class is right where its first sample is.
+        right: whether each sample is right; a class is right if its first sample is.
     """
     votes = Counter(classes)
     most = max(votes.values())
@@ -160,9 +165,9 @@ def majority_credit(classes: Sequence[int | None], right: Sequence[bool]) -> flo
 
 
 def answer_classes(answers: Sequence[Sequence[str | None]], kind: str) -> list[list[int | None]]:
-    """Classes of equal answers in each problem, numbered by first appearance; None where there is no answer.
+    """Classes of equal answers in each problem, numbered by first appearance; None for no answer.
 
-    Mathematics is compared with the first answer of a class; other kinds ("choice", "task") as text.
+    Math answers are compared with the first answer of a class; other kinds ("choice", "task") as text.
     """
     waiting = [list(dict.fromkeys(answer for answer in row if answer is not None)) for row in answers]
     classes: list[dict[str | None, int]] = [{} for _ in answers]
@@ -182,7 +187,7 @@ def answer_classes(answers: Sequence[Sequence[str | None]], kind: str) -> list[l
 
 
 def _rows(grades: Sequence[Grade], problems: int) -> list[Sequence[Grade]]:
-    """Grades of (problems x samples) by problem."""
+    """Grades grouped by problem, from a flat list of (problems x samples)."""
     samples = len(grades) // problems
     return [grades[start : start + samples] for start in range(0, len(grades), samples)]
 

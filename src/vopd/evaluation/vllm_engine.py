@@ -1,4 +1,4 @@
-"""Drawing with vLLM, which batches by itself: give the runner large batches."""
+"""Sampling with vLLM, which batches requests itself: use a large batch_size."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SECONDS_TO_END = 60
 
 
 def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mapping[str, Any]) -> Sampler:
-    """A sampler on a vLLM engine of its own; a LoRA adapter is served on its base model.
+    """A sampler with its own vLLM engine; a LoRA adapter is served on its base model.
 
-    Completions end where ``sample`` ends them, and head rows without a token are not drawn.
+    Completions end at the same EOS tokens as with ``sample``, and padding rows of the head are never sampled.
 
     Args:
         model: folder or Hub id.
-        dtype, revision: of the model.
-        limits: vLLM's gpu_memory_utilization and max_model_len, where they are given.
+        dtype, revision: dtype and revision of the model.
+        limits: vLLM's gpu_memory_utilization and max_model_len, if they are given.
 
     Raises:
-        ConfigurationError: more head rows without a token than vLLM can keep from being drawn.
+        ConfigurationError: the head has more padding rows than vLLM can exclude from sampling.
         MissingExtraError: vLLM is not installed.
         MismatchError: the model or its tokenizer cannot be loaded, or vLLM does not serve adapters of its rank.
     """
@@ -44,15 +44,18 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
         if rank is None:
-            raise MismatchError(f"'{model}' has rank {config['r']}; vLLM serves up to {_LORA_RANKS[-1]}")
+            raise MismatchError(
+                f"the adapter '{model}' has rank {config['r']}, but vLLM serves ranks up to {_LORA_RANKS[-1]}; use "
+                "backend=transformers"
+            )
         options |= {"model": config["base_model_name_or_path"], "revision": None}
         options |= {"enable_lora": True, "max_lora_rank": rank}
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
-    # Before the engine: what fails here leaves none behind.
+    # Before the engine starts, so that a failure here does not leave one running.
     tokenizer, found = load_tokenizer(model, revision=revision), load_configuration(model, revision=revision)
     rows = found.config.get_text_config().vocab_size
     shared = {
-        "ignore_eos": True,  # vLLM's own end tokens, which are the base model's
+        "ignore_eos": True,  # vLLM's own EOS tokens, which are the base model's
         "stop_token_ids": [token for token in end_ids(found, tokenizer) if token < rows],
         "logit_bias": vllm_bias(range(len(tokenizer), rows), engine="this command") or None,
     }
@@ -61,7 +64,7 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
     def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
         common = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k, **shared}
         limit = protocol.max_new_tokens
-        # A seed for each request: vLLM's own order of work must not decide what is drawn.
+        # One seed per request: samples must not depend on the order in which vLLM works.
         seeds = [(seed + index) % 2**31 for index in range(len(prompts))]
         settings = [vllm.SamplingParams(**common, max_tokens=limit, seed=own) for own in seeds]
         replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
@@ -69,8 +72,8 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 
     def close() -> None:
-        # LLM itself has no way to end. In the five seconds that vLLM takes by default a worker may not be done: it is
-        # killed, and still holds its memory when the next engine looks how much there is.
+        # LLM itself cannot be shut down. A worker may need more than vLLM's default of five seconds: it is then killed
+        # and still holds its memory when the next engine measures what is free.
         engine.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
 
     return Sampler(tokenizer, draw, close)

@@ -1,1 +1,1 @@
-"""A run of `vopd train`: what was asked for, what is known before a weight is loaded, and the trainer made of both."""
+"""`vopd train`: its options, what is known before weights are loaded, and the trainer built from both."""

@@ -1,4 +1,4 @@
-"""The accuracy of a run's start model and of its trained model, through the very code of `vopd eval`."""
+"""Accuracy of the model before and after training, measured by the same code as `vopd eval`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vopd.errors import counted
 from vopd.evaluation.benchmarks import warn_of_overlaps
 
 from .evaluation import EvalOptions, evaluate, find_problems
 
 
 class Accuracy:
-    """Greedy accuracy before and after a run, on problems that are looked up before anything is trained.
+    """Greedy accuracy before and after training, on problems that are loaded before training starts.
 
     Args:
-        before, after: what `vopd eval` would be told for the start model and for the trained one.
-        folder: of the run; gets results.json, and evaluation/start and evaluation/trained with every completion.
+        before, after: the options of `vopd eval` for the start model and for the trained model.
+        folder: the run's folder; results.json is written there, and every completion to evaluation/start and
+            evaluation/trained.
     """
 
     def __init__(self, before: EvalOptions, after: EvalOptions, folder: Path) -> None:
@@ -32,22 +34,22 @@ class Accuracy:
         self._found: dict[str, dict[str, Any]] = {}
 
     def measure(self, which: str, prompts: Sequence[str] = ()) -> None:
-        """Sample and grade the "start" or the "trained" model, print its accuracy, and write what is known so far.
+        """Sample and grade the "start" or the "trained" model, print its accuracy, and write the results so far.
 
-        `prompts` are the training prompts: problems that are among them are counted in a warning.
+        `prompts` are the training prompts: a warning counts the problems that occur among them.
         """
         if which in self._found:
             return
         warn_of_overlaps([self._benchmark], prompts)
         folder = self._folder / "evaluation" / which
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that went on: the weights are others now
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed: the weights have changed
         self._found[which] = evaluate(self._options[which], [self._benchmark], folder)
         text = json.dumps(self.results(), indent=2) + "\n"
         (self._folder / "results.json").write_text(text, encoding="ascii")
         print(f"accuracy of the {which} model on {self.name}: {self._score(which)}")
 
     def results(self) -> dict[str, Any]:
-        """Return what results.json holds: both scores, their paired difference, and the commands that repeat them."""
+        """Return the content of results.json: both scores, their paired difference, and commands to repeat them."""
         found: dict[str, Any] = {"problems": self.name}
         for which, evaluation in self._found.items():
             found[which] = {**evaluation["results"][0], "settings": evaluation["benchmarks"][0]["protocol"]}
@@ -62,7 +64,7 @@ class Accuracy:
         return [*scores, f"- trained - start: {self._difference()}"]
 
     def summary(self) -> str:
-        """Return the lines that end a run: the difference, and how to get the trained model's number again."""
+        """Return the last lines of the output: the difference, and the command that repeats the trained score."""
         return f"trained - start: {self._difference()}\nto repeat: {command(self._options['trained'])}"
 
     def _difference(self) -> Any:
@@ -74,12 +76,12 @@ class Accuracy:
         from vopd.statistics import Score
 
         (entry,) = self._found[which]["results"]
-        cut = f", {entry['truncation_rate']:.0%} cut at the length limit" if entry["truncation_rate"] else ""
-        return f"{Score(**entry['avg_at_k'])} ({entry['problems']} problems, greedy{cut})"
+        cut = f", {entry['truncation_rate']:.0%} cut off at the length limit" if entry["truncation_rate"] else ""
+        return f"{Score(**entry['avg_at_k'])} ({counted(entry['problems'], 'problem')}, greedy{cut})"
 
 
 def command(options: EvalOptions) -> str:
-    """Return the `vopd eval` command that these options are: every setting that is not the default."""
+    """Return the `vopd eval` command with these options, without those at their defaults."""
     words = ["vopd", "eval"]
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)

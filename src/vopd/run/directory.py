@@ -1,4 +1,4 @@
-"""Where a run writes: one folder a run, made once, never outside the output directory, never overwritten."""
+"""The folder of a run: one per run, created once, always inside the output directory, never overwritten."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def run_directory(output_dir: str | Path, name: str | None, *suggestion: str) -> Path:
-    """Return the folder of run `name` in `output_dir`; without a name it gets one from the parts of `suggestion`.
+    """Return the folder of run `name` in `output_dir`; without a name, one is made from the parts of `suggestion`.
 
     Raises:
-        ConfigurationError: the name is not made of letters, digits, dots, dashes and underscores; so it can be
-            neither a path nor "..".
+        ConfigurationError: the name has other characters than letters, digits, dots, dashes and underscores. This
+            excludes paths and "..".
     """
     if name is None:
         name = suggest_name(*suggestion)
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
-            f"run name {name!r} must be letters, digits, '.', '-' and '_', and begin with a letter or digit; "
-            "the folder goes to output_dir"
+            f"run name {name!r} must consist of letters, digits, '.', '-' and '_', start with a letter or digit, and "
+            "have at most 128 characters; set output_dir to choose the parent folder"
         )
     return Path(output_dir) / name
 
 
 def suggest_name(*parts: str) -> str:
-    """Return a valid run name from models, estimators, tasks and files, joined with '-'.
+    """Return a valid run name made from models, estimators, tasks and files, joined with '-'.
 
-    Of a path it takes the last part; of a trained model, runs/NAME/model, the name of its run.
+    A path contributes its last part; a trained model, runs/NAME/model, the name of its run.
     """
     cleaned = [re.sub(r"[^A-Za-z0-9.]+", "-", _label(part)).strip("-.") for part in parts]
     return "-".join(part for part in cleaned if part)[:128].strip("-.") or "run"
@@ -47,17 +47,17 @@ def _label(part: str) -> str:
 
 
 def create(folder: Path, *, resume: bool) -> None:
-    """Make the folder of a run. Only the first of several processes does; the others come later or not at all.
+    """Create the folder of a run. With several processes, only the first one does so.
 
     Raises:
-        ConfigurationError: it has something in it and the run is not resumed, or it cannot be written.
+        ConfigurationError: the folder is not empty and the run is not resumed, or the folder cannot be written to.
     """
     if not is_main_process():
         return
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
         raise ConfigurationError(
-            f"the run directory '{folder}' is in use; continue it with --resume or choose another --run_name"
+            f"the run directory '{folder}' is not empty; continue its run with --resume, or choose another --run_name"
         )
     from vopd.training.saving.checkpoints import check_writable
 
@@ -65,10 +65,10 @@ def create(folder: Path, *, resume: bool) -> None:
 
 
 def nearest_existing(folder: Path) -> Path:
-    """Return `folder`, or the nearest one above it that is there."""
+    """Return `folder`, or its nearest parent that exists."""
     return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
 
 
 def is_main_process() -> bool:
-    """True in the first of the processes that a launcher started, and where there is only one."""
+    """Whether this is the first of the processes that a launcher started, or the only process."""
     return os.environ.get("RANK", "0") == "0"

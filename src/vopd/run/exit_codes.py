@@ -1,4 +1,4 @@
-"""How a command begins and ends: quiet libraries, its exit code, and one line on stderr for an error of vopd's."""
+"""Start and end of a command: quiet libraries, exit codes, and errors of vopd as a single line on stderr."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vopd.errors import VOPDError, printable
 
 from .directory import is_main_process
 
-# Read by huggingface_hub and datasets when they are imported, which a command does after this.
+# huggingface_hub and datasets read these when a command imports them, which is after this.
 for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
     os.environ.setdefault(_quiet, "1")
 
-# What a disk refuses in the middle of a file, where Python does not say of which one.
+# Errors of a disk in the middle of a file, for which Python does not name the file.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def report_error(command: Callable[[], int]) -> int:
-    """Return the exit code of a command; an error that vopd raises becomes one line on stderr and its own code."""
+    """Run a command and return its exit code. An error that vopd raises becomes one line on stderr and its own code."""
     _log_to_stderr()
-    # peft and trl call transformers by names that it has changed; nobody who trains can mend that.
+    # peft and trl use names that transformers has renamed; users cannot fix that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         return command()
@@ -45,8 +45,9 @@ def report_error(command: Callable[[], int]) -> int:
 def leave(code: int) -> NoReturn:
     """End this process with the exit code of its command.
 
-    One of several ends at once. While Python takes itself apart, threads of torch, gloo and DeepSpeed may still ask for
-    it, which aborts the process: its exit code is lost, and the launcher ends the others, at work or not.
+    One of several processes exits immediately. While the interpreter shuts down, threads of torch, gloo and DeepSpeed
+    may still call into it, which aborts the process: its exit code is lost, and the launcher kills the other processes,
+    even if they are still working.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
@@ -58,7 +59,7 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def told_by_the_first() -> Iterator[None]:
-    """Where every process finds out the same, the first one alone warns of it."""
+    """Context in which only the first process logs warnings, for checks that all processes do alike."""
     logger = logging.getLogger("vopd")
     level = logger.level
     if not is_main_process():
@@ -72,7 +73,7 @@ def told_by_the_first() -> Iterator[None]:
 def _log_to_stderr() -> None:
     logger = logging.getLogger("vopd")
     logger.setLevel(logging.INFO)
-    # Looked up anew each time: whoever calls main twice may have another stderr by then.
+    # A new handler each time: a caller that runs main twice may have replaced stderr in between.
     logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
 
@@ -80,6 +81,6 @@ def _log_to_stderr() -> None:
 def _report(error: Exception, code: int) -> int:
     if os.environ.get("VOPD_DEBUG") == "1":
         raise error
-    # One line whatever the message holds, and no control characters from data that it quotes.
+    # Always a single line, without control characters from quoted data.
     print("vopd: error: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return code

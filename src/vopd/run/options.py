@@ -1,8 +1,8 @@
-"""Options of a command, taken from dataclasses: defaults < file < command line.
+"""Options of a command, defined by dataclasses. Precedence: defaults < file < command line.
 
-A command's options are the fields of one or more dataclasses. `--config FILE.yaml` gives some of them,
-`--key value` or `--key=value` others; dashes and underscores in a key are the same. Every value remembers
-where it came from, and an unknown key is an error that suggests the nearest known one.
+A command's options are the fields of one or more dataclasses. They are set in a file, `--config FILE.yaml`, or on the
+command line, `--key value` or `--key=value`; dashes and underscores in a key are the same. The origin of every value is
+recorded, and an unknown key is an error that suggests the nearest known one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHOSEN_HERE = "chosen for this machine"
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _NONE = {"none", "null"}
-# Plain type: how an error calls its values, and what stands for one in the help.
+# Plain type: how errors describe its values, and its placeholder in the help.
 _PLAIN_TYPES = {
     bool: ("true or false", "true|false"), int: ("a whole number", "N"), float: ("a number", "X"),
     str: ("text", "TEXT"), list: ("a list", "A,B"), dict: ("{key: value}", "{...}"), type(None): ("none", ""),
@@ -36,7 +36,7 @@ _PLAIN_TYPES = {
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its name, its type, its default, what its dataclass says of it, and whether the help lists it."""
+    """One setting: its name, type, default and help text, and whether the help lists it."""
 
     name: str
     kind: Any
@@ -49,15 +49,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Settings:
-    """The value of every option and where it came from: "default", the name of a file, "command line"."""
+    """The value of every option and its origin: "default", the name of a file, or "command line"."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
 
     def build(self, target: type[T], **fixed: Any) -> T:
-        """Make the dataclass `target` from the values that were given; the rest keeps its own defaults.
+        """Make the dataclass `target` from the values that were set; the others keep the defaults of `target`.
 
-        `fixed` wins over everything. Errors that the dataclass raises become ConfigurationError.
+        `fixed` overrides everything. Errors that the dataclass raises become ConfigurationError.
         """
         names = [entry.name for entry in dataclasses.fields(target) if entry.init]  # type: ignore[arg-type]
         given = {name: self.values[name] for name in names if self.origins.get(name, "default") != "default"}
@@ -70,21 +70,21 @@ class Settings:
 
 
 def setting(default: Any, help_text: str) -> Any:
-    """A dataclass field with a default and the line that the help shows for it."""
+    """A dataclass field with a default and a help text."""
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata={"help": help_text})
     return field(default=default, metadata={"help": help_text})
 
 
 def needed(help_text: str) -> Any:
-    """A dataclass field that must be given."""
+    """A dataclass field for a required option."""
     return field(metadata={"help": help_text, "required": True}, default=None)
 
 
 def options_of(target: type, *, group: str = "options", shown: Sequence[str] | None = None) -> dict[str, Option]:
-    """Return the options that the fields of a dataclass make.
+    """Return the options defined by the fields of a dataclass.
 
-    The help lists them under `group`: all, or those in `shown` and in its order.
+    The help lists them under `group`: all of them, or those in `shown`, in its order.
     """
     kinds = typing.get_type_hints(target)
     found = {}
@@ -98,18 +98,18 @@ def options_of(target: type, *, group: str = "options", shown: Sequence[str] | N
 
 
 def read_options(kind: type[T], command: str, summary: str, arguments: Sequence[str]) -> T:
-    """Read the command line of a command whose options are the fields of `kind`; see `parse` and `Settings.build`."""
+    """Parse the command line of a command whose options are the fields of `kind`; see `parse` and `Settings.build`."""
     return parse(command, summary, options_of(kind), arguments).build(kind)
 
 
 def parse(command: str, summary: str, options: Mapping[str, Option], arguments: Sequence[str]) -> Settings:
-    """Read the command line (and the file it names) into settings.
+    """Parse the command line, and the file that it names with `--config`, into settings.
 
     `--help` prints the options and ends the program.
 
     Raises:
-        ConfigurationError: unknown key, a value of the wrong kind, a key without value, an unreadable file,
-            or a required option that is missing.
+        ConfigurationError: a key is unknown or has no value, a value has the wrong type, the file cannot be read, or a
+            required option is missing.
     """
     parser = _parser(command, summary, options)
     given, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
@@ -129,18 +129,18 @@ def parse(command: str, summary: str, options: Mapping[str, Option], arguments: 
             values[name], origins[name] = _checked(value, options[name], where), origin
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
     if missing:
-        raise ConfigurationError(f"vopd {command} needs {' and '.join(missing)}")
+        raise ConfigurationError(f"vopd {command} needs {' and '.join(missing)}; --help lists the options")
     return Settings(values, origins)
 
 
 def convert(text: str, kind: Any, name: str) -> Any:
-    """Turn the text of a command line into a value of type `kind`.
+    """Convert text from the command line to a value of type `kind`.
 
-    none and null are None where that is allowed; true, false, yes, no are booleans; lists are comma-separated
-    or in brackets; dictionaries are in braces, as in YAML.
+    none and null are None if that is allowed; true, false, yes, no, on, off, 1 and 0 are booleans; lists are
+    comma-separated or in brackets; dictionaries are in braces, as in YAML.
 
     Raises:
-        ConfigurationError: the text is no value of that type; names the option.
+        ConfigurationError: the text is not a value of that type; names the option.
     """
     kinds = kinds_of(kind)
     lowered = text.strip().lower()
@@ -148,7 +148,7 @@ def convert(text: str, kind: Any, name: str) -> Any:
         return None
     if bool in kinds and lowered in _TRUE | _FALSE:
         return lowered in _TRUE
-    for number in (int, float):  # whole where it is written as one: 500 steps are not 500.0 steps
+    for number in (int, float):  # an integer if it is written as one: 500 steps are not 500.0 steps
         if float in kinds or number in kinds:
             with suppress(ValueError):
                 return number(text)
@@ -179,21 +179,21 @@ def kinds_of(kind: Any) -> list[Any]:
 
 
 def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """Return settings as YAML, one a line with its origin as a comment, given ones first; secrets are left out.
+    """Return settings as YAML, one per line with its origin as a comment, set ones first; secrets are left out.
 
-    The text is itself a valid `--config` file.
+    The text is a valid `--config` file.
     """
     yaml = require("yaml", "train")
     ranks = {CHOSEN_HERE: 1, "default": 2}
 
     def rank(name: str) -> tuple[int, str]:
-        return ranks.get(origins[name].partition(",")[0], 0), name  # what follows the comma is a remark
+        return ranks.get(origins[name].partition(",")[0], 0), name  # a remark follows the comma
 
     lines = []
     for name in sorted(settings, key=rank):
         if _is_secret(name):
             continue
-        # Flow style and no width limit: one line whatever the value, so that a comment can follow.
+        # Flow style without width limit: one line for any value, so that a comment can follow.
         text = yaml.safe_dump([_plain(settings[name])], default_flow_style=True, width=float("inf")).strip()
         lines.append(f"{name}: {text[1:-1]}  # {origins[name]}")
     return "\n".join(lines) + "\n"
@@ -219,7 +219,7 @@ def _parser(command: str, summary: str, options: Mapping[str, Option]) -> _Parse
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         text = _help_line(option) if option.shown else argparse.SUPPRESS
-        # --dry_run alone is --dry_run true.
+        # --dry_run without a value is --dry_run true.
         bare = {"nargs": "?", "const": "true"} if bool in kinds_of(option.kind) else {}
         groups[option.group].add_argument(f"--{option.name}", metavar=_metavar(option.kind), help=text, **bare)
     return parser
@@ -264,19 +264,19 @@ def _read_file(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(f"'{path}'{where} is not valid YAML") from error
+        raise ConfigurationError(f"'{path}'{where} is not valid YAML; write one 'key: value' per line") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigurationError(f"'{path}' must hold 'key: value' lines")
+        raise ConfigurationError(f"'{path}' must contain 'key: value' lines")
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
 def _checked(value: Any, option: Option, where: str) -> Any:
-    """A value of the command line or of a YAML file; text is converted in both, since YAML reads 1e-5 as text."""
+    """Check a value from the command line or a YAML file. Text is converted in both: YAML reads 1e-5 as text."""
     kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
-        # report_to's default is the text "none", which is not None.
+        # The default of report_to is the text "none", which is not None.
         return value if value == option.default else convert(value, option.kind, name)
     if type(value) in kinds or (type(value) is int and float in kinds):
         return value
@@ -284,7 +284,7 @@ def _checked(value: Any, option: Option, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What YAML can hold: enumerations by value, anything unknown by its text, URLs without passwords."""
+    """A value that YAML can represent: enumerations by value, unknown types as text, URLs without passwords."""
     if isinstance(value, dict):
         return {str(name): _plain(entry) for name, entry in value.items() if not _is_secret(str(name))}
     if isinstance(value, list | tuple | set):

@@ -1,4 +1,4 @@
-"""What a run tells of itself to others: its data in the model card, and an upload where one was asked for."""
+"""Publishing a trained model: its data in the model card, and the upload to the Hub if requested."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 import huggingface_hub
 
-from vopd.errors import VOPDError, first_line
+from vopd.errors import VOPDError, counted, first_line
 from vopd.training import VOPDConfig
 
 from .facts import only_on_hub
 
 
 def data_notes(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the model card says of the prompts: each source with its version; of a file its name alone."""
+    """Return the model card's facts on the prompts: each source with its version, and only the names of files."""
     lines, hub = [], []
     for entry in sources:
         source = str(entry["source"])
         hub += [source] if only_on_hub(source) else []
         shown = Path(source).name if Path(source).exists() else source
-        lines.append(f"{entry['prompts']} prompts of {shown} ({entry['version']})")
+        lines.append(f"{counted(entry['prompts'], 'prompt')} from {shown} ({entry['version']})")
     return {"data": lines, "datasets": hub}
 
 
 def push(model: Path, config: VOPDConfig) -> str:
-    """Upload the folder of a trained model to the hub and return its address; the repository is private by default.
+    """Upload the folder of a trained model to the Hub and return its address; the repository is private by default.
 
     Raises:
-        VOPDError: the hub refuses or is out of reach. The model stays where it is.
+        VOPDError: the Hub refuses or cannot be reached. The model stays on disk.
     """
     hub = huggingface_hub.HfApi(token=config.hub_token)
     try:
@@ -38,7 +38,7 @@ def push(model: Path, config: VOPDConfig) -> str:
         hub.upload_folder(repo_id=name, folder_path=str(model), commit_message="Model trained by vopd")
     except (OSError, ValueError) as error:  # the hub's errors are either
         raise VOPDError(
-            f"the model is in '{model}' but was not uploaded to '{config.hub_model_id}': {first_line(error)}; "
-            f"log in and run: hf upload {config.hub_model_id} {model}"
+            f"the model was saved to '{model}' but could not be uploaded to '{config.hub_model_id}': "
+            f"{first_line(error)}; log in with hf auth login, then run: hf upload {config.hub_model_id} {model}"
         ) from error
     return f"https://huggingface.co/{name}"

@@ -1,4 +1,4 @@
-"""What scores the student's completions: models in this process, servers, and the student itself."""
+"""Teachers score the student's completions: local models, models on servers, or the student itself."""
 
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind, TopKScores
 

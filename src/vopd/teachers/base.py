@@ -1,4 +1,4 @@
-"""What a teacher is to training: a thing that scores completions, and says beforehand how much it can tell of them."""
+"""The interface between training and teachers, which score completions and declare which scores they provide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from vopd.models import States
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts padded on the left and completions padded on the right, as ids; (B, P) and (B, T), masks 0 on padding."""
+    """Token ids of prompts, (B, P), padded on the left, and of completions, (B, T), padded on the right.
+
+    Masks are 0 on padding.
+    """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -24,15 +27,15 @@ class Texts:
 
     @property
     def sequence(self) -> tuple[Tensor, Tensor, int]:
-        """Ids and attention mask of prompts with completions, and how many of the last positions predict a token.
+        """Ids and attention mask of prompts with completions, and the number of completion positions.
 
-        A completion's positions are counted from its end, so that prompts of any length line up.
+        Completion positions are counted from the end, so that prompts of any length align.
         """
         ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
         return ids, torch.cat([self.prompt_mask, self.completion_mask], dim=1), self.completion_ids.size(1)
 
     def unpadded(self) -> list[tuple[list[int], list[int]]]:
-        """The ids of each prompt, and of its completion."""
+        """The ids of each prompt and of its completion, without padding."""
         prompts = _without_padding(self.prompt_ids, self.prompt_mask)
         return list(zip(prompts, _without_padding(self.completion_ids, self.completion_mask), strict=True))
 
@@ -43,13 +46,13 @@ def _without_padding(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Rollouts(Texts):
-    """Completions to score. The prompts are those that the teacher reads.
+    """Completions to score, with the prompts that the teacher reads.
 
     Attributes:
-        loss_mask: (B, T), 1 where the student sampled the token: what needs a score.
-        rows: (B,), a number of each row by which the teacher knows it again; None where nothing was begun before.
-        teachers: (B,), the place of each row's teacher among several; None with one. Both are on the host, which reads
-            them in every micro-batch.
+        loss_mask: (B, T), 1 on tokens that the student sampled and that need a score.
+        rows: (B,), a number that identifies each row to the teacher; None if ``begin`` was not called for them.
+        teachers: (B,), index of each row's teacher among several; None with one. ``rows`` and ``teachers`` are on the
+            host, which reads them in every micro-batch.
     """
 
     loss_mask: Tensor
@@ -59,12 +62,13 @@ class Rollouts(Texts):
 
 @dataclass(frozen=True)
 class Scored:
-    """What one teacher says of a micro-batch, in the form that the loss takes.
+    """One teacher's scores of a micro-batch, in the form that the loss takes.
 
     Attributes:
-        by: full rows, or scores of some ids. Of the whole batch, whatever ``mask`` covers.
-        mask: (B, T) or (B, 1), 1 on the tokens that are this teacher's; None for all of them.
-        name: of the teacher, for its own metrics; None for the only one.
+        by: the teacher's states (its full distribution), or scores of some ids. They cover the whole batch, whatever
+            ``mask`` is.
+        mask: (B, T) or (B, 1), 1 on the tokens that this teacher scores; None for all tokens.
+        name: name of the teacher, for its own metrics; None if it is the only one.
     """
 
     by: States | TopKScores
@@ -73,39 +77,43 @@ class Scored:
 
 
 class Teacher(Protocol):
-    """Scores completions. Training calls ``begin`` with every generated batch, ``settle`` before the first loss of it
-    and ``score`` with each of its micro-batches, whose rows may come in another order. A subclass that leaves them out
-    begins nothing, always has scores, and counts nothing."""
+    """Scores completions.
+
+    Training calls ``begin`` with every generated batch, ``settle`` before the first loss of that batch, and ``score``
+    with each of its micro-batches, whose rows may come in another order. By default ``begin`` does nothing, every row
+    has scores, and there are no metrics.
+    """
 
     @property
     def gives(self) -> frozenset[ScoreKind]:
-        """What it can tell; compared with what the estimator needs before anything is trained."""
+        """The kinds of scores it provides; checked before training against what the estimator needs."""
         ...
 
     def begin(self, rollouts: Rollouts) -> None:
-        """A batch was generated: whatever can be done while the student computes may start. Must not wait."""
+        """Start work on a generated batch that can run while the student computes. Must not block."""
         return None
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
-        """Which rows have scores, (B,) booleans, known once this returns; None where every row always has.
+        """Which rows have scores, (B,) booleans; None if every row always has. Waits until this is known.
 
-        Called with all rows that share a normaliser, on every process, also with none. Those without scores count
-        nowhere. Whether the answer is None must not depend on the rows: the processes act on it together.
+        Called with all rows that share a normalizer, on every process, even with no rows. Rows without scores are left
+        out of the loss. Whether the result is None must not depend on the rows, because all processes act on it
+        together.
         """
         return None
 
     def score(self, rollouts: Rollouts, student: States) -> Sequence[Scored]:
-        """Scores of a micro-batch, on the device of the student's head. Each token in the masks of at most one entry.
+        """Scores of a micro-batch, on the device of the student's head. A token is in the mask of at most one entry.
 
         Args:
             rollouts: the rows.
-            student: the student's states, from which a teacher may choose the ids that it scores; detach them.
+            student: the student's states, from which a teacher may choose the ids to score; detach them.
 
         Raises:
-            TeacherServerError: a server does not answer, or not with what was asked.
+            TeacherServerError: a server does not answer, or not with the scores that were requested.
         """
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Counts of this process since the last call, by name: summed over processes and logged."""
+        """Counts of this process since the last call, by name; they are summed over processes and logged."""
         return {}

@@ -1,4 +1,4 @@
-"""From what a user names as teacher to the object that training asks: in this process, behind a server, the student."""
+"""Builds the teacher objects from what a user names: a local model, a server, or the student itself."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ logger = logging.getLogger("vopd")
 
 @dataclass(frozen=True)
 class Served:
-    """A teacher behind a server.
+    """A teacher on a server.
 
     Attributes:
-        urls: its address, or several of the same model.
-        path: where its tokenizer and end tokens are, to be compared; None where the server alone is asked.
+        urls: address of the server, or of several servers of the same model.
+        path: folder or hub id from which its tokenizer and EOS tokens are compared; None compares with the server only.
     """
 
     urls: Any
@@ -48,10 +48,10 @@ class Served:
 
 
 def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[str, Any]:
-    """Every teacher by name: those of `teachers`, and `teacher_model` or the one at `server_url` as the default.
+    """Every teacher by name: those in `teachers`, and `teacher_model` or the one at `server_url` as the default.
 
     Raises:
-        ConfigurationError: there is none, or two defaults.
+        ConfigurationError: there is no teacher, or two defaults.
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
@@ -59,22 +59,26 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     if server_url is not None:
         if teacher_model is not None and not isinstance(teacher_model, str):
             raise ConfigurationError(
-                "teacher_model is a model and teacher_server_url names another teacher; remove one of them, or give "
-                "the teacher's path, whose tokenizer is then compared"
+                "teacher_model is a loaded model and teacher_server_url names another teacher; remove one of them, or "
+                "set teacher_model to the path of the server's model, so that its tokenizer can be compared"
             )
         teacher_model = Served(server_url, teacher_model)
     if teacher_model is not None:
         if DEFAULT in named:
-            raise ConfigurationError("teacher_model is the default teacher, and teachers has another default; keep one")
+            raise ConfigurationError(
+                "teacher_model is the default teacher, but teachers has another default; keep one of them"
+            )
         named[DEFAULT] = teacher_model
     if not named:
         raise ConfigurationError(
-            "teacher_model is missing; give a path, a hub id or a model, teacher_server_url for one behind a server, "
-            "or several as teachers"
+            "teacher_model is missing; set it to a path, a hub id or a model, or set teacher_server_url for a teacher "
+            "on a server, or teachers for several teachers"
         )
     for name, source in named.items():
         if not name or "/" in name or source is None:
-            raise ConfigurationError(f"teachers: {name!r}: {source!r} is no name with a teacher; write name: path")
+            raise ConfigurationError(
+                f"teachers: {name!r}: {source!r} is not a teacher with a name; write name: path, with no '/' in name"
+            )
     return named
 
 
@@ -84,14 +88,14 @@ def _is_url(source: Any) -> bool:
 
 @dataclass(frozen=True)
 class Placed:
-    """A teacher that training can ask.
+    """A teacher that is ready for training.
 
     Attributes:
-        teacher: the object.
+        teacher: the object that scores.
         name, revision: for the model card.
-        vocab_size: number of real ids.
-        positions: longest sequence that both models take; None for no limit.
-        average: keeps it up to date, where it is the moving average of the student.
+        vocab_size: number of ids that student and teacher share, without padding rows.
+        positions: longest sequence that both models accept; None for no limit.
+        average: updates the teacher if it is the moving average of the student.
     """
 
     teacher: Teacher
@@ -104,35 +108,35 @@ class Placed:
 
 @dataclass(frozen=True)
 class TeacherSet:
-    """What training needs of its teachers: by name, the same object where names share weights."""
+    """All teachers by name; names that share weights have the same object."""
 
     placed: dict[str, Placed]
 
     @property
     def first(self) -> Placed:
-        """Any of them: all share the student's vocabulary."""
+        """One of the teachers, whichever: all share the student's vocabulary."""
         return next(iter(self.placed.values()))
 
     @property
     def model(self) -> Any:
-        """The first prepared model in this process; None without any."""
+        """The first local model, prepared for training; None without any."""
         return next((p.teacher.model for p in self.placed.values() if isinstance(p.teacher, LocalTeacher)), None)
 
     @property
     def average(self) -> MovingAverage | None:
-        """What keeps the moving average of the student, where that is a teacher."""
+        """The moving average of the student, if one of the teachers is that."""
         return next((placed.average for placed in self.placed.values() if placed.average is not None), None)
 
     @property
     def positions(self) -> int | None:
-        """Tokens that a sequence may have for every model; None for no limit."""
+        """Longest sequence that every model accepts, in tokens; None for no limit."""
         return min((p.positions for p in self.placed.values() if p.positions is not None), default=None)
 
     def as_one(self, divided: bool) -> Teacher:
-        """The only one, or all of them behind the column that names one for each row.
+        """The only teacher, or a `RoutedTeacher` of all of them.
 
         Args:
-            divided: forward passes gather weights from every process.
+            divided: whether forward passes gather weights from every process.
         """
         teachers = {name: placed.teacher for name, placed in self.placed.items()}
         if len(teachers) == 1:
@@ -142,11 +146,11 @@ class TeacherSet:
 
 
 def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
-    """Place every teacher of `given`, as `sources` makes it; each source once.
+    """Place every teacher of `given`, which comes from `sources`; each source is placed once.
 
     Raises:
-        ConfigurationError, MismatchError, TeacherServerError: a teacher does not go with the student, the estimator,
-            the tokenizer, or this machine.
+        ConfigurationError, MismatchError, TeacherServerError: a teacher does not fit the student, the estimator, the
+            tokenizer, or this machine.
     """
     placed, made = {}, {}
     for name, source in given.items():
@@ -173,9 +177,9 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     positions = context_length(trainer.model, model)
     offload = trainer.args.teacher_offload
     if offload and trainer.placement.managed:
-        raise ConfigurationError("teacher_offload does not go with FSDP and DeepSpeed, which divide it; remove it")
+        raise ConfigurationError("teacher_offload does not work with FSDP or DeepSpeed, which shard it; remove it")
     if offload and getattr(model, "quantization_method", None) is not None:
-        raise ConfigurationError("teacher_offload does not go with a quantized teacher; choose one of the two")
+        raise ConfigurationError("teacher_offload does not work with a quantized teacher; choose one of the two")
     prepared = trainer.placement.place_frozen(model)
     trainer.placement.check_head(prepared, "teacher")
     teacher = LocalTeacher(prepared, trainer.placement, offload=offload)
@@ -227,7 +231,7 @@ def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) ->
 
 
 def _common_vocabulary(trainer: VOPDTrainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
-    """Number of ids that student and teacher share, of which the estimator's k may not be more."""
+    """Number of ids that student and teacher share; the estimator's k must not exceed it."""
     rows = head_rows(trainer.model, "student")
     size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=rows, teacher_rows=teacher_rows)
     check_top_k("loss_top_k", trainer.args.loss_top_k, size)
@@ -241,12 +245,12 @@ def _warn_of_ends(trainer: VOPDTrainer, teacher: Any, tokenizer: Any) -> None:
 
 
 def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
-    """The teacher's tokenizer, where it lies next to the teacher; None where it cannot be compared."""
+    """The tokenizer saved with the teacher; None if there is none to compare."""
     source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
     if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
         return None
     try:
         return load_tokenizer(source, revision=revision)
     except MismatchError as error:
-        logger.warning(f"the teacher's vocabulary is taken to be the student's, unchecked: {error}")
+        logger.warning(f"the teacher's vocabulary was not checked and is assumed to be the student's: {error}")
         return None

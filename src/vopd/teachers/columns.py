@@ -1,4 +1,4 @@
-"""Columns of the data set that concern teachers: which one each row names, and what it reads before the completion."""
+"""Columns of the data set for teachers: the name of each row's teacher, and the prompts that only the teacher reads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Routes:
     """The teachers' names in order, and the column that names one for each row.
 
     Args:
-        names: of the teachers; with one alone nothing is routed.
-        column: of the data set. A row that holds nothing there goes to the teacher called "default".
+        names: names of the teachers; with a single one nothing is routed.
+        column: column of the data set. Rows that are empty there go to the teacher called "default".
     """
 
     def __init__(self, names: Sequence[str], column: str) -> None:
@@ -24,55 +24,55 @@ class Routes:
         self.column = column
 
     def check(self, dataset: Any, name: str) -> None:
-        """Raises DataError if a row of `dataset`, called `name`, names no teacher that there is."""
+        """Raises DataError if a row of `dataset`, called `name`, names an unknown teacher."""
         if len(self.names) == 1:
             return
         if self.column not in dataset.column_names:
             raise DataError(
                 f"{name} has no column '{self.column}' that names each row's teacher, one of {', '.join(self.names)}; "
-                "add it, or name another column with teacher_column"
+                "add it, or set teacher_column to another column"
             )
         for row, teacher in enumerate(dataset[self.column]):
             if (teacher or DEFAULT) not in self.names:
                 wrong = f"names the teacher {teacher!r}" if teacher else "names no teacher, and there is no default"
-                raise DataError(f"row {row} of {name} {wrong}; there are {', '.join(self.names)}")
+                raise DataError(f"row {row} of {name} {wrong}; choose one of {', '.join(self.names)}")
 
     def places(self, rows: Sequence[dict[str, Any]]) -> list[int] | None:
-        """The place of each row's teacher among the names; None where there is one alone."""
+        """Index of each row's teacher among the names; None if there is only one."""
         if len(self.names) == 1:
             return None
         return [self.names.index(row[self.column] or DEFAULT) for row in rows]
 
 
 class TeacherPrompts:
-    """Prompts that the teacher alone reads: a hint, a reference solution, another system prompt.
+    """Prompts for the teacher only: with a hint, a reference solution, or another system prompt.
 
     Args:
-        column: of the data set; None where the teacher reads what the student reads. A row that holds nothing there has
-            the student's prompt.
+        column: column of the data set; None if the teacher reads the student's prompts. In rows that are empty there
+            the teacher reads the student's prompt.
     """
 
     def __init__(self, column: str | None) -> None:
         self.column = column
 
     def check(self, dataset: Any, name: str) -> None:
-        """Raises DataError unless `dataset` has the column, with prompts in it: texts, or lists of chat messages."""
+        """Raises DataError unless `dataset` has the column, with prompts as text or as chat messages."""
         if self.column is None:
             return
         if self.column not in dataset.column_names:
             raise DataError(
-                f"{name} has no column '{self.column}', which teacher_prompt_column names; it has "
+                f"{name} has no column '{self.column}', which teacher_prompt_column names; choose one of "
                 f"{', '.join(dataset.column_names)}"
             )
         prompts = dataset[self.column]
         for row, (prompt, own) in enumerate(zip(prompts, dataset["prompt"], strict=True)):
             if prompt and not isinstance(prompt, type(own)):
                 raise DataError(
-                    f"row {row} of {name}: '{self.column}' is {type(prompt).__name__}, and the student's prompt "
+                    f"row {row} of {name}: '{self.column}' is {type(prompt).__name__}, but the student's prompt is "
                     f"{type(own).__name__}; give both as text or both as chat messages"
                 )
         if not any(prompts):
-            raise DataError(f"'{self.column}' of {name} holds nothing in any row; remove teacher_prompt_column")
+            raise DataError(f"'{self.column}' of {name} is empty in every row; fill it or remove teacher_prompt_column")
 
     def padded(
         self, rows: Sequence[dict[str, Any]], tokenize: Tokenize, padding: int

@@ -1,7 +1,7 @@
-"""The student as its own teacher: as it was, without its adapter, or as an average over its past.
+"""Self-distillation, where the teacher is the student: its initial weights, without its adapter, or a moving average.
 
-It teaches what it would say under another prompt, such as one with a hint or a reference solution, or, beside a reward,
-holds the student near to itself.
+Such a teacher passes on what it would say with another prompt, for example one with a hint or a reference solution; or,
+together with a reward, it keeps the student close to where it started.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ AVERAGE_FILE = "teacher_average.safetensors"
 
 
 def is_self(source: Any) -> bool:
-    """True where a teacher is the student itself.
+    """Whether a teacher is the student itself.
 
     Raises:
-        ConfigurationError: it starts like one and is none.
+        ConfigurationError: `source` starts with "self:" but is unknown.
     """
     if not isinstance(source, str) or not source.startswith("self:"):
         return False
@@ -42,49 +42,49 @@ def is_self(source: Any) -> bool:
 
 
 def check_worth(teachers: Mapping[str, Any], prompts: str | None, rewarded: bool) -> None:
-    """Raises ConfigurationError if there is nothing to learn: a teacher that is the student, reading the same prompt.
+    """Raises ConfigurationError if there is nothing to learn: the teacher is the student and reads the same prompt.
 
     Args:
-        teachers: by name.
-        prompts: the column with the teacher's own prompts.
-        rewarded: there is a reward, which such a teacher holds the student back from.
+        teachers: teachers by name.
+        prompts: the column with the teacher's own prompts, if there is one.
+        rewarded: whether there is a reward, which such a teacher regularizes.
     """
     own = [source for source in teachers.values() if is_self(source)]
     if own and prompts is None and not rewarded:
         raise ConfigurationError(
-            f"teacher '{own[0]}' is the student itself and reads the same prompts: there is nothing to learn; give it "
-            "prompts of its own with teacher_prompt_column, or a reward"
+            f"teacher '{own[0]}' is the student itself and reads the same prompts, so there is nothing to learn; set "
+            "teacher_prompt_column to give it other prompts, or add a reward"
         )
 
 
 def check_self(source: str, adapters: bool, in_an_engine: bool) -> None:
-    """Raises ConfigurationError where the student cannot teach itself in this way.
+    """Raises ConfigurationError if the student cannot teach itself in this way.
 
     Args:
         source: one of `SELF`.
-        adapters: the student has PEFT adapters.
-        in_an_engine: DeepSpeed holds the weights.
+        adapters: whether the student has PEFT adapters.
+        in_an_engine: whether DeepSpeed holds the weights.
     """
     if source == ADAPTER_OFF and not adapters:
         raise ConfigurationError(
-            f"teacher '{source}' is the student without its adapter, and it has none; train one "
-            f"with lora_rank, or take '{FROZEN}'"
+            f"teacher '{source}' is the student without its adapter, but the student has none; train one with "
+            f"lora_rank, or use '{FROZEN}'"
         )
     if source == AVERAGE and in_an_engine:
         raise ConfigurationError(
-            f"teacher '{source}' does not go with DeepSpeed, which holds teachers in half precision: an average would "
-            "round its own steps away; use FSDP2 or DDP"
+            f"teacher '{source}' does not work with DeepSpeed, which holds teachers in half precision, where the "
+            "updates of the average would be rounded away; use FSDP2 or DDP"
         )
 
 
 def copied(student: nn.Module, shared: bool) -> nn.Module:
-    """A copy of the student, whole, with float32 weights on the host where they are trained.
+    """A full copy of the student; weights that are trained are copied in float32 to the host.
 
-    In float32 since a moving average in bf16 would round its own steps away.
+    float32, because a moving average in bf16 would round its updates away.
 
     Args:
-        student: not wrapped yet; a collective where its weights are in parts.
-        shared: frozen weights are the same tensors.
+        student: the student before it is wrapped. A collective if its weights are sharded.
+        shared: whether the copy shares the student's frozen weights.
     """
     own: dict[int, Any] = {}
     for weight in student.parameters():
@@ -92,20 +92,20 @@ def copied(student: nn.Module, shared: bool) -> nn.Module:
             own[id(weight)] = nn.Parameter(whole(weight).to("cpu", torch.float32, copy=True))
         elif shared:
             own[id(weight)] = weight
-        elif weight.numel() == 0:  # quantized ones know themselves how they are copied
+        elif weight.numel() == 0:  # a shard's placeholder; quantized weights have their own deepcopy
             own[id(weight)] = nn.Parameter(whole(weight).cpu(), requires_grad=False)
     twin: nn.Module = copy.deepcopy(student, own)
     return twin
 
 
 class AdapterOff(InProcess):
-    """``Teacher``: the student with its adapter disabled, which takes no memory of its own.
+    """``Teacher``: the student with its adapter disabled, which needs no extra memory.
 
-    Called within the student's own forward pass, whose wrapper has its weights at hand.
+    Called within the student's own forward pass, whose wrapper has gathered the weights.
 
     Args:
-        student: gives the unwrapped student.
-        placement: of the run.
+        student: returns the unwrapped student.
+        placement: where the models' weights are.
     """
 
     def __init__(self, student: Callable[[], Any], placement: Placement) -> None:
@@ -114,7 +114,7 @@ class AdapterOff(InProcess):
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """Full rows of the whole micro-batch."""
+        """The full distribution at every token of the micro-batch."""
         model = self._student()
         with model.disable_adapter(), evaluating(model):
             found = self._placement.states(model, "student", rollouts.sequence)
@@ -122,14 +122,14 @@ class AdapterOff(InProcess):
 
 
 class MovingAverage(TrainerCallback):
-    """Keeps a teacher's weights at an exponential moving average of the student's: m <- d m + (1 - d) w every step.
+    """Makes a teacher the exponential moving average of the student's weights: m <- d m + (1 - d) w every step.
 
-    The average is saved with every checkpoint, so that a resumed run goes on with it.
+    The average is saved with every checkpoint, so that a resumed run continues with it.
 
     Args:
-        teacher: gives the unwrapped teacher, a copy of the student.
-        student: gives the unwrapped student.
-        decay: d, in (0, 1); the average reaches back about 1 / (1 - d) steps.
+        teacher: returns the unwrapped teacher, a copy of the student.
+        student: returns the unwrapped student.
+        decay: d, in (0, 1); the average spans about 1 / (1 - d) steps.
     """
 
     def __init__(self, teacher: Callable[[], nn.Module], student: Callable[[], nn.Module], decay: float) -> None:
@@ -145,20 +145,23 @@ class MovingAverage(TrainerCallback):
                 average.lerp_(divided_like(weights[name].detach(), average), 1 - self.decay)
 
     def save(self, folder: Path, here: bool) -> None:
-        """Write the average into the folder of a checkpoint, on the process that is to write it (`here`)."""
+        """Write the average into the folder of a checkpoint, on the process that writes it (`here`)."""
         weights = {name: whole(weight).cpu() for name, weight in self._weights(self._teacher()).items()}
         if here:
             save_file(weights, folder / AVERAGE_FILE)
 
     def load(self, checkpoint: str) -> None:
-        """Go on with the average of a checkpoint.
+        """Load the average of a checkpoint.
 
         Raises:
-            DataError: it has none.
+            DataError: the checkpoint has none.
         """
         path = Path(checkpoint, AVERAGE_FILE)
         if not path.is_file():
-            raise DataError(f"{path} is missing: the run of this checkpoint had another teacher than '{AVERAGE}'")
+            raise DataError(
+                f"{path} is missing: this checkpoint comes from a run with another teacher than '{AVERAGE}'; resume "
+                "with that teacher, or start a new run"
+            )
         saved = load_file(path)
         with torch.no_grad():
             for name, average in self._weights(self._teacher()).items():

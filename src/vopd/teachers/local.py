@@ -1,4 +1,4 @@
-"""The teacher in this process: a forward pass beside the student's, full rows at every token."""
+"""A local teacher: a forward pass in the training process, with the full distribution at every token."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .base import Rollouts, Scored, Teacher
 
 
 class InProcess(Teacher):
-    """A teacher in this process: it tells all there is to know. Its forward pass needs the student's device, so that
-    nothing can begin before."""
+    """A teacher in the training process, which provides every kind of score. Its forward pass needs the student's
+    device, so nothing can start early."""
 
     gives: frozenset[ScoreKind] = EVERY_KIND
 
 
 class LocalTeacher(InProcess):
-    """``Teacher`` of a model that ``Placement.place_frozen`` has prepared.
+    """``Teacher`` for a model that ``Placement.place_frozen`` has prepared.
 
     Args:
         model: the prepared model.
-        placement: of the run.
-        offload: keep the model on the host but for the time of a scoring; its head stays until the loss is done.
+        placement: where the models' weights are.
+        offload: keep the model in host memory except while it scores; its head stays until the loss is computed.
     """
 
     def __init__(self, model: Any, placement: Placement, offload: bool = False) -> None:
@@ -38,7 +38,7 @@ class LocalTeacher(InProcess):
         self._masters = Masters(model) if offload else None
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """Full rows of the whole micro-batch."""
+        """The full distribution at every token of the micro-batch."""
         device = student.head.device
         with nullcontext() if self._masters is None else self._masters.lent_to(device):
             found = self._placement.frozen_states(self.model, rollouts.sequence)
@@ -46,13 +46,13 @@ class LocalTeacher(InProcess):
 
 
 class Masters:
-    """Weights and buffers of a frozen model on the host, of which a device gets a copy for as long as it needs one.
+    """Weights and buffers of a frozen model in host memory, copied to a device while it needs them.
 
-    Since weights do not change, nothing is copied back: the copy is let go, but for what the caller still holds of it.
-    In pinned memory, where there is a GPU to copy to, the host does not wait for the copy.
+    The weights do not change, so nothing is copied back: the copy is released, except for what the caller still holds.
+    With a GPU the memory is pinned, so that the host does not wait for the copy.
 
     Args:
-        model: moved to the host.
+        model: the model, which is moved to the host.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -69,7 +69,7 @@ class Masters:
 
     @contextmanager
     def lent_to(self, device: torch.device) -> Iterator[None]:
-        """Within, the model is on the device; tied weights are one tensor there as well."""
+        """Context in which the model is on the device; tied weights stay tied."""
         copies = {id(master): _copied(master, device) for master in self._tensors()}
         try:
             for module, name, master in self._places:
@@ -91,7 +91,7 @@ def _copied(master: Tensor, device: torch.device) -> Tensor:
 
 
 def _put_back(module: nn.Module, name: str, master: Tensor, copy: Tensor) -> Tensor:
-    """The master in its place again; what the forward pass put there instead, as growing positions do, is one now."""
+    """Put the master back; a tensor that the forward pass replaced, such as a longer position table, becomes one."""
     now = getattr(module, name)
     kept: Tensor = master if now is copy or now is master else now.to("cpu")
     setattr(module, name, kept)

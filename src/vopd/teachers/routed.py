@@ -1,4 +1,4 @@
-"""Several teachers, each for the rows that name it."""
+"""Several teachers, each for the rows of the data set that name it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import Rollouts, Scored, States, Teacher
 
 
 class RoutedTeacher:
-    """``Teacher`` that hands each row to the one that ``Rollouts.teachers`` names.
+    """``Teacher`` that routes each row to the teacher that ``Rollouts.teachers`` names.
 
-    A teacher sees its own rows alone, and one that stands under several names sees the rows of all of them at once.
+    A teacher sees only its own rows; one with several names sees the rows of all of them at once.
 
     Args:
-        teachers: by name; their order is what the numbers in ``Rollouts.teachers`` count.
-        lockstep: names of teachers whose forward pass gathers shards from every process. They also run where no row is
-            theirs, on a dummy row that counts nowhere: otherwise the processes that have rows would wait for ever.
+        teachers: teachers by name, in the order of the indices in ``Rollouts.teachers``.
+        lockstep: names of teachers whose forward pass gathers shards from every process. Without rows of their own they
+            run on a dummy row with zero weight: otherwise the processes that have rows would wait forever.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher], lockstep: frozenset[str] = frozenset()) -> None:
@@ -35,18 +35,18 @@ class RoutedTeacher:
 
     @property
     def gives(self) -> frozenset[ScoreKind]:
-        """What all of them give: one estimator works for every row."""
+        """The kinds of scores that all of them provide, since one estimator must work for every row."""
         return frozenset.intersection(*(teacher.gives for teacher, _ in self._parts))
 
     def begin(self, rollouts: Rollouts) -> None:
-        """Each begins with its rows."""
+        """Each teacher begins with its own rows."""
         for teacher, places in self._parts:
             rows = _rows_of(rollouts, places)
             if rows:
                 teacher.begin(_select(rollouts, rows))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
-        """Asks every one, also without rows: whether any of them can leave rows out must not depend on the rows."""
+        """Asks every teacher, even without rows: whether any can leave rows out must not depend on the rows."""
         scored = torch.ones(len(rollouts.completion_ids), dtype=torch.bool)
         always = True
         for teacher, places in self._parts:
@@ -72,9 +72,9 @@ class RoutedTeacher:
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def _own(self, entry: Scored, rows: list[int], place: int, rollouts: Rollouts) -> Scored:
-        """What was said of some rows, spread over the whole micro-batch, masked to those of one name."""
+        """Scores of some rows, expanded to the whole micro-batch and masked to the rows of one name."""
         count, own = len(rollouts.completion_ids), _rows_of(rollouts, [place])
-        # The head of full rows is no tensor: it is the same for all of them.
+        # The head of states is not a tensor: it is the same for all rows.
         given = {name: value for name, value in vars(entry.by).items() if isinstance(value, Tensor)}
         spread: dict[str, Any] = {name: _spread(value, rows, count) for name, value in given.items()}
         device = next(iter(spread.values())).device
@@ -84,7 +84,7 @@ class RoutedTeacher:
         return Scored(replace(entry.by, **spread), mask, self.names[place])
 
     def metrics(self) -> dict[str, float]:
-        """Each one's counts as metric/name; of one with several names under the first."""
+        """Each teacher's counts as metric/name; one with several names uses the first."""
         return {
             f"{metric}/{self.names[places[0]]}": count
             for teacher, places in self._parts
@@ -99,7 +99,7 @@ def _teachers(rollouts: Rollouts) -> Tensor:
 
 
 def _rows_of(rollouts: Rollouts, places: list[int]) -> list[int]:
-    """Rows of the teachers at these places, told by the host alone: an index on the device would be waited for."""
+    """Rows of the teachers at these indices, computed on the host so that nothing waits for the device."""
     return [row for row, place in enumerate(_teachers(rollouts).tolist()) if place in places]
 
 
@@ -113,8 +113,8 @@ def _taken(values: Tensor, rows: list[int]) -> Tensor:
 
 
 def _spread(values: Tensor, rows: list[int], count: int) -> Tensor:
-    """Values of some rows among `count`, zeros in the others."""
-    if len(rows) == count:  # ascending, so they are all of them
+    """Expand values of some rows to `count` rows, with zeros in the others."""
+    if len(rows) == count:  # all of them, in ascending order
         return values
     spread = values.new_zeros(count, *values.shape[1:])
     for place, row in enumerate(rows):

@@ -1,8 +1,8 @@
-"""Training: the configuration, the trainer on TRL, and what a run leaves behind. No formula lives here."""
+"""Training: the configuration, the trainer on top of TRL, and the files a run writes. No formula lives here."""
 
 from vopd.errors import require
 
-require("trl", "train")  # first of all: where it is missing, its extra is named
+require("trl", "train")  # before anything imports it, so that the error names the missing extra
 
 # isort: split
 from .config import VOPDConfig  # noqa: E402

@@ -1,4 +1,4 @@
-"""A batch of completions with all that is known of them, from the rollout to the loss."""
+"""A batch of completions with everything known about them, from the rollout to the loss."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ON_THE_HOST = ("rollout_rows", "teacher_places")
 class Batch(Texts):
     """Completions of one generation, or of a micro-batch of it, with the prompts that the student reads.
 
-    TRL shuffles, splits and buffers batches as dicts, with one entry a sequence in each tensor, so that it stays with
-    its sequence. The keys are the names of these fields, here and nowhere else.
+    TRL shuffles, splits and buffers batches as dicts of tensors with one entry per sequence, so every field stays with
+    its sequence. The keys are the names of these fields and are defined only here.
 
     Attributes:
-        num_items_in_batch: tokens that count in the step, over all processes, a scalar.
-        tool_mask: (B, T), 0 on what a tool returned.
-        rollout_logprobs: (B, T), log p(y) as the rollout engine reported it; None where it did not.
-        rollout_rows: (B,), a number of each row by which its teacher knows it again, on the host.
-        scored_rows: (B,) booleans: rows that have scores; None where all do.
-        teacher_places: (B,), the place of each row's teacher among several, on the host.
-        teacher_prompt_ids, teacher_prompt_mask: (B, P'), what the teacher reads instead, padded on the left.
-        scores: (B, F) of the reward functions, NaN where there is none.
-        group_advantages: (B,), of the rewards.
+        num_items_in_batch: number of tokens in the step's loss, over all processes, a scalar.
+        tool_mask: (B, T), 0 on tokens that a tool returned.
+        rollout_logprobs: (B, T), log p(y) as reported by the rollout engine; None if it does not report it.
+        rollout_rows: (B,), a number that identifies each row to its teacher, on the host.
+        scored_rows: (B,) booleans: rows that have scores; None if all do.
+        teacher_places: (B,), index of each row's teacher among several, on the host.
+        teacher_prompt_ids, teacher_prompt_mask: (B, P'), prompts that the teacher reads instead, padded on the left.
+        scores: (B, F) of the reward functions, NaN where a function gave none.
+        group_advantages: (B,), advantages of the rewards.
     """
 
     num_items_in_batch: Tensor | None = None
@@ -50,11 +50,11 @@ class Batch(Texts):
         return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
 
     def entries(self) -> dict[str, Tensor]:
-        """What TRL is to hold."""
+        """The dict that TRL buffers."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device, but for what the host reads."""
+        """The batch on another device, except for the fields that the host reads."""
         moved = {name: value.to(device) for name, value in self.entries().items() if name not in _ON_THE_HOST}
         return replace(self, **moved)
 
@@ -62,7 +62,7 @@ class Batch(Texts):
     def loss_mask(self) -> Tensor:
         """(B, T): 1 where a completion token was sampled by the student and has a score.
 
-        0 on padding, on what a tool returned, and in rows that no teacher scored.
+        0 on padding, on tokens that a tool returned, and in rows that no teacher scored.
         """
         mask = self.completion_mask
         mask = mask if self.tool_mask is None else mask * self.tool_mask
@@ -70,7 +70,7 @@ class Batch(Texts):
 
     @property
     def rollouts(self) -> Rollouts:
-        """What a teacher needs: with its own prompts, where it has some."""
+        """What a teacher needs, with its own prompts if it has some."""
         return Rollouts(
             prompt_ids=self.prompt_ids if self.teacher_prompt_ids is None else self.teacher_prompt_ids,
             prompt_mask=self.prompt_mask if self.teacher_prompt_mask is None else self.teacher_prompt_mask,
@@ -83,7 +83,7 @@ class Batch(Texts):
 
     @property
     def token_advantages(self) -> Tensor | None:
-        """The group advantages spread over the tokens, (B, T); None where there are none."""
+        """The group advantages, broadcast over tokens to (B, T); None without rewards."""
         if self.group_advantages is None:
             return None
         return self.group_advantages.unsqueeze(-1).expand(self.completion_ids.shape)

@@ -44,115 +44,124 @@ _ABOVE_0 = ("loss_normalizer", *(f"teacher_server_{name}" for name in ("concurre
 
 
 def _default(name: str, value: Any) -> Any:
-    """The inherited field `name` with another default, its help text kept."""
+    """The inherited field `name` with another default and the same help text."""
     return field(default=value, metadata=_INHERITED[name].metadata)
 
 
 @dataclass
 class VOPDConfig(ServerSettings, DistillationConfig):
-    """Settings of VOPDTrainer: everything of ``trl.DistillationConfig`` and ``transformers.TrainingArguments``, and
+    """Settings of VOPDTrainer: every field of ``trl.DistillationConfig`` and ``transformers.TrainingArguments``, and
     the fields below.
 
     Args:
-        estimator: the loss: a name in ``vopd.ESTIMATORS``, ``module:NAME`` of one of your own, or an ``Estimator``.
-        loss_top_k: k of the estimators that need one; an error for the others. (``top_k`` is the sampler's.)
-        loss_backend: what the fused loss runs in: "torch", "triton", or "auto" for Triton on a CUDA device where it is
-            installed and passes a short trial against torch, else torch.
-        loss_normalizer: constant that the summed token losses of one optimizer step are divided by. Default None
-            divides by the number of sampled tokens, which favours short completions a little: a length is
+        estimator: the loss: a name in ``vopd.ESTIMATORS``, ``module:NAME`` for your own, or an ``Estimator``.
+        loss_top_k: k, for estimators that need one; an error with the others. (``top_k`` is the sampler's.)
+        loss_backend: backend of the fused loss: "torch", "triton" or "auto". "auto" is Triton on a CUDA device where it
+            is installed and passes a short trial against torch, and torch otherwise.
+        loss_normalizer: constant that divides the summed token losses of one optimizer step. The default, None, divides
+            by the number of sampled tokens, which slightly favors short completions because the length is
             sampled too. ``batch size * max_completion_length`` is a neutral choice.
-        max_prompt_length: prompts of more tokens are dropped and counted, never cut. None keeps all.
-        importance_sampling: weigh sampled tokens by min(p_trainer / p_rollout, importance_cap). Default None does where
-            the rollout engine reports log-probabilities, which vLLM does and transformers' generate does not.
-        importance_cap: largest such weight. A weight that is cut off leaves a small bias.
+        max_prompt_length: prompts with more tokens are dropped and counted, never truncated. None keeps all.
+        importance_sampling: weight sampled tokens by min(p_trainer / p_rollout, importance_cap). The default, None,
+            does so if the rollout engine reports log-probabilities: vLLM does, transformers' generate does not.
+        importance_cap: largest importance weight. Capping a weight leaves a small bias.
         metrics_every: measure the exact reverse KL and the closed-form gradient variances every this many steps;
-            0 never.
-        samples_per_step: completions written to samples.jsonl with their rewards and advantages per token.
-        show_samples: of these, how many to show on the terminal as a table after each step.
-        eval_benchmarks: benchmarks whose accuracy is measured before, during and after training, as ``vopd eval`` names
-            them: math500, NAME=FILE, a file with problem and answer, reasoning_gym:NAME. Logged as
-            eval_NAME_avg@k with the ends of its 95 % interval; the training is the same with and without.
-        eval_benchmark_steps: every this many optimizer steps, and before the first and after the last.
-        eval_benchmark_samples: k, completions of each question.
-        eval_benchmark_limit: only the first questions of each benchmark; None takes all.
-        eval_benchmark_max_new_tokens: length limit; None takes max_completion_length.
-        eval_benchmark_template: prompt text with {problem}; None takes the benchmark's own.
-        eval_benchmark_chat_template: put the questions into the chat template; None does where the training prompts are
-            chat messages.
+            0 never measures them.
+        samples_per_step: completions written to samples.jsonl each step, with rewards and advantages per token.
+        show_samples: how many of these to print in a table after each step.
+        eval_benchmarks: benchmarks to measure accuracy on before, during and after training, named as in ``vopd eval``:
+            math500, NAME=FILE, a file with problem and answer, reasoning_gym:NAME. Logged as eval_NAME_avg@k with the
+            bounds of its 95 % confidence interval. Training is the same with and without.
+        eval_benchmark_steps: measure every this many optimizer steps, and before the first and after the last.
+        eval_benchmark_samples: k of avg@k: completions per question.
+        eval_benchmark_limit: use only the first N questions of each benchmark; None uses all.
+        eval_benchmark_max_new_tokens: length limit of these completions; None uses max_completion_length.
+        eval_benchmark_template: prompt template with {problem}; None uses the benchmark's own.
+        eval_benchmark_chat_template: apply the chat template to the questions; None does so if the training prompts
+            are chat messages.
         telemetry: let TRL report the kind of run to Hugging Face.
-        teacher_server_url, teacher_failure, ...: of a teacher behind a server, see ``ServerSettings``.
-        num_generations: completions of each prompt. A reward needs 2 or more, which it compares with each other; the
-            completions of one process's step must be a multiple of it.
-        reward_weights: one number a reward function, in nats a unit of reward: the teacher's log-ratios have weight 1.
-            Default: 1 each.
-        teacher_column: column of the data set that names each row's teacher, where there are several.
-        teacher_prompt_column: column with prompts that the teacher alone reads, such as one with a hint. Default: it
-            reads what the student reads.
-        teacher_offload: keep teachers in this process on the host but for the time of a scoring: less memory while the
-            student writes and learns, one copy to the device a micro-batch.
+        teacher_server_url, teacher_failure, ...: settings of a teacher on a server, see ``ServerSettings``.
+        num_generations: completions per prompt. A reward needs 2 or more to compare with each other. Each process's
+            completions per step must be a multiple of it.
+        reward_weights: one number per reward function, in nats per unit of reward; the teacher's log-ratios have
+            weight 1. Default: 1 each.
+        teacher_column: column of the data set that names each row's teacher, if there are several.
+        teacher_prompt_column: column with prompts for the teacher only, such as one with a hint. Default: the teacher
+            reads the student's prompt.
+        teacher_offload: keep local teachers in host memory and copy them to the device only to score: saves device
+            memory during rollouts and updates, at one copy per micro-batch.
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
-        reward_column: column of the data set with the reference answers that "math" and "choice" grade against.
+        reward_column: column of the data set with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
-            guard_no_signal: limits of the guards in ``guards.py``; None turns one off. They warn; the one that is
-            called stop ends the run.
-        guard_stop: guards that end the run instead, with a checkpoint and exit code 7.
-        guard_window: logged steps that guards average over.
+            guard_no_signal: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
+            guard_logprobs_stop ends the run.
+        guard_stop: guards that end the run instead of warning, with a checkpoint and exit code 7.
+        guard_window: number of logged steps that guards average over.
 
-    Other defaults than the parents': no dropout (a rollout and its gradient must see one policy), a NaN loss is not
-    hidden, bf16 and gradient checkpointing only where an accelerator supports them, a log line every step,
-    no outside reports, vLLM on this host only. ``beta`` must not be set: the estimator chooses the objective.
+    Defaults that differ from TRL's and transformers': no dropout (a rollout and its gradient must see the same
+    policy), a NaN loss is not hidden, bf16 and gradient checkpointing only where an accelerator supports them, logs
+    every step, no experiment trackers, vLLM on this host only. ``beta`` must not be set: the estimator chooses the
+    objective.
 
     Raises:
-        ConfigurationError: a value is out of range, or does not go with another one.
+        ConfigurationError: a value is out of range, or conflicts with another one.
     """
 
-    estimator: EstimatorOrName = own("vopd", "The loss: a name in vopd.ESTIMATORS, or module:NAME of your own.")
-    loss_top_k: int | None = own(None, "k of the estimators that need one.")
-    loss_backend: str = own("auto", "What the loss runs in: torch, triton, or auto: triton on a GPU that it works on.")
+    estimator: EstimatorOrName = own("vopd", "The loss: a name in vopd.ESTIMATORS, or module:NAME for your own.")
+    loss_top_k: int | None = own(None, "k of the loss, for estimators that need one; not the sampler's top_k.")
+    loss_backend: str = own("auto", "Backend of the loss: torch, triton, or auto (triton on a GPU where it works).")
     loss_normalizer: float | None = own(
-        None, "Constant divisor of a step's summed token losses. Default: the number of sampled tokens."
+        None, "Constant that divides a step's summed token losses. Default: the number of sampled tokens."
     )
-    max_prompt_length: int | None = own(None, "Prompts of more tokens are dropped and counted, never cut.")
+    max_prompt_length: int | None = own(None, "Drop and count prompts with more tokens; prompts are never truncated.")
     importance_sampling: bool | None = own(
-        None, "Weigh sampled tokens by p_trainer / p_rollout. Default: where the engine (vLLM) reports p_rollout."
+        None, "Weight sampled tokens by p_trainer / p_rollout. Default: if the engine (vLLM) reports p_rollout."
     )
     importance_cap: float = own(2.0, "Largest importance weight.")
-    metrics_every: int = own(1, "Measure exact reverse KL and gradient variances every this many steps; 0 never.")
-    samples_per_step: int = own(2, "Completions written to samples.jsonl each step.")
-    show_samples: int = own(0, "Completions shown on the terminal after each step; at most samples_per_step.")
-    num_generations: int = own(1, "Completions of each prompt; a reward needs 2 or more.")
-    reward_weights: list[float] | None = own(None, "Nats a unit of reward, one number a reward function. Default: 1.")
-    reward_column: str = own("answer", "Column with the reference answers that math and choice grade against.")
-    teacher_column: str = own("teacher", "Column that names each row's teacher, where there are several.")
-    teacher_prompt_column: str | None = own(None, "Column with prompts that the teacher alone reads.")
-    teacher_offload: bool = own(False, "Keep a teacher in this process on the host between scorings.")
-    teacher_decay: float = own(0.99, "Decay of the moving average that the teacher self:average is.")
-    eval_benchmarks: list[str] | None = own(
-        None, "Benchmarks to measure accuracy on while training: math500, NAME=FILE, a file, reasoning_gym:NAME."
+    metrics_every: int = own(1, "Measure exact reverse KL and gradient variances every N steps; 0 turns this off.")
+    samples_per_step: int = own(2, "Completions to write to samples.jsonl each step.")
+    show_samples: int = own(0, "Completions to print after each step; at most samples_per_step.")
+    num_generations: int = own(1, "Completions per prompt; a reward needs 2 or more.")
+    reward_weights: list[float] | None = own(
+        None, "One weight per reward function, in nats per unit of reward. Default: 1 each."
     )
-    eval_benchmark_steps: int = own(100, "Measure it every this many steps, at the start and at the end.")
-    eval_benchmark_samples: int = own(4, "Completions of each question: k of avg@k.")
-    eval_benchmark_limit: int | None = own(100, "Only the first questions of each benchmark; null takes all.")
-    eval_benchmark_max_new_tokens: int | None = own(None, "Their length limit. Default: max_completion_length.")
-    eval_benchmark_template: str | None = own(None, "Prompt text with {problem}. Default: the benchmark's own.")
+    reward_column: str = own("answer", "Column with the reference answers for the rewards math and choice.")
+    teacher_column: str = own("teacher", "Column that names each row's teacher, if there are several.")
+    teacher_prompt_column: str | None = own(None, "Column with prompts for the teacher only, such as with a hint.")
+    teacher_offload: bool = own(False, "Keep a local teacher in host memory except while it scores.")
+    teacher_decay: float = own(0.99, "Decay of the student's moving average, the teacher self:average.")
+    eval_benchmarks: list[str] | None = own(
+        None, "Benchmarks to measure accuracy on during training: math500, NAME=FILE, a file, reasoning_gym:NAME."
+    )
+    eval_benchmark_steps: int = own(100, "Measure accuracy every N steps, at the start and at the end.")
+    eval_benchmark_samples: int = own(4, "Completions per question: k of avg@k.")
+    eval_benchmark_limit: int | None = own(100, "Use only the first N questions of each benchmark; null uses all.")
+    eval_benchmark_max_new_tokens: int | None = own(
+        None, "Length limit of benchmark completions. Default: max_completion_length."
+    )
+    eval_benchmark_template: str | None = own(
+        None, "Prompt template of the benchmarks, with {problem}. Default: each benchmark's own."
+    )
     eval_benchmark_chat_template: bool | None = own(
-        None, "Put the questions into the chat template. Default: as the training prompts."
+        None, "Apply the chat template to benchmark questions. Default: if the training prompts use it."
     )
     telemetry: bool = own(False, "Let TRL report the kind of run to Hugging Face.")
-    guard_reverse_kl: float | None = own(3.0, "Warn where the reverse KL is this many times its lowest so far.")
-    guard_truncation: float | None = own(0.95, "Warn where this share of the completions is cut off.")
-    guard_length: float | None = own(3.0, "Warn where completions grow to this many times the first ones' length.")
+    guard_reverse_kl: float | None = own(3.0, "Warn if the reverse KL rises to this many times its lowest so far.")
+    guard_truncation: float | None = own(0.95, "Warn if this share of completions is cut off at the length limit.")
+    guard_length: float | None = own(3.0, "Warn if completions grow to this many times their initial length.")
     guard_logprobs: float | None = own(
-        0.05, "Warn where trainer and rollout engine differ by this many nats a token on average."
+        0.05, "Warn if the log-probs of trainer and rollout engine differ by more nats/token on average."
     )
-    guard_logprobs_stop: float | None = own(0.5, "End the run where they differ by this much.")
-    guard_same_teacher: float | None = own(1e-5, "Warn where teacher and student never differ by more nats than this.")
-    guard_no_signal: float | None = own(1e-7, "Warn where the norm of the gradient stays at or below this.")
+    guard_logprobs_stop: float | None = own(
+        0.5, "End the run if the log-probs of trainer and rollout engine differ by more nats/token on average."
+    )
+    guard_same_teacher: float | None = own(1e-5, "Warn if teacher and student never differ by more than this, in nats.")
+    guard_no_signal: float | None = own(1e-7, "Warn if the gradient norm stays at or below this.")
     guard_stop: list[str] = field(
         default_factory=list,
         metadata={"help": "Guards that save a checkpoint and end the run instead of warning, such as reverse_kl."},
     )
-    guard_window: int = own(10, "Logged steps that guards average over.")
+    guard_window: int = own(10, "Number of logged steps that guards average over.")
 
     beta: float | None = field(default=None, metadata={"help": "Not used: `estimator` chooses the objective."})
     bf16: bool | None = _default("bf16", None)
@@ -181,10 +190,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             setattr(self, _CHECKPOINTING, accelerated)
         if self.beta is not None:
             raise ConfigurationError(
-                f"beta={self.beta} chooses a divergence in TRL and means nothing here; remove it and choose the "
+                f"beta={self.beta} chooses a divergence in TRL and has no effect here; remove it and choose the "
                 f"objective with estimator (estimator={FULL_RKL.name!r} is TRL's beta=1)"
             )
-        self.beta = 1.0  # what TRL's own check wants to see
+        self.beta = 1.0  # passes TRL's own check
         super().__post_init__()
         self.beta = None  # so that a saved configuration loads again
         check_processes(self)
@@ -199,12 +208,12 @@ class VOPDConfig(ServerSettings, DistillationConfig):
 
     @property
     def step_completions(self) -> int:
-        """Completions of one optimizer step over all processes: TRL generates for all its micro-batches at once."""
+        """Completions per optimizer step over all processes: TRL generates for all its micro-batches at once."""
         return int(self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps)
 
     @property
     def step_prompts(self) -> int:
-        """Prompts of one optimizer step over all processes."""
+        """Prompts per optimizer step over all processes."""
         return self.step_completions // self.num_generations
 
     def _check_estimator(self) -> None:
@@ -214,26 +223,26 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if not chosen.needs_top_k and self.loss_top_k is not None:
             users = ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.needs_top_k)
             raise ConfigurationError(
-                f"loss_top_k={self.loss_top_k} means nothing to estimator {chosen.name!r}; remove it, or choose "
+                f"loss_top_k={self.loss_top_k} has no effect with estimator {chosen.name!r}; remove it, or choose "
                 f"an estimator that uses it: {users}"
             )
         if self.importance_sampling and not self.use_vllm:
             raise ConfigurationError(
-                "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true or "
-                "remove importance_sampling: generate samples from the student as it is trained"
+                "importance_sampling needs a rollout engine that reports log-probabilities; set use_vllm=true, or "
+                "remove importance_sampling: without vLLM, rollouts come from the trained student itself"
             )
         if self.importance_sampling and not chosen.samples:
             raise ConfigurationError(
-                f"importance_sampling means nothing to estimator {chosen.name!r}, whose token loss does not depend on "
-                "the token drawn; remove it"
+                f"importance_sampling has no effect with estimator {chosen.name!r}, whose token loss does not depend "
+                "on the sampled token; remove it"
             )
 
     def _check_groups(self) -> None:
-        # Rewards are compared within a process, and a step of accumulated micro-batches is generated at once.
+        # Rewards are compared within a process, and all accumulated micro-batches of a step are generated at once.
         of_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if of_process % self.num_generations:
             raise ConfigurationError(
-                f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions of a process "
+                f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions per process "
                 f"must be a multiple of num_generations={self.num_generations}, so that no group is split"
             )
 
@@ -251,25 +260,27 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"
             )
         if self.max_completion_length is None:
-            raise ConfigurationError("max_completion_length must be set: without it generation stops at 20 tokens")
+            raise ConfigurationError(
+                "max_completion_length must be set: without it, generation stops at 20 tokens; the default is 512"
+            )
         if self.log_completions:
             raise ConfigurationError(
-                "log_completions prints what the model wrote to the terminal unescaped; remove it: show_samples shows "
-                "completions, and samples_per_step of them a step are in samples.jsonl"
+                "log_completions prints model output to the terminal unescaped; remove it: show_samples prints "
+                "completions safely, and samples_per_step completions per step are written to samples.jsonl"
             )
         if not 0 < self.teacher_decay < 1:
             raise ConfigurationError(f"teacher_decay must be between 0 and 1, got {self.teacher_decay}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As the parents', without the access tokens that keyword arguments for the models may hold."""
+        """As in the parent classes, without the access tokens that keyword arguments of the models may hold."""
         return self._writable(super().to_dict())
 
     def __getstate__(self) -> dict[str, Any]:
-        # Every checkpoint holds a pickle of the arguments, training_args.bin: it must not give away a token.
+        # Every checkpoint holds a pickle of the arguments, training_args.bin, which must not leak a token.
         return self._writable(self.__dict__)
 
     def __copy__(self) -> VOPDConfig:
-        """With all that a pickle leaves out."""
+        """Unlike a pickle, keeps access tokens and functions."""
         copied: VOPDConfig = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
         return copied
@@ -280,7 +291,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         return copied
 
     def _writable(self, values: dict[str, Any]) -> dict[str, Any]:
-        """`values` without tokens, and the estimator in words: no file can hold a function."""
+        """`values` without tokens, and with the estimator's name: no file can hold a function."""
         chosen = self.estimator
         if isinstance(chosen, Estimator):
             chosen = spelling_of(chosen) or chosen.name
@@ -292,6 +303,6 @@ def _supports_bf16() -> bool:
 
 
 def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of nested `values` with every entry blanked whose name is or ends in "token"."""
+    """A copy of nested `values` in which every entry named "token" or "..._token" is None."""
     known = {name: None if name.split("_")[-1] == "token" else value for name, value in values.items()}
     return {name: _without_tokens(value) if isinstance(value, dict) else value for name, value in known.items()}

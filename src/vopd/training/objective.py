@@ -1,4 +1,4 @@
-"""The loss of a micro-batch from whatever its teachers gave."""
+"""The loss of a micro-batch from its teachers' scores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .config import VOPDConfig
 
 @dataclass(frozen=True)
 class Objective:
-    """How a run computes its loss: what is the same for every micro-batch.
+    """How training computes its loss: everything that is the same for every micro-batch.
 
     Attributes:
         config: estimator, its k, temperature and importance weights.
-        vocab_size: the common real vocabulary.
-        backend: what the loss runs in.
+        vocab_size: size of the vocabulary that student and teacher share, without padding rows.
+        backend: backend of the loss, "torch" or "triton".
     """
 
     config: VOPDConfig
@@ -42,13 +42,13 @@ class Objective:
 
         Args:
             batch: the micro-batch, on the student's device.
-            student: with gradient.
-            scored: what the teachers say.
-            normalizer: divisor of the sum over all teachers; None for the number of masked-in tokens.
+            student: the student's states, with gradient.
+            scored: the teachers' scores.
+            normalizer: divisor of the sum over all teachers; None for the number of tokens in the mask.
             diagnostics: also compute entropy, exact KL and variances.
 
         Returns:
-            Its part of the loss and what was computed at its tokens, for each entry of `scored`.
+            For each entry of `scored`, its part of the loss and the values at its tokens.
         """
         if normalizer is None and len(scored) > 1:
             normalizer = batch.loss_mask.sum()
@@ -81,10 +81,10 @@ class Objective:
 
 
 def own_mask(entry: Scored, loss_mask: Tensor) -> Tensor:
-    """The tokens of one teacher that count, (B, T)."""
+    """Mask of the tokens in one teacher's loss, (B, T)."""
     return loss_mask if entry.mask is None else loss_mask * entry.mask.to(loss_mask.dtype)
 
 
 def combined(parts: Sequence[DistillationOutput]) -> DistillationOutput:
-    """The loss over all teachers, and per token what each one's part computed: a part is 0 at others' tokens."""
+    """The loss summed over all teachers, and their values per token: each part is 0 at the others' tokens."""
     return parts[0] if len(parts) == 1 else DistillationOutput.join(parts, lambda values: sum(values[1:], values[0]))

@@ -1,4 +1,4 @@
-"""Whether all processes that were started train together."""
+"""Check that all processes that a launcher started train together."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from vopd.errors import ConfigurationError
 
-# In each of them a launcher tells its processes how many it started. SLURM_NTASKS is none of them: a job's script and a
-# shell in an allocation have it too, with one process; SLURM_STEP_NUM_TASKS is the number that one srun started.
+# Variables in which launchers pass the number of processes that they started. SLURM_NTASKS is left out because a job's
+# script and a shell in an allocation have it too, with one process; SLURM_STEP_NUM_TASKS is what one srun started.
 _STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def check_processes(args: Any) -> None:
-    """Raises ConfigurationError where a launcher started more processes than train together under these arguments."""
-    # accelerate may let processes talk and still combine nothing, as under ddp_backend=gloo without use_cpu.
+    """Raises ConfigurationError if a launcher started more processes than train together with these arguments."""
+    # accelerate may connect processes and still combine nothing, as with ddp_backend=gloo without use_cpu.
     together = args.world_size if args.parallel_mode.value == "distributed" else 1
     problem = alone(together, os.environ)
     if problem is not None:
@@ -23,13 +23,13 @@ def check_processes(args: Any) -> None:
 
 
 def alone(together: int, environment: Mapping[str, str]) -> str | None:
-    """What is wrong, by what the `environment` says, where so many processes train `together`; None if nothing is."""
+    """What is wrong, according to the `environment`, if so many processes train `together`; None if nothing is."""
     for name in _STARTED:
         started = environment.get(name, "")
         if started.isdecimal() and int(started) > together:
             return (
-                f"{name}={started} processes were started, but training sees {together}, and each would train the "
-                "whole run into the same folder; start them with accelerate launch or torchrun (on CPUs with "
-                f"use_cpu=true), or unset {name} if this process is the only one that trains"
+                f"{name}={started} processes were started, but training sees {together}: each would do the whole run "
+                "and write to the same folder; start them with accelerate launch or torchrun (on CPUs with "
+                f"use_cpu=true), or unset {name} if this process trains alone"
             )
     return None

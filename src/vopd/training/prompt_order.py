@@ -1,4 +1,4 @@
-"""The order of the prompts, a function of the seed and the epoch alone, so that every resume point is exact."""
+"""Order of the prompts. It depends only on the seed and the epoch, so that every resume point is exact."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from transformers import TrainerCallback
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[int]):
-    """Shuffled prompts in whole generation batches, each repeated once for every micro-batch that it feeds.
+    """Shuffled prompts in whole generation batches, each repeated once per micro-batch that it feeds.
 
     TRL generates for all micro-batches of an optimizer step at once and reads the same batch again for each of them.
     Its own sampler has no ``set_epoch``, so a run that resumes in epoch 2 replays the order of epoch 1. Here the
-    order is that of a generator seeded with ``seed + epoch``, the same on every rank.
+    order comes from a generator seeded with ``seed + epoch``, the same on every rank.
 
-    Prompts beyond the last whole generation batch wait for an epoch that shuffles them forward.
+    Prompts after the last whole generation batch are left out of this epoch; another epoch shuffles them forward.
 
     Args:
         num_prompts: size of the data set.
-        batch_size: completions of one generation batch over all ranks.
-        repeats: how often each generation batch is read: the accumulation steps.
+        batch_size: completions per generation batch over all ranks.
+        repeats: how often each generation batch is read: the gradient accumulation steps.
         shuffle: False keeps the order of the data set in every epoch.
-        seed: of the run.
-        num_generations: how often each prompt stands in its generation batch, one after the other. Ranks take equal
-            parts of the batch in order, so that no group is split where a part is a multiple of this.
+        seed: the training seed.
+        num_generations: how often each prompt occurs in its generation batch, consecutively. Ranks take equal
+            parts of the batch in order, so no group is split if a part is a multiple of this.
     """
 
     num_prompts: int
@@ -40,7 +40,7 @@ class EpochSampler(Sampler[int]):
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration yields the order of `epoch`."""
+        """Make the next iteration use the order of `epoch`."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -62,7 +62,7 @@ class EpochSampler(Sampler[int]):
 
 
 class PromptOrder(TrainerCallback):
-    """Makes the sampler of a run and tells it which epoch begins: accelerate does so through some of its wrappers only.
+    """Makes the training sampler and sets its epoch: only some of accelerate's wrappers would do so.
 
     Args:
         args: a VOPDConfig.
@@ -73,7 +73,7 @@ class PromptOrder(TrainerCallback):
         self._sampler: EpochSampler | None = None
 
     def sampler(self, num_prompts: int, batch_size: int) -> EpochSampler:
-        """A new one for a data set of that size, and for generation batches of so many completions over all ranks."""
+        """A new sampler for a data set of `num_prompts` and for generation batches of `batch_size` over all ranks."""
         args = self._args
         self._sampler = EpochSampler(
             num_prompts,

@@ -1,7 +1,7 @@
-"""What the rollout engine says of its own sampling: the log-probability of every token that it drew.
+"""Log-probabilities of the sampled tokens, as reported by the rollout engine.
 
-Where it differs from the trainer's, the rollout was a little off-policy: another precision, another kernel, weights not
-yet synchronised. Importance weights correct for that; the difference itself tells whether something is wrong.
+Where they differ from the trainer's, the rollout was slightly off-policy: another precision, another kernel, or weights
+not yet synchronized. Importance weights correct for that; the size of the difference shows whether something is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError
+from vopd.errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError, counted
 
 from .monitoring.metrics import Averages
 
@@ -23,46 +23,44 @@ MAX_DIFFERENCE = "rollout/logprob_difference_max"
 
 
 def check_engine(use_vllm: bool, weighted: bool | None, tools: Any) -> None:
-    """Raises ConfigurationError where the rollout engine is missing, or cannot give what importance weights need."""
+    """Raises ConfigurationError if the rollout engine is missing, or cannot provide what importance weights need."""
     if use_vllm and not has_vllm():
         raise MissingExtraError(
             "vllm is needed for use_vllm; install it on a machine with a GPU with pip install 'trl[vllm]', or set "
             "use_vllm=false"
         )
     if weighted and tools:
-        raise ConfigurationError(
-            "importance_sampling cannot follow completions through tool calls; set importance_sampling=false"
-        )
+        raise ConfigurationError("importance_sampling does not work through tool calls; set importance_sampling=false")
 
 
 def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-    """Raises DataError if a completion is empty: even one that stops at once has its end token."""
+    """Raises DataError if a completion is empty: even one that stops at once has its EOS token."""
     empty = [len(prompt) for prompt, completion in zip(prompts, completions, strict=True) if not len(completion)]
     if empty:
         raise DataError(
             f"the rollout engine returned no token for {len(empty)} of {len(completions)} prompts, the first of "
-            f"{empty[0]} tokens; look into the engine's log, or set max_prompt_length so that every prompt leaves room "
-            "in the engine's context"
+            f"{empty[0]} tokens; check the engine's log, or set max_prompt_length so that every prompt fits into the "
+            "engine's context with space for a completion"
         )
 
 
 def has_vllm() -> bool:
-    """True where vLLM is installed; it is not imported."""
+    """Whether vLLM is installed; does not import it."""
     return importlib.util.find_spec("vllm") is not None
 
 
 def sampled_logprobs(
     completions: Sequence[Sequence[int]], logprobs: Sequence[Any] | None, ids: Sequence[Any] | None
 ) -> list[list[float]] | None:
-    """Return, for each completion, the log-probability of each of its tokens; None where the engine gave none.
+    """Return the log-probability of each token of each completion; None if the engine reports none.
 
     Args:
         completions: sampled ids.
-        logprobs: (completions, tokens, alternatives) as vLLM reports them, the sampled token among them.
-        ids: the ids that they belong to, of the same shape; not needed where there is one alternative.
+        logprobs: (completions, tokens, alternatives) as vLLM reports them, including the sampled token's.
+        ids: the ids that they belong to, of the same shape; not needed with one alternative.
 
     Raises:
-        NonFiniteError: a token has none, one that is no number, or only those of other tokens.
+        NonFiniteError: a token's log-probability is missing, not finite, or reported for other tokens only.
     """
     if logprobs is None:
         return None
@@ -70,14 +68,14 @@ def sampled_logprobs(
     for row, (completion, reported) in enumerate(zip(completions, logprobs, strict=True)):
         if len(reported) != len(completion):
             raise NonFiniteError(
-                f"the rollout engine reported {len(reported)} log-probabilities for {len(completion)} tokens; set "
-                "importance_sampling=false"
+                f"the rollout engine reported {counted(len(reported), 'log-probability', 'log-probabilities')} for "
+                f"{counted(len(completion), 'token')}; set importance_sampling=false"
             )
         row_ids = [None] * len(completion) if ids is None else ids[row]
         found.append([_of_token(*token) for token in zip(completion, reported, row_ids, strict=True)])
     if not all(math.isfinite(value) for row in found for value in row):
         raise NonFiniteError(
-            "the rollout engine reported a log-probability that is no number; look into the engine's log, or set "
+            "the rollout engine reported a log-probability that is not finite; check the engine's log, or set "
             "importance_sampling=false"
         )
     return found
@@ -86,7 +84,7 @@ def sampled_logprobs(
 def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] | None) -> float:
     if ids is not None and token not in ids:
         raise NonFiniteError(
-            f"the rollout engine sampled token {token} and reported log-probabilities of {', '.join(map(str, ids))}; "
+            f"the rollout engine sampled token {token} but reported log-probabilities of {', '.join(map(str, ids))}; "
             "set importance_sampling=false"
         )
     value = logprobs[0 if ids is None else list(ids).index(token)] if logprobs else None
@@ -94,7 +92,7 @@ def _of_token(token: int, logprobs: Sequence[float | None], ids: Sequence[int] |
 
 
 def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """Return log-probabilities as a float32 tensor of the shape of the completion ids `like`, 0 on the padding."""
+    """Return log-probabilities as a float32 tensor with the shape of the completion ids `like`, 0 on padding."""
     found = torch.zeros(like.shape, dtype=torch.float32)
     for index, row in enumerate(logprobs):
         found[index, : len(row)] = torch.tensor(row)
@@ -102,7 +100,7 @@ def padded(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
 
 
 class RolloutDifference:
-    """Collects |log p_trainer(y) - log p_rollout(y)|: its mean goes to the averages, its largest value is kept here."""
+    """Collects |log p_trainer(y) - log p_rollout(y)|: the mean goes into the averages, the maximum is kept here."""
 
     def __init__(self) -> None:
         self._largest: Tensor | None = None

@@ -1,7 +1,7 @@
-"""Which generation settings go with which estimator.
+"""Which generation settings can be used with which estimator.
 
-An estimator that weighs the log-probability of a sampled token is unbiased only if the token was drawn from the
-whole distribution that the loss sees. Whatever truncates or penalises on the way breaks that.
+An estimator that weights the log-probability of a sampled token is unbiased only if the token was sampled from the
+full distribution that the loss sees. Truncation and penalties break that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .config import VOPDConfig
 
 # Settings of transformers' GenerationConfig and vLLM's SamplingParams that change the distribution of the next token,
-# with the values that leave it alone.
+# with the values that leave it unchanged.
 _NEUTRAL_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("top_k", (0, -1, None)),
     ("top_p typical_p repetition_penalty encoder_repetition_penalty guidance_scale num_beams", (1, None)),
@@ -38,31 +38,31 @@ _NEUTRAL_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
 NEUTRAL = {name: values for names, values in _NEUTRAL_VALUES for name in names.split()}
 
 
-# How many completions a prompt gets, which is num_generations, each a request of its own.
+# Number of completions per prompt: num_generations sets it, with one request per completion.
 _ONE = ("n", "best_of", "num_return_sequences")
 
 
 def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
-    """Raises ConfigurationError if completions would not be drawn from the distribution that the loss sees.
+    """Raises ConfigurationError if completions would not be sampled from the distribution that the loss sees.
 
-    Where the estimator does not look at the token drawn, the sampler only chooses the states that it is summed over.
-    With a reward (`rewarded`) every estimator has a sampled term, the exact objectives too.
+    If the estimator does not depend on the sampled token, the sampler only chooses the states that it is summed over.
+    With a reward (`rewarded`) every estimator has a sampled term, even the exact objectives.
     """
     if settings.top_k != 0:
         raise ConfigurationError(
-            f"top_k={settings.top_k} would truncate the sampling; did you mean loss_top_k={settings.top_k}, "
-            "the estimator's k?"
+            f"top_k={settings.top_k} would truncate sampling; did you mean loss_top_k={settings.top_k}, the k of the "
+            "estimator? Otherwise remove it"
         )
     temperature, extra = settings.temperature, settings.generation_kwargs or {}
     if not temperature > 0:
         raise ConfigurationError(
-            f"temperature must be positive, got {temperature}: "
-            "rollouts are sampled, and the loss divides the logits of both models by it"
+            f"temperature must be positive, got {temperature}: rollouts are sampled at it, and the loss divides the "
+            "logits of both models by it"
         )
     if extra.get("temperature", temperature) != temperature:
         raise ConfigurationError(
             f"generation_kwargs sets temperature={extra['temperature']} but the loss uses temperature={temperature}; "
-            "set temperature alone, it serves both"
+            "set only temperature, which applies to both"
         )
     for name in _ONE:
         if extra.get(name, 1) != 1:
@@ -81,8 +81,8 @@ def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
 def _bias(name: str, value: Any, estimator: str, rewarded: bool) -> ConfigurationError:
     exact = " or ".join(repr(other.name) for other in ESTIMATORS.values() if other.unbiased and not other.samples)
     whose = "a reward's gradient" if rewarded else f"estimator {estimator!r}"
-    otherwise = f", or use estimator={exact}, whose token loss does not depend on the token drawn"
+    otherwise = f", or use estimator={exact}, whose token loss does not depend on the sampled token"
     return ConfigurationError(
-        f"{name}={value} changes the distribution that tokens are drawn from, and {whose} is unbiased only for tokens "
-        f"drawn from the student's whole distribution; remove {name}{'' if rewarded else otherwise}"
+        f"{name}={value} changes the sampling distribution, and {whose} is unbiased only for tokens sampled from the "
+        f"student's full distribution; remove {name}{'' if rewarded else otherwise}"
     )

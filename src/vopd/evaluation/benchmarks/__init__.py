@@ -1,4 +1,4 @@
-"""Sets of questions with known answers: where they are, how their rows are read, how they are asked."""
+"""Benchmarks: where their questions are, how their rows are read, and how the questions are asked."""
 
 from .definitions import DEFINITIONS, Benchmark, Protocol, load_benchmark
 from .fields import Question

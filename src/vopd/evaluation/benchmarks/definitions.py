@@ -1,5 +1,4 @@
-"""Benchmarks by name, from the Hugging Face Hub or a local file, with the paper's settings; reasoning_gym
-tasks too."""
+"""Benchmarks by name, from the Hugging Face Hub or a local file, with the paper's settings, and reasoning_gym tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX, recorded_commit
-from vopd.errors import ConfigurationError, DataError, check_at_least, did_you_mean, first_line, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, first_line, require
 
 from .fields import Question, find, is_choice, read_question
 
@@ -28,12 +27,12 @@ _TEMPLATES = {
 }
 _DEFAULT_TASK_COUNT = 100
 Rows = tuple[list[dict[str, Any]], str, str | None]
-"""Rows as they are in a source, what the source is called, and its commit."""
+"""Rows of a source, the source's name, and its commit."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How completions are drawn: samples a problem and the sampler's settings. The paper's by default."""
+    """How completions are sampled: samples per problem and the sampler's settings. By default, as in the paper."""
 
     samples: int = 8
     temperature: float = 0.6
@@ -43,13 +42,13 @@ class Protocol:
 
 
 CHOICE_PROTOCOL = Protocol(top_p=0.95, top_k=20)
-# For files and tasks, which the paper says nothing about.
+# For files and tasks, which the paper does not cover.
 OTHER_PROTOCOL = Protocol(max_new_tokens=1024)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on the Hub: id, split, and configuration where it has several."""
+    """A data set on the Hub: id, split, and the configuration if it has several."""
 
     repository: str
     split: str = "test"
@@ -58,9 +57,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
-    """A benchmark that has a name: where it is, what it holds, how the paper runs it.
+    """A named benchmark: where it is, what it contains, and how the paper runs it.
 
-    `where` keeps only rows with these values, compared without regard to case. Without a `kind` the columns tell it.
+    `where` keeps only rows with these values, ignoring case. Without a `kind`, the columns decide.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions ready to be asked, and where they came from.
+    """Questions ready to be asked, and their source.
 
     `template` makes the prompt, with {question} for the text; `revision` is the commit on the Hub, None for
     files and tasks.
@@ -94,7 +93,7 @@ class Benchmark:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of ids, texts and golds, the same wherever the same questions came from."""
+        """A hash of ids, texts and reference answers; the same questions have the same hash whatever their source."""
         content = json.dumps([[question.id, question.text, question.gold] for question in self.questions])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -146,15 +145,15 @@ def load_benchmark(
     Args:
         name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file or Hub id instead of its first source; a
             .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
-        kind: "math" or "choice" for a file; by default what its columns say.
-        count: only the first `count` questions; for a task how many to make (100).
-        seed: of a task's problems.
-        revision: branch, tag or commit on the Hub; the commit it stands for is pinned and recorded.
-        task_options: of a task's own configuration.
+        kind: "math" or "choice" for a file; by default, its columns decide.
+        count: use only the first `count` questions; for a task, the number to generate (100).
+        seed: seed of a task's problems.
+        revision: branch, tag or commit on the Hub; it is resolved to a commit, which is recorded.
+        task_options: options of the task's configuration.
 
     Raises:
-        ConfigurationError: unknown name or kind, or a count below 1.
-        DataError: the source cannot be read, is gated, has no rows, or a row without question or answer.
+        ConfigurationError: the name or kind is unknown, or count is below 1.
+        DataError: the source cannot be read, is gated, has no rows, or has a row without question or answer.
     """
     check_at_least("count", count, 1)
     name, _, source = name.partition("=")
@@ -165,11 +164,11 @@ def load_benchmark(
     rows = [row for row in rows if _wanted(row, definition)]
     if not rows:
         wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())
-        raise DataError(f"'{where}' has no rows{wanted}")
+        raise DataError(f"'{where}' has no rows{wanted}; choose another source")
     kind = kind or definition.kind or _kind_of(rows)
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
-        logger.warning("'%s' has %d questions, %s has %d", where, len(questions), name, definition.count)
+        logger.warning("'%s' has %s, but %s has %d", where, counted(len(questions), "question"), name, definition.count)
     asked = tuple(questions[:count])
     return Benchmark(definition.name, kind, asked, where, commit, _TEMPLATES[kind], definition.protocol)
 
@@ -191,9 +190,9 @@ def _file_definition(name: str, kind: str | None) -> Definition:
         raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
     if Path(name).suffix not in SUFFIXES:
         hint = did_you_mean(name, DEFINITIONS)
-        there = f"{hint} There are" if hint else "choose one of"
+        choose = f"{hint} Otherwise choose" if hint else "choose"
         raise ConfigurationError(
-            f"unknown benchmark '{name}'; {there} {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
+            f"unknown benchmark '{name}'; {choose} one of {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
             f"or {TASK_PREFIX}NAME"
         )
     return Definition(Path(name).stem, (), kind=None, protocol=OTHER_PROTOCOL)
@@ -202,14 +201,14 @@ def _file_definition(name: str, kind: str | None) -> Definition:
 def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
     if any(str(find(row, (name,)) or "").lower() != value for name, value in definition.where.items()):
         return False
-    # A set of several kinds of tasks: only its multiple-choice rows are scored by letters.
+    # A set with several kinds of tasks: only its multiple-choice rows are graded by letters.
     return not definition.where or definition.kind != "choice" or is_choice(row)
 
 
 def _kind_of(rows: list[dict[str, Any]]) -> str:
     kinds = {is_choice(row) for row in rows}
     if len(kinds) > 1:
-        raise DataError("some rows have options and some have none; split the file, or give the kind")
+        raise DataError("some rows have options and some have none; split the file, or set kind to math or choice")
     return "choice" if kinds.pop() else "math"
 
 
@@ -237,7 +236,7 @@ def _read(definition: Definition, given: str | None, revision: str | None) -> Ro
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for now, None where the Hub cannot be asked."""
+    """The commit that a revision currently resolves to; None if the Hub cannot be reached."""
     hub, commit = require("huggingface_hub", "eval"), None
     with suppress(OSError, ValueError, RuntimeError):
         commit = hub.HfApi().dataset_info(repository, revision=revision).sha

@@ -1,7 +1,7 @@
 """Find question, answer and options in the rows of a benchmark, whatever its columns are called.
 
-Names are compared without regard to case, spaces, dashes and underscores, so that "Correct Answer",
-"correct_answer" and "correctAnswer" are one name; a dot goes into a nested object ("details.level").
+Names are compared ignoring case, spaces, dashes and underscores, so that "Correct Answer", "correct_answer" and
+"correctAnswer" are the same name; a dot selects a field of a nested object ("details.level").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
-from vopd.errors import DataError
+from vopd.errors import DataError, counted
 
 QUESTION = ("problem", "question", "prompt", "query")
 ANSWER = (
@@ -32,8 +32,8 @@ _LONGEST_ANSWER = 400
 class Question:
     """One problem of a benchmark.
 
-    `text` is what the model is asked, with the options where there are any; `gold` the reference answer, a
-    letter for "choice"; `problem` the item of a reasoning_gym task; `columns` the texts of the row, for templates.
+    `text` is the question, including its options if there are any; `gold` is the reference answer, a letter for
+    "choice"; `problem` is the item of a reasoning_gym task; `columns` are the texts of the row, for templates.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Question:
 
 
 def find(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """Value of the first of these columns that the row has and that is not empty, else None."""
+    """Value of the first of these columns that exists and is not empty, else None."""
     for name in names:
         value = _dotted(row, name)
         if value is not None and value != "" and value != []:
@@ -66,8 +66,7 @@ def _plain(name: str) -> str:
 
 
 def is_choice(row: Mapping[str, Any]) -> bool:
-    """Whether a row brings options, in a list of their own or as one correct and several incorrect
-    answers."""
+    """Whether a row has options, as a list or as one correct and several incorrect answers."""
     options = find(row, OPTIONS)
     if isinstance(options, Mapping) and "text" in options:
         options = options["text"]
@@ -78,11 +77,14 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
     """The question of a row; `where` names the row in errors.
 
     Raises:
-        DataError: there is no question, no answer, or an answer that names none of the options.
+        DataError: there is no question, no answer, or an answer that is none of the options.
     """
     text = _question_text(find(row, QUESTION))
     if text is None:
-        raise DataError(f"{where} has no question; it has the columns {', '.join(row) or 'none'}")
+        raise DataError(
+            f"{where} has no question; it has the columns {', '.join(row) or 'none'}; call the question's column "
+            f"{QUESTION[0]!r}"
+        )
     number = find(row, IDENTITY)
     identity = str(number) if number is not None else hashlib.sha256(text.encode()).hexdigest()[:16]
     if kind == "choice":
@@ -94,7 +96,7 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
 
 
 def _question_text(value: Any) -> str | None:
-    """Text, or what the user says in a conversation."""
+    """The text, or the last user message of a conversation."""
     if isinstance(value, list):
         said = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
         value = said[-1] if said else None
@@ -105,14 +107,14 @@ def _answer(value: Any, where: str) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{where} has no answer that can be read: {type(value).__name__}")
+        raise DataError(f"{where} has no answer that is text or a number: {type(value).__name__}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip()
-    # A worked solution is a gold answer where its result is boxed: the grader takes the last box.
+    # A worked solution serves as reference answer if its result is boxed: the grader reads the last box.
     if len(text) > _LONGEST_ANSWER and "\\boxed" not in text:
-        raise DataError(f"{where} has an answer of {len(text)} characters without a box; give the answer alone")
-    # 27.0 is how a column of floats prints a whole number.
+        raise DataError(f"{where} has an answer of {len(text)} characters without a box; give only the final answer")
+    # A column of floats prints a whole number as 27.0.
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
@@ -126,7 +128,7 @@ def _choice(row: Mapping[str, Any], text: str, identity: str, where: str) -> tup
     answer = find(row, LETTER)
     found = find(row, OPTIONS)
     if found is None:
-        # The options stand in the question itself.
+        # The options are part of the question.
         return text, _letter(answer, [], where)
     labels, options = _labelled(found, where)
     # Options that come with letters keep their order: a question may say "both A and B".
@@ -134,13 +136,13 @@ def _choice(row: Mapping[str, Any], text: str, identity: str, where: str) -> tup
 
 
 def shuffled(options: Sequence[str], identity: str) -> list[str]:
-    """Options in an order that the question's id and their texts decide: the same on every machine, in every
-    run, and whatever the order in the source."""
+    """Options in an order that depends only on the question's id and their texts: the same on every machine, in every
+    run, and for every order in the source."""
     return sorted(options, key=lambda option: hashlib.sha256(f"{identity}\n{option}".encode()).digest())
 
 
 def with_options(text: str, options: Sequence[str]) -> str:
-    """A question followed by its options, one a line: ``A. ...``."""
+    """A question followed by its options, one per line: ``A. ...``."""
     lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options)]
     return "\n".join([text, "", *lines])
 
@@ -154,10 +156,13 @@ def _labelled(found: Any, where: str) -> tuple[list[str], list[str]]:
     elif isinstance(found, list):
         texts, labels = [option.get("text", option) if isinstance(option, Mapping) else option for option in found], []
     else:
-        raise DataError(f"{where} has options that are no list but {type(found).__name__}")
+        raise DataError(f"{where} has options of type {type(found).__name__}; give a list")
     labels = labels or ascii_uppercase[: len(texts)]
     if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
-        raise DataError(f"{where} has {len(texts)} options and {len(labels)} labels")
+        raise DataError(
+            f"{where} has {counted(len(texts), 'option')} and {counted(len(labels), 'label')}; give 2 to "
+            f"{len(ascii_uppercase)} options with one label each"
+        )
     unlabelled = [re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", str(option)).strip() for option in texts]
     return [str(label).strip().upper() for label in labels], unlabelled
 

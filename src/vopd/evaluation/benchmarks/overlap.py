@@ -1,4 +1,4 @@
-"""Questions of a benchmark that occur among training prompts."""
+"""Contamination: questions of a benchmark that occur among the training prompts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vopd.data.prompts import read_prompts
+from vopd.errors import counted
 
 from .definitions import DEFINITIONS, Benchmark, load_benchmark
 from .fields import Question
@@ -21,8 +22,8 @@ _SHARE = 0.8
 
 @dataclass(frozen=True)
 class Overlap:
-    """A question that occurs in a training prompt: its id, the number of the prompt, and the share of its
-    text found there."""
+    """A question that occurs in a training prompt: its id, the index of the prompt, and the share of its text found
+    there."""
 
     question_id: str
     prompt: int
@@ -32,12 +33,12 @@ class Overlap:
 def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list[Overlap]:
     """Questions of which at least 80 % of the text occurs in one training prompt.
 
-    Texts are compared in lower case as sequences of words and signs, by their runs of eight. A question with
-    fewer counts only where it occurs whole. The instruction around a training prompt does not hide a
-    question, nor do small edits; of a task, whose questions differ in a few words only, all of the text has to occur.
+    Texts are compared in lower case as sequences of words and signs, by their runs of eight. A shorter question must
+    occur completely. Instructions around a question in the training prompt, or small edits, do not hide it. Questions
+    of a task, which differ from each other in only a few words, must occur completely.
 
     Returns:
-        For each such question the prompt that holds most of it, in the order of the questions.
+        For each such question, the prompt that contains most of it, in the order of the questions.
     """
     wanted = [_runs(question.text) for question in questions]
     holders = defaultdict(list)
@@ -56,17 +57,18 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
 
 
 def warn_of_overlaps(benchmarks: Sequence[Benchmark], prompts: Sequence[str]) -> dict[str, list[Overlap]]:
-    """The questions of each benchmark that occur among the training prompts, which a warning counts."""
+    """The questions of each benchmark that occur among the training prompts. Logs a warning with their number."""
     found = {benchmark.name: contamination(benchmark.questions, prompts) for benchmark in benchmarks}
     for name, overlaps in found.items():
         if overlaps:
-            logger.warning("%d questions of %s occur among the training prompts", len(overlaps), name)
+            occur = "occurs" if len(overlaps) == 1 else "occur"
+            count = counted(len(overlaps), "question")
+            logger.warning("%s of %s %s among the training prompts", count, name, occur)
     return found
 
 
 def training_texts(source: str) -> list[str]:
-    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, as `read_prompts` reads
-    them.
+    """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, read by `read_prompts`.
 
     Raises:
         DataError: the source cannot be read.
@@ -77,7 +79,7 @@ def training_texts(source: str) -> list[str]:
 
 
 def _found(prompt: str, lengths: set[int], holders: dict[str, list[int]]) -> dict[int, int]:
-    """How many runs of each question occur in a prompt, looked for in these lengths."""
+    """How many runs of each question occur in a prompt, for runs of these lengths."""
     counts: dict[int, int] = defaultdict(int)
     for run in set().union(*(_runs(prompt, length) for length in lengths)):
         for index in holders.get(run, ()):

@@ -1,7 +1,7 @@
 """Grading of completions against reference answers: mathematics and multiple choice.
 
-A package that could stand alone: of vopd it knows the errors. Nothing here loads torch, since its worker processes
-start often.
+This package could stand alone: from vopd it uses only the errors. Nothing here imports torch, because its worker
+processes start often.
 """
 
 from .grader import KINDS, Grade, compare_many, grade, grade_many, ungradable

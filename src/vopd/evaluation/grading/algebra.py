@@ -1,9 +1,8 @@
-"""Equality through math-verify and sympy, for the inside of a worker process: nothing here limits its own
-time.
+"""Equality with math-verify and sympy. Runs in a worker process, because nothing here limits its own time.
 
-math-verify parses LaTeX; its verdict is taken only where it is safe. Numbers are compared here, relatively,
-because math-verify rounds to six decimals (1e-10 equals 2e-10) and drops small differences of exact numbers;
-a "yes" about expressions with symbols is checked at random points.
+math-verify parses LaTeX; its verdict is used only where it is safe. Numbers are compared here, with a relative
+tolerance, because math-verify rounds to six decimals (1e-10 equals 2e-10) and drops small differences of exact numbers.
+A "yes" for expressions with symbols is checked at random points.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .structure import collection, plainly_readable, same, split_name
 from .units import split_unit
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)
-# Units are taken off before (math-verify would read 2m as 2) and boxes are already open.
+# Units were removed before (math-verify would read 2m as 2), and so were boxes.
 _CONFIG = LatexExtractionConfig(
     normalization_config=NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -30,7 +29,7 @@ _CONFIG = LatexExtractionConfig(
 )
 _DIGITS = 30
 _POINTS = 4
-# Commands, text and letters with a subscript are passed over.
+# Commands, text and letters with a subscript are skipped.
 _LETTERS = re.compile(r"\\text\{[^{}]*\}|\\mathbb\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_|[A-Za-z]")
 _RELATIONS = ("<", ">", "\\leq", "\\geq", "\\neq")
 _INEQUALITIES = (sympy.StrictLessThan, sympy.StrictGreaterThan, sympy.LessThan, sympy.GreaterThan, sympy.Ne)
@@ -38,21 +37,20 @@ _INEQUALITIES = (sympy.StrictLessThan, sympy.StrictGreaterThan, sympy.LessThan, 
 
 @lru_cache(maxsize=2048)
 def parsed(text: str) -> Any:
-    """The sympy object of a normalised answer, or None. Always wrapped in dollars: unwrapped, ``x+1`` parses
-    to nothing."""
+    """The sympy object of a normalized answer, or None. Wrapped in dollars, without which ``x+1`` would not parse."""
     found = parse(
         "$" + text.replace("\n", " ") + "$",
         [_CONFIG],
         fallback_mode="no_fallback",
         extraction_mode="first_match",
-        parsing_timeout=None,  # type: ignore[arg-type]  # the parent process holds the limit
+        parsing_timeout=None,  # type: ignore[arg-type]  # the parent process enforces the limit
     )
     return found[0] if found else None
 
 
 @lru_cache(maxsize=2048)
 def readable(gold: str) -> bool:
-    """Whether a normalised gold answer means anything to the grader."""
+    """Whether the grader can read a normalized reference answer."""
     if plainly_readable(gold):
         return True
     gold = split_unit(gold)[0].removesuffix("%").strip()
@@ -68,7 +66,7 @@ def readable(gold: str) -> bool:
 
 
 def judge(gold: str, answer: str) -> bool:
-    """Whether two normalised answers are equal; the gold is readable."""
+    """Whether two normalized answers are equal; the reference answer must be readable."""
     return bool(same(gold, answer, equal_expressions))
 
 
@@ -91,7 +89,7 @@ def equal_expressions(gold: str, answer: str) -> bool:
 
 
 def _capitals_apart(*texts: str) -> list[str]:
-    """Give capitals a name of their own where a letter occurs in both cases: the parser takes R for r."""
+    """Rename capitals if a letter occurs in both cases, because the parser reads R as r."""
     letters = {token for text in texts for token in _LETTERS.findall(text) if len(token) == 1}
     mixed = {letter for letter in letters if letter.isupper() and letter.lower() in letters}
     return [_LETTERS.sub(lambda token: _capital(token[0], mixed), text) for text in texts]
@@ -102,10 +100,9 @@ def _capital(token: str, mixed: set[str]) -> str:
 
 
 def _solution_set(text: str) -> Any:
-    """The set of reals that inequalities in one variable describe, or an interval or union of them; else None.
+    """The set of reals described by inequalities in one variable, or an interval or union of intervals; else None.
 
-    Several inequalities hold together where that says something (x > 1, x < 2), and are alternatives where
-    together they cannot hold (x < 1, x > 2).
+    Several inequalities hold together if they can (x > 1, x < 2), and are alternatives if they cannot (x < 1, x > 2).
     """
     items = collection(text).items
     if not any(sign in text for sign in _RELATIONS):
@@ -125,7 +122,7 @@ def _solution_set(text: str) -> Any:
 
 
 def _with_imaginary_unit(*values: Any) -> list[Any]:
-    """Where i is the only letter of both sides it is the imaginary unit, which the parser leaves a symbol."""
+    """If i is the only letter on both sides, replace it by the imaginary unit; the parser leaves it a symbol."""
     letters = {symbol for value in values for symbol in value.free_symbols}
     if {symbol.name for symbol in letters} != {"i"}:
         return list(values)
@@ -137,8 +134,8 @@ def _is_expression(value: Any) -> bool:
 
 
 def _equal_numbers(gold: Any, answer: Any) -> bool | None:
-    """Numbers without symbols: exact to 15 digits relatively; decimals as in
-    `vopd.evaluation.grading.numbers.close_enough`."""
+    """Equality of numbers without symbols, to 15 significant digits; decimals as in
+    `vopd.evaluation.grading.numbers.close_enough`. None for anything else."""
     if not (_is_expression(gold) and _is_expression(answer)) or gold.free_symbols or answer.free_symbols:
         return None
     try:
@@ -159,8 +156,7 @@ def _equal_numbers(gold: Any, answer: Any) -> bool | None:
 
 
 def _agree_at_points(gold: Any, answer: Any) -> bool:
-    """Veto of a "yes": expressions that differ by more than 1e-6 relatively at a random point are not
-    equal."""
+    """Check of a "yes": expressions whose relative difference exceeds 1e-6 at a random point are not equal."""
     if not (_is_expression(gold) and _is_expression(answer)) or gold.free_symbols != answer.free_symbols:
         return True
     draw = random.Random(0)

@@ -1,9 +1,9 @@
-"""The letter that a completion of a multiple-choice question settles on.
+"""The letter that a completion gives as its answer to a multiple-choice question.
 
-From the most explicit form to the least, the first that is found decides: the whole text, a box, JSON, answer
-tags, a sentence that states the answer, an option that is named, bold, parentheses, a lone letter at the end.
-Within a form the last one counts, and the weak forms count only where they name one letter: a guess is no
-answer. The article "A" and the pronoun "I" are letters only where punctuation or an ending says so.
+Forms are tried from the most to the least explicit, and the first one found decides: the whole text, a box, JSON,
+answer tags, a sentence that states the answer, an option that is named, bold, parentheses, a lone letter at the end.
+Within a form the last occurrence counts. Weak forms count only if they name a single letter: a guess is not an answer.
+The article "A" and the pronoun "I" count as letters only if punctuation or an ending shows it.
 """
 
 from __future__ import annotations
@@ -59,12 +59,11 @@ _FOLLOWS = re.compile(r"(?:because|since|as|which|due|for|with|and|is|was)\b|[A-
 
 
 def read_choice(text: str) -> str | None:
-    """The letter, in upper case, that a text without thinking gives as its answer; None where it gives
-    none."""
+    """The upper-case letter that a text without thinking gives as its answer; None if it gives none."""
     text = _RUNS.sub(r"\1\1", text.strip())
     if whole := _WHOLE.fullmatch(text):
         return whole["letter"].upper()
-    # The letter that the text gives in each form, None where it gives none.
+    # Each returns the letter that the text gives in that form, or None.
     forms = (
         _boxed, partial(_last, _JSON), partial(_last, _TAGS), _stated, _named, partial(_only, _BOLD), _labelled,
         partial(_only, _PARENTHESISED), partial(_only, _PLAIN),
@@ -80,19 +79,19 @@ def _boxed(text: str) -> str | None:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    """The letter of a form's last occurrence."""
+    """The letter of the last occurrence of a form."""
     found = [match["letter"].upper() for match in pattern.finditer(text)]
     return found[-1] if found else None
 
 
 def _stated(text: str) -> str | None:
-    """The last sentence that says which letter is the answer."""
+    """The letter of the last sentence that states the answer."""
     found = [match for pattern in (_STATED, _CHOSEN, _CORRECT) for match in pattern.finditer(text) if _is_letter(match)]
     return max(found, key=lambda match: match.start("letter"))["letter"].upper() if found else None
 
 
 def _named(text: str) -> str | None:
-    """The last "option X" that is not being turned down."""
+    """The letter of the last "option X" that is not rejected."""
     found = [
         match for match in _NAMED.finditer(text) if _is_letter(match) and not _REJECTED.match(text, match.end("letter"))
     ]
@@ -100,8 +99,7 @@ def _named(text: str) -> str | None:
 
 
 def _is_letter(match: re.Match[str]) -> bool:
-    """Whether the letter of a match is one, and not the article "a", the pronoun "I" or a letter of an
-    expression."""
+    """Whether the letter of a match is an option, and not the article "a", the pronoun "I" or part of an expression."""
     letter, opened = match["letter"], match["open"]
     rest = match.string[match.end("letter") :]
     if re.search(r"[*_(\[{\"'`$]", opened) and re.match(r"[\s*_)\]}\"'`$.:]", rest):
@@ -115,14 +113,14 @@ def _is_letter(match: re.Match[str]) -> bool:
 
 
 def _labelled(text: str) -> str | None:
-    """A text that opens with its letter: ``B. Because ...``, where no other line has a label too."""
+    """The letter of a text that opens with it, as in ``B. Because ...``, if no other line has another label."""
     labels = [match["letter"] for line in text.splitlines() if (match := _LABELLED.fullmatch(line.strip()))]
     opens = _LABELLED.match(text.strip())
     return opens["letter"] if opens and len(set(labels)) == 1 else None
 
 
 def _only(pattern: re.Pattern[str], text: str) -> str | None:
-    """The only letter that a weak form names in the last line, else in the whole text."""
+    """The single letter that a weak form names in the last line, else in the whole text."""
     lines = [line for line in text.splitlines() if line.strip()]
     for part in (lines[-1] if lines else "", text):
         letters = {next(group for group in match.groups() if group) for match in pattern.finditer(part)}

@@ -1,7 +1,7 @@
-"""Where in a completion the answer stands: thinking stripped, then the last balanced ``\\boxed{}``.
+"""Find the answer in a completion: strip the thinking, then read the last balanced ``\\boxed{}``.
 
-Everything here is one linear pass over the text, so that no completion, however malformed, costs more than
-its length.
+Everything here is one linear pass over the text, so the cost of any completion, however malformed, is linear in its
+length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 _THINK = re.compile(r"<(/?)(think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
 # A box, an escaped brace or line break (which must not count as a brace), or a brace. The line break is
-# skipped only where no box follows: text that went through one escaping too many writes \\boxed.
+# skipped only if no box follows: text that was escaped once too often has \\boxed.
 _BRACES = re.compile(r"(\\(?:boxed|fbox)\s{0,20}\{)|\\\\(?!(?:boxed|fbox)\s{0,20}\{)|\\[{}]|([{}])")
 # What may stand between the boxes of "\boxed{1} and \boxed{2}" inside one outer box.
 _BETWEEN = re.compile(r"(?:[\s,;$&]|\\[,;:! ]|\\quad|\\qquad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\(|\\\))*")
@@ -27,12 +27,10 @@ _KNOWN_WORDS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "i
 
 
 def strip_thinking(text: str) -> str | None:
-    """The part of a completion outside its thinking, or None where a thinking block was opened and never
-    closed.
+    """The part of a completion outside its thinking, or None if a thinking block was opened and never closed.
 
-    A close tag without an open one belongs to a block that the chat template opened in the prompt: all before
-    it is thinking. None means that the completion never scores, whatever stands before or inside the open
-    block.
+    A closing tag without an opening one belongs to a block that the chat template opened in the prompt: everything
+    before it is thinking. None means that the completion has no answer, whatever comes before or inside the open block.
     """
     kept: list[str] = []
     start, depth = 0, 0
@@ -70,8 +68,8 @@ def _boxes(text: str) -> list[_Box]:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last balanced box, or None. Of boxes inside a box: all, if only separators stand between
-    them, else the last one."""
+    """Content of the last balanced box, or None. Of boxes inside a box: all, if only separators are between them, else
+    the last one."""
     found = _boxes(text)
     return _without_inner(text[found[-1].inner : found[-1].close]) if found else None
 
@@ -80,7 +78,7 @@ def _without_inner(content: str, depth: int = 8) -> str:
     inner = _boxes(content)
     if not inner or depth == 0:
         return content
-    # The boxes at the end that only separators hold apart belong together.
+    # Boxes at the end with only separators between them belong together.
     first = len(inner) - 1
     while first and _BETWEEN.fullmatch(content[inner[first - 1].close + 1 : inner[first].start]):
         first -= 1
@@ -90,9 +88,8 @@ def _without_inner(content: str, depth: int = 8) -> str:
 def math_answer(text: str) -> tuple[str | None, bool]:
     """The answer in a text without thinking, and whether it was boxed.
 
-    The last balanced box. Without any box, only a text that is nothing but one expression ("42",
-    "$\\frac12$") is read as its own answer: prose without a box gives None, as in the paper, which grades the
-    last box alone.
+    The answer is the last balanced box. Without any box, a text that is a single expression ("42", "$\\frac12$") is its
+    own answer, and prose gives None, as in the paper, which grades only the last box.
     """
     box = last_box(text)
     if box is not None:
@@ -102,8 +99,7 @@ def math_answer(text: str) -> tuple[str | None, bool]:
 
 
 def _out_of_sentence(content: str) -> str:
-    """The expression in a box that holds a sentence: what it ends with ("the sum is 5."), else its last
-    formula."""
+    """The expression in a box that contains a sentence: the one at its end ("the sum is 5."), else its last formula."""
     if len(content) > _LONG_SENTENCE:
         return content
     words = _WORD.findall(_FORMULA.sub(" ", content))

@@ -1,4 +1,4 @@
-"""Grade completions against gold answers: mathematics and multiple choice."""
+"""Grade completions against reference ("gold") answers: mathematics and multiple choice."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
 KINDS = ("math", "choice")
 LIMIT_S = 5
 _REMEMBERED = 50_000
-_LONGEST = 2000  # characters of an answer; nothing that a person would call an answer is longer
+_LONGEST = 2000  # characters; a longer text is not an answer
 
 
 class Grade(NamedTuple):
     """The verdict on one completion.
 
     Attributes:
-        outcome: "right", "wrong", "no_answer" (nothing to grade: no box, an unclosed thinking block), or
-            "ungradable" (the
-            gold answer cannot be read; never held against the model).
-        answer: the answer as read from the completion, None without one.
-        boxed: whether it stood in a ``\\boxed{}``.
-        note: "timed out" where the comparison ran past its limit, "too long" beyond 2,000 characters, "worker
-            died" where it crashed twice, else
-            "".
+        outcome: "right", "wrong", "no_answer" (nothing to grade: no box, or an unclosed thinking block), or
+            "ungradable" (the reference answer cannot be read; does not count against the model).
+        answer: the answer read from the completion, None without one.
+        boxed: whether it was in a ``\\boxed{}``.
+        note: "timed out" if the comparison exceeded its limit, "too long" beyond 2,000 characters, "worker died" if
+            the worker crashed on every attempt, else "".
     """
 
     outcome: Outcome
@@ -44,44 +42,43 @@ class Grade(NamedTuple):
 def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int = LIMIT_S) -> Grade:
     """Grade one completion.
 
-    For "math" the answer is the last balanced ``\\boxed{}`` outside the thinking, compared as mathematics. A
-    text without a box is read only where it is nothing but one expression. For "choice" it is the letter that
-    the text settles on.
+    For "math", the answer is the last balanced ``\\boxed{}`` outside the thinking, compared mathematically. A text
+    without a box has an answer only if it is a single expression. For "choice", the answer is the letter that the text
+    decides on.
 
     Args:
-        prediction_text: the completion, thinking included.
+        prediction_text: the completion, including its thinking.
         gold: the reference answer, in LaTeX with or without dollars or a box; for "choice" a letter.
         kind: "math" or "choice".
-        limit_s: seconds, a whole number, that a comparison may take; a longer one is "wrong" and noted.
+        limit_s: time limit of a comparison, a whole number of seconds; beyond it the answer is "wrong", with a note.
 
     Raises:
-        ConfigurationError: unknown kind, or a limit that is no whole number of seconds.
-        DataError: a completion or gold that is not text.
-        MissingExtraError: math-verify is needed and not installed.
+        ConfigurationError: the kind is unknown, or the limit is not a whole number of seconds.
+        DataError: the completion or the reference answer is not text.
+        MissingExtraError: math-verify is needed but not installed.
     """
     return grade_many([(prediction_text, gold)], kind, limit_s=limit_s)[0]
 
 
 def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s: int = LIMIT_S) -> list[Grade]:
-    """Grade (completion, gold) pairs, in order, hard comparisons in worker processes side by side. As
-    `grade`."""
+    """Grade (completion, reference answer) pairs like `grade`, in order; hard comparisons run in parallel worker
+    processes."""
     check_known("kind", kind, KINDS)
     if isinstance(limit_s, bool) or not isinstance(limit_s, int) or limit_s < 1:
         raise ConfigurationError(f"limit_s must be a whole number of seconds, 1 or more, not {limit_s!r}")
     pairs = list(pairs)
     for index, pair in enumerate(pairs):
         if not all(isinstance(text, str) for text in pair):
-            raise DataError(f"pair {index}: completion and gold must be text; give str(gold) where it is a number")
+            raise DataError(f"pair {index}: completion and gold must be text; pass str(gold) if it is a number")
     if kind == "choice":
         return [_grade_choice(text, gold) for text, gold in pairs]
     return _grade_math(pairs, limit_s)
 
 
 def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) -> list[Reply]:
-    """Compare (gold, answer) pairs of bare answers as mathematics: "right", "wrong" or "ungradable", in
-    order.
+    """Compare (reference answer, answer) pairs mathematically: "right", "wrong" or "ungradable", in order.
 
-    Plain numbers and words are decided here; everything else once per different pair in the workers.
+    Plain numbers and words are decided here; every other distinct pair is decided once, by a worker.
     """
     keys = [_key(gold, answer) for gold, answer in pairs]
     known = {key: reply for key in set(keys) if (reply := _quick(*key)) is not None}
@@ -94,11 +91,11 @@ def compare_many(pairs: Sequence[tuple[str, str]], *, limit_s: int = LIMIT_S) ->
 
 
 def ungradable(golds: Sequence[str], kind: str) -> list[bool]:
-    """Whether each gold answer cannot be read; a property of the gold, whatever a completion says."""
+    """Whether each reference answer cannot be read; this does not depend on any completion."""
     check_known("kind", kind, KINDS)
     if kind == "choice":
         return [gold_letter(gold) is None for gold in golds]
-    # Anything but the gold's own text, which would be equal without being read.
+    # Compare with any other text: its own would be equal without being read.
     return [reply.verdict == "ungradable" for reply in compare_many([(gold, "0") for gold in golds])]
 
 
@@ -126,29 +123,29 @@ def _grade_choice(text: str, gold: str) -> Grade:
 
 
 def _key(gold: str, answer: str) -> tuple[str, str]:
-    # An over-long side is cut to just over the limit: it is turned down by its length.
+    # A side that is too long is cut to just over the limit, and is rejected by its length.
     return tuple(normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
 
 
 def _quick(gold: str, answer: str) -> Reply | None:
-    """The reply where plain arithmetic and text are enough, or where it was given before."""
+    """The reply if plain arithmetic and text are enough, or if it is cached."""
     if len(gold) > _LONGEST or len(answer) > _LONGEST:
         return Reply("ungradable" if len(gold) > _LONGEST else "wrong", "too long")
     try:
         verdict = same(gold, answer, lambda one, other: None) if plainly_readable(gold) else None
-    except RecursionError:  # brackets in brackets by the thousand: the worker tells that it cannot read them
+    except RecursionError:  # thousands of nested brackets: the worker reports that it cannot read them
         return None
     return _replies.get((gold, answer)) if verdict is None else Reply("right" if verdict else "wrong")
 
 
-# The latest replies of the workers: the samples of one problem repeat each other.
+# Cache of the workers' latest replies, because samples of one problem repeat each other.
 _replies: dict[tuple[str, str], Reply] = {}
 _lock = threading.Lock()
 
 
 def _remember(key: tuple[str, str], reply: Reply) -> None:
     if reply.note:
-        return  # a machine under load must not decide for ever
+        return  # a timeout of a busy machine must not be remembered
     with _lock:
         _replies[key] = reply
         if len(_replies) > _REMEMBERED:

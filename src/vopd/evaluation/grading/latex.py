@@ -1,7 +1,7 @@
-"""One spelling for answers: LaTeX and plain text normalised before anything compares them.
+"""Normalization of answers in LaTeX or plain text before they are compared.
 
-``normalise`` changes notation only (fonts, spacing, delimiters, unicode, scientific notation); whatever
-carries a value or a structure (braces of sets, subscripts of bases, brackets of intervals) is kept for
+``normalise`` changes only notation (fonts, spacing, delimiters, unicode, scientific notation). Everything that carries
+a value or a structure (braces of sets, subscripts of bases, brackets of intervals) is kept for
 `vopd.evaluation.grading.structure`. Every pattern is linear in the length of the text.
 """
 
@@ -31,7 +31,7 @@ _TEXT = r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|hbox|math(?:rm|bf|it|sf)|oper
 
 
 def _bracketed(match: re.Match[str]) -> str:
-    """The content of a font command: a letter, digits or a function name lose the font, words stay text."""
+    """The content of a font command: letters, digits and function names lose the font, words stay text."""
     content = match[1].strip()
     if not content:
         return " "
@@ -115,13 +115,13 @@ _SPACES = re.compile(r"(\\[A-Za-z]+ (?=[A-Za-z])|(?<=\d) (?=\d))| ")
 
 
 def normalise(answer: str) -> str:
-    """One spelling for an answer: delimiters, fonts, spacing and sizing removed, symbols unified."""
+    """Normalize an answer: remove delimiters, fonts, spacing and sizing, and unify symbols."""
     text = _unwrap(answer.translate(_UNICODE))
     text = re.sub("(?<=[0-9A-Za-z)])([₀-₉]+)", lambda m: "_{" + m[1].translate(_SUBSCRIPT_DIGITS) + "}", text)
     if not _ROWS.search(text):
-        # Text that went through one escaping too many.
+        # Text that was escaped once too often.
         text = re.sub(r"(?<!\\)\\\\(?=[A-Za-z])", r"\\", text)
-    # A row ends in two backslashes; no rule below may take the second one for the start of a command.
+    # A row ends with two backslashes; no rule below may read the second one as the start of a command.
     text = re.sub(r"\\\\(?:\[[^\]]{0,9}\])?", _ROW_END, text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -129,9 +129,9 @@ def normalise(answer: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """A normalised answer without the spaces that say nothing: two answers that agree here are the same text.
+    """A normalized answer without meaningless spaces: answers that are equal here are the same text.
 
-    A space stays between two digits (1 2 is not 12) and between a command and the letter that follows it.
+    A space is kept between two digits (1 2 is not 12) and between a command and the letter after it.
     """
     return _SPACES.sub(lambda match: match[1] or "", text)
 

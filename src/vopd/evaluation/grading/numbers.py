@@ -1,8 +1,7 @@
-"""Exact value of a plain number in LaTeX or text: integers, decimals, fractions, powers, factorials and their
-sums.
+"""Exact value of a plain number in LaTeX or text: integers, decimals, fractions, powers, factorials, and sums of them.
 
-The fast path of grading. It reads the text into a ``Fraction`` without sympy, in microseconds, and gives up
-(None) on everything else: symbols, roots, functions, numbers too large to be worth it.
+The fast path of grading: parses the text into a ``Fraction`` without sympy, in microseconds, and returns None for
+everything else: symbols, roots, functions, and very large numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-# The group stays empty for a character that belongs to no number.
+# The group is empty for a character that belongs to no number.
 _TOKEN = re.compile(r"(\d+(?:\.\d*)?|\.\d+|\\frac|\\cdot|\\times|\\div|[-+*/^!(){}])|\S")
 _THOUSANDS = re.compile(r"[+-]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?|[+-]?\s*\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)")
@@ -34,7 +33,7 @@ class _Unreadable(Exception):
 
 
 def read_number(text: str) -> Number | None:
-    """The value of a normalised answer, or None where it is not a plain number."""
+    """The value of a normalized answer, or None if it is not a plain number."""
     text = text.strip()
     if not text or len(text) > 300:
         return None
@@ -47,7 +46,7 @@ def read_number(text: str) -> Number | None:
     tokens = _TOKEN.findall(text)
     if "" in tokens or _SPLIT_DIGITS.search(text):
         return None
-    # From the last to the first, so that the next one is popped; the empty one ends them.
+    # Reversed, so that pop() returns the next token; the empty one marks the end.
     stack = ["", *reversed(tokens)]
     try:
         value = _sum(stack)
@@ -59,15 +58,15 @@ def read_number(text: str) -> Number | None:
 def close_enough(value: Number, gold: Number) -> bool:
     """Equality of two plain numbers: exact, unless one is written as a decimal.
 
-    A decimal may be rounded: |a - b| <= 5e-7 (six decimals), and for small golds also <= 1e-4 |gold|, so that
-    0 or 2e-10 never equals 1e-10.
+    A decimal may be rounded: |a - b| <= 5e-7 (six decimals), and for small reference answers also <= 1e-4 |gold|, so
+    that 0 or 2e-10 never equals 1e-10.
     """
     if not (value.decimal or gold.decimal):
         return value.value == gold.value
     return abs(value.value - gold.value) <= min(_DECIMALS, _RELATIVE * abs(gold.value))
 
 
-# Recursive descent: every function pops what it reads off the stack of tokens.
+# Recursive descent: every function pops the tokens that it reads from the stack.
 
 
 def _sum(tokens: list[str]) -> Fraction:
@@ -126,7 +125,7 @@ def _atom(tokens: list[str]) -> Fraction:
     value = Fraction(token)
     if tokens[-1] != "\\frac":
         return value
-    # 1\frac{1}{2} is one and a half wherever it is an answer, never a product.
+    # As an answer, 1\frac{1}{2} is one and a half, not a product.
     part = _atom(tokens)
     if "." in token or not 0 <= part < 1:
         raise _Unreadable

@@ -1,8 +1,7 @@
-"""A pool of worker processes that can be killed: a hard expression costs its time limit and nothing else.
+"""A pool of worker processes that can be killed, so that a hard expression costs at most its time limit.
 
-Callable from any thread. A worker that runs past its limit, dies or is killed is replaced; a request whose
-worker died is asked once more, so nothing is lost. The pool belongs to one process: after a fork the child
-starts its own.
+Can be called from any thread. A worker that exceeds its limit, dies or is killed is replaced; a request whose worker
+died is sent again, so nothing is lost. The pool belongs to one process: after a fork the child starts its own.
 """
 
 from __future__ import annotations
@@ -31,19 +30,18 @@ _COMMAND = f"from {__package__}.worker import main; main()"
 
 
 class Reply(NamedTuple):
-    """What a worker said: ``verdict`` is "right", "wrong" or "ungradable"; ``note`` says what went wrong, if
-    anything."""
+    """A worker's reply: ``verdict`` is "right", "wrong" or "ungradable"; ``note`` says what went wrong, if anything."""
 
     verdict: str
     note: str = ""
 
 
 class Worker:
-    """One process and the connection to it. Not for two threads at a time."""
+    """One process and the connection to it. Not thread-safe."""
 
     def __init__(self) -> None:
-        # The same modules as here, and a fixed hash seed: the order of sympy's sets must not change a
-        # verdict.
+        # The same module search path as here, and a fixed hash seed, because the order of sympy's sets must not change
+        # a verdict.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
         self.ready = False
@@ -55,11 +53,10 @@ class Worker:
             )  # fmt: skip
 
     def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
-        """Compare two normalised answers within the limit; the worker is dead afterwards if it ran past
-        it.
+        """Compare two normalized answers within the limit; if the worker exceeds the limit, it is killed.
 
         Raises:
-            EOFError, OSError: the worker ended while it was asked; or before it was `ready`, or was not in time.
+            EOFError, OSError: the worker ended during the request, or did not become `ready` in time.
         """
         if not self.ready:
             self._hear(time.monotonic() + _START_S)
@@ -75,11 +72,11 @@ class Worker:
             self.kill()
             return Reply("wrong" if gold_read else "ungradable", "timed out")
         except BaseException:
-            self.kill()  # a reply that comes late must not answer the next request
+            self.kill()  # a late reply must not be read as the answer to the next request
             raise
 
     def kill(self) -> None:
-        """End the process at once and collect it."""
+        """Kill the process and wait for its end."""
         self.process.kill()
         self.process.wait()
         self._connection.close()
@@ -97,7 +94,7 @@ class Worker:
 
 
 class Pool:
-    """Workers handed to whoever asks: a warm one before one that still starts, and a new one last."""
+    """Lends workers to callers: a warm one first, then one that is starting, and a new one last."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -109,7 +106,7 @@ class Pool:
             self._put(_EMPTY, None)
 
     def ask(self, gold: str, answer: str, limit_s: int) -> Reply:
-        """Compare two normalised answers, waiting for a free worker first.
+        """Compare two normalized answers; waits for a free worker.
 
         Raises:
             ConfigurationError: workers do not start.
@@ -132,23 +129,23 @@ class Pool:
             elif failed_starts:
                 self._put(_EMPTY, None)
             else:
-                self._put(_STARTING, self._start(worker))  # it warms up while others work
+                self._put(_STARTING, self._start(worker))  # starts while other workers are busy
         if failed_starts:
-            raise ConfigurationError(f"the grader's worker processes do not start; try: {_TRY}")
+            raise ConfigurationError(f"the grader's worker processes do not start; to see why, run: {_TRY}")
         return Reply("wrong", "worker died")
 
     def ask_many(self, pairs: Sequence[tuple[str, str]], limit_s: int) -> list[Reply]:
-        """The replies in the order of the pairs; every worker is busy until none is left."""
+        """The replies, in the order of the pairs, computed by all workers in parallel."""
         if len(pairs) == 1:
             return [self.ask(pairs[0][0], pairs[0][1], limit_s)]
         threads = ThreadPoolExecutor(self.size, thread_name_prefix="vopd-grade")
         try:
             return list(threads.map(lambda pair: self.ask(pair[0], pair[1], limit_s), pairs))
         finally:
-            threads.shutdown(cancel_futures=True)  # an interrupt does not wait for what was not begun
+            threads.shutdown(cancel_futures=True)  # an interrupt does not wait for pending requests
 
     def close(self) -> None:
-        """Kill every worker. Does nothing in a child that was forked off: the workers are not its own."""
+        """Kill every worker. Does nothing in a forked child, which does not own the workers."""
         if os.getpid() != self.pid:
             return
         for worker in list(self.workers):
@@ -171,10 +168,10 @@ _pool: Pool | None = None
 
 
 def shared_pool() -> Pool:
-    """The pool of this process, made on first use; one worker a core, two to eight."""
+    """The pool of this process, created on first use, with one worker per core, from two to eight."""
     global _pool
     if importlib.util.find_spec("math_verify") is None:
-        raise MissingExtraError("math-verify is needed to grade mathematics; install it with pip install 'vopd[eval]'")
+        raise MissingExtraError("math-verify is needed to grade math answers; install it with pip install 'vopd[eval]'")
     with _lock:
         if _pool is None or _pool.pid != os.getpid():
             _pool = Pool(max(2, min(_cores(), 8)))

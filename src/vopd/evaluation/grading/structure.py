@@ -1,9 +1,8 @@
-"""Comparing two normalised answers by their structure: sets, tuples, intervals, named values, text, units,
-bases.
+"""Compare two normalized answers by their structure: sets, tuples, intervals, named values, text, units, bases.
 
-The guards of the grader. They decide what a computer algebra system gets wrong because it flattens notation
-((1, 2) is not {1, 2}; 11 in base 2 is not 11 in base 3; x = 1 and y = 2 swapped) and leave the leaves, single
-expressions, to a function that the caller gives: exact arithmetic in the fast path, math-verify in a worker.
+These rules decide what a computer algebra system gets wrong because it flattens notation ((1, 2) is not {1, 2}; 11 in
+base 2 is not 11 in base 3; x = 1 and y = 2 swapped). They leave single expressions, the leaves, to a function of the
+caller: exact arithmetic in the fast path, math-verify in a worker.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .numbers import Number, close_enough, read_number
 from .units import conflicting, split_unit
 
 Leaf = Callable[[str, str], bool | None]
-"""``leaf(gold, answer)``: equal as single expressions; None where that cannot be told."""
+"""``leaf(gold, answer)``: whether two single expressions are equal; None if it cannot decide."""
 
 _OPEN, _CLOSE = "([{", ")]}"
 _EMPTY_SETS = {r"\emptyset", r"\{\}"}
@@ -33,7 +32,7 @@ _TEXT = re.compile(r"(?:\\text\{[^{}]*\}[\s.]*)+")
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*|[A-Za-z]{3,}[ -][A-Za-z0-9' .-]*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![A-Za-z])")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
-# In a gold only these are decimals: 1,2 is the list of 1 and 2.
+# In a reference answer only these are decimals: 1,2 is the list of 1 and 2.
 _GOLD_COMMA = re.compile(r"-?0,\d+|-?\d+,\d\d")
 _COMMA_NUMBER = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
@@ -49,7 +48,7 @@ class Collection(NamedTuple):
 
     @property
     def ordered(self) -> bool:
-        """Whether the order of the items counts."""
+        """Whether the order of the items matters."""
         return self.opening in ("(", "[")
 
     @property
@@ -59,7 +58,7 @@ class Collection(NamedTuple):
 
 
 def same(gold: str, answer: str, leaf: Leaf) -> bool | None:
-    """Equality of two normalised answers; None where the leaves cannot tell."""
+    """Equality of two normalized answers; None if the leaves cannot decide."""
     if squeezed(gold) == squeezed(answer):
         return True
     gold, gold_unit = split_unit(gold)
@@ -76,7 +75,7 @@ def same(gold: str, answer: str, leaf: Leaf) -> bool | None:
 
 
 def plainly_readable(gold: str) -> bool:
-    """Whether a gold needs no parser to be known as readable: numbers, words, and collections of them."""
+    """Whether a reference answer is readable without a parser: numbers, words, and collections of them."""
     gold = split_unit(gold)[0].removesuffix("%").strip()
     if read_number(gold) or base_numeral(gold) or words(gold):
         return True
@@ -120,7 +119,7 @@ def base_numeral(text: str) -> tuple[str, str] | None:
 
 
 def _unlike(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """12:30 is a time of day, not twice 6:15; and a number is never equal to an inequality, though the algebra may drop
+    """12:30 is a time of day, not twice 6:15; and a number never equals an inequality, although the algebra may drop
     the relation."""
     if _CLOCK.fullmatch(squeezed(gold)) and _CLOCK.fullmatch(squeezed(answer)):
         return _WRONG
@@ -129,8 +128,7 @@ def _unlike(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
 
 
 def _bases(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
-    """Numerals with a base: the same digits in the same base; a base left out on one side is taken as
-    agreed."""
+    """Numerals with a base: the same digits in the same base; a base missing on one side is assumed to be the same."""
     one, other = base_numeral(gold), base_numeral(answer)
     if one and other:
         return _Decision(one == other)
@@ -157,12 +155,12 @@ def _texts(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     if gold_words is None or answer_words is None:
         return None
     if "\\text" not in gold and "\\text" not in answer and min(len(gold_words), len(answer_words)) < 4:
-        return None  # two short plain words may be products of symbols
+        return None  # short plain words may be products of symbols
     return _Decision(gold_words == answer_words)
 
 
 def split_name(text: str) -> tuple[str, str] | None:
-    """``x = 5`` as (x, 5), ``x = 2 + 3 = 5`` too; None where there is no name for a value."""
+    """``x = 5`` as (x, 5), and ``x = 2 + 3 = 5`` too; None if the value has no name."""
     parts = [part.strip() for part in _equals(text)]
     for part in parts[:-1]:
         if _NAMES.fullmatch(part):
@@ -191,7 +189,7 @@ def _named(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
     if gold_name and len(answer_parts) == 1:
         return _Decision(same(gold_name[1], answer_parts[0], leaf))
     if len(gold_parts) > 1 and len(answer_parts) == 1 and not _whole(answer):
-        return _WRONG  # an equation is not a value, though algebra takes its right-hand side for one
+        return _WRONG  # an equation is not a value, although the algebra would use its right-hand side
     if len(gold_parts) == 1 and len(answer_parts) > 1 and not _several_names(answer):
         value = answer_parts[-1]
         equation = value == "0" and not answer_name
@@ -207,8 +205,8 @@ def _several_names(text: str) -> bool:
 
 
 def _depths(text: str) -> Iterator[tuple[int, str, int]]:
-    """Position, character and depth after it (any bracket closes any other, as half-open intervals do); a backslash and
-    the sign that it commands are one character."""
+    """Position, character and depth after it (any bracket closes any other, as in half-open intervals); a backslash and
+    the sign after it are one character."""
     depth = 0
     for match in re.finditer(r"\\(?![{}]).?|.", text, re.DOTALL):
         depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
@@ -285,7 +283,7 @@ def _collections(gold: str, answer: str, leaf: Leaf) -> _Decision | None:
 
 
 def _whole(item: str) -> bool:
-    """Items that only make sense together with the rest: relations."""
+    """Whether an item is a relation, which only makes sense together with the rest."""
     return bool(_INEQUALITY.search(item))
 
 
@@ -295,7 +293,7 @@ def _needs_algebra(one: Collection, other: Collection) -> bool:
 
 
 def _grouped(group: Collection) -> Collection:
-    """Names taken off: ``x = 1, y = 2`` as the ordered 1, 2 and ``n = 1, 2`` as 1, 2."""
+    """Without names: ``x = 1, y = 2`` as the ordered 1, 2 and ``n = 1, 2`` as 1, 2."""
     names = [split_name(item) for item in group.items]
     if all(names) and len({name[0] for name in names if name}) == len(names) > 1:
         return Collection("=", "=", [name[0] + "=" + name[1] for name in names if name])
@@ -317,7 +315,7 @@ def _compare_collections(gold: Collection, answer: Collection, leaf: Leaf) -> bo
 
 
 def _compare_named(gold: Collection, answer: Collection, leaf: Leaf) -> bool | None:
-    """Values with names: by name where both have them, else in the order of the names."""
+    """Values with names: compared by name if both have names, else in the order of the names."""
     if gold.opening == answer.opening:
         return _in_order(sorted(gold.items), sorted(answer.items), leaf)
     if "{" in (gold.opening, answer.opening):
@@ -333,7 +331,7 @@ def _in_order(gold: list[str], answer: list[str], leaf: Leaf) -> bool | None:
 
 
 def _in_any_order(gold: list[str], answer: list[str], leaf: Leaf) -> bool | None:
-    """Every item of each side equals one of the other: repeated items do not count, as in a set."""
+    """Whether every item of each side equals one of the other; repeated items count once, as in a set."""
     return _all(_any(same(one, other, leaf) for other in answer) for one in gold) and _all(
         _any(same(one, other, leaf) for one in gold) for other in answer
     )
@@ -348,7 +346,7 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _decided(verdicts: Iterable[bool | None], by: bool) -> bool | None:
-    """`by` where one verdict is that, else None where one is unknown, else the opposite."""
+    """`by` if one verdict is `by`, else None if one is unknown, else the opposite."""
     unknown = False
     for verdict in verdicts:
         if verdict is by:

@@ -1,11 +1,10 @@
-"""Units at the end of an answer: taken off before comparing, and compared where both sides name a known
-one."""
+"""Units at the end of an answer: removed before comparing, and compared if both sides have a known one."""
 
 from __future__ import annotations
 
 import re
 
-# The names of each unit, the one that answers are compared by first.
+# Names of each unit; the first one is used to compare answers.
 _NAMES = (
     "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "in inch inche",
     "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "lb pound", "oz ounce",
@@ -31,7 +30,7 @@ _GLUED_UNIT = re.compile(
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    """An answer without the unit at its end, and the unit in one spelling (None where there is none)."""
+    """An answer without the unit at its end, and the unit in normalized spelling (None without one)."""
     text = text.strip()
     for pattern in (_TEXT_UNIT, _PLAIN_UNIT, _GLUED_UNIT):
         match = pattern.fullmatch(text)
@@ -50,7 +49,7 @@ def _scales(unit: str) -> bool:
 
 
 def _spelling(unit: str) -> str:
-    """``square centimeters``, ``cm^2`` as ``!cm^2``; the mark says that every word is known."""
+    """``square centimeters`` and ``cm^2`` as ``!cm^2``; the mark means that every word is known."""
     power = re.search(r"\^\s*\{?\s*(-?\d+)", unit)
     exponent = power[1] if power else "1"
     plain = re.sub(r"\\text|\^\s*\{?\s*-?\d+\s*\}?", " ", unit).lower().replace("p.m", "pm").replace("a.m", "am")

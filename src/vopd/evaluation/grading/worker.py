@@ -1,8 +1,8 @@
-"""The process that compares answers with math-verify: a request in, a word when the gold is read, a word out.
+"""The worker process, which compares answers with math-verify. It replies once after reading the reference answer, and
+again with the verdict.
 
 It is a plain subprocess with a connection, not a ``multiprocessing`` child, so that it can be started from any
-thread and from a daemonic process, needs no ``__main__`` guard in the caller's script, and shares nothing
-with it.
+thread and from a daemonic process, needs no ``__main__`` guard in the caller's script, and shares nothing with it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 _MEMORY = 4 << 30
-# Beyond the parent's limit: a worker whose parent was killed must not run for ever.
+# Beyond the parent's limit: a worker whose parent was killed must not run forever.
 _GRACE_S = 10
 
 
 def main() -> None:
-    """Answer requests ``(gold, answer, limit_s)`` on the connection whose number is the argument, until it closes."""
+    """Answer requests ``(gold, answer, limit_s)`` on the connection with the file descriptor ``sys.argv[1]``, until it
+    closes."""
     connection = Connection(int(sys.argv[1]))
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    # The interrupt of a terminal reaches the whole process group; only the parent acts on it.
+    # Ctrl-C in a terminal reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from .algebra import judge, readable
 
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def _guarded(function: Callable[..., bool], *arguments: str) -> bool:
-    """A library that fails on an answer has not recognised it: its errors are of every kind."""
+    """Whether `function` is true; any error of the libraries means that they do not recognize the answer."""
     try:
         return bool(function(*arguments))
     except Exception:

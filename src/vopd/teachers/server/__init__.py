@@ -1,4 +1,4 @@
-"""A teacher behind a server: the client, vLLM's wire format, what is checked first, the teacher itself."""
+"""A teacher on a server: the client, vLLM's request and response format, the preflight checks, the teacher itself."""
 
 from .client import Patience, ServedModel, Servers
 from .preflight import Findings, inspect_servers

@@ -1,4 +1,4 @@
-"""Requests to teacher servers: spread over their addresses, bounded in number, retried within a deadline."""
+"""Requests to teacher servers: balanced over their addresses, limited in number, retried within a deadline."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from vopd.errors import ConfigurationError, TeacherServerError, require
+from vopd.errors import ConfigurationError, TeacherServerError, counted, require
 
 from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
 
-# A server that is starting, overloaded or being replaced: worth another attempt.
+# The server is starting, overloaded or being replaced: worth another attempt.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SHOWN = 300
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to insist.
+    """Timeouts and retries of requests.
 
     Attributes:
         timeout: seconds that one attempt may take.
         deadline: seconds for all attempts of one request.
         retries: attempts after the first.
-        pause: seconds before the first repetition; doubled with each, times a random number from 0.5 to 1.5.
-        longest_pause: seconds, before that number.
+        pause: seconds before the first retry; doubled with each retry, times a random number from 0.5 to 1.5.
+        longest_pause: largest pause in seconds, before that random number.
     """
 
     timeout: float = 120.0
@@ -48,7 +48,7 @@ class Patience:
 
 
 class Rejected(TeacherServerError):
-    """The server understood the request and will not do it, now or later; ``status`` is that of its answer."""
+    """The server refuses the request for good; ``status`` is the HTTP status of its response."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -56,21 +56,21 @@ class Rejected(TeacherServerError):
 
 
 def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
-    """Addresses of servers without a trailing slash or /v1.
+    """Server addresses without a trailing slash or /v1.
 
     Raises:
-        ConfigurationError: one is no http(s) address, or holds a password.
+        ConfigurationError: one is not an http(s) address, or contains a password.
     """
     found = []
     for url in [urls] if isinstance(urls, str) else urls:
         parts = urlsplit(str(url).strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             shown = str(url).rpartition("@")[2]  # a password in front of it stays out of the message
-            raise ConfigurationError(f"teacher_server_url {shown!r} is no address such as http://host:8000")
+            raise ConfigurationError(f"teacher_server_url {shown!r} is not an address; write http://host:8000")
         if "@" in parts.netloc:
             raise ConfigurationError(
-                "teacher_server_url holds a password, which would reach logs; put it into the environment variable "
-                "that teacher_server_key_env names"
+                "teacher_server_url contains a password, which would end up in logs; put it into the environment "
+                "variable that teacher_server_key_env names"
             )
         path = parts.path.rstrip("/").removesuffix("/v1")
         found.append(f"{parts.scheme}://{parts.netloc}{path}")
@@ -84,13 +84,13 @@ class Servers:
 
     Args:
         urls: their addresses.
-        key_env: name of the environment variable that holds the key; sent only where it is set, and never shown.
-        concurrency: requests under way at once, over all addresses.
-        patience: how long to insist.
+        key_env: name of the environment variable with the API key; sent only if it is set, and never shown.
+        concurrency: concurrent requests, over all addresses.
+        patience: timeouts and retries.
 
     Attributes:
-        close: call it to ask no more; connections close once the last answer under way has come or failed. Happens by
-            itself when nothing refers to the servers any more.
+        close: stops all requests; connections close when the last pending response has arrived or failed. Called
+            automatically when nothing refers to the servers any more.
         counts: requests, retries and bytes so far.
     """
 
@@ -113,7 +113,7 @@ class Servers:
             limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
         )
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
-        self._random = random.Random()  # its own: a run's random numbers must not depend on failures
+        self._random = random.Random()  # its own: the random numbers of training must not depend on failures
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
@@ -124,21 +124,21 @@ class Servers:
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
 
     def background(self, work: Callable[[], T]) -> Future[T]:
-        """Do `work` among the requests; the future holds what it returns or raises."""
+        """Run `work` in the pool of requests; the future holds its result or error."""
         return self._executor.submit(work)
 
     def ask(self, request: Request, read: Callable[[Any], T], url: str | None = None, retries: int | None = None) -> T:
-        """What `read` makes of the answer's JSON. A BadAnswer that it raises is a failure like a broken connection.
+        """Send a request and return the result of `read`. If `read` raises BadAnswer, the request is retried.
 
         Args:
             request: path and JSON body.
-            read: from the parsed JSON to the result.
-            url: the server to ask; None for whichever has least to do, which another attempt chooses anew.
+            read: turns the parsed JSON response into the result.
+            url: the server to ask; None for the least busy one, chosen again for every attempt.
             retries: attempts after the first; None for those of the patience.
 
         Raises:
-            Rejected: the server will not do this.
-            TeacherServerError: no good answer within the deadline and the number of attempts, or a key is missing.
+            Rejected: the server refuses the request.
+            TeacherServerError: no usable response within the deadline and the number of attempts, or a key is missing.
         """
         patience, ends = self.patience, time.monotonic() + self.patience.deadline
         retries = patience.retries if retries is None else retries
@@ -151,29 +151,29 @@ class Servers:
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
             if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
-                    f"the teacher server {where} gave no usable answer in {attempt + 1} attempts: {problem}; look into "
-                    "its log; teacher_server_retries and teacher_server_deadline set how long to insist"
+                    f"the teacher server {where} gave no usable response in {counted(attempt + 1, 'attempt')}: "
+                    f"{problem}; check its log, or raise teacher_server_retries and teacher_server_deadline"
                 ) from problem
             with self._lock:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
 
     def models(self, url: str) -> dict[str, int | None]:
-        """The models at an address, and the longest sequence of each, if it says; asked for once.
+        """The models at an address, and the longest sequence of each if reported. Does not retry.
 
         Raises:
-            TeacherServerError: no model server answers there, or it wants a key.
+            TeacherServerError: no model server answers there, or it requires a key.
         """
         try:
             return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
         except (BadAnswer, Rejected) as error:
             raise TeacherServerError(
-                f"no teacher server answers at {url} ({error}); start it with vllm serve TEACHER --host 127.0.0.1, or "
-                "correct teacher_server_url"
+                f"no teacher server responds at {url} ({error}); start one with vllm serve TEACHER --host 127.0.0.1, "
+                "or correct teacher_server_url"
             ) from error
 
     def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
-        """One attempt. Raises BadAnswer where another one is worth it."""
+        """One attempt. Raises BadAnswer if a retry may help."""
         with self._lock:
             if self._closed.is_set():
                 raise BadAnswer("given up")
@@ -193,7 +193,7 @@ class Servers:
             raise BadAnswer(f"status {status}: {_message(content)}")
         if status == 401:
             raise TeacherServerError(
-                f"the teacher server {url} wants a key; put it into the environment variable {self._key_env}, or name "
+                f"the teacher server {url} requires an API key; set the environment variable {self._key_env}, or name "
                 "another one with teacher_server_key_env"
             )
         if status != 200:
@@ -201,12 +201,12 @@ class Servers:
         try:
             return read(json.loads(content))
         except json.JSONDecodeError as error:
-            raise BadAnswer("the answer is no JSON") from error
+            raise BadAnswer("the response is not JSON") from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise BadAnswer(f"the answer has another form than expected ({type(error).__name__}: {error})") from error
+            raise BadAnswer(f"the response has an unexpected form ({type(error).__name__}: {error})") from error
 
     def _exchange(self, address: str, body: bytes | None, ends: float) -> tuple[int, bytes]:
-        """Status and content of the answer, all of which must arrive in time: httpx's own limit is one of silence."""
+        """Status and content of the response, which must be complete in time: httpx's timeout only limits silence."""
         seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
         latest, parts = time.monotonic() + seconds, []
         method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
@@ -214,14 +214,14 @@ class Servers:
             for part in answer.iter_bytes():
                 parts.append(part)
                 if time.monotonic() > latest:
-                    raise BadAnswer(f"not answered within {seconds:.0f} s")
+                    raise BadAnswer(f"no complete response within {seconds:.0f} s")
             with self._lock:
                 self.counts["bytes_sent"] += len(body or b"")
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
             return answer.status_code, b"".join(parts)
 
     def _least_busy(self) -> str:
-        """The server with the fewest requests under way, those that failed in the last minute after the others."""
+        """The server with the fewest pending requests; those that failed in the last minute come last."""
         recently = time.monotonic() - 60
         with self._lock:
             return min(self.urls, key=lambda url: (self._failed_at[url] > recently, self._under_way[url]))
@@ -229,12 +229,12 @@ class Servers:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model as its servers know it.
+    """A model on one or several servers.
 
     Attributes:
-        servers: where it is.
-        name: what they call it.
-        vocab_size: the real vocabulary; ids past it, a padded head's, are no tokens.
+        servers: the servers.
+        name: its name there.
+        vocab_size: size of the vocabulary; larger ids are padding rows of the output head.
     """
 
     servers: Servers
@@ -242,7 +242,7 @@ class ServedModel:
     vocab_size: int | None = None
 
     def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str) -> T:
-        """See ``Servers.ask``; the body names the model."""
+        """As ``Servers.ask``; adds the model's name to the body."""
         return self.servers.ask((path, {"model": self.name, **body}), read, url)
 
     def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
@@ -265,19 +265,19 @@ def _give_up(
 
 
 def _close_unused(client: Any, under_way: dict[str, int]) -> None:
-    """Close the connections once no request is under way: a connection that opens meanwhile would stay open."""
+    """Close the connections once no request is pending: a connection that opens later would stay open."""
     if not any(under_way.values()):
         client.close()
 
 
 def _lengths(body: Any) -> dict[str, int | None]:
     if not body["data"]:
-        raise BadAnswer("no models are listed at /v1/models")
+        raise BadAnswer("/v1/models lists no models")
     return {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
 
 
 def _message(content: bytes) -> str:
-    """The server's own words, on one line and not too many."""
+    """The server's error message, shortened to one line."""
     text: Any = content.decode(errors="replace")
     with suppress(ValueError, AttributeError):
         found = json.loads(text)

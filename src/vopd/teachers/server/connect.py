@@ -1,4 +1,4 @@
-"""From an address to a teacher: servers that do not give what the run needs are refused before the first rollout."""
+"""Connects to teacher servers, and refuses servers that cannot provide the required scores before the first rollout."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ logger = logging.getLogger("vopd")
 def connect(
     args: Any, *, tokenizer: Any, compared: bool, vocab_size: int, prompt: Sequence[int], end_ids: Sequence[int]
 ) -> tuple[ServerTeacher, list[str]]:
-    """Try the servers of ``args.teacher_server_url`` and return the teacher behind them, and what was found.
+    """Check the servers at ``args.teacher_server_url`` and return the teacher on them, and notes on the checks.
 
     Args:
         args: a VOPDConfig.
-        tokenizer: the student's.
-        compared: the teacher's own tokenizer was compared with it already.
-        vocab_size: number of real ids.
-        prompt: ids of a prompt of the run, for the server to go on from.
-        end_ids: where the student stops.
+        tokenizer: the student's tokenizer.
+        compared: whether the teacher's own tokenizer was already compared with it.
+        vocab_size: number of ids that student and teacher share.
+        prompt: ids of a training prompt, for the server to continue.
+        end_ids: the student's EOS ids.
 
     Raises:
-        TeacherServerError: no server answers, or not with what is asked.
-        MismatchError: its vocabulary is another one.
-        ConfigurationError: it does not give what the estimator or the temperature needs.
+        TeacherServerError: no server responds, or not with the scores that were requested.
+        MismatchError: its vocabulary differs from the student's.
+        ConfigurationError: it does not provide what the estimator or the temperature needs.
     """
     check_server(args)
     need = args.chosen_estimator.need
@@ -53,8 +53,8 @@ def connect(
         raise
     if found.end_id is not None and found.end_id not in end_ids:
         logger.warning(
-            f"the teacher ends completions with {found.end_id} ({tokenizer.convert_ids_to_tokens(found.end_id)}), "
-            "where the student does not stop and would run on to the length limit; let it stop there too: "
+            f"the teacher ends completions with {found.end_id} ({tokenizer.convert_ids_to_tokens(found.end_id)}), but "
+            "this is not an EOS token of the student, which would run on to the length limit; set the student's "
             f"generation_config.eos_token_id = {sorted({*end_ids, found.end_id})}"
         )
     teacher = ServerTeacher(
@@ -74,8 +74,8 @@ def _check_vocabulary(found: Findings, compared: bool) -> None:
     for url, count in found.same_ids.items():
         if count is None and not compared:
             raise MismatchError(
-                f"{url} has no /detokenize, so its vocabulary cannot be compared with the student's; name the "
-                "teacher's folder or hub id with teacher_model, whose tokenizer is compared instead"
+                f"{url} has no /detokenize, so its vocabulary cannot be compared with the student's; set teacher_model "
+                "to the teacher's folder or hub id, whose tokenizer is compared instead"
             )
 
 
@@ -84,16 +84,16 @@ def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temp
         given, refusal = found.most_top_k([top_k])
         if not given:
             raise ConfigurationError(f"{refusal}; start it with --max-logprobs {top_k}, or lower loss_top_k={top_k}")
-    if estimator.need == "chosen":  # which needs no normaliser: the scores are divided by the temperature on this side
+    if estimator.need == "chosen":  # needs no normalizer: the client divides the scores by the temperature
         if refusal := found.refusal_of_chosen():
             check_gives(estimator, {"sampled", "top_k"}, f"the server ({refusal})")
         return
     for url in found.untempered(temperature):
         raise ConfigurationError(
-            f"{url} scores at temperature 1 whatever is asked, and this run samples at temperature={temperature}; "
-            f"set temperature=1, {use_unnormalised()}, load the "
-            "teacher in this process, or start a server whose version applies the temperature to prompt_logprobs "
-            "(vLLM 0.32 does not, with any --logprobs-mode)"
+            f"{url} ignores the requested temperature and scores at temperature 1, but this run samples at "
+            f"temperature={temperature}; set temperature=1, {use_unnormalised()}, load the teacher in the training "
+            "process, or use a server version that applies the temperature to prompt_logprobs (vLLM 0.32 does not, "
+            "with any --logprobs-mode)"
         )
 
 
@@ -101,7 +101,7 @@ def _notes(found: Findings) -> list[str]:
     notes = []
     for url, repeat in found.repeats.items():
         count = found.same_ids[url]
-        ids = "compared by the tokenizer of teacher_model only" if count is None else f"all {count} ids mean the same"
-        repeats = f"scores repeat to {repeat.max():.2g} nats a token, {repeat.mean():.2g} on average"
+        ids = "compared only with the tokenizer of teacher_model" if count is None else f"all {count} ids are the same"
+        repeats = f"scores repeat to within {repeat.max():.2g} nats/token, {repeat.mean():.2g} on average"
         notes.append(f"{url}: {found.model.name}; vocabulary: {ids}; {repeats}")
     return notes

@@ -1,4 +1,4 @@
-"""What is found out about teacher servers before they are trusted: every claim is tried, none is read off a name."""
+"""Preflight checks of teacher servers: every capability is tested with a request, not inferred from a version."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from .client import Rejected, ServedModel, Servers
 from .same_ids import check_vocabulary
 from .vllm import COMPLETIONS, Answer, BadAnswer, Question
 
-# Nats a token on average: what two precisions or batch sizes differ by at most, and other weights by at least.
+# Nats/token on average: different precisions or batch sizes differ by less, different weights by more.
 SAME_WEIGHTS = 0.05
-# Nats: scores of one row at two temperatures must be in proportion to this.
+# Nats: scores of one row at two temperatures must be proportional to within this.
 _PROPORTION = 0.02
 _WRITTEN_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the servers of one model were found to do, and what else can be tried.
+    """Results of the preflight checks of one model's servers, with further checks as methods.
 
     Attributes:
-        model: the model, as they know it.
-        length: longest sequence that all of them take; None where none says.
-        same_ids: by address, how many ids mean what they mean to the student; None where that cannot be asked.
-        text: a text that the first server wrote itself.
-        end_id: the id that the server ended it with; None where it ran on to the limit.
-        scores: of its tokens, by the first server.
-        repeats: by address, how far another scoring is apart from ``scores``, nats of each token.
+        model: the model on its servers.
+        length: longest sequence that all servers accept; None if none reports it.
+        same_ids: by address, the number of ids compared and found equal to the student's; None if the server cannot
+            be asked.
+        text: a text that the first server generated.
+        end_id: the id that the server ended it with; None if it reached the length limit.
+        scores: scores of its tokens, from the first server.
+        repeats: by address, how much a second scoring differs from ``scores``, in nats for each token.
     """
 
     model: ServedModel
@@ -44,7 +45,7 @@ class Findings:
     repeats: dict[str, Tensor]
 
     def most_top_k(self, asked: Sequence[int]) -> tuple[int, str]:
-        """The first of `asked` that the first server takes as prompt_logprobs; or 0, and why it takes none."""
+        """The first of `asked` that the first server accepts as prompt_logprobs; or 0, and why it accepts none."""
         refusal = ""
         for top_k in asked:
             try:
@@ -55,25 +56,25 @@ class Findings:
         return 0, refusal
 
     def refusal_of_chosen(self) -> str:
-        """Why the first server does not score ids of the caller's choice, in its words; empty where it does."""
+        """Why the first server does not score ids chosen by the caller, in its words; empty if it does."""
         rows = tuple((0, token) for token in self.text.ids[self.text.start :])
         try:
             apart = _apart(self.scores, self.model.score(replace(self.text, chosen=rows), self._first)).mean()
         except TeacherServerError as error:
             return str(error.__cause__ or error)
-        too_far = f"{self._first} scores chosen ids {apart:.2f} nats away from its prompt_logprobs"
+        too_far = f"{self._first} returns scores of chosen ids that differ by {apart:.2f} nats from its prompt_logprobs"
         return too_far if apart > SAME_WEIGHTS else ""
 
     def untempered(self, temperature: float) -> list[str]:
-        """Addresses that score at temperature 1 whatever is asked; 1 itself needs no trial."""
+        """Addresses that ignore the requested temperature and score at 1; 1 itself needs no test."""
         urls = self.model.servers.urls if temperature != 1 else ()
         return [url for url in urls if not _applies_temperature(self.model, url, self.text, temperature)]
 
     def check_weights(self) -> None:
-        """Score the text once more on every server. One that does not answer is not judged here.
+        """Score the text again on every server. A server that does not respond is skipped.
 
         Raises:
-            TeacherServerError: one has other weights than at the start.
+            TeacherServerError: a server's weights have changed since the start.
         """
         for url in self.repeats:
             try:
@@ -82,8 +83,8 @@ class Findings:
                 continue
             if apart > _tolerance(self.repeats):
                 raise TeacherServerError(
-                    f"the teacher server {url} now scores a text {apart:.2f} nats a token away from what the run began "
-                    "with: it serves other weights; restart it with the first ones, or begin a new run"
+                    f"the scores of the teacher server {url} now differ by {apart:.2f} nats/token from those at the "
+                    "start of training: it serves other weights; restart it with the original model, or start a new run"
                 )
 
     @property
@@ -94,19 +95,19 @@ class Findings:
 def inspect_servers(
     servers: Servers, name: str | None, tokenizer: Any, prompt: Sequence[int], vocab_size: int | None = None
 ) -> Findings:
-    """Ask the servers what they serve, and let them score a text.
+    """Ask the servers what they serve, and have them score a text.
 
     Args:
-        servers: of one model.
-        name: what they call it; None for the only one.
-        tokenizer: the student's; None compares no vocabulary.
-        prompt: ids for the first server to go on from.
-        vocab_size: number of real ids.
+        servers: servers of one model.
+        name: its name there; None if it is the only model.
+        tokenizer: the student's tokenizer; None skips the comparison of vocabularies.
+        prompt: ids for the first server to continue.
+        vocab_size: number of ids that student and teacher share.
 
     Raises:
-        TeacherServerError: a server does not answer, or not as one that scores; or two have different weights.
-        MismatchError: its vocabulary is another one than the student's.
-        ConfigurationError: it is not clear which model is meant.
+        TeacherServerError: a server does not respond or does not score prompts; or two have different weights.
+        MismatchError: its vocabulary differs from the student's.
+        ConfigurationError: the model's name is missing or unknown.
     """
     found_name, length = _find_model(servers, name)
     model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
@@ -117,14 +118,14 @@ def inspect_servers(
     for url, apart in repeats.items():
         if apart.mean() > _tolerance(repeats):
             raise TeacherServerError(
-                f"{url} scores a text {apart.mean():.2f} nats a token away from {first}: they serve different weights; "
-                "start both with the same model"
+                f"the scores of {url} and {first} differ by {apart.mean():.2f} nats/token: they serve different "
+                "weights; start both with the same model"
             )
     return Findings(model, length, same_ids, text, end_id, scores, repeats)
 
 
 def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
-    """The model's name, the same on every server, and the longest sequence that all of them take, if they say."""
+    """The model's name, the same on every server, and the longest sequence that all of them accept, if reported."""
     lengths: dict[str, list[int | None]] = {}
     for url in servers.urls:
         models = servers.models(url)
@@ -135,15 +136,15 @@ def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
         lengths.setdefault(name, []).append(models[name])
     if len(lengths) > 1:
         raise ConfigurationError(
-            f"the servers call the teacher by different names ({', '.join(sorted(lengths))}); start them with one "
-            "--served-model-name"
+            f"the servers have different names for the teacher ({', '.join(sorted(lengths))}); start them with the "
+            "same --served-model-name"
         )
     ((name, found),) = lengths.items()
     return name, min((length for length in found if length is not None), default=None)
 
 
 def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
-    """The server's most likely continuation of the prompt, to be scored, and the id that ended it."""
+    """The server's greedy continuation of the prompt, to be scored, and the id that ended it."""
     body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
     choice = model.ask(COMPLETIONS, body, _only_choice, url)
     ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
@@ -152,7 +153,9 @@ def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Quest
 
 def _only_choice(body: Any) -> Any:
     if not body["choices"][0].get("token_ids"):
-        raise BadAnswer("nothing was written, or no token_ids are returned (return_token_ids; vLLM 0.11 or newer has)")
+        raise BadAnswer(
+            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer)"
+        )
     return body["choices"][0]
 
 
@@ -161,14 +164,14 @@ def _apart(first: Answer, second: Answer) -> Tensor:
 
 
 def _tolerance(repeats: dict[str, Tensor]) -> float:
-    """Nats a token: scorings further apart than this are of different weights. The first server has them for sure."""
+    """Nats/token: scores that differ by more come from different weights. The first server is the reference."""
     return SAME_WEIGHTS + 5 * float(next(iter(repeats.values())).mean())
 
 
 def _applies_temperature(model: ServedModel, url: str, text: Question, temperature: float) -> bool:
-    """Whether the server scores at the temperature that it is asked for.
+    """Whether the server scores at the requested temperature.
 
-    Of two tokens a, b of one row log q_T(a) - log q_T(b) = (log q(a) - log q(b)) / T, whatever the normaliser is.
+    For two tokens a, b of one row, log q_T(a) - log q_T(b) = (log q(a) - log q(b)) / T, whatever the normalizer is.
     """
     plain, hot = (model.score(replace(text, top_k=2, temperature=asked), url) for asked in (1.0, temperature))
     same = (plain.top_k_ids == hot.top_k_ids).all(-1)  # ties may be broken differently

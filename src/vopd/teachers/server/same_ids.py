@@ -1,4 +1,4 @@
-"""Does a server's tokenizer mean the same thing by every id as the student's? Asked over /detokenize and /tokenize."""
+"""Checks through /detokenize and /tokenize that every token id is the same for a server and for the student."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _CHUNK = 2048
 
 
 def check_vocabulary(model: ServedModel, url: str, tokenizer: Any) -> int | None:
-    """Compare every real id of the student's tokenizer with the server's, in chunks.
+    """Compare every id of the student's tokenizer with the server's, in chunks.
 
-    A chunk of ids must become the same text on both sides, and its text the same ids. The second half tells apart
-    what the first cannot: ids of single bytes, which are no text on their own. It is left out where there is no
-    /tokenize.
+    A chunk of ids must decode to the same text on both sides, and its text must encode to the same ids. The second
+    check catches what the first cannot: ids of single bytes, which are not text on their own. It is skipped if the
+    server has no /tokenize.
 
     Returns:
-        The number of ids compared; None where the server has no such addresses.
+        The number of ids compared; None if the server has no /detokenize.
 
     Raises:
-        MismatchError: an id stands for different text, or a text for different ids.
+        MismatchError: an id decodes to different text, or a text encodes to different ids.
     """
     ids = sorted(tokenizer.get_vocab().values())
     for start in range(0, len(ids), _CHUNK):
@@ -39,14 +39,15 @@ def check_vocabulary(model: ServedModel, url: str, tokenizer: Any) -> int | None
             continue
         if encoded != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
             raise MismatchError(
-                f"student and teacher server use different vocabularies: both read ids {chunk[0]} to {chunk[-1]} as "
-                "the same text, but turn this text into different ids; choose a student and a teacher of one family"
+                f"student and teacher server use different vocabularies: both decode ids {chunk[0]} to {chunk[-1]} to "
+                "the same text, but encode this text to different ids; choose a student and a teacher of one model "
+                "family"
             )
     return len(ids)
 
 
 def _detokenize(model: ServedModel, url: str, ids: list[int]) -> str | None:
-    """What the server reads `ids` as; None where it has no /detokenize."""
+    """The text to which the server decodes `ids`; None if it has no /detokenize."""
     try:
         return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url)
     except Rejected as error:
@@ -54,17 +55,17 @@ def _detokenize(model: ServedModel, url: str, ids: list[int]) -> str | None:
             return None
         raise MismatchError(
             f"the teacher server does not know all of the student's ids {ids[0]} to {ids[-1]} ({error}); choose a "
-            "student and a teacher of one family"
+            "student and a teacher of one model family"
         ) from error
 
 
 def _reads(tokenizer: Any, ids: list[int], text: str | None) -> bool:
-    """Whether the student reads `ids` as `text`; tidying spaces up afterwards is a habit, not a vocabulary."""
+    """Whether the student decodes `ids` to `text`, with or without cleaning up spaces."""
     return text in (tokenizer.decode(ids, clean_up_tokenization_spaces=False), tokenizer.decode(ids))
 
 
 def _first_difference(model: ServedModel, url: str, tokenizer: Any, chunk: list[int]) -> MismatchError:
-    """An error that names the first id of the chunk that is read differently, found by halves."""
+    """An error that names the first id of the chunk that is decoded differently, found by bisection."""
     while len(chunk) > 1:
         half = chunk[: len(chunk) // 2]
         differs = not _reads(tokenizer, half, _detokenize(model, url, half))
@@ -72,6 +73,6 @@ def _first_difference(model: ServedModel, url: str, tokenizer: Any, chunk: list[
     ours, theirs = tokenizer.decode(chunk, clean_up_tokenization_spaces=False), _detokenize(model, url, chunk)
     return MismatchError(
         f"student and teacher server use different vocabularies: {chunk[0]} is {ours!r} for the student and "
-        f"{theirs!r} for the server; choose a student and a teacher of one family, or TRL's GOLD trainer, which "
-        "distils across tokenizers"
+        f"{theirs!r} for the server; choose a student and a teacher of one model family, or use TRL's GOLD trainer, "
+        "which distills across tokenizers"
     )

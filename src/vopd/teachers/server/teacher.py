@@ -1,4 +1,4 @@
-"""The teacher behind a server: one prefill request a completion, scored while the student computes."""
+"""The teacher on a server: one prefill request per completion, scored while the student computes."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class ServerTeacher:
-    """``Teacher`` of which only scores are known.
+    """``Teacher`` on servers, which return scores of some ids instead of the full distribution.
 
     Attributes:
-        model: what the servers serve.
-        need: what to ask for: the sampled token's score, the teacher's own top k, or those of ids chosen by the
-            student.
-        gives: what the servers were found to give.
-        top_k: how many tokens a position; 0 with "sampled".
-        temperature: of the rollout. Asked of the server, which must have been found to apply it; the scores of chosen
-            ids are divided by it instead, since whoever asks for them does not need a normaliser.
-        drop: leave a completion that gets no good answer out of the loss, instead of ending the run.
-        check: called in the background with every generated batch; raises TeacherServerError where the servers are no
-            longer what they were.
-        positions: longest sequence that the servers score; None where they do not say.
+        model: the model on its servers.
+        need: scores to request: of the sampled token, of the teacher's top k, or of ids chosen by the student.
+        gives: the kinds of scores that the servers were found to provide.
+        top_k: number of tokens per position; 0 with "sampled".
+        temperature: temperature of the rollout, requested from a server that is known to apply it. Scores of chosen
+            ids are divided by it on this side instead: estimators that use them need no normalizer.
+        drop: leave a completion without usable scores out of the loss, instead of ending the run.
+        check: called in the background with every generated batch; raises TeacherServerError if a server's weights
+            have changed.
+        positions: longest sequence that the servers score; None if they do not report it.
     """
 
     model: ServedModel
@@ -54,14 +53,14 @@ class ServerTeacher:
     _reported: dict[str, float] = field(default_factory=dict, init=False)
 
     def begin(self, rollouts: Rollouts) -> None:
-        """Ask for the scores of every row, unless the student must choose the ids first."""
+        """Request the scores of every row, unless the student must choose the ids first."""
         self._raise_checked()
         self._checked = self.model.servers.background(self.check)
         if self.need != "chosen" and rollouts.rows is not None:
             self._asked.update(zip(rollouts.rows.tolist(), self._ask(rollouts)))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
-        """With ``drop`` wait for all scores, and say which rows got them."""
+        """With ``drop``, wait for all scores and return which rows got them."""
         if not self.drop or rollouts.rows is None:
             return None
         self._raise_checked()
@@ -70,7 +69,7 @@ class ServerTeacher:
         return ~torch.tensor(failed, dtype=torch.bool)
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """Scores of the micro-batch. Rows that were dropped hold zeros, which the mask keeps out of the loss."""
+        """Scores of the micro-batch. Dropped rows are zeros, which the mask keeps out of the loss."""
         if self.need == "chosen" or rollouts.rows is None:
             futures = self._ask(rollouts, student)
         else:
@@ -83,7 +82,7 @@ class ServerTeacher:
         return [Scored(scores, mask=~torch.tensor(dropped, device=device).unsqueeze(-1) if any(dropped) else None)]
 
     def metrics(self) -> dict[str, float]:
-        """Requests, repetitions, dropped rows and bytes of this process since the last call."""
+        """Requests, retries, dropped rows and bytes of this process since the last call."""
         counts = {**self.model.servers.counts, "dropped_rows": float(self._dropped)}
         found = {f"teacher/{name}": count - self._reported.get(name, 0.0) for name, count in counts.items()}
         self._reported = counts
@@ -96,7 +95,7 @@ class ServerTeacher:
             self._result(checked)
 
     def _result(self, future: Future[T]) -> T:
-        """What the future holds. An error ends the run, so the other requests are given up."""
+        """The future's result. An error ends the run, so the other requests are cancelled."""
         try:
             return future.result()
         except TeacherServerError:
@@ -104,7 +103,7 @@ class ServerTeacher:
             raise
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:
-        """Ask for the scores of every row; of ids that the student chooses where these are needed."""
+        """Request the scores of every row; of ids that the student chooses, if those are needed."""
         chosen = self._chosen(rollouts, student) if student is not None and self.need == "chosen" else None
         futures = []
         for row, (prompt, completion) in enumerate(rollouts.unpadded()):
@@ -121,8 +120,8 @@ class ServerTeacher:
     def _chosen(self, rollouts: Rollouts, student: States) -> Tensor:
         """The student's top k at every position and the sampled token after them, (B, T, k + 1).
 
-        In the dtype of the hidden states: where that rounds, other ids than the exact k may come out, which still
-        depend on the state alone. A scale above 0 and a soft cap change no order.
+        Computed in the dtype of the hidden states: rounding may select other ids than the exact top k, but they still
+        depend only on the state. A positive logit scale and a soft cap do not change the order.
         """
         rows = student.hidden.detach()
         head = student.head.detach().map(lambda part: part[: self.model.vocab_size].to(rows.dtype))
@@ -131,7 +130,7 @@ class ServerTeacher:
         return torch.cat([top, rollouts.completion_ids.to(top.device).unsqueeze(-1)], dim=-1)
 
     def _batch(self, answers: list[Answer | None], length: int, device: torch.device) -> TopKScores:
-        """Answers as one batch; 0 on the padding, where no entry of the top k is present."""
+        """Responses as one batch; 0 on padding, where no entry of the top k is present."""
         sampled = torch.zeros(len(answers), length)
         ids = torch.zeros(len(answers), length, self.top_k, dtype=torch.long)
         logprobs = torch.full((len(answers), length, self.top_k), -torch.inf)
@@ -149,7 +148,7 @@ class ServerTeacher:
 
 
 def _failed(future: Future[Answer]) -> bool:
-    """Whether the servers gave no good answer, once that is known; another error is raised."""
+    """Whether the servers gave no usable response; waits until that is known, and raises any other error."""
     error = future.exception()
     if error is not None and not isinstance(error, TeacherServerError):
         raise error

@@ -1,12 +1,12 @@
-"""What is asked of a vLLM server and how its answers are read: pure functions, every answer checked.
+"""Requests to a vLLM server and parsing of its responses: pure functions that check every response.
 
-Two endpoints score a completion that is sent as token ids, in one prefill request:
+Two endpoints score a completion, sent as token ids, in one prefill request:
 
 - ``/v1/completions`` with ``prompt_logprobs=k``: at every position the k most likely tokens and the actual one,
   whatever its rank. k + 1 entries mean that the actual token is not among the k: it must leave the support, or the
-  support would depend on the sample and every baseline on it would be biased. Ranks cannot tell, since ties get the
-  worst of theirs.
-- ``/inference/v1/generate`` with ``prompt_logprob_token_ids``: log-probabilities of ids of the caller's choice.
+  support would depend on the sample and every baseline on it would be biased. Ranks cannot show this, since tied tokens
+  all get the worst rank of the tie.
+- ``/inference/v1/generate`` with ``prompt_logprob_token_ids``: log-probabilities of ids chosen by the caller.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from torch import Tensor
 COMPLETIONS = "/v1/completions"
 GENERATE = "/inference/v1/generate"
 
-# A log-probability is at most 0, but a server that rounds a normaliser can end a little above.
+# A log-probability is at most 0, but a server that rounds the normalizer can return slightly more.
 _ABOVE_ZERO = 1e-3
-# What vLLM's JSON has in place of minus infinity.
+# What vLLM's JSON contains instead of minus infinity.
 _NO_CHANCE = -9999.0
 
 
 Request = tuple[str, dict[str, Any] | None]
-"""Path of an endpoint and JSON body; None to GET."""
+"""Path of an endpoint and JSON body; None for a GET request."""
 
 
 class BadAnswer(Exception):
-    """No answer, or one that cannot be used; says why. Another attempt may get a better one."""
+    """No response, or an unusable one, with the reason. A retry may get a better one."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Question:
     Attributes:
         ids: prompt and completion.
         start: length of the prompt.
-        top_k: how many of the teacher's own most likely tokens to return; 0 for the sampled token alone.
+        top_k: number of the teacher's most likely tokens to return; 0 for the sampled token only.
         chosen: instead, ids to score at each completion token, the sampled one last, (T, J).
-        temperature: asked of the server; whether it applies it is for the preflight to find out.
+        temperature: temperature requested from the server; the preflight checks whether it is applied.
     """
 
     ids: tuple[int, ...]
@@ -73,9 +73,9 @@ class Answer:
 
 
 def request_of(question: Question, model: str) -> Request:
-    """Endpoint and JSON body that ask `question` of the model that the server calls `model`."""
+    """Endpoint and JSON body that send `question` to the model that the server calls `model`."""
     ids, common = list(question.ids), {"model": model, "return_token_ids": True}
-    sampling: dict[str, Any] = {"max_tokens": 1, "temperature": question.temperature}  # no tokens at all are refused
+    sampling: dict[str, Any] = {"max_tokens": 1, "temperature": question.temperature}  # vLLM refuses max_tokens=0
     if question.chosen is None:
         return COMPLETIONS, {**common, **sampling, "prompt": ids, "prompt_logprobs": question.top_k}
     sampling["prompt_logprob_token_ids"] = [list(row) for row in question.chosen]
@@ -84,21 +84,21 @@ def request_of(question: Question, model: str) -> Request:
 
 
 def read(question: Question, model: str, body: Any, vocab_size: int | None = None) -> Answer:
-    """The scores in the answer `body` to `question`.
+    """The scores in the response `body` to `question`.
 
     Args:
-        question: what was asked.
-        model: whose answer it must be.
+        question: the request.
+        model: name of the model that must have responded.
         body: the parsed JSON.
-        vocab_size: the real vocabulary: ids past it, a padded head's, are taken out of the support.
+        vocab_size: size of the vocabulary: larger ids, padding rows of the head, are removed from the support.
 
     Raises:
-        BadAnswer: it comes from another model, echoes other ids, has not one score a token, or one that is not
-            finite or above 0.
-        AttributeError, KeyError, TypeError, ValueError: it has another form.
+        BadAnswer: the response comes from another model, echoes other ids, lacks a token's score, or has a score that
+            is not finite or is above 0.
+        AttributeError, KeyError, TypeError, ValueError: the response has another form.
     """
     if body.get("model") != model:
-        raise BadAnswer(f"the answer comes from the model {body.get('model')!r}, not from {model!r}")
+        raise BadAnswer(f"the response comes from the model {body.get('model')!r}, not from {model!r}")
     if question.chosen is None:
         return _of_completion(question, body, vocab_size)
     return _of_chosen(question, body)
@@ -109,9 +109,9 @@ def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int 
     _check_echo(question, choice.get("prompt_token_ids"))
     positions = choice.get("prompt_logprobs")
     if positions is None:
-        raise BadAnswer("the answer has no prompt_logprobs")
+        raise BadAnswer("the response has no prompt_logprobs")
     if len(positions) != len(question.ids):
-        raise BadAnswer(f"the answer scores {len(positions)} positions of {len(question.ids)}")
+        raise BadAnswer(f"the response scores {len(positions)} positions of {len(question.ids)}")
     sampled, ids, logprobs = [], [], []
     for token, entries in zip(question.ids[question.start :], positions[question.start :]):
         score, others = _of_position(token, entries, question.top_k)
@@ -129,7 +129,7 @@ def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int 
 
 
 def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tuple[int, float]]]:
-    """The sampled token's score, and the teacher's top k most likely first, without it unless it ranks among them."""
+    """The sampled token's score, and the teacher's top k in descending order, without it unless it is among them."""
     found = {int(other): _score(entry.get("logprob")) for other, entry in entries.items()}
     if token not in found:
         raise BadAnswer(f"the sampled token {token} has no score")
@@ -139,7 +139,7 @@ def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tupl
     if len(found) == top_k + 1:
         del found[token]
     elif len(found) != top_k:
-        raise BadAnswer(f"a position has {len(found)} scores where {top_k} or {top_k + 1} were asked for")
+        raise BadAnswer(f"a position has {len(found)} scores instead of the requested {top_k} or {top_k + 1}")
     return sampled, sorted(found.items(), key=lambda entry: -entry[1])
 
 
@@ -148,27 +148,27 @@ def _of_chosen(question: Question, body: Mapping[str, Any]) -> Answer:
     _check_echo(question, body.get("prompt_token_ids"))
     encoded = body.get("prompt_token_id_logprobs")
     if encoded is None:
-        raise BadAnswer("the answer has no prompt_token_id_logprobs")
+        raise BadAnswer("the response has no prompt_token_id_logprobs")
     scores = decode_array(encoded)
     shape = (len(question.chosen), len(question.chosen[0]))
     if scores.shape != shape:
-        raise BadAnswer(f"the answer has scores of shape {tuple(scores.shape)} where {shape} were asked for")
+        raise BadAnswer(f"the response has scores of shape {tuple(scores.shape)} instead of the requested {shape}")
     if not bool(scores.isfinite().all()) or bool((scores > _ABOVE_ZERO).any()):
-        raise BadAnswer("a score is not finite or above 0")
+        raise BadAnswer("a score is not finite or is above 0")
     scores = scores.clamp(max=0)
     ids = torch.tensor(question.chosen)
-    # Where the sampled token is among the chosen ones it was scored twice: scores of other ids than asked for differ.
+    # A sampled token that is among the chosen ones was scored twice: two different scores show that ids were mixed up.
     twice = (ids[:, :-1] == ids[:, -1:]) & (scores[:, :-1] != scores[:, -1:])
     if bool(twice.any()):
-        raise BadAnswer("the scores do not belong to the ids that were asked for")
+        raise BadAnswer("the scores do not belong to the requested ids")
     return Answer(scores[:, -1].clone(), ids[:, :-1].clone(), scores[:, :-1].clone())
 
 
 def _check_echo(question: Question, echoed: Any) -> None:
     if echoed is None:
-        raise BadAnswer("the answer does not echo the ids (return_token_ids)")
+        raise BadAnswer("the response does not echo the ids (return_token_ids)")
     if list(echoed) != list(question.ids):
-        raise BadAnswer("the answer echoes other ids than were sent")
+        raise BadAnswer("the response echoes other ids than were sent")
 
 
 def _score(value: Any) -> float:
@@ -180,10 +180,10 @@ def _score(value: Any) -> float:
 
 
 def decode_array(encoded: Any) -> Tensor:
-    """A float32 array in base64 of the .npy format, read without numpy and without pickle.
+    """Decode a float32 array in the .npy format, base64-encoded, without numpy and without pickle.
 
     Raises:
-        BadAnswer: it is nothing of the kind.
+        BadAnswer: it is not such an array.
     """
     try:
         data = base64.b64decode(encoded, validate=True)

@@ -1,1 +1,1 @@
-"""What watches a run while it goes on: metrics, guards, accuracy, and what the terminal shows."""
+"""Monitoring during training: metrics, guards, benchmark accuracy, and the terminal output."""

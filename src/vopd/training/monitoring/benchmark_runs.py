@@ -1,4 +1,4 @@
-"""Accuracy on benchmarks while a run goes on: small, seeded, and without influence on the training."""
+"""Accuracy on benchmarks during training: small, seeded, and without influence on the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, counted
 from vopd.evaluation.benchmarks import Benchmark, load_benchmark, warn_of_overlaps
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
 from vopd.evaluation.journal import write_lines
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vopd")
 
 FOLDER = "evaluation"
-"""In the run's directory: the completions of every evaluation, step-000100.jsonl."""
+"""Folder in the run's directory with the completions of every evaluation, as in step-000100.jsonl."""
 
 
 def load_benchmarks(args: Any) -> list[Benchmark]:
     """The benchmarks that ``args.eval_benchmarks`` names, each cut to ``eval_benchmark_limit`` questions.
 
     Raises:
-        ConfigurationError, DataError: unknown, twice, or not to be read.
+        ConfigurationError, DataError: a benchmark is unknown, given twice, or cannot be read.
     """
     found = [load_one(name, args) for name in args.eval_benchmarks or ()]
     check_names(found)
@@ -46,19 +46,21 @@ def load_one(name: str, args: Any) -> Benchmark:
 
 
 def check_names(benchmarks: Sequence[Benchmark]) -> None:
-    """Raises ConfigurationError where two would have the same metrics."""
+    """Raises ConfigurationError if two benchmarks would log to the same metrics."""
     names = [benchmark.short_name for benchmark in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigurationError(f"eval_benchmarks has two that would be logged as {twice!r}; rename a file")
+        raise ConfigurationError(
+            f"eval_benchmarks has two benchmarks that would be logged as {twice!r}; remove one or rename its file"
+        )
 
 
 def plan_lines(args: Any, benchmarks: Sequence[Benchmark]) -> list[str]:
-    """What a run will measure, for those who look before they train."""
-    every = f"every {args.eval_benchmark_steps} steps, at the start and at the end"
+    """What training will measure, for the dry run and `vopd validate`."""
+    every = f"every {counted(args.eval_benchmark_steps, 'step')}, at the start and at the end"
     return [
-        f"accuracy on {benchmark.short_name} {every}: {len(benchmark.questions)} problems x "
-        f"{benchmark.protocol.samples} samples of up to {benchmark.protocol.max_new_tokens} tokens"
+        f"accuracy on {benchmark.short_name} {every}: {counted(len(benchmark.questions), 'problem')} x "
+        f"{counted(benchmark.protocol.samples, 'sample')} of up to {benchmark.protocol.max_new_tokens} tokens"
         for benchmark in map(_settings(args).applied_to, benchmarks)
     ]
 
@@ -77,7 +79,7 @@ def _settings(args: Any) -> Settings:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One benchmark ready to be drawn: the prompt of each question, as text and as ids, and its batches."""
+    """One benchmark ready to be sampled: the prompt of each question, as text and as ids, and its batches."""
 
     benchmark: Benchmark
     prompts: list[str]
@@ -92,17 +94,17 @@ class _Prepared:
 class BenchmarkRuns(TrainerCallback):
     """Measures avg@k before the first step, every ``eval_benchmark_steps`` steps and after the last.
 
-    Batches are planned beforehand, each with a seed of its own that is the same at every step, and shared out among
-    the processes, all of which draw equally often. The first process grades, logs and writes. A run that is resumed
-    goes on where its checkpoint was: what was measured up to there stands in the log, and what was due there and left
-    out by a run that had to end is made up for.
+    Batches are planned in advance, each with its own seed that is the same at every step, and distributed over the
+    processes, all of which sample equally often. The first process grades, logs and writes. A resumed run keeps what
+    was logged up to its checkpoint, and makes up for an evaluation that was due there but was skipped because the run
+    had to end.
 
     Args:
-        trainer: its prompts and models ready.
+        trainer: a trainer whose prompts and models are ready.
         benchmarks: from ``load_benchmarks``.
 
     Raises:
-        DataError: a question does not fit the student's positions.
+        DataError: a question does not fit into the student's context.
     """
 
     def __init__(self, trainer: VOPDTrainer, benchmarks: Sequence[Benchmark]) -> None:
@@ -124,12 +126,12 @@ class BenchmarkRuns(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if control.should_training_stop and not last:
-            return  # asked to end soon: a resumed run makes up for it
+            return  # the run has to end now: a resumed run makes up for it
         if last or state.global_step % args.eval_benchmark_steps == 0:
             self.measure(state.global_step)
 
     def measure(self, step: int) -> None:
-        """Draw, score and log every benchmark. Every process calls this; it waits for all of them once a benchmark."""
+        """Sample, score and log every benchmark. Every process calls this; it waits for all of them per benchmark."""
         started = time.perf_counter()
         drawn = [self._drawn(prepared) for prepared in self.prepared]
         if not self.trainer.accelerator.is_main_process:
@@ -147,7 +149,7 @@ class BenchmarkRuns(TrainerCallback):
         self.trainer.log_alone({**logs, "seconds/benchmarks": time.perf_counter() - started})
 
     def _is_measured(self, step: int) -> bool:
-        """Whether the log has the accuracies of the step that a run begins at; the same on every process."""
+        """Whether the log already has the accuracies of `step`; the same on every process."""
         found = [False]
         if self.trainer.accelerator.is_main_process:
             records = read_metrics(self.trainer.args.output_dir)
@@ -161,8 +163,8 @@ class BenchmarkRuns(TrainerCallback):
         longest = max(map(len, prompt_ids)) + new_tokens
         if positions is not None and longest > positions:
             raise DataError(
-                f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={new_tokens} takes "
-                f"{longest} tokens, and the student has {positions} positions; lower it"
+                f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={new_tokens} needs "
+                f"{longest} tokens, but the student has {positions} positions; lower eval_benchmark_max_new_tokens"
             )
         return _Prepared(benchmark, prompts, prompt_ids, benchmark_batches(benchmark, self.settings))
 
@@ -172,13 +174,13 @@ class BenchmarkRuns(TrainerCallback):
         records: list[Record] = []
         for first in range(0, len(batches), accelerator.num_processes):
             index = first + accelerator.process_index
-            # A process that has no batch of its own draws the last one once more: an engine may wait for all of them.
+            # A process without a batch of its own samples the last one again: an engine may wait for all processes.
             found = self._batch(prepared, batches[min(index, len(batches) - 1)], index)
             records += found if index < len(batches) else []
         return list(gather_object(records))
 
     def _batch(self, prepared: _Prepared, batch: Batch, index: int) -> list[Record]:
-        """The records of one batch. A short one is filled up with its first prompt, whose completions are dropped."""
+        """The records of one batch. A short batch is padded with its first prompt, whose completions are dropped."""
         trainer, stops = self.trainer, set(self.trainer.eos_token_ids)
         wanted = [problem for problem, _ in batch]
         filled = wanted + wanted[:1] * (len(prepared.batches[0]) - len(wanted))
@@ -193,13 +195,13 @@ class BenchmarkRuns(TrainerCallback):
         self._warned.add(benchmark.name)
         template = f", such as '{FORM_TEMPLATES[benchmark.kind]}'" if benchmark.kind in FORM_TEMPLATES else ""
         logger.warning(
-            f"most completions on {benchmark.short_name} give no answer that can be read: ask for one with "
+            f"most completions on {benchmark.short_name} give no readable answer: ask for one with "
             f"eval_benchmark_template{template}, or raise eval_benchmark_max_new_tokens if they are cut off"
         )
 
 
 def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:
-    """avg@k with its interval, and the rates without which it cannot be read."""
+    """avg@k with its interval, and the rates needed to interpret it."""
     average, name = found["avg_at_k"], key.rpartition("_avg@")[0]
     return {
         key: average["value"],
@@ -210,7 +212,7 @@ def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:
 
 
 def _text(prompt: Any) -> str:
-    """A training prompt as text, whether it is one or a conversation."""
+    """A training prompt as text, whether it is text or a conversation."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn["content"] for turn in prompt if isinstance(turn.get("content"), str))

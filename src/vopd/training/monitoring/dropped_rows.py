@@ -1,4 +1,4 @@
-"""Ends a run that its teacher has left."""
+"""Ends training when the teacher leaves too many completions without scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FEWEST = 100
 
 
 class DroppedRows(TrainerCallback):
-    """Ends the run once too many completions were dropped: the step is finished and a checkpoint saved first.
+    """Ends the run when too many completions were dropped, after finishing the step and saving a checkpoint.
 
     Args:
-        limit: share of the completions of the last 50 steps; fewer than 100 completions count as 100, so that one
-            failure in a first small batch does not end a run.
+        limit: largest share of dropped completions over the last 50 steps; fewer than 100 completions count as 100, so
+            that one failure in a small first batch does not end a run.
         stopping: ends the run.
     """
 
@@ -29,7 +29,7 @@ class DroppedRows(TrainerCallback):
         self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS)
 
     def add(self, dropped: int, rows: int) -> None:
-        """Count an optimizer step's rows, over all ranks."""
+        """Count the rows of an optimizer step, over all ranks."""
         self._steps.append((dropped, rows))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -41,6 +41,6 @@ class DroppedRows(TrainerCallback):
             return
         error = TeacherServerError(
             f"the teacher left {dropped} of the last {rows} completions without scores, more than teacher_drop_limit="
-            f"{self.limit:g}; the checkpoint of step {state.global_step} is saved: mend the server and resume"
+            f"{self.limit:g}; a checkpoint of step {state.global_step} was saved: fix the server, then resume"
         )
         self.stopping.end(error, control)

@@ -1,4 +1,4 @@
-"""A NaN or an infinity ends the run before the optimizer step is taken, with the batch that caused it on disk."""
+"""A NaN or an infinity ends the run before the optimizer step is taken; the batch that caused it is saved."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SAVED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "too
 class FiniteGuard:
     """Watches the losses of a step's micro-batches and the norm of its accumulated gradient.
 
-    Nothing is read back until ``check``: one synchronisation and one collective each time.
+    Nothing is read from the device until ``check``, which costs one synchronization and one collective.
 
     Args:
-        accelerator: of the trainer.
-        tokenizer: decodes the offending batch.
-        output_dir: where it is saved.
+        accelerator: the trainer's accelerator.
+        tokenizer: decodes the batch that failed.
+        output_dir: folder where it is saved.
     """
 
     def __init__(self, accelerator: Any, tokenizer: Any, output_dir: str) -> None:
@@ -43,14 +43,14 @@ class FiniteGuard:
         """Raises NonFiniteError on every rank if a loss or the gradient of any rank is not finite.
 
         Args:
-            grad_norm: norm of the whole gradient; None where the backend does not tell.
-            micro_batches: of this step, in order; those whose losses were remembered, if any were.
+            grad_norm: norm of the whole gradient; None if the backend does not report it.
+            micro_batches: micro-batches of this step, in order; those whose losses were remembered, if any were.
             step: number of the step that is not taken.
         """
         device = self.accelerator.device
         losses, self._losses = torch.stack(self._losses) if self._losses else torch.zeros(0, device=device), []
         bad_loss = ~torch.isfinite(losses)
-        # With fp16 an overflow now and then is part of loss scaling, which itself skips such a step.
+        # With fp16 an occasional overflow is part of loss scaling, which skips such a step itself.
         told = grad_norm is not None and self.accelerator.mixed_precision != "fp16"
         bad_gradient = ~torch.isfinite(torch.as_tensor(grad_norm if told else 0.0, device=losses.device))
         flags = torch.stack([bad_loss.any(), bad_gradient]).to(torch.float32)
@@ -61,12 +61,12 @@ class FiniteGuard:
         chosen = bad_loss.tolist() if bad_loss.any() else [not anywhere[0]] * len(micro_batches)
         saved = self._save([batch for batch, bad in zip(micro_batches, chosen, strict=False) if bad], what, step)
         raise NonFiniteError(
-            f"the {what} of step {step} is not finite; the step was not taken, {saved}. A lower learning_rate or "
-            "max_grad_norm often helps; resume from the last checkpoint"
+            f"the {what} of step {step} is not finite; the step was not taken, {saved}; try a lower learning_rate or "
+            "max_grad_norm, and resume from the last checkpoint"
         )
 
     def _save(self, batches: list[Batch], what: str, step: int) -> str:
-        """Save this rank's offending micro-batches; says where, or why not."""
+        """Save this rank's micro-batches that failed; returns where, or why not."""
         if not batches:
             return "its batch is on another rank"
         rank = self.accelerator.process_index
@@ -79,7 +79,7 @@ class FiniteGuard:
 
 
 def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[str, Any]) -> None:
-    """Write micro-batches of one generation as tensors to `path`, and `facts` and the texts beside it as JSON."""
+    """Write micro-batches of one generation as tensors to `path`, and `facts` and texts as JSON next to it."""
     from safetensors.torch import save_file
 
     names = [name for name in _SAVED if getattr(batches[0], name) is not None]

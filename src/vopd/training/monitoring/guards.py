@@ -1,7 +1,7 @@
-"""Guards: each looks at the metrics of every logged step for one way in which distillation goes wrong.
+"""Guards: each checks the metrics of every logged step for one way in which distillation goes wrong.
 
-A guard says what it saw and what to try. It warns once each time its trouble begins; named in ``guard_stop`` it saves a
-checkpoint and ends the run. What is not finite is ``finite.py``'s: that step is not even taken.
+A guard says what it saw and what to try. It warns once each time its problem starts; if it is named in ``guard_stop``,
+it saves a checkpoint and ends the run instead. NaN and infinities are caught earlier, by ``finite.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vopd.errors import ConfigurationError, GuardError, check_known
+from vopd.errors import ConfigurationError, GuardError, check_known, counted
 from vopd.estimators.policy_gradient import VOPD_OPTIMAL
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
@@ -23,9 +23,9 @@ logger = logging.getLogger("vopd")
 
 Metrics = dict[str, Any]
 
-# Nats a token that the reverse KL has to rise by, whatever the ratio: from 0.01 to 0.05 nothing has exploded.
+# Nats/token that the reverse KL has to rise by, whatever the ratio: a rise from 0.01 to 0.05 is no explosion.
 _RISE = 0.2
-# Share of completions that has to be cut off in addition to the first ones', for growing lengths to be an explosion.
+# Rise of the share of cut-off completions that turns growing lengths into an explosion.
 _CUT_OFF = 0.1
 
 
@@ -36,7 +36,7 @@ class Window:
         self.values: deque[float] = deque(maxlen=size)
 
     def add(self, value: float | None) -> float | None:
-        """Their mean with one more; None before there are `size` of them, and for a step without a value."""
+        """Add a value and return the mean; None until there are `size` values, and for a step without a value."""
         if value is not None:
             self.values.append(value)
         full = value is not None and len(self.values) == self.values.maxlen
@@ -44,11 +44,11 @@ class Window:
 
 
 class Guard:
-    """Looks for one way in which distillation goes wrong.
+    """Checks for one way in which distillation goes wrong.
 
     Args:
-        limit: of what it looks at.
-        window: logged steps that it averages over.
+        limit: limit of the quantity that it checks.
+        window: number of logged steps that it averages over.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Guard:
         self.limit, self.window = limit, Window(window)
 
     def check(self, metrics: Metrics) -> str | None:
-        """What is wrong by the metrics of one more logged step, and what to try; None where nothing is."""
+        """What is wrong after the metrics of one more logged step, and what to try; None if nothing is."""
         raise NotImplementedError
 
 
 class ReverseKL(Guard):
-    """The mean reverse KL of a window is `limit` times the lowest one so far: the policy runs away."""
+    """The mean reverse KL of a window is `limit` times the lowest so far: the policy diverges."""
 
     name = "reverse_kl"
     triggers = "the mean reverse KL is this many times its lowest so far, and at least 0.2 nats/token above it"
@@ -71,7 +71,7 @@ class ReverseKL(Guard):
     metric = "sampled_reverse_kl"
 
     def check(self, metrics: Metrics) -> str | None:
-        if "reverse_kl" in metrics:  # the exact one, from the first step on and perhaps not at every step
+        if "reverse_kl" in metrics:  # the exact one: measured from the first step on, but perhaps not at every step
             self.metric = "reverse_kl"
         mean = self.window.add(metrics.get(self.metric))
         if mean is None:
@@ -80,14 +80,14 @@ class ReverseKL(Guard):
         if mean <= max(self.limit * max(self.lowest, 0.0), self.lowest + _RISE):
             return None
         return (
-            f"the reverse KL rose to {mean:.3g} nats a token, from {self.lowest:.3g} at its lowest; try a lower "
-            f"learning_rate or max_grad_norm, or an estimator of less variance such as {VOPD_OPTIMAL.name}, and go "
-            "back to an earlier checkpoint"
+            f"the reverse KL rose to {mean:.3g} nats/token, from {self.lowest:.3g} at its lowest; try a lower "
+            f"learning_rate or max_grad_norm, or an estimator with less variance such as {VOPD_OPTIMAL.name}, and "
+            "restart from an earlier checkpoint"
         )
 
 
 class Truncation(Guard):
-    """Of the completions of a window the share `limit` or more were cut off at max_completion_length."""
+    """A share of `limit` or more of a window's completions was cut off at max_completion_length."""
 
     name = "truncation"
     triggers = "this share of completions is cut off at `max_completion_length`"
@@ -97,13 +97,13 @@ class Truncation(Guard):
         if mean is None or mean < self.limit:
             return None
         return (
-            f"{mean:.0%} of the completions were cut off before their end; try a larger max_completion_length, and "
-            "check that the student stops at the teacher's end tokens (vopd train --dry_run shows both)"
+            f"{mean:.0%} of the completions were cut off at the length limit; try a larger max_completion_length, and "
+            "check that the student stops at the teacher's EOS tokens (vopd train --dry_run shows both)"
         )
 
 
 class Length(Guard):
-    """Completions have grown to `limit` times the first window's, into the length limit: they repeat themselves."""
+    """Completions grew to `limit` times the first window's length, up to the length limit: they repeat themselves."""
 
     name = "length"
     triggers = "completions are this many times as long as the first ones, and the share that is cut off grew by 0.1"
@@ -124,13 +124,13 @@ class Length(Guard):
             return None
         return (
             f"completions grew from {self.first[0]:.0f} to {length:.0f} tokens and {share:.0%} are cut off; look for "
-            "repetition in samples.jsonl, try a lower learning_rate, and check that student and teacher end at the "
-            "same tokens"
+            "repetition in samples.jsonl, try a lower learning_rate, and check that student and teacher have the same "
+            "EOS tokens"
         )
 
 
 class Logprobs(Guard):
-    """Trainer and rollout engine differ by `limit` nats a sampled token on average: the rollout is off-policy."""
+    """Trainer and rollout engine differ by `limit` nats per sampled token on average: the rollout is off-policy."""
 
     name = "logprobs"
     triggers = "rollout engine and trainer differ by this many nats/token: stale weights, or another temperature"
@@ -140,15 +140,15 @@ class Logprobs(Guard):
         if mean <= self.limit:
             return None
         return (
-            f"the rollout engine's log-probabilities differ from the trainer's by {mean:.3f} nats a token on average "
-            f"(allowed: {self.limit:g}): its weights may be stale, or a server at another temperature than 1 was "
-            "started without --logprobs-mode processed_logprobs; try one precision for both, and keep "
+            f"the rollout engine's log-probabilities differ from the trainer's by {mean:.3f} nats/token on average "
+            f"(allowed: {self.limit:g}): its weights may be stale, or temperature is not 1 and the server was started "
+            "without --logprobs-mode processed_logprobs; try the same precision for both, and keep "
             "importance_sampling on"
         )
 
 
 class LogprobsStop(Logprobs):
-    """The same at a difference that importance weights cannot mend; always ends the run."""
+    """The same, at a difference too large for importance weights to correct; always ends the run."""
 
     name = "logprobs_stop"
     triggers = "the same; always ends the run"
@@ -175,48 +175,50 @@ class SameTeacher(Guard):
             return None
         return (
             f"teacher and student have agreed on every token so far (largest difference {self.largest:.1g} nats); "
-            "check that teacher_model is another model than model"
+            "check that teacher_model and model are different models"
         )
 
 
 class NoSignal(Guard):
-    """The norm of the gradient, or the spread of the advantages, was at most `limit` in all of a window."""
+    """The gradient norm, or else the standard deviation of the advantages, was at most `limit` in a whole window."""
 
     name = "no_signal"
     triggers = "the gradient norm stayed at or below this for a whole window"
 
     def check(self, metrics: Metrics) -> str | None:
         value = metrics.get("grad_norm", metrics.get("advantage/std"))
-        mean = self.window.add(None if value is None else abs(value))  # DeepSpeed's norm is -1 where it overflowed
+        mean = self.window.add(None if value is None else abs(value))  # DeepSpeed's norm is -1 after an overflow
         if mean is None or max(self.window.values) > self.limit:
             return None
         return (
-            f"the gradient has been 0 for {len(self.window.values)} logged steps; check that some weights are trained, "
-            "that completions are not empty (completion_length), and that the teacher is another model"
+            f"the gradient has been 0 for {counted(len(self.window.values), 'logged step')}; check that some weights "
+            "are trained, that completions are not empty (completion_length), and that the teacher is another model"
         )
 
 
-# Guard: its field in VOPDConfig, where None turns it off, is "guard_" and its name.
+# A guard's limit is the field of VOPDConfig called "guard_" and its name; None turns it off.
 GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal)
 MAY_STOP = tuple(guard.name for guard in GUARDS if guard is not LogprobsStop)
 
 
 def check_guards(args: Any) -> None:
-    """Raises ConfigurationError where guard_stop names a guard that there is not, or that is off."""
+    """Raises ConfigurationError if guard_stop names a guard that does not exist or is off."""
     for name in args.guard_stop:
         check_known("guard in guard_stop:", name, MAY_STOP)
         if getattr(args, f"guard_{name}") is None:
-            raise ConfigurationError(f"guard_stop names {name!r}, which guard_{name}=none turns off")
+            raise ConfigurationError(
+                f"guard_stop names {name!r}, which guard_{name}=none turns off; remove one of the two"
+            )
 
 
 def make_guards(args: Any) -> list[Guard]:
-    """The guards that `args`, a VOPDConfig, leaves on, new."""
+    """New guards: those that `args`, a VOPDConfig, leaves on."""
     limits = [(guard, getattr(args, f"guard_{guard.name}")) for guard in GUARDS]
     return [guard(limit, args.guard_window) for guard, limit in limits if limit is not None]
 
 
 class GuardWatch(TrainerCallback):
-    """Shows every logged training step to the guards. Logged metrics are the same on all ranks, so all agree.
+    """Runs the guards on every logged training step. Logged metrics are the same on all ranks, so all agree.
 
     Args:
         stopping: ends the run for the guards in `args.guard_stop`.
@@ -229,7 +231,7 @@ class GuardWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._guards, self._troubled = make_guards(args), set()
-        for logs in state.log_history:  # of a resumed run: what the guards had seen
+        for logs in state.log_history:  # of a resumed run: the guards see again what they had seen
             self._beginning(logs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Metrics, **kwargs: Any) -> None:
@@ -241,7 +243,7 @@ class GuardWatch(TrainerCallback):
                 logger.warning("%s", text)
 
     def _beginning(self, logs: Metrics) -> list[tuple[Guard, str]]:
-        """Each guard whose trouble begins with this step, and what it says."""
+        """Each guard whose problem starts at this step, and its message."""
         if "loss" not in logs:  # an evaluation, or the summary of the run
             return []
         found = [(guard, guard.check(logs)) for guard in self._guards]

@@ -1,4 +1,4 @@
-"""A student that FSDP or DeepSpeed holds can only be looked at once it is placed, which is when training begins."""
+"""Checks a student that FSDP or DeepSpeed holds as soon as it is placed, which is when training begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 
 class HeadCheck(TrainerCallback):
-    """Calls `check` when the student is placed, before anything is trained: it may raise."""
+    """Calls `check` when the student is placed, before training; it may raise."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check

@@ -1,4 +1,4 @@
-"""A few completions of each step, with what every token of them was rewarded."""
+"""A few completions of each step, with the reward of every token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vopd.estimators import DistillationOutput
 from ..batch import Batch
 
 _DIGITS = 5
-# Characters shown of a prompt, from its end, and of a completion.
+# Characters to show: of a prompt its end, of a completion its beginning.
 _PROMPT_END = 120
 _COMPLETION = 600
 _OF_BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "scores")
@@ -21,7 +21,7 @@ _PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
 class SampleBuffer:
-    """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host before that.
+    """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host until then.
 
     `rewards` are the names of the reward functions that scored them.
     """
@@ -32,7 +32,7 @@ class SampleBuffer:
         self._rows: list[dict[str, Tensor]] = []
 
     def offer(self, batch: Batch, output: DistillationOutput) -> None:
-        """Keep rows of a micro-batch while there is room."""
+        """Keep rows of a micro-batch until `limit` is reached."""
         room = self.limit - len(self._rows)
         if room <= 0:
             return
@@ -44,7 +44,7 @@ class SampleBuffer:
             self._rows.append({name: column[row].clone() for name, column in columns.items()})
 
     def take(self, step: int, tokenizer: Any, end_ids: list[int]) -> list[dict[str, Any]]:
-        """The records of `step` as plain objects, and an empty buffer."""
+        """Return the records of `step` as plain objects, and empty the buffer."""
         rows, self._rows = self._rows, []
         return [self._record(row, step, tokenizer, end_ids) for row in rows]
 
@@ -61,7 +61,7 @@ class SampleBuffer:
         for name in _PER_TOKEN:
             if name in row:
                 record[name] = [round(value, _DIGITS) for value in row[name][:length].tolist()]
-        if "scores" in row:  # a list, for a number that is none is written as null
+        if "scores" in row:  # a list, in which NaN is written as null
             record["scores"] = [round(value, _DIGITS) for value in row["scores"].tolist()]
             record["scored_by"] = list(self.rewards)
         return record
@@ -70,8 +70,8 @@ class SampleBuffer:
 def sample_table(records: Sequence[dict[str, Any]], step: int) -> Any:
     """Return a rich table of sample records (as in samples.jsonl): prompt, completion, length, rewards, advantages.
 
-    Of a long prompt the end is shown, of a long completion the beginning. What a model wrote never reaches the terminal
-    as a control sequence or as markup.
+    Long prompts are cut at the start, long completions at the end. Model output never reaches the terminal as control
+    sequences or markup.
     """
     from rich.table import Table
     from rich.text import Text

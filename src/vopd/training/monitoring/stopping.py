@@ -1,5 +1,4 @@
-"""A run that has to end before its last step ends in good order: the step is finished and saved, then the error is
-raised."""
+"""Ends a run cleanly before its last step: finishes the step, saves a checkpoint, then raises the error."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ logger = logging.getLogger("vopd")
 class Stopping(TrainerCallback):
     """Saves a checkpoint and ends the run after SIGTERM, or when a guard asks for it.
 
-    Ranks agree at the end of each step: a signal that reached one of them ends all at the same step.
+    Ranks agree at the end of each step: a signal that reaches one of them ends all at the same step.
 
     Args:
-        accelerator: of the trainer.
+        accelerator: the trainer's accelerator.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -35,11 +34,11 @@ class Stopping(TrainerCallback):
 
     @contextmanager
     def until_done(self) -> Iterator[None]:
-        """Inside, SIGTERM ends the run in good order; afterwards what ended the run is raised.
+        """Context in which SIGTERM ends the run cleanly; on leaving it, raises what ended the run.
 
         Raises:
             Terminated: after SIGTERM.
-            VOPDError: as given to ``end``.
+            VOPDError: the error given to ``end``.
         """
         self.error, self._signalled = None, False
         with self._catching():
@@ -49,7 +48,7 @@ class Stopping(TrainerCallback):
 
     @contextmanager
     def _catching(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             yield
             return
         owner = os.getpid()
@@ -60,7 +59,7 @@ class Stopping(TrainerCallback):
                 os.kill(os.getpid(), number)
             elif not self._signalled:  # launchers and schedulers may both send one
                 self._signalled = True
-                logger.warning("SIGTERM: finishing this step, then saving")
+                logger.warning("SIGTERM: finishing this step, then saving a checkpoint")
 
         previous = signal.signal(signal.SIGTERM, note)
         try:
@@ -76,10 +75,10 @@ class Stopping(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._anywhere():
             where = f"at step {state.global_step} of {state.max_steps}"
-            self.end(Terminated(f"stopped by SIGTERM {where}; the checkpoint is saved: go on with --resume"), control)
+            self.end(Terminated(f"stopped by SIGTERM {where}; a checkpoint was saved: continue with --resume"), control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.error is not None:  # the epoch did not end: what belongs to its end is left to the resumed run
+        if self.error is not None:  # the epoch did not end: the resumed run does what belongs to its end
             control.should_log = control.should_evaluate = control.should_save = False
 
     def _anywhere(self) -> bool:

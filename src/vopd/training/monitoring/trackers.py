@@ -1,4 +1,4 @@
-"""Experiment trackers that `report_to` names: known, and installed."""
+"""Checks that the experiment trackers named by `report_to` are known and installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean
 
-# Tracker, which is a package of that name: how to get it.
+# Tracker, also the name of its package: how to install it.
 TRACKERS = {
     "trackio": "pip install 'vopd[report]'",
     "wandb": "pip install wandb",
@@ -23,7 +23,7 @@ def check_trackers(report_to: str | Sequence[str] | None) -> None:
         if name in ("none", "all"):
             continue
         if name not in INTEGRATION_TO_CALLBACK:
-            hint = did_you_mean(name, [*TRACKERS, "none"], f"take one of {', '.join(TRACKERS)} or none")
+            hint = did_you_mean(name, [*TRACKERS, "none"], f"choose one of {', '.join(TRACKERS)} or none")
             raise ConfigurationError(f"unknown tracker {name!r} in report_to; {hint}")
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise MissingExtraError(f"{name} is needed for report_to={name}; install it with {TRACKERS[name]}")

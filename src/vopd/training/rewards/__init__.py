@@ -1,1 +1,1 @@
-"""Rewards beside the teacher: functions that score whole completions, and their weights."""
+"""Rewards in addition to the teacher: functions that score whole completions, and their weights."""

@@ -1,7 +1,7 @@
-"""A verifiable reward beside the teacher: functions that score whole completions, by TRL's names and signature.
+"""Verifiable rewards in addition to the teacher: functions that score whole completions, with TRL's signature.
 
 Each prompt is completed `num_generations` times; a completion's advantage within its group is added to the advantage
-of each of its tokens. The teacher says how to put every token; the reward says whether the whole was right.
+of each of its tokens. The teacher scores every token; the reward scores the whole completion.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS
-from vopd.errors import ConfigurationError, DataError, NonFiniteError
+from vopd.errors import ConfigurationError, DataError, NonFiniteError, counted
 from vopd.functional import groups_without_spread, leave_one_out_advantages
 from vopd.user_code import imported
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..config import VOPDConfig
 
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state")
-# Columns that TRL does not pass on, for the arguments above stand for them, and those that the trainer adds.
+# Columns that are not passed on: the arguments above replace them, or the trainer added them.
 _HIDDEN = ("prompt", "completion", "completion_ids", PROMPT_IDS, TEACHER_PROMPT_IDS)
 
 
@@ -38,10 +38,10 @@ class Reward:
     """One reward function.
 
     Attributes:
-        name: in metrics and errors.
+        name: its name in metrics and errors.
         function: (prompts, completions, completion_ids, **columns) -> a number or None for each completion.
-        columns: of the data set, without which it cannot be called.
-        gold: the column with reference answers where it grades against one.
+        columns: columns of the data set that it requires.
+        gold: the column with reference answers, if it grades against one.
     """
 
     name: str
@@ -53,14 +53,17 @@ class Reward:
         """Its rewards, NaN for None.
 
         Raises:
-            ConfigurationError: another number of rewards than completions, or one that is no number.
-            NonFiniteError: a NaN or an infinity.
+            ConfigurationError: the number of rewards differs from that of completions, or one is not a number.
+            NonFiniteError: a reward is NaN or infinite.
         """
         found = self.function(**_accepted(self.function, given))
         wanted = len(given["completions"])
         if not isinstance(found, Sequence | Tensor) or len(found) != wanted:
             got = len(found) if isinstance(found, Sequence | Tensor) else type(found).__name__
-            raise ConfigurationError(f"reward function '{self.name}' returned {got} for {wanted} completions")
+            raise ConfigurationError(
+                f"reward function '{self.name}' returned {got} for {wanted} completions; return a list with one number "
+                "or None per completion"
+            )
         return [self._number(value) for value in found]
 
     def _number(self, value: Any) -> float:
@@ -69,23 +72,27 @@ class Reward:
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"reward function '{self.name}' returned {value!r}, which is no number") from error
+            raise ConfigurationError(
+                f"reward function '{self.name}' returned {value!r}, which is not a number; return a float or None"
+            ) from error
         if not math.isfinite(number):
-            raise NonFiniteError(f"reward function '{self.name}' returned {number}; return None for no reward")
+            raise NonFiniteError(
+                f"reward function '{self.name}' returned {number}; return None for completions without a reward"
+            )
         return number
 
 
 class Rewards:
-    """The reward functions of a run, with their weights; there may be none.
+    """The reward functions used in training, possibly none, with their weights.
 
     Args:
-        given: one function or several: a name of `named.named_reward`, or a callable.
-        weights: one a function, in nats a unit of reward; None is 1 each.
-        num_generations: completions of each prompt.
-        column: with reference answers.
+        given: one function or several, each a name known to `named.named_reward` or a callable.
+        weights: one per function, in nats per unit of reward; None is 1 each.
+        num_generations: completions per prompt.
+        column: the column with reference answers.
 
     Raises:
-        ConfigurationError: an unknown name, weights that do not fit, one completion a prompt.
+        ConfigurationError: an unknown name, a wrong number of weights, or one completion per prompt.
     """
 
     def __init__(self, given: Any, weights: Sequence[float] | None, num_generations: int, column: str) -> None:
@@ -96,35 +103,38 @@ class Rewards:
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(self.rewards):
             raise ConfigurationError(
-                f"reward_weights has {len(self.weights)} values for {len(self.rewards)} reward functions; give one each"
+                f"reward_weights has {counted(len(self.weights), 'value')} for "
+                f"{counted(len(self.rewards), 'reward function')}; give one weight per function"
             )
         if not all(map(math.isfinite, self.weights)):
             raise ConfigurationError(f"reward_weights must be finite, got {self.weights}")
         if len(set(self.names)) < len(self.names):
-            raise ConfigurationError(f"reward functions share a name: {', '.join(self.names)}; rename one")
+            raise ConfigurationError(f"reward functions have the same name: {', '.join(self.names)}; rename one")
         if self.rewards and self.num_generations < 2:
             raise ConfigurationError(
-                "a reward needs num_generations of 2 or more: with one completion a prompt there is nothing to compare "
-                "it with; set num_generations, for example 8, or remove reward_funcs"
+                "rewards need num_generations of 2 or more, because the completions of a prompt are compared with each "
+                "other; set num_generations, for example 8, or remove reward_funcs"
             )
 
     @classmethod
     def of(cls, args: VOPDConfig, given: Any) -> Rewards:
-        """The rewards of a run with these settings."""
+        """The rewards `given`, with these settings."""
         rewards = cls(given, args.reward_weights, args.num_generations, args.reward_column)
         if rewards.names:
             check_sampling(args, rewarded=True)
             if args.remove_unused_columns:
-                raise ConfigurationError("remove_unused_columns would take the columns that rewards need; remove it")
+                raise ConfigurationError(
+                    "remove_unused_columns would drop the columns that rewards need; remove this setting"
+                )
         return rewards
 
     @property
     def summary(self) -> str:
-        """For people: the functions with their weights and the size of a group; empty without any."""
+        """The functions with their weights and the size of a group, for the model card; empty without rewards."""
         if not self.rewards:
             return ""
-        weighed = [f"{name} (weight {weight:g})" for name, weight in zip(self.names, self.weights, strict=True)]
-        return f"{', '.join(weighed)}, over {self.num_generations} completions a prompt"
+        weighted = [f"{name} (weight {weight:g})" for name, weight in zip(self.names, self.weights, strict=True)]
+        return f"{', '.join(weighted)}, over {self.num_generations} completions per prompt"
 
     def check(self, dataset: Any, name: str = "train_dataset") -> None:
         """Raises DataError if a function needs a column that `dataset` does not have."""
@@ -132,25 +142,26 @@ class Rewards:
         for reward in self.rewards:
             for column in reward.columns:
                 if column not in columns:
-                    hint = "; set reward_column" if column == reward.gold else ""
+                    hint = "; set reward_column to the right one" if column == reward.gold else "; add it"
                     raise DataError(
-                        f"reward function '{reward.name}' needs a column '{column}', and {name} has "
+                        f"reward function '{reward.name}' needs a column '{column}', but {name} has "
                         f"{', '.join(columns)}{hint}"
                     )
             if reward.gold is not None and not any(gold is not None and gold != "" for gold in dataset[reward.gold]):
                 raise DataError(
-                    f"column '{reward.gold}' of {name} has no reference answer; set reward_column to the one that has"
+                    f"column '{reward.gold}' of {name} has no reference answer; set reward_column to the column with "
+                    "reference answers"
                 )
 
     def scored(self, rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, averages: Averages, state: Any) -> Batch:
-        """A generated batch with scores, (N, F), and in training with advantages, (N,); adds metrics.
+        """Return a generated batch with scores, (N, F), and, in training, advantages, (N,). Adds metrics.
 
         Args:
-            rows: of the data set, one a completion; groups in order.
-            batch: as generated, before it is shuffled and split.
+            rows: rows of the data set, one per completion, in order of the groups.
+            batch: the batch as generated, before it is shuffled and split.
             tokenizer: decodes the completions.
-            averages: where metrics go.
-            state: of the trainer while it trains; None while it evaluates, where a prompt has one completion.
+            averages: receives the metrics.
+            state: the trainer's state in training; None in evaluation, where each prompt has one completion.
         """
         given = _arguments(rows, batch, tokenizer, state)
         scores = torch.tensor([reward(given) for reward in self.rewards], dtype=torch.float32).T
@@ -174,10 +185,12 @@ def _reward(given: Any, column: str) -> Reward:
         function, columns = named_reward(given, column)
         return Reward(given, function, columns, column if given in GRADED else None)
     if not callable(given):
-        what = f"'{name}' is a {type(given).__name__}"
-        raise ConfigurationError(f"a reward function must be a name or a callable, and {what}")
+        what = f"'{name}' is of type {type(given).__name__}"
+        raise ConfigurationError(f"a reward function must be a name or a callable, but {what}")
     if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004
-        raise ConfigurationError(f"reward function '{_name(given)}' is asynchronous, which is not supported")
+        raise ConfigurationError(
+            f"reward function '{_name(given)}' is asynchronous, which is not supported; make it a plain function"
+        )
     return Reward(_name(given), given, _needed(given))
 
 
@@ -188,7 +201,7 @@ def _name(function: Any) -> str:
 
 
 def _needed(function: Any) -> tuple[str, ...]:
-    """The arguments of `function` that only a column of the data set can give."""
+    """The required arguments of `function` that must come from columns of the data set."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     named = [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
@@ -196,7 +209,7 @@ def _needed(function: Any) -> tuple[str, ...]:
 
 
 def _accepted(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `given` the function takes: all of it with **kwargs, as TRL asks for, else what it names."""
+    """The arguments in `given` that the function accepts: all if it has **kwargs, as in TRL, else those it names."""
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return dict(given)

@@ -1,4 +1,4 @@
-"""Reward functions by name: graders against a reference answer, reasoning_gym's verifiers."""
+"""Reward functions by name: graders against a reference answer, and reasoning_gym's verifiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 GRADED = KINDS
 REASONING_GYM = "reasoning_gym"
-# Columns that a task's problems are read with (`vopd.data.sources`).
+# Columns of a task's problems (`vopd.data.sources`).
 _PROBLEM_COLUMNS = ("task", "answer", "metadata")
 
 
@@ -25,19 +25,19 @@ def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...
     """The reward function called `name` and the columns of the data set that it needs.
 
     Args:
-        name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), "reasoning_gym" (the score in
+        name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), or "reasoning_gym" (the score in
             [0, 1] of the task's own verifier).
-        column: with the reference answers of "math" and "choice".
+        column: the column with the reference answers of "math" and "choice".
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: the name is unknown.
     """
     check_known("reward function", name, (*GRADED, REASONING_GYM, "module:function"))
     return (verified, _PROBLEM_COLUMNS) if name == REASONING_GYM else (_graded(name, column), (column,))
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion: itself, or what the assistant says last where prompts are conversations."""
+    """The text of a completion: itself, or the assistant's last message if prompts are conversations."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
@@ -49,7 +49,7 @@ def _graded(kind: str, column: str) -> RewardFunction:
         rewards = {
             place: float(grade.outcome == "right")
             for place, grade in zip(places, grades, strict=True)
-            if grade.outcome != "ungradable"  # which is never held against the student
+            if grade.outcome != "ungradable"  # the student is not to blame for a bad reference answer
         }
         return [rewards.get(place) for place in range(len(completions))]
 
@@ -57,7 +57,7 @@ def _graded(kind: str, column: str) -> RewardFunction:
 
 
 def verified(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-    """The score of each completion by the verifier of its row's reasoning_gym task; None for rows of no task."""
+    """The score of each completion by the verifier of its row's reasoning_gym task; None for rows without a task."""
     questions = next((columns[name] for name in ("problem", "question") if name in columns), [""] * len(completions))
     rows = zip(completions, questions, *(columns[name] for name in _PROBLEM_COLUMNS), strict=True)
     return [_verified(*row) for row in rows]
@@ -71,6 +71,6 @@ def _verified(completion: Any, question: str, task: str | None, answer: Any, met
         return score(Problem(task, question, str(answer), facts), text_of(completion))
     except VOPDError:
         raise
-    except Exception as error:  # the library's verifiers stumble over some answers, which are then not right
-        logger.warning("the verifier of reasoning_gym's '%s' failed, counted as 0: %s", task, error)
+    except Exception as error:  # the library's verifiers raise on some wrong answers
+        logger.warning("reasoning_gym's verifier of '%s' failed on a completion, which scores 0: %s", task, error)
         return 0.0

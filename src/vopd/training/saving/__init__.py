@@ -1,1 +1,1 @@
-"""What a run leaves on disk: checkpoints, logs, the model card."""
+"""Files that training writes: checkpoints, logs, the model card."""

@@ -1,4 +1,4 @@
-"""The README.md that is saved with every model."""
+"""The model card: the README.md saved with every model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _TEMPLATE = """\
 
 # {name}
 
-Trained by on-policy distillation with vopd: the student samples completions, the teacher scores every token of them.
+Trained by on-policy distillation with vopd: the student samples completions and the teacher scores each of their
+tokens.
 
 | | |
 |---|---|
@@ -39,17 +40,16 @@ _PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 def model_card(facts: dict[str, Any]) -> ModelCard:
-    """The card: Markdown with YAML front matter.
+    """The model card: Markdown with YAML front matter.
 
     Args:
         facts: name, student, teachers (source and revision by name), settings (by title, "" for none), adapter (bool),
-            tags for the Hub; and where they are known student_revision, data (lines), datasets (hub ids), results
-            (lines).
+            tags for the Hub; and, if known, student_revision, data (lines), datasets (hub ids) and results (lines).
     """
     student = facts["student"]
     metadata = ModelCardData(
         library_name="peft" if facts["adapter"] else "transformers",
-        # The Hub resolves base_model and data sets by their ids; a local folder means nothing to anybody else.
+        # The Hub resolves base_model and data sets by their ids; a local folder means nothing to other people.
         base_model=student if student and not Path(student).exists() else None,
         datasets=facts.get("datasets") or None,
         tags=facts["tags"],
@@ -66,7 +66,7 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
 
 
 def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
-    """Write the card as README.md into the folder of a model."""
+    """Write the model card as README.md into the folder of a model."""
     model_card(facts).save(Path(folder, "README.md"))
 
 
@@ -74,24 +74,24 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "student": _with_revision(facts["student"], facts.get("student_revision")),
         "teacher": _teachers(facts["teachers"]),
-        "data": "<br>".join(facts.get("data", [])) or "not named",
+        "data": "<br>".join(facts.get("data", [])) or "unknown",
         **{title: value for title, value in facts["settings"].items() if value != ""},
         "versions": ", ".join(f"{name} {found}" for name, found in versions(*_PACKAGES).items()),
     }
 
 
 def _with_revision(source: str, revision: str | None) -> str:
-    """A hub id as it is, of a local folder its name alone: a path may tell more than its owner likes."""
-    called = (Path(source).name if Path(source).exists() else source) or "not named"
+    """A hub id unchanged, but only the name of a local folder: a path may reveal private information."""
+    called = (Path(source).name if Path(source).exists() else source) or "unknown"
     return called + (f" at {revision}" if revision else "")
 
 
 def _teachers(found: dict[str, tuple[str, str | None]]) -> str:
-    """Each teacher with its revision; several with the names that the data have for them."""
-    told = {name: _with_revision(*teacher) for name, teacher in found.items()}
-    return "<br>".join(text if len(told) == 1 else f"{name}: {text}" for name, text in told.items())
+    """Each teacher with its revision; several with the names that the data set uses for them."""
+    texts = {name: _with_revision(*teacher) for name, teacher in found.items()}
+    return "<br>".join(text if len(texts) == 1 else f"{name}: {text}" for name, text in texts.items())
 
 
 def _cell(value: Any) -> str:
-    """Text that cannot break out of its cell."""
+    """`value` as text that cannot break out of its table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

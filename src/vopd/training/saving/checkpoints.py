@@ -1,7 +1,7 @@
-"""Checkpoints that can be trusted: each is complete or counts for nothing, and the last good one is never lost.
+"""Checkpoints that can be trusted: an incomplete one is ignored, and the last good one is never lost.
 
-A checkpoint is a folder "checkpoint-STEP" with a manifest.json that names every other file in it with its size and
-SHA-256. The manifest is written last, atomically, after everything that it names has reached the disk.
+A checkpoint is a folder "checkpoint-STEP" with a manifest.json that lists every other file in it with its size and
+SHA-256. The manifest is written last, atomically, after all listed files have reached the disk.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Found:
-    """The newest valid checkpoint of a run, and why each newer one was passed over."""
+    """The newest valid checkpoint in a run's folder, and why each newer one was skipped."""
 
     path: Path | None
     skipped: tuple[str, ...]
 
 
 def write_manifest(folder: Path, step: int, **facts: Any) -> None:
-    """Declare the checkpoint in `folder` complete, with `facts` of how it was made.
+    """Declare the checkpoint in `folder` complete, and record `facts` about how it was made.
 
-    Everything in it is on the disk before the manifest is.
+    All its files are on the disk before the manifest is.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     with ThreadPoolExecutor() as pool:
@@ -68,12 +68,12 @@ def write_manifest(folder: Path, step: int, **facts: Any) -> None:
 
 
 def fault(folder: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with the checkpoint in `folder`; None where it is valid. `contents=False` compares sizes alone."""
+    """What is wrong with the checkpoint in `folder`; None if it is valid. `contents=False` compares only sizes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}: it was not finished"
+        return f"it has no {MANIFEST}: saving was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
     for name, (size, _) in files.items():
@@ -92,7 +92,7 @@ def fault(folder: Path, *, contents: bool = True) -> str | None:
 
 
 def newest_valid(run: Path) -> Found:
-    """The newest valid checkpoint in the folder of a run. What is skipped on the way to it is named with its fault."""
+    """The newest valid checkpoint in a run's folder, and each newer checkpoint that was skipped with its fault."""
     skipped: list[str] = []
     for _, path in _checkpoints(run):
         wrong = fault(path)
@@ -103,19 +103,19 @@ def newest_valid(run: Path) -> Found:
 
 
 def set_aside_later(run: Path, step: int) -> None:
-    """Rename valid checkpoints of steps after `step`, where a run goes on that does not continue them."""
+    """Rename valid checkpoints of steps after `step`, because a run starts there that does not continue them."""
     for later, path in _checkpoints(run):
         if later > step and fault(path, contents=False) is None:
             aside = path.with_name(ABANDONED + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
-            logger.warning("%s is later than step %d, where this run begins: renamed to %s", path, step, aside.name)
+            logger.warning("%s is later than step %d, where this run starts: renamed to %s", path, step, aside.name)
 
 
 def rotate(run: Path, limit: int | None, best: str | None) -> None:
-    """Delete all but the `limit` newest valid checkpoints and the `best` one, and what is left of unfinished ones.
+    """Delete all but the `limit` newest valid checkpoints and the `best` one, and the remains of unfinished ones.
 
-    Without a limit nothing is deleted. Sizes alone are compared: the newest one has just been written.
+    Without a limit nothing is deleted. Only sizes are compared: the newest one has just been written.
     """
     if not limit or limit < 1:
         return
@@ -125,13 +125,13 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
     newest = ordered.index(valid[0]) if valid else len(ordered)
     for path in ordered[newest:]:
         if path not in kept:
-            # First of all the manifest: a kill in between leaves no checkpoint that looks complete.
+            # The manifest first: a kill in between leaves no checkpoint that looks complete.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises ConfigurationError where nothing can be written into `folder`, which is made if need be."""
+    """Raises ConfigurationError if `folder` cannot be written to; creates it if needed."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         probe = Path(folder, f".writable-{os.getpid()}")
@@ -152,18 +152,18 @@ class Checkpoints:
         self.trainer = trainer
         self.run = Path(trainer.args.output_dir)
         self.origin = Origin.of(trainer)
-        self.keep_all = False  # set where a run is stopped because it went wrong: older ones are the better ones
-        self.other_processes = False  # than those of this run saved the checkpoint that it goes on from
+        self.keep_all = False  # set when a guard stops the run: older checkpoints are then the better ones
+        self.other_processes = False  # whether another number of processes saved the checkpoint it resumes from
         self._saved: int | None = None
 
     def choose(self, asked: str | bool | None) -> str | None:
         """The checkpoint to resume from, the same on every rank; None starts at step 0.
 
         Args:
-            asked: True for the newest valid one, a path for that one, None or False for none.
+            asked: True for the newest valid checkpoint, the path of a checkpoint, or None or False for none.
 
         Raises:
-            VOPDError: the one asked for is not valid, or does not fit the processes of this run.
+            VOPDError: the checkpoint is not valid, or does not fit the processes of this run.
         """
         from accelerate.utils import broadcast_object_list
 
@@ -171,7 +171,7 @@ class Checkpoints:
         if self.trainer.is_world_process_zero():
             try:
                 answer[:2] = self._chosen(asked)
-            except (VOPDError, OSError) as error:  # every rank has to end, not this one alone
+            except (VOPDError, OSError) as error:  # every rank has to end, not only this one
                 answer[2] = str(error)
         chosen, self.other_processes, problem = broadcast_object_list(answer)
         if problem is not None:
@@ -180,7 +180,7 @@ class Checkpoints:
         return chosen
 
     def _chosen(self, asked: str | bool | None) -> tuple[str | None, bool]:
-        """The checkpoint, and whether it was saved by another number of processes."""
+        """The checkpoint to resume from, and whether another number of processes saved it."""
         if asked is None or asked is False:
             chosen = None
         elif asked is True:
@@ -188,13 +188,13 @@ class Checkpoints:
             for line in found.skipped:
                 logger.warning("skipped %s", line)
             chosen = found.path
-            where = f"nothing to resume in {self.run}: starting at step 0"
+            where = f"no checkpoint to resume from in {self.run}: starting at step 0"
             logger.info("%s", f"resuming from {chosen}" if chosen else where)
         else:
             chosen = Path(asked)
             wrong = fault(chosen)
             if wrong is not None:
-                raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; take another checkpoint")
+                raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; choose another checkpoint")
         other = chosen is not None and self._by_others(chosen)
         set_aside_later(self.run, 0 if chosen is None else step_of(chosen))
         return None if chosen is None else str(chosen), other
@@ -203,7 +203,7 @@ class Checkpoints:
         """Whether another number of processes saved it.
 
         Raises:
-            ConfigurationError: this run cannot go on from it.
+            ConfigurationError: this run cannot resume from it.
         """
         saved, now = Origin.read(chosen / MANIFEST), self.origin
         if saved is None or saved == now:
@@ -214,26 +214,27 @@ class Checkpoints:
         if saved.processes == now.processes:
             return False
         logger.warning(
-            "%s was saved with another number of processes (%d, now %d): random states begin anew, from seed and step",
+            "%s was saved with another number of processes (%d, now %d): random states are seeded again, from seed and "
+            "step",
             *(chosen, saved.processes, now.processes),
         )
         return True
 
     def save(self, write: Callable[[], None], average: MovingAverage | None) -> None:
-        """Save a checkpoint of the current step: `write` makes its files, the manifest makes it count.
+        """Save a checkpoint of the current step: `write` writes its files, and the manifest declares it complete.
 
-        The `average` of the student that teaches, if one does, is saved with it.
+        If the teacher is a moving `average` of the student, it is saved too.
 
         Raises:
-            VOPDError: it could not be written. Older checkpoints are as they were.
+            VOPDError: it could not be written. Older checkpoints are unchanged.
         """
         args, step = self.trainer.args, self.trainer.state.global_step
-        if self._saved == step:  # asked for twice, as by save_steps and by the end of the run
+        if self._saved == step:  # requested twice, for example by save_steps and at the end of training
             return
         folder = self.run / f"checkpoint-{step}"
         with clear_save_errors(folder):
             if args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed here has left
+                shutil.rmtree(folder, ignore_errors=True)  # remains of a run that was killed here
             self.trainer.accelerator.wait_for_everyone()
             # transformers deletes old checkpoints by their number alone, before the new one is complete.
             with replaced(args, save_total_limit=None):
@@ -242,7 +243,7 @@ class Checkpoints:
                 average.save(folder, args.should_save)
             self.trainer.accelerator.wait_for_everyone()
             if args.should_save:
-                for log in self.run.glob("*.jsonl"):  # what they say of the steps so far is as safe as the checkpoint
+                for log in self.run.glob("*.jsonl"):  # the logs up to here must be as safe as the checkpoint
                     _sync(log)
                 write_manifest(folder, step, origin=asdict(self.origin))
         self._saved = step
@@ -251,7 +252,7 @@ class Checkpoints:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that the name of a checkpoint tells, or else its manifest."""
+    """The step of a checkpoint, from its name, or else from its manifest."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match.group(1) if match else json.loads((checkpoint / MANIFEST).read_text())["step"])
 
@@ -278,7 +279,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no fsync of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot fsync folders
             raise
     finally:
         os.close(handle)
@@ -286,7 +287,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def clear_save_errors(folder: str | Path) -> Iterator[None]:
-    """Raises VOPDError for whatever writers of models, tokenizers and tensors raise on a full or read-only disk."""
+    """Turn what writers of models, tokenizers and tensors raise on a full or read-only disk into VOPDError."""
     try:
         yield
     except Exception as error:
@@ -294,16 +295,16 @@ def clear_save_errors(folder: str | Path) -> Iterator[None]:
         if why is None:
             raise
         raise VOPDError(
-            f"cannot save {folder}: {why}; older checkpoints are untouched: free the space, or make output_dir "
-            "writable or choose another one, then go on with --resume"
+            f"cannot save {folder}: {why}; older checkpoints are unchanged: free disk space, make output_dir writable "
+            "or choose another one, then continue with --resume"
         ) from error
 
 
 def _disk_trouble(error: Exception) -> str | None:
-    """What the disk refused, or None where `error` is about something else."""
+    """Why the disk refused, or None if `error` is about something else."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # The tokenizers and safetensors packages: "No space left on device (os error 28)", in an Exception of no own type.
+    # The tokenizers and safetensors packages: "No space left on device (os error 28)", in a plain Exception.
     if isinstance(error, SafetensorError) or (type(error) is Exception and "os error" in str(error)):
         return str(error)
     # torch.save: "unexpected pos 576 vs 534", "basic_ios::clear: iostream error" and the like

@@ -1,4 +1,4 @@
-"""The logs that a run leaves: metrics.jsonl and samples.jsonl."""
+"""The training logs: metrics.jsonl and samples.jsonl."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .checkpoints import clear_save_errors
 
 
 class RunLog(TrainerCallback):
-    """Writes metrics.jsonl, one object a logged step, and samples.jsonl, one object a kept completion.
+    """Writes metrics.jsonl, one object per logged step, and samples.jsonl, one object per kept completion.
 
     A resumed run cuts both back to its checkpoint, so no step is in them twice. A run that starts over in the same
-    folder moves the old files aside.
+    folder renames the old files.
 
     Args:
-        output_dir: where the files go.
-        take_samples: the sample records of the step that ended.
+        output_dir: folder of the files.
+        take_samples: returns the sample records of the step that ended.
     """
 
     def __init__(self, output_dir: str, take_samples: Callable[[int], list[dict[str, Any]]]) -> None:
@@ -48,19 +48,19 @@ class RunLog(TrainerCallback):
 
 
 def is_step(logs: dict[str, Any]) -> bool:
-    """False for the summary that ends a run, which belongs to no step."""
+    """False for the summary at the end of training, which belongs to no step."""
     return "loss" in logs or any(name.startswith("eval_") for name in logs)
 
 
 def _strict(value: Any) -> Any:
-    """`value` as JSON can hold it: null for NaN and infinities, which fp16 loss scaling meets now and then."""
+    """`value` for strict JSON: null for NaN and infinities, which fp16 loss scaling occasionally causes."""
     if isinstance(value, list):
         return [_strict(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_log(path: Path, step: int) -> None:
-    """Make `path` hold the records up to `step` and no others; at step 0 move an older file aside."""
+    """Cut the log at `path` back to the records up to `step`; at step 0 rename an older file."""
     with clear_save_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if step == 0 and path.exists():
@@ -74,19 +74,19 @@ def _records_up_to(path: Path, step: int) -> Iterator[str]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # torn by the crash that the run resumes from
+            continue  # cut short by the crash that the run resumes from
         if line.endswith("\n") and record["step"] <= step:
             yield line
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append each record as one line of JSON, all in one write, so that a reader never sees half of one.
+    """Append each record as one line of JSON, all in one write, so that a reader never sees a partial line.
 
-    Everything but ASCII is escaped: terminal escapes and lone surrogates in model text come out harmless.
+    Everything but ASCII is escaped, so terminal escapes and lone surrogates in model output are harmless.
     """
     strict = ({name: _strict(value) for name, value in record.items()} for record in records)
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in strict)
     with clear_save_errors(path), path.open("ab", buffering=0) as file:
         rest = text.encode("ascii")
-        while rest:  # a full disk takes a part first, and refuses only the next write
+        while rest:  # a full disk accepts a part first and refuses only the next write
             rest = rest[file.write(rest) :]

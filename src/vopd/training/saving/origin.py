@@ -1,4 +1,4 @@
-"""How a checkpoint was made, as far as that decides who can go on from it."""
+"""How a checkpoint was made, as far as that decides which runs can resume from it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """The processes of a run.
+    """The processes that a run trains on.
 
     Attributes:
-        processes: how many.
-        launcher: what spreads the weights over them, as `Placement.launcher` names it.
-        step_prompts: prompts of one optimizer step over all of them.
+        processes: their number.
+        launcher: what distributes the weights over them, as named by `Placement.launcher`.
+        step_prompts: prompts per optimizer step over all of them.
     """
 
     processes: int
@@ -29,37 +29,37 @@ class Origin:
 
     @classmethod
     def of(cls, trainer: VOPDTrainer) -> Origin:
-        """That of a run."""
+        """The origin of checkpoints saved by `trainer`."""
         args = trainer.args
         return cls(args.world_size, trainer.placement.launcher, args.step_prompts)
 
     @classmethod
     def read(cls, manifest: Path) -> Origin | None:
-        """That of a checkpoint; None where another version wrote it, which does not tell."""
+        """The origin of a checkpoint; None if another version wrote it without one."""
         found = json.loads(manifest.read_text(encoding="ascii")).get("origin", {})
         names = [field.name for field in fields(cls)]
         return cls(*(found[name] for name in names)) if found.keys() >= set(names) else None
 
 
 def mismatch(saved: Origin, now: Origin, accumulation: int) -> str | None:
-    """Why a run cannot go on from a checkpoint, and what to change; None where it can.
+    """Why a run cannot resume from a checkpoint, and what to change; None if it can.
 
-    A step's prompts decide where in their order the next ones are: with another number of them a run would repeat some,
-    leave others out, or take itself for finished. Who changes the batch with the same processes has chosen that.
+    The number of prompts per step decides which prompts come next: with another number a run would repeat some, skip
+    others, or think that it is finished. With the same number of processes, another batch size is a deliberate choice.
 
     Args:
-        saved: of the checkpoint.
-        now: of the run.
+        saved: origin of the checkpoint.
+        now: origin of the run.
         accumulation: the run's gradient_accumulation_steps.
     """
     problem = unreadable(saved.launcher, saved.processes, now.launcher, now.processes)
     if problem is not None or saved.processes == now.processes or saved.step_prompts == now.step_prompts:
         return problem
     steps, rest = divmod(accumulation * saved.step_prompts, now.step_prompts)
-    change = "choose per_device_train_batch_size and gradient_accumulation_steps that make them"
+    change = "choose per_device_train_batch_size and gradient_accumulation_steps that give"
     if rest == 0:
-        change = f"set gradient_accumulation_steps={steps}, which makes them"
+        change = f"set gradient_accumulation_steps={steps}, which gives"
     return (
-        f"its steps have {saved.step_prompts} prompts (processes: {saved.processes}), those of this run "
+        f"it was saved with {saved.step_prompts} prompts per step (processes: {saved.processes}), and this run has "
         f"{now.step_prompts} (processes: {now.processes}); {change} {saved.step_prompts}"
     )
