@@ -107,6 +107,7 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         peft_config=lora_config(options),
         reward_funcs=options.reward_funcs,
     )
+    trainer.prompts_dropped += facts.dropped
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
 

@@ -32,7 +32,7 @@ from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
-from .monitoring.first_lines import first_lines
+from .monitoring.first_lines import Start, first_lines, size, teacher_sizes
 from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
@@ -103,7 +103,7 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-        given = sources(teacher_model, teachers, args.teacher_server_url)
+        self._sources = given = sources(teacher_model, teachers, args.teacher_server_url)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
@@ -123,6 +123,7 @@ class VOPDTrainer(TRLAdapter):
         self._tokens = 0.0
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
+        self.prompts_dropped = 0  # too long ones; whoever dropped some before adds them
         super().__init__(
             model=model,
             args=args,
@@ -166,7 +167,9 @@ class VOPDTrainer(TRLAdapter):
             self.eval_dataset = with_ids(self.eval_dataset)
 
     def _prepare_prompts(self) -> None:
+        given = len(self.train_dataset)
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
+        self.prompts_dropped = given - len(self.train_dataset)
         positions = self._teachers.positions
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
@@ -192,9 +195,20 @@ class VOPDTrainer(TRLAdapter):
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _first_lines(self) -> list[str]:
-        loss = f"{self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"
-        student = self.placement.unwrap(self.model_wrapped)
-        return [*first_lines(self.placement, student, self._teachers), f"loss: {loss}"]
+        start = Start(
+            placement=self.placement,
+            student=self.model.config.name_or_path or type(self.model).__name__,
+            student_size=size(self.placement, self.placement.unwrap(self.model_wrapped)),
+            teachers=self._sources,
+            teacher_sizes=teacher_sizes(self.placement, self._teachers),
+            backend=self.loss_backend,
+            rewards=self._rewards.summary,
+            prompts=len(self.train_dataset),
+            dropped=self.prompts_dropped,
+            steps=self.state.max_steps,
+            done=self.state.global_step,
+        )
+        return first_lines(self.args, start)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self.tokenizer, self.eos_token_ids)
@@ -267,8 +281,8 @@ class VOPDTrainer(TRLAdapter):
         """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
 
         Args:
-            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
-                is none; a path goes on from that one.
+            resume_from_checkpoint: True resumes from the newest valid checkpoint in output_dir, or starts at step 0
+                if there is none; a path resumes from that checkpoint.
 
         Raises:
             Terminated: SIGTERM ended the run; a checkpoint was saved.
