@@ -37,12 +37,17 @@ def check_sendable(model: Any) -> None:
         raise ConfigurationError(QUANTIZED)
     if any(config.peft_type == "ADAPTION_PROMPT" for config in getattr(model, "peft_config", {}).values()):
         raise ConfigurationError("adaption prompts cannot be merged for vLLM; set use_vllm=false or use LoRA")
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if model.config.get_text_config().tie_word_embeddings and _ids(embedding) != _ids(head):
+    if tied_and_trained_apart(model):
         raise ConfigurationError(
             "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
             "both out of target_modules and modules_to_save, or set use_vllm=false"
         )
+
+
+def tied_and_trained_apart(model: Any) -> bool:
+    """Whether the configuration ties output head and embedding, and an adapter makes them two different weights."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return bool(model.config.get_text_config().tie_word_embeddings) and _ids(embedding) != _ids(head)
 
 
 def _ids(module: nn.Module) -> set[int]:

@@ -145,11 +145,9 @@ def _prompts(config: VOPDConfig, start: Start) -> str:
 def _step(config: VOPDConfig) -> str:
     completions = config.step_completions
     each = f" x {counted(config.num_generations, 'completion')}" if config.num_generations > 1 else ""
-    batches = f"{config.gradient_accumulation_steps} x {config.per_device_train_batch_size} per process"
-    return (
-        f"{counted(config.step_prompts, 'prompt')}{each} (micro-batches: {batches}), at most "
-        f"{tokens_in_words(completions * config.max_completion_length)}"
-    )
+    tokens = tokens_in_words(completions * config.max_completion_length)
+    batches = f"{config.gradient_accumulation_steps} x {config.per_device_train_batch_size}"
+    return f"{counted(config.step_prompts, 'prompt')}{each}, at most {tokens} (micro-batches: {batches})"
 
 
 def _steps(config: VOPDConfig, start: Start) -> str:
