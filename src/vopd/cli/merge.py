@@ -30,7 +30,9 @@ class MergeOptions:
     model: str = needed("LoRA adapter: folder, such as runs/first/model, or hub id")
     output: str = needed("new folder for the merged model")
     base_model: str | None = setting(None, "base model: folder or hub id; default: the one that the adapter names")
-    dtype: str = setting("auto", "dtype of the merged weights: float32, bfloat16, float16; auto: that of the base model")
+    dtype: str = setting(
+        "auto", "dtype of the merged weights: float32, bfloat16, float16; auto: that of the base model"
+    )
     model_revision: str | None = setting(None, "branch, tag or commit of the adapter on the hub")
 
     def __post_init__(self) -> None:
@@ -71,8 +73,8 @@ def _notes(merged: Any) -> list[str]:
         notes.append(f"the base model's weights are quantized; they were converted to {merged.dtype} before the merge")
     if (bits := _trained_in(merged.adapter)) is not None:
         notes.append(
-            f"the adapter was trained on a base model in {bits}; it is merged into weights in {merged.dtype}, so outputs "
-            "differ slightly from those during training"
+            f"the adapter was trained on a base model in {bits}; it is merged into weights in {merged.dtype}, so "
+            "outputs differ slightly from those during training"
         )
     return notes
 
@@ -93,7 +95,7 @@ def _save(merged: Any, source: str, output: Path, notes: Sequence[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        # transformers cannot undo the conversion of quantized weights, which there are none of any more.
+        # To write the original format transformers would quantize again, which it cannot.
         merged.model.save_pretrained(part, save_original_format=not merged.dequantized)
         merged.tokenizer.save_pretrained(part)
         _card(merged, source, output.name, notes).save(part / "README.md")

@@ -52,7 +52,7 @@ def merge_adapter(
         MismatchError: there is no adapter, no such base model, or they do not fit together.
         ConfigurationError: PEFT cannot merge this kind of adapter.
     """
-    peft = require("peft", "train")
+    peft, unreadable = require("peft", "train"), require("safetensors", "train").SafetensorError
     folder = _adapter_folder(source, revision)
     config = peft.PeftConfig.from_pretrained(str(folder))
     base, base_revision = base_model or config.base_model_name_or_path, None if base_model else config.revision
@@ -69,8 +69,9 @@ def merge_adapter(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # random weights would be merged
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # checked below
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning, unreadable) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # a shape that differs is in the second
         raise MismatchError(f"the adapter '{source}' does not fit its base model '{base}' ({reason})") from error
     merged = _merged(adapted, source)
@@ -106,7 +107,9 @@ def _adapter_folder(source: str, revision: str | None) -> Path:
         if (folder / _CONFIG).exists():
             return folder
         if (folder / "config.json").exists():
-            raise MismatchError(f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is")
+            raise MismatchError(
+                f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is"
+            )
         raise MismatchError(f"'{source}' has no {_CONFIG}; give the folder of an adapter, such as runs/NAME/model")
     hub = require("huggingface_hub", "train")
     try:
@@ -118,6 +121,10 @@ def _adapter_folder(source: str, revision: str | None) -> Path:
             f"there is no folder '{source}' here, and no adapter of that name that this machine has or can reach"
         ) from error
     except hub.errors.EntryNotFoundError as error:
-        raise MismatchError(f"'{source}' has no {_CONFIG}: it is no LoRA adapter, and there is nothing to merge") from error
+        raise MismatchError(
+            f"'{source}' has no {_CONFIG}: it is no LoRA adapter, and there is nothing to merge"
+        ) from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise MismatchError(f"there is no folder '{source}' here and no such adapter on the hub ({first_line(error)})") from error
+        raise MismatchError(
+            f"there is no folder '{source}' here and no such adapter on the hub ({first_line(error)})"
+        ) from error

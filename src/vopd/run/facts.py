@@ -161,9 +161,7 @@ def _as_loaded(skeleton: Any, dtype: str, quantization: str | None) -> Any:
     """A copy of the skeleton with the dtypes of the weights that `load_model` would load; adapters keep theirs."""
     model = copy.deepcopy(skeleton)
     chosen = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    adapted = any(not weight.requires_grad for weight in model.parameters()) and any(
-        weight.requires_grad for weight in model.parameters()
-    )
+    adapted = len({weight.requires_grad for weight in model.parameters()}) == 2
     for weight in model.parameters():
         if isinstance(chosen, torch.dtype) and not (adapted and weight.requires_grad):
             weight.data = weight.data.to(chosen)

@@ -112,7 +112,9 @@ def _model(name: str, size: str | None) -> str:
 def _teachers(config: VOPDConfig, start: Start) -> dict[str, str]:
     """A row per teacher."""
     return {
-        "teacher" if name == DEFAULT else f"teacher {name}": _model(_teacher(source, config), start.teacher_sizes.get(name))
+        "teacher" if name == DEFAULT else f"teacher {name}": _model(
+            _teacher(source, config), start.teacher_sizes.get(name)
+        )
         for name, source in start.teachers.items()
     }
 
