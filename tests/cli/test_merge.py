@@ -160,7 +160,7 @@ class TestRefusals:
         save_file(
             {name: weight * float("nan") for name, weight in weights.items()}, folder / "adapter_model.safetensors"
         )
-        refused(folder, 2, "NaN")
+        refused(folder, 2, "NaNs")
 
     def test_a_folder_that_is_in_use(self, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "used").mkdir()

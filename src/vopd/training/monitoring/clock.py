@@ -1,4 +1,4 @@
-"""How long the parts of a step take."""
+"""Where the seconds of a step go."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .metrics import Averages
 
 
 class StepClock(TrainerCallback):
-    """Wall time of the optimizer steps since the last report, split into rollout, scoring, reward and update.
+    """Wall time of the optimizer steps since the last report, split into rollout, scoring and the rest.
 
-    ``update`` is the rest of a step: the student's forward and backward pass and the optimizer. Evaluation and
-    checkpoints between steps are not counted.
+    ``update`` is what a step takes beyond rollout and scoring: the student's forward and backward pass and the
+    optimizer. Evaluation and checkpoints between steps count for nothing.
     """
 
     def __init__(self) -> None:
         self._started: float | None = None
-        self._marks: list[tuple[str, torch.Event, torch.Event]] = []  # of the current step
+        self._marks: list[tuple[str, torch.Event, torch.Event]] = []  # of the step that is under way
         self._restart()
 
     def _restart(self) -> None:
@@ -31,7 +31,7 @@ class StepClock(TrainerCallback):
         self._steps = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The rollout is part of the step.
+        # A step begins, with its rollout.
         self._started, self._marks = time.perf_counter(), []
 
     def spend(self, part: str, seconds: float) -> None:
