@@ -273,7 +273,8 @@ def described(model: Any, home: torch.device, processes: int = 1) -> str:
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
     facts = [f"{_number(total)} in {' and '.join(dtypes)}"]
     if trained:
-        facts.append(f"{'all' if trained == total else _number(trained)} trained")
+        share = "all" if trained == total else f"{_number(trained)} ({trained / total:.2%})"
+        facts.append(f"{share} trained")
     if any(_cut_up(weight) for weight in weights):
         facts.append("sharded over the processes")
     elif processes > 1:

@@ -47,12 +47,29 @@ def test_of_several_processes_the_first_one_tells(
         assert told_by_rank.err.count("are repeats") == repeats and bool(told_by_rank.out) == bool(repeats)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--max_prompt_length", "14"],
+        ["--lora_rank", "2", "--dtype", "bfloat16", "--num_generations", "2", "--reward_funcs", "math"],
+    ],
+)
+def test_the_run_begins_with_the_lines_of_the_dry_run(
+    dry: Callable[..., str], train: Train, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    block = dry(*more).split("\n\n")[0]
+    assert train(*more) == 0
+    shown = capsys.readouterr().err
+    assert f"{block}\nstep 1/2  50%" in shown
+    assert told("watch ... runs/first --watch", block) and told("prompts ... dropped", block) == (more[1] == "14")
+
+
 def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str], tiny_student_dir: Path) -> None:
     text = dry("--prompt_template", "{problem} Think.\x1b[2J")
     prompt = "What is 0 + 3? Think.\x1b[2J"
     ids = load_tokenizer(tiny_student_dir)(prompt)["input_ids"]
     assert f"first prompt: {prompt!r}" in text and "\x1b" not in text
-    assert f"its {len(ids)} ids: {', '.join(map(str, ids))}" in text
+    assert f"its {len(ids)} token ids: {', '.join(map(str, ids))}" in text
 
 
 def test_compares_vocabularies_and_end_tokens(dry: Callable[..., str]) -> None:
@@ -75,7 +92,7 @@ def test_steps_are_those_of_the_run(dry: Callable[..., str], train: Train, run: 
     text = dry(*more)
     assert train(*more) == 0
     taken = json.loads((run / "trainer_state.json").read_text())["global_step"]
-    assert f"steps: {taken}," in text
+    assert told(f"steps ... {taken} ... per epoch", text)
 
 
 def test_checkpoints_are_those_of_the_run(dry: Callable[..., str], train: Train, run: Path) -> None:
@@ -83,7 +100,7 @@ def test_checkpoints_are_those_of_the_run(dry: Callable[..., str], train: Train,
     text = dry(*more)
     assert train(*more) == 0
     assert f"{len(list(run.glob('checkpoint-*')))} checkpoints" in text
-    assert "1 checkpoints" in dry(*more, "--save_total_limit", "1")
+    assert "1 checkpoint in" in dry(*more, "--save_total_limit", "1")
     assert "0 checkpoints" in dry(*more, "--save_strategy", "no")
 
 

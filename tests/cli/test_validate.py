@@ -186,7 +186,7 @@ def test_what_training_accepts_with_care_is_noted(
     assert validate(tmp_path / "a.yaml", {**base, "model": str(student), "teacher_model": str(teacher),
                                           "use_vllm": True}) == 0  # fmt: skip
     text = capsys.readouterr().out
-    assert told("student's padding token ... end token", text)
+    assert told("student ... EOS ... padding", text)
     assert told("teacher ... 1 (<eos>) ... 42", text)
     assert told("vllm ... not installed", text)
 

@@ -10,7 +10,7 @@ import pytest
 
 from messages import says
 from vopd.errors import VOPDError
-from vopd.training.monitoring.progress import Progress, key_numbers
+from vopd.training.monitoring.progress import Progress, duration, key_numbers
 from vopd.training.saving.logs import RunLog, append, open_log
 
 
@@ -79,12 +79,53 @@ def test_only_steps_are_logged_and_only_by_the_first_process(tmp_path: Path) -> 
 
 def test_progress_prints_plain_lines_without_a_terminal() -> None:
     stream = io.StringIO()
-    progress = Progress(stream, first_lines=lambda: ["loss: vopd, torch on cpu"])
+    progress = Progress(stream, first_lines=lambda: ["loss  vopd, torch on cpu"])
     progress.on_train_begin(None, state(0, is_world_process_zero=False), None)
     assert stream.getvalue() == ""
     progress.on_train_begin(None, state(0), None)
     progress.on_log(None, state(3), None, {"loss": 0.5, "reverse_kl": 0.25, "sampled_reverse_kl": 9.0})
-    assert stream.getvalue() == "loss: vopd, torch on cpu\nstep 3/9  loss 0.5  reverse KL 0.25\n"
+    assert stream.getvalue() == "loss  vopd, torch on cpu\nstep 3/9  33%  loss 0.5  reverse KL 0.25\n"
+
+
+def test_the_remaining_time_is_that_of_the_steps_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("vopd.training.monitoring.progress.time.perf_counter", lambda: now)
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.on_train_begin(None, state(5), None)  # resumed after step 5 of 9
+    now += 1000  # an evaluation before the first step
+    progress.on_step_begin(None, state(5), None)
+    for step, seconds, shown in ((6, 100, "eta 5m00s  loss 1  100 s/step"), (7, 20, "eta 2m00s  loss 1  60 s/step")):
+        now += seconds
+        progress.on_log(None, state(step), None, {"loss": 1.0})
+        assert stream.getvalue().splitlines()[-1] == f"step {step}/9  {step / 9:.0%}  {shown}"
+        progress.on_step_begin(None, state(step), None)
+    now += 30
+    assert "eta 1m30s" in progress.line()  # which a live line shows between two steps
+    progress.on_log(None, state(9), None, {"loss": 1.0})
+    assert "eta" not in progress.line()
+
+
+def test_a_narrow_line_has_the_most_important_numbers() -> None:
+    progress = Progress(io.StringIO())
+    progress.on_train_begin(None, state(0), None)
+    logs = {
+        "loss": 0.5,
+        "reverse_kl": 0.25,
+        "learning_rate": 1e-6,
+        "rewards/math/mean": 0.75,
+        "completion_length": 31.5,
+    }
+    progress.on_log(None, state(3), None, logs)
+    line = "step 3/9  33%  loss 0.5  reverse KL 0.25  reward 0.75  lr 1e-06  length 31.5"
+    assert progress.line() == line == progress.line(len(line))
+    assert progress.line(len(line) - 1) == line.removesuffix("  length 31.5")
+    assert progress.line(30) == "step 3/9  33%  loss 0.5"
+
+
+def test_durations() -> None:
+    shown = [duration(seconds) for seconds in (-1, 59.4, 59.6, 192, 3600, 86399, 187200)]
+    assert shown == ["0s", "59s", "1m00s", "3m12s", "1h00m", "23h59m", "2d04h"]
 
 
 def test_progress_is_one_live_line_on_a_terminal() -> None:
@@ -104,5 +145,7 @@ def test_progress_is_one_live_line_on_a_terminal() -> None:
 
 
 def test_key_numbers_fall_back_to_what_is_there() -> None:
-    assert key_numbers({"loss": 1.0, "sampled_reverse_kl": 2.0}) == "loss 1  sampled reverse KL 2"
-    assert key_numbers({"eval_loss": 1.0, "eval_entropy": 0.5}) == "evaluation  loss 1  entropy 0.5"
+    assert key_numbers({"loss": 1.0, "sampled_reverse_kl": 2.0}) == ["loss 1", "sampled reverse KL 2"]
+    assert key_numbers({"eval_loss": 1.0, "eval_entropy": 0.5}) == ["loss 1", "entropy 0.5"]
+    rewards = {"rewards/math/mean": 0.5, "rewards/math/std": 9.0, "rewards/short/mean": 1.0}
+    assert key_numbers(rewards) == ["math 0.5", "short 1"]

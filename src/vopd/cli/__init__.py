@@ -4,29 +4,31 @@ Train a small language model (the student) to match a stronger one (the teacher)
 on the student's own samples, with losses of low variance.
 
 commands:
-  demo      distil an embedded pair of small models on this computer, and write a report
-  train     distil your teacher into your student on your prompts
-  eval      sample a model on problems and score it, with intervals
+  demo      train an embedded pair of tiny models on this computer and write a report
+  train     train your student to match your teacher on your prompts
+  eval      sample a model on problems and score it, with confidence intervals
+  merge     merge a LoRA adapter into its base model
+  report    write a run or a comparison as one web page: curves, scores, samples
   validate  check the settings of a training run without loading weights
-  doctor    show versions, devices, extras, and what each estimator would run on
+  doctor    show versions, devices, extras, and which loss backend each estimator runs on
   variance  measure how noisy each estimator's gradient is for your models and prompts
-  compare   train with several estimators, seeds and learning rates, and compare them
-  report    write the page of a run or a comparison: curves, scores, samples coloured by token
+  compare   train with several estimators, seeds and learning rates, and compare the results
 
 first steps:
   vopd demo
   vopd train --model STUDENT --teacher_model TEACHER --dataset prompts.jsonl --run_name first
+  vopd report runs/first --watch
   vopd eval --model runs/first/model --data problems.jsonl
 
-STUDENT and TEACHER are folders with models, or ids on the Hugging Face Hub.
+STUDENT and TEACHER are model folders, or ids on the Hugging Face Hub.
 'vopd COMMAND --help' lists the options of a command; 'vopd --version' prints the version.
 
-exit codes: 0 good, 2 configuration, 3 data, 4 model or tokenizer mismatch,
+exit codes: 0 success, 2 configuration, 3 data, 4 model or tokenizer mismatch,
 5 teacher server, 6 non-finite training, 7 stopped by a guard, 130 interrupted,
 143 terminated after saving. VOPD_DEBUG=1 shows tracebacks.
 """
 
-# The text above is what `vopd --help` shows, as the text above each command is what its own --help begins with.
+# `vopd --help` prints the text above; the --help of a command starts with the docstring of its module.
 
 from __future__ import annotations
 
@@ -37,9 +39,9 @@ from collections.abc import Sequence
 from vopd.errors import ConfigurationError, did_you_mean, require
 from vopd.run.exit_codes import report_error
 
-# Each is loaded only when it is called: the module of the same name in this package has run(arguments).
-COMMANDS = ("demo", "train", "eval", "validate", "doctor", "variance", "compare", "report")
-# The options of a run are fields of TRL's configuration: without it these commands cannot even be read.
+# The module of the same name in this package has run(arguments), and is imported only when the command is called.
+COMMANDS = ("demo", "train", "eval", "merge", "report", "validate", "doctor", "variance", "compare")
+# The options of a run are fields of TRL's configuration: without TRL these commands cannot be parsed.
 _OF_A_RUN = {"demo", "train", "validate", "compare"}
 
 

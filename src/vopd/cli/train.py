@@ -1,7 +1,12 @@
-"""Train a student to match a teacher on the student's own samples.
+"""Train a student to match a teacher on the student's own samples (on-policy distillation).
 
-Writes OUTPUT_DIR/RUN_NAME with resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and, at the end,
-model/ (safetensors) and report.html. On several GPUs: accelerate launch -m vopd train ...
+Everything a run writes is in OUTPUT_DIR/RUN_NAME: resolved_config.yaml, metrics.jsonl, samples.jsonl, checkpoints and,
+at the end, model/ (safetensors, or a LoRA adapter) and report.html.
+
+  vopd train --model STUDENT --teacher_model TEACHER --dataset prompts.jsonl --run_name first
+  vopd train --config run.yaml --dry_run      show what the run would do and need; load no weights
+  vopd train --config run.yaml --resume       resume a killed run from its newest checkpoint
+  accelerate launch -m vopd train ...         several GPUs
 """
 
 from __future__ import annotations
@@ -13,16 +18,16 @@ from typing import Any
 
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import first_ids, token_lengths
-from vopd.kernels import backend_name
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.directory import is_main_process, nearest_existing
-from vopd.run.facts import Facts, gather_facts, teacher_paths
+from vopd.run.facts import Facts, gather_facts, planned_start, teacher_paths
 from vopd.run.plan import Plan, plan_run
 from vopd.run.train import plan_accuracy, train
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
+from vopd.training.monitoring.first_lines import counted, first_lines
 from vopd.training.rollout_logprobs import check_engine
 
 _SHOWN_IDS = 40
@@ -33,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
     plan = plan_run("train", __doc__, arguments)
     if plan.options.dry_run:
-        plan_accuracy(plan)  # whose problems must be there
+        plan_accuracy(plan)  # its problems must exist
         text = dry_run(plan, gather_facts(plan))
         if is_main_process():
             print(text)
@@ -43,21 +48,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def dry_run(plan: Plan, facts: Facts) -> str:
-    """Return what a run would do and need, told without loading weights."""
+    """Return what a run would do and need, found without loading weights."""
     config = plan.config
     assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
     check_engine(config.use_vllm, config.importance_sampling, None)
-    # Prompts that do not fill a last step are left out.
-    epoch = len(facts.prompts.dataset) // config.step_prompts
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
     memory = estimate(plan, facts)
     frozen = any(not weight.requires_grad for weight in facts.student.skeleton.parameters())
+    start = planned_start(plan, facts)
     sections = [
+        first_lines(config, start),
         _prompts(facts.prompts, facts.student.tokenizer),
         _vocabularies(plan, facts),
         _memory(config, memory),
-        _steps(config, epoch, steps),
-        _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, steps),
+        _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, start.steps),
         facts.benchmarks,
         [f"note: {note}" for note in facts.notes],
     ]
@@ -65,7 +68,7 @@ def dry_run(plan: Plan, facts: Facts) -> str:
 
 
 def estimate(plan: Plan, facts: Facts) -> Footprint:
-    """Return the memory that one device needs."""
+    """Estimate the memory that training needs on each device."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
     sequences = config.per_device_train_batch_size
@@ -94,67 +97,53 @@ def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
     text = prompts.dataset[0]["prompt"]
     ids = first_ids(prompts.dataset)
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
-    sources = (f"{entry['prompts']} of {entry['source']} ({entry['version']})" for entry in prompts.sources)
+    sources = (f"{entry['prompts']:,} from {entry['source']} ({entry['version']})" for entry in prompts.sources)
     return [
-        f"prompts: {', '.join(sources)}",
+        f"prompts read: {', '.join(sources)}",
         # repr: control characters of a data set must not reach the terminal
         f"first prompt: {text!r}",
-        f"its {len(ids)} ids: {shown}",
-        f"which decode to: {tokenizer.decode(ids)!r}",
+        f"its {counted(len(ids), 'token id')}: {shown}",
+        f"decoded again: {tokenizer.decode(ids)!r}",
     ]
 
 
 def _vocabularies(plan: Plan, facts: Facts) -> list[str]:
     lines = [f"common vocabulary: {facts.vocabulary} tokens"]
     if any(isinstance(source, Served) and source.path is None for source in plan.teachers.values()):
-        lines.append("teacher: on its server, which is asked when training begins (vopd doctor --teacher URL)")
+        lines.append("teacher: checked on its server when training starts; to check it now: vopd doctor --teacher URL")
     for name, model in [("student", facts.student), *(("teacher", teacher) for teacher in facts.teachers.values())]:
         assert model is not None
         tokenizer = model.tokenizer
         tokens = [*end_ids(model.skeleton, tokenizer), tokenizer.pad_token_id]
         *ends, pad = (f"{token} {tokenizer.convert_ids_to_tokens(token)!r}" for token in tokens)
         sizes = f"{len(tokenizer)} tokens, {model.head_rows} head rows"
-        lines.append(f"{name}: {sizes}, ends at {', '.join(ends)}, pads with {pad}")
+        lines.append(f"{name}: {sizes}, EOS {', '.join(ends)}, PAD {pad}")
     return lines
 
 
 def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
-    backend = backend_name(config.loss_backend, config.device)
-    lines = [f"loss: {config.chosen_estimator.name}, {backend} on {config.device.type}"]
-    lines += [f"memory of one device, about {_size(needed.peak)} at its peak:"]
+    lines = [f"estimated memory per device: {_size(needed.peak)} at the peak"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if config.use_vllm and config.vllm_mode == "colocate":
-        lines.append(f"  vLLM takes {config.vllm_gpu_memory_utilization:.0%} of the GPU besides")
+        lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:
-        lines.append("  FSDP and ZeRO-3 divide weights, gradients and optimizer among the devices")
+        lines.append("  without FSDP or ZeRO-3, which divide weights, gradients and optimizer states among the devices")
     return lines
 
 
-def _steps(config: VOPDConfig, epoch: int, steps: int) -> list[str]:
-    each, several, length = config.step_completions, config.num_generations, config.max_completion_length
-    tokens = steps * each * length
-    return [
-        f"steps: {steps}, {epoch} to the epoch",
-        f"a step: {each} completions{f', {several} of each prompt,' if several > 1 else ''} of up to {length} tokens, "
-        f"on {config.world_size} processes in {config.gradient_accumulation_steps} micro-batches of "
-        f"{config.per_device_train_batch_size}",
-        f"the run: up to {f'{tokens / 1e6:.1f} million' if tokens >= 1e6 else f'{tokens:,}'} sampled tokens",
-    ]
-
-
 def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
-    """The room for the model and for checkpoints, each a model and an optimizer, sizes in bytes."""
+    """Disk space for the model and the checkpoints, each with a model and an optimizer; sizes in bytes."""
     config = plan.config
     every = config.save_steps if config.save_steps >= 1 else max(1, int(config.save_steps * steps))
     checkpoints = 0 if config.save_strategy == "no" else min(math.ceil(steps / every), config.save_total_limit or steps)
     needed = model + checkpoints * (model + optimizer)
     free = shutil.disk_usage(nearest_existing(plan.folder)).free
-    what = f"the model and {checkpoints} checkpoints in {plan.folder}"
-    lines = [f"disk: {_size(needed)} for {what}, {_size(free)} are free"]
+    what = f"the model and {counted(checkpoints, 'checkpoint')} in {plan.folder}"
+    lines = [f"disk: {_size(needed)} for {what}; {_size(free)} free"]
     if needed > free:
-        lines.append("  that is too little: set save_total_limit, save_only_model=true, or another output_dir")
+        lines.append("  not enough: set save_total_limit, save_only_model=true, or another output_dir")
     return lines
 
 

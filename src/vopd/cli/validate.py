@@ -1,7 +1,7 @@
-"""Check the settings of `vopd train` without weights: options, estimator, sampling, tokenizers, vocabularies, prompts.
+"""Check the settings of a training run without loading weights.
 
-Takes what `vopd train` takes and writes nothing. Models and data sets of the hub that this machine does not have are
-named and passed over; `vopd train --dry-run` insists on them.
+Checks options, estimator, sampling, tokenizers, vocabularies and prompts. Takes the options of `vopd train` and writes
+nothing. Models and data sets that only the hub has are skipped and listed; `vopd train --dry_run` needs them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd validate` with these arguments and return its exit code."""
-    # Before anything that reads it is imported: a check must not wait for the network.
+    # Set before anything that reads it is imported: validation must not wait for the network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from vopd.run.directory import is_main_process
     from vopd.run.facts import gather_facts
     from vopd.run.plan import plan_run
     from vopd.run.train import plan_accuracy
+    from vopd.training.monitoring.first_lines import counted
     from vopd.training.rollout_logprobs import has_vllm
 
     plan = plan_run("validate", __doc__, arguments)
@@ -29,10 +30,10 @@ def run(arguments: Sequence[str]) -> int:
     if facts.vocabulary is not None:
         lines.append(f"common vocabulary: {facts.vocabulary} tokens")
     if facts.prompts is not None:
-        lines.append(f"prompts: {len(facts.prompts.dataset)}")
+        lines.append(f"prompts: {len(facts.prompts.dataset):,}")
     lines += facts.benchmarks
     if accuracy is not None:
-        lines.append(f"accuracy is measured on {accuracy.name}: {accuracy.problems} problems")
+        lines.append(f"accuracy is measured on {accuracy.name}: {counted(accuracy.problems, 'problem')}")
     if is_main_process():
         print("\n".join([*lines, "good"]))
     return 0

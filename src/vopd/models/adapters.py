@@ -1,7 +1,7 @@
-"""The weights of a student and its adapters as one model, for an engine that knows of no adapters.
+"""The weights of a student with its adapters merged in, for a rollout engine that does not load adapters.
 
-PEFT's own merge adds an adapter to the base in place and takes it off again. In bf16 both steps round, so a base that
-is merged at every step drifts from the one that was loaded, and that the saved adapter will be put on.
+PEFT's own merge adds an adapter to the base in place and subtracts it again. In bf16 both steps round: a base that is
+merged at every step would drift from the one that was loaded, and that the saved adapter belongs to.
 """
 
 from __future__ import annotations
@@ -22,31 +22,36 @@ QUANTIZED = (
 )
 
 _REPLACED = re.compile(r"\.(original_module|modules_to_save)\.")
-"""In the plain name of a module that another one is trained in place of, or of one that an unused adapter has."""
+"""Marks, in a plain name, a module that another one is trained in place of, or one of an unused adapter."""
 
 Gather = Callable[[Tensor], Tensor]
 """All of a weight on this process, without gradient: a collective where weights are divided among the processes."""
 
 
 def check_sendable(model: Any) -> None:
-    """Raises ConfigurationError if vLLM would sample from other weights than `model` has with its adapters.
+    """Raises ConfigurationError if vLLM could not sample from the weights that `model` has with its adapters.
 
-    Where the configuration ties output head and embedding, vLLM has one weight for both and passes over a head.
+    If the configuration ties output head and embedding, vLLM keeps one weight for both and ignores a separate head.
     """
     if getattr(model, "quantization_method", None) is not None:
         raise ConfigurationError(QUANTIZED)
     if any(config.peft_type == "ADAPTION_PROMPT" for config in getattr(model, "peft_config", {}).values()):
         raise ConfigurationError("adaption prompts cannot be merged for vLLM; set use_vllm=false or use LoRA")
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if model.config.get_text_config().tie_word_embeddings and _ids(embedding) != _ids(head):
+    if tied_and_trained_apart(model):
         raise ConfigurationError(
             "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
             "both out of target_modules and modules_to_save, or set use_vllm=false"
         )
 
 
+def tied_and_trained_apart(model: Any) -> bool:
+    """Whether the configuration ties output head and embedding, and an adapter makes them two different weights."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return bool(model.config.get_text_config().tie_word_embeddings) and _ids(embedding) != _ids(head)
+
+
 def _ids(module: nn.Module) -> set[int]:
-    """Those of the weights in `module`, with what PEFT has put there, but for biases."""
+    """The ids of the weights in `module`, those that PEFT has added included, without biases."""
     return {id(weight) for name, weight in module.named_parameters() if not name.endswith("bias")}
 
 
@@ -57,14 +62,14 @@ def whole_weights(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor
 
 @torch.no_grad()
 def merged_weights(model: Any, whole: Gather) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and weight of every parameter that `model` has without its adapters, with these merged into it.
+    """Yield name and weight of every parameter of the model without adapters, with the adapters merged in.
 
     A merged weight is base plus adapter in float32, rounded once to the base's dtype. One layer is merged at a time, on
-    copies: PEFT's own merge of that kind of adapter runs on them, so the weights of the model are read and no more.
+    copies, by PEFT's own merge for that kind of adapter: the weights of the model are only read.
 
     Args:
-        model: a PEFT model; not wrapped, but its weights may be divided.
-        whole: is called for the same weights in the same order on every process.
+        model: a PEFT model; not wrapped, but its weights may be divided among processes.
+        whole: called for the same weights in the same order on every process.
     """
     holders, added = _holders(model), _added(model)
     named = ((_plain(name, model.active_adapters), weight) for name, weight in model.named_parameters())
@@ -75,8 +80,8 @@ def merged_weights(model: Any, whole: Gather) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(name: str, adapters: Sequence[str]) -> str:
-    """The name in the model without adapters; of a module that is trained whole with one of those that are in use, that
-    of the module it stands for."""
+    """The name in the model without adapters. A module that is trained whole gets the name of the one it replaces, if
+    its adapter is in use."""
     name = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
     for adapter in adapters:
         name = name.replace(f".modules_to_save.{adapter}.", ".")
@@ -84,7 +89,7 @@ def _plain(name: str, adapters: Sequence[str]) -> str:
 
 
 def _added(model: nn.Module) -> set[int]:
-    """The adapters' own parameters, by id: what a layer with adapters has beside the one that it was put around."""
+    """The ids of the adapters' own parameters: those of an adapted layer that are not in its base layer."""
     named = (item for layer in _adapted(model) for item in layer.named_parameters())
     return {id(weight) for name, weight in named if not name.startswith("base_layer.")}
 
@@ -92,7 +97,7 @@ def _added(model: nn.Module) -> set[int]:
 def _holders(model: nn.Module) -> dict[int, nn.Module]:
     """The outermost layer with adapters around each parameter, by the parameter's id."""
     found: dict[int, nn.Module] = {}
-    for layer in _adapted(model):  # from the outside in
+    for layer in _adapted(model):  # outer layers first
         for weight in layer.parameters():
             found.setdefault(id(weight), layer)
     return found
@@ -105,7 +110,7 @@ def _adapted(module: nn.Module) -> Iterator[Any]:
 
 
 def _merged(layer: nn.Module, weights: tuple[Tensor, ...], whole: Gather) -> list[Tensor]:
-    """Those of the base's `weights` that stand in `layer`, with its adapters merged into them."""
+    """The base's `weights`, all in `layer`, with its adapters merged into them."""
     names = {id(weight): f"layer.{name}" for name, weight in layer.named_parameters()}
     copies: dict[str, Tensor] = {names[id(weight)]: _copied(whole(weight)) for weight in layer.parameters()}
     dtypes = {names[id(weight)]: weight.dtype for weight in weights}
@@ -119,7 +124,7 @@ def _copied(weight: Tensor) -> Tensor:
 
 
 class _Merge(nn.Module):
-    """Merges the adapters of a layer whose weights are replaced by copies while this is called."""
+    """Merges the adapters of a layer whose weights are replaced by copies during the call."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -133,16 +138,16 @@ class _Merge(nn.Module):
                 layer.merge()
             found = [self.get_parameter(name).detach().to(dtype, copy=True) for name, dtype in dtypes.items()]
             for layer in layers:
-                if layer.merged:  # only for PEFT's books: what it takes off is of the copies
+                if layer.merged:  # only resets PEFT's own state: it subtracts from the copies
                     layer.unmerge()
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, RuntimeError, ValueError) as error:
             raise ConfigurationError(
-                f"vLLM needs the student's adapters merged, which this kind of them does not allow ({error}); set "
+                f"vLLM needs the student's adapters merged, which PEFT cannot do for this kind ({error}); set "
                 "use_vllm=false or use LoRA"
             ) from error
-        finally:  # a merged one would no longer be called in training, and not every kind can be taken off
+        finally:  # a merged adapter would be skipped in training, and not every kind can be unmerged
             for layer in layers:
                 layer.merged_adapters.clear()
         return found

@@ -1,10 +1,15 @@
-"""All that can be known of a run before a weight is loaded: tokenizers, vocabularies, sizes, prompts."""
+"""What can be known about a run before any weights are loaded: tokenizers, vocabularies, sizes, prompts."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
 
 from vopd.data.chat import thinking_options
 from vopd.data.prompt_checks import check_enough, check_room, keep_short
@@ -13,6 +18,7 @@ from vopd.data.sources import Source
 from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
 from vopd.errors import VOPDError
 from vopd.estimators.checks import check_top_k
+from vopd.kernels import backend_name
 from vopd.models import (
     common_vocabulary,
     context_length,
@@ -22,10 +28,12 @@ from vopd.models import (
     read_head,
 )
 from vopd.models.adapters import check_sendable
+from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
+from vopd.training.monitoring.first_lines import Start
 from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
 
@@ -50,15 +58,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found. None marks what is out of reach of this machine, with a line in `notes`.
+    """What was found. None marks what this machine does not have, with a line in `notes`.
 
     Attributes:
         student: the model.
-        teachers: by path, those that are models of their own; one behind a server only where a path names it too.
+        teachers: by path, the teachers with a model; one behind a server only if it has a path too.
         vocabulary: number of token ids that they share.
-        prompts: to train on, the too long ones dropped, with their ids where the student's tokenizer is there.
-        benchmarks: a line for each benchmark that accuracy is measured on during the run.
-        notes: what a user should know and may live with.
+        prompts: the training prompts without those that are too long; with token ids if the student's tokenizer is
+            available.
+        benchmarks: one line per benchmark whose accuracy is measured during the run.
+        notes: what a user should know but training accepts.
     """
 
     student: ModelFacts | None
@@ -68,17 +77,23 @@ class Facts:
     benchmarks: list[str]
     notes: list[str]
 
+    @property
+    def dropped(self) -> int:
+        """Prompts that were too long."""
+        assert self.prompts is not None
+        return sum(entry["prompts"] for entry in self.prompts.sources) - len(self.prompts.dataset)
+
 
 @told_by_the_first()
 def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
-    """Check models and prompts of a plan as far as that needs no weights.
+    """Check the models and prompts of a plan, as far as possible without weights.
 
     Args:
         plan: the run.
-        far: what only the hub has must be in reach; otherwise it is noted and passed over.
+        far: models and data sets that only the hub has must be reachable; otherwise they are noted and skipped.
 
     Raises:
-        ConfigurationError, DataError, MismatchError: as training would, but before hours of loading.
+        ConfigurationError, DataError, MismatchError: as training would, but before weights are loaded.
     """
     options, config = plan.options, plan.config
     notes: list[str] = []
@@ -90,7 +105,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         except VOPDError:
             if far or not only_on_hub(source):
                 raise
-            notes.append(f"not checked, for it is not on this machine: {', '.join(_names(source))}")
+            notes.append(f"not checked, because it is not on this machine: {', '.join(_names(source))}")
             return None
 
     student = reach(options.model, _model, options.model, options.model_revision)
@@ -110,10 +125,58 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     return Facts(student, teachers, vocabulary, prompts, plan_lines(config, benchmarks), notes)
 
 
+def planned_start(plan: Plan, facts: Facts) -> Start:
+    """What training will print before its first step (`vopd.training.monitoring.first_lines`), without weights."""
+    config, options = plan.config, plan.options
+    assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    placement = Placement(accelerator, within=lambda *given: None, library=None)  # which holds no model
+    spread = 1 if placement.divided else accelerator.num_processes
+
+    def size(model: ModelFacts, dtype: str, quantization: str | None) -> str:
+        return described(_as_loaded(model.skeleton, dtype, quantization), torch.device("meta"), spread)
+
+    sizes = {}
+    for name, source in plan.teachers.items():
+        model = None if isinstance(source, Served) else facts.teachers.get(str(source))
+        if model is not None:
+            model.skeleton.requires_grad_(False)
+            sizes[name] = size(model, options.teacher_dtype, options.teacher_quantization)
+    epoch = len(facts.prompts.dataset) // config.step_prompts
+    return Start(
+        placement=placement,
+        student=options.model,
+        student_size=size(facts.student, options.dtype, options.quantization),
+        teachers=plan.teachers,
+        teacher_sizes=sizes,
+        backend=backend_name(config.loss_backend, config.device),
+        rewards=Rewards.of(config, options.reward_funcs).summary,
+        prompts=len(facts.prompts.dataset),
+        dropped=facts.dropped,
+        steps=config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch),
+    )
+
+
+def _as_loaded(skeleton: Any, dtype: str, quantization: str | None) -> Any:
+    """A copy of the skeleton with the dtypes of the weights that `load_model` would load; adapters keep theirs."""
+    model = copy.deepcopy(skeleton)
+    chosen = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    adapted = len({weight.requires_grad for weight in model.parameters()}) == 2
+    for weight in model.parameters():
+        if isinstance(chosen, torch.dtype) and not (adapted and weight.requires_grad):
+            weight.data = weight.data.to(chosen)
+    if quantization is not None:
+        head = model.get_output_embeddings()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head and not module.weight.requires_grad:
+                module.weight = torch.nn.Parameter(module.weight.to(torch.uint8), requires_grad=False)
+    return model
+
+
 def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
     """The folder or hub id of every teacher that has one, each once, with its revision.
 
-    Of a teacher behind a server the path only tells its tokenizer: without `served` it is left out.
+    The path of a teacher behind a server is only that of its tokenizer: it is left out unless `served`.
     """
     found: dict[str, str | None] = {}
     for name, source in plan.teachers.items():
@@ -125,12 +188,12 @@ def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
 
 
 def only_on_hub(source: Any) -> bool:
-    """True for a hub id of a model or data set that no file or folder here has the name of."""
+    """True for the hub id of a model or data set, unless a file or folder of that name exists here."""
     return any(Source(text).on_hub for text in _names(source) if text)
 
 
 def _names(source: Any) -> list[str]:
-    """The path or id of a model or of prompts; of a mixture of prompts all of them."""
+    """The path or id of a model or of prompts; all of them for a mixture of prompts."""
     entries = source if isinstance(source, list) else [source]
     return [str(entry.get("source") if isinstance(entry, dict) else entry) for entry in entries]
 
@@ -144,7 +207,7 @@ def _check_models(
 ) -> int | None:
     """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
     if student is not None:
-        check_lora(plan.options, student.skeleton)  # first: an adapter on the head is seen where the head is read
+        check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
         if plan.config.use_vllm:
             check_sendable(student.skeleton)
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
@@ -152,7 +215,7 @@ def _check_models(
             continue
         read_head(model.skeleton, name)
         if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
-            notes.append(f"the {name}'s padding token is its end token; padding is told from text by lengths")
+            notes.append(f"the {name} has one token for EOS and padding; vopd tells them apart by sequence lengths")
     if student is None:
         return None
     for other in [student, *teachers.values()]:
@@ -162,15 +225,15 @@ def _check_models(
     check_top_k("loss_top_k", plan.config.loss_top_k, vocabulary)
     for teacher in teachers.values():
         difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
-        notes += [] if difference is None else [f"{difference} (vopd train does)"]
+        notes += [] if difference is None else [f"{difference} (vopd train does this)"]
     return vocabulary
 
 
 def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
-    """The prompts, read and checked; with their ids where there is a tokenizer."""
+    """The prompts, read and checked; with their token ids if there is a tokenizer."""
     options, config = plan.options, plan.config
     if switch := thinking_options(options.thinking, options.chat_template, tokenizer):
-        # Kept in the configuration: the questions of eval_benchmarks are asked in the same way.
+        # Kept in the configuration: eval_benchmarks renders its questions the same way.
         config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
     prompts = read_prompts(
         options.dataset,

@@ -1,4 +1,4 @@
-"""The LoRA adapters that `vopd train` makes of its options."""
+"""The LoRA adapter that the options of `vopd train` describe."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from .plan import TrainOptions
 
 
 def lora_config(options: TrainOptions) -> peft.LoraConfig | None:
-    """Return the configuration of the adapters, or None where every weight is trained."""
+    """Return the configuration of the adapter, or None if all weights are trained."""
     rank, targets = options.lora_rank, options.lora_target_modules
     if rank == 0:
         return None
     return peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
-        lora_dropout=0.0,  # a rollout and its gradient must see one policy
+        lora_dropout=0.0,  # sampling and gradient must use the same policy
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
 
 
 def check_lora(options: TrainOptions, skeleton: Any) -> None:
-    """Put adapters without weights into the skeleton of the student.
+    """Add an adapter without weights to the student's skeleton.
 
     Raises:
-        ConfigurationError: it has no such modules, or they are the output head.
+        ConfigurationError: the student has no such modules, or one of them is the output head.
     """
     adapters = lora_config(options)
     if adapters is not None:
         try:
             with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the adapters that are trained warn again
+                warnings.simplefilter("ignore")  # the adapter that is trained warns again
                 peft.get_peft_model(skeleton, adapters)
             read_head(skeleton, "student")
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What `vopd train` and `vopd validate` are told: options, defaults and the folder of the run, checked for sense."""
+"""The options of `vopd train` and `vopd validate`, their defaults, and the checks that need nothing but them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vopd.training.rewards.functions import Rewards
 from . import directory
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
 
-# Fields of the trainer's configuration that the help shows; all the others are accepted as well.
+# Fields of the trainer's configuration that --help lists; all the others are accepted as well.
 MAIN_FIELDS = (
     "estimator", "loss_top_k", "loss_backend", "num_generations", "reward_weights", "loss_normalizer",
     "max_prompt_length", "max_completion_length", "temperature",
@@ -32,16 +32,16 @@ MAIN_FIELDS = (
     "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
-# Fields of the trainer's configuration that would do nothing here, and what does their work.
+# Fields of the trainer's configuration that have no effect here, and what to use instead.
 _ELSEWHERE = {
-    "trust_remote_code": "vopd never runs code from a model's repository",
+    "trust_remote_code": "vopd never runs code from a model repository",
     "model_init_kwargs": "set dtype and model_revision",
     "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
     "teacher_model_name_or_path": "set teacher_model",
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
-    "resume_from_checkpoint": "set resume, which takes the run's newest valid checkpoint",
+    "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
 }
-_MORE = "\nEvery other field of trl.DistillationConfig and transformers.TrainingArguments is accepted too.\n"
+_MORE = "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too.\n"
 
 
 @dataclass
@@ -52,47 +52,49 @@ class TrainOptions:
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     teacher_model: str | None = setting(
         None,
-        "teacher: folder or hub id, with the student's vocabulary, or self:frozen, self:base, self:average; beside "
-        "teacher_server_url its tokenizer alone",
+        "teacher: folder or hub id, with the student's vocabulary; or self:frozen, self:base, self:average; with "
+        "teacher_server_url only its tokenizer",
     )
-    teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; rows name theirs")
-    output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(None, "folder of this run in output_dir; default: from models and estimator")
-    resume: bool = setting(False, "continue the run of this name from its newest valid checkpoint")
-    dry_run: bool = setting(False, "load no weights: show a prompt, the vocabularies, memory, steps and disk, and end")
+    teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; each row names one")
+    output_dir: str = setting("runs", "folder for all runs")
+    run_name: str | None = setting(None, "folder of this run in output_dir; default: student and estimator")
+    resume: bool = setting(False, "resume the run of this name from its newest valid checkpoint")
+    dry_run: bool = setting(False, "show what the run would do, its prompts, memory and disk space; load no weights")
     dataset_split: str = setting("train", "split of a hub data set")
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
-    max_prompts: int | None = setting(None, "use only the first N prompts; for reasoning_gym make N")
+    max_prompts: int | None = setting(None, "use only the first N prompts; reasoning_gym: generate N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
     teacher_prompt_template: str | None = setting(
-        None, "what the teacher reads instead of the prompt, with {column}, such as a reference solution"
+        None, "prompt text for the teacher only, with {column}, such as one with a reference solution"
     )
-    chat_template: bool = setting(False, "put prompts into the student's chat template")
-    thinking: bool | None = setting(None, "turn the chat template's thinking on or off; default: as it chooses")
+    chat_template: bool = setting(False, "apply the student's chat template to the prompts")
+    thinking: bool | None = setting(None, "switch the chat template's thinking mode; default: the template's own")
     model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
     teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
-    dtype: str = setting("float32", "of the student's weights: float32, bfloat16, float16, auto")
-    teacher_dtype: str = setting("auto", "of the teacher's weights; auto is as saved")
-    quantization: str | None = setting(None, "hold the student's weights in 8bit or 4bit; needs lora_rank (QLoRA)")
-    teacher_quantization: str | None = setting(None, "hold the teacher's weights in 8bit or 4bit")
-    lora_rank: int = setting(0, "train LoRA adapters of this rank; 0 trains every weight")
-    lora_alpha: int | None = setting(None, "scale of the adapters is lora_alpha / lora_rank; default: twice the rank")
-    lora_target_modules: list[str] = setting(["all-linear"], "modules with adapters; never the output head")
+    dtype: str = setting("float32", "dtype of the student's weights: float32, bfloat16, float16, auto")
+    teacher_dtype: str = setting("auto", "dtype of the teacher's weights; auto: as saved")
+    quantization: str | None = setting(None, "load the student in 8bit or 4bit; needs lora_rank (QLoRA)")
+    teacher_quantization: str | None = setting(None, "load the teacher in 8bit or 4bit")
+    lora_rank: int = setting(0, "train a LoRA adapter of this rank; 0 trains all weights")
+    lora_alpha: int | None = setting(None, "LoRA scaling is lora_alpha / lora_rank; default: twice the rank")
+    lora_target_modules: list[str] = setting(["all-linear"], "modules that get an adapter; never the output head")
     reward_funcs: list[str] = setting(
-        [], "rewards beside the teacher: math, choice, reasoning_gym, or module:function of one's own code"
+        [], "rewards added to the teacher's signal: math, choice, reasoning_gym, or module:function of your own"
     )
     push_to_hub: bool = setting(
         False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
     )
     eval_task: str | None = setting(None, "measure accuracy before and after on reasoning_gym:NAME")
     eval_data: str | None = setting(None, "measure accuracy before and after on a file with problem and answer")
-    eval_kind: str = setting("math", "how the answers of eval_data are graded: math or choice")
-    eval_count: int | None = setting(None, "problems of eval_task (100), or the first N of eval_data")
+    eval_kind: str = setting("math", "how to grade the answers of eval_data: math or choice")
+    eval_count: int | None = setting(None, "number of problems: of eval_task (100), or the first N of eval_data")
     eval_task_options: dict | None = setting(None, "options of eval_task, such as {min_terms: 2}")
-    eval_template: str | None = setting(None, "prompt text of these problems; default: prompt_template")
-    eval_max_new_tokens: int | None = setting(None, "their length limit; default: max_completion_length")
-    eval_seed: int = setting(0, "of eval_task's problems; another than seed, whose problems are trained on")
+    eval_template: str | None = setting(None, "prompt text for these problems; default: prompt_template")
+    eval_max_new_tokens: int | None = setting(None, "length limit for these problems; default: max_completion_length")
+    eval_seed: int = setting(
+        0, "seed of eval_task's problems; take another than seed, which makes the training problems"
+    )
 
     def __post_init__(self) -> None:
         for dtype in (self.dtype, self.teacher_dtype):
@@ -105,13 +107,13 @@ class TrainOptions:
         if self.lora_rank == 0 and self.lora_alpha is not None:
             raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
         if self.eval_task is not None and self.eval_data is not None:
-            raise ConfigurationError("eval_task and eval_data are two sources of problems; give one of them")
+            raise ConfigurationError("eval_task and eval_data both name problems; give only one of them")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as it was asked for: its options, the trainer's configuration, every setting's origin, its folder, and its
-    teachers by name (`vopd.teachers.build.sources`)."""
+    """A run that was asked for: its options, the trainer's configuration, the origin of every setting, its folder, and
+    its teachers by name (`vopd.teachers.build.sources`)."""
 
     options: TrainOptions
     config: VOPDConfig
@@ -121,10 +123,10 @@ class Plan:
 
 
 def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
-    """Read the command line and the file it names into a plan. Loads and writes nothing.
+    """Read the command line and its configuration file into a plan. Loads and writes nothing.
 
     Raises:
-        ConfigurationError: an option is unknown, of the wrong kind, out of range, or does not go with another one.
+        ConfigurationError: an option is unknown, has the wrong type, is out of range, or conflicts with another one.
     """
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments)
@@ -134,7 +136,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
             raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
     estimator = find_estimator(settings.values["estimator"])
     folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator.name)
-    # transformers would upload the whole folder of the run, samples and settings with it: the model alone goes up.
+    # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
@@ -147,7 +149,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
         raise ConfigurationError(QUANTIZED)
     if options.push_to_hub and not config.hub_model_id:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
-    rewards = Rewards.of(config, options.reward_funcs)  # refuses what makes no sense
+    rewards = Rewards.of(config, options.reward_funcs)  # checks them
     teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
     check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
     return Plan(options, config, settings, folder, teachers)
@@ -156,13 +158,13 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
 def train_options() -> dict[str, Option]:
     """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
     own = options_of(TrainOptions, group="models, prompts, run")
-    return own | (options_of(VOPDConfig, group="method and optimiser", shown=MAIN_FIELDS) | own)
+    return own | (options_of(VOPDConfig, group="method and optimizer", shown=MAIN_FIELDS) | own)
 
 
 def write_resolved(plan: Plan) -> None:
-    """Write every setting with its origin; what the configuration chose itself is written as chosen."""
+    """Write every setting with its origin; a default that depends on the machine is written as the value chosen."""
     values: dict[str, Any] = {**plan.settings.values, "run_name": plan.folder.name}
-    for name in ("resume", "dry_run"):  # they say how the run was called, not what it is
+    for name in ("resume", "dry_run"):  # they say how vopd was called, not what the run is
         del values[name]
     origins = dict(plan.settings.origins)
     for name, value in values.items():

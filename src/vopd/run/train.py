@@ -1,8 +1,9 @@
-"""The whole of `vopd train`, once it is known what was asked for: trainer, training, accuracy, model, report."""
+"""Everything that `vopd train` does with a plan: trainer, training, accuracy, model, report."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
+from vopd.training.monitoring.first_lines import counted
 from vopd.training.saving.card import write_card
 
 from . import directory, publish
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(plan: Plan) -> None:
-    """Train as `plan` says and leave the run's directory complete.
+    """Train as `plan` says and leave a complete run directory.
 
     Raises:
         VOPDError: see its subclasses.
@@ -44,16 +46,16 @@ def train(plan: Plan) -> None:
 
 
 def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Sequence[Any]]:
-    """Train and save the model; returns what its card says, and the prompts.
+    """Train and save the model; returns the facts of its model card, and the prompts.
 
-    The trainer with its models and the optimizer lives no longer than this call: an evaluation that comes afterwards
-    loads the saved model anew, and needs the room.
+    The trainer with its models and the optimizer is freed when this returns: an evaluation after it loads the saved
+    model and needs the memory.
     """
     trainer = build_trainer(plan, gather_facts(plan))
     prompts = trainer.train_dataset["prompt"]
     if directory.is_main_process():
         write_resolved(plan)
-    # The others would wait for the first process's evaluation, and give up after half an hour: then it comes last.
+    # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
         accuracy.measure("start", prompts)
     trainer.train(resume_from_checkpoint=plan.options.resume)
@@ -61,7 +63,8 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     trainer.save_model(str(model))
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
-        print(f"trained {trainer.state.global_step} steps; the model is in {model}")
+        kind = "LoRA adapter" if plan.options.lora_rank else "model"
+        print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
 
@@ -69,14 +72,14 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     """Load the models and return the trainer; a teacher behind a server is not loaded.
 
-    The student is made to stop at the teachers' end tokens too: it learns to emit them, and would otherwise run
-    on to the length limit after each.
+    The student also stops at the teachers' EOS tokens: it learns to emit them, and would otherwise generate up to the
+    length limit after each.
     """
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
 
     def load(path: str, revision: str | None, dtype: str, quantization: str | None) -> Any:
-        device = str(plan.config.device) if quantization else "cpu"  # where quantized weights go at once
+        device = str(plan.config.device) if quantization else "cpu"  # quantized weights are loaded onto it
         return load_model(path, dtype=dtype, revision=revision, quantization=quantization, device=device)
 
     student = load(options.model, options.model_revision, options.dtype, options.quantization)
@@ -107,15 +110,16 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         peft_config=lora_config(options),
         reward_funcs=options.reward_funcs,
     )
+    trainer.prompts_dropped += facts.dropped
     trainer.card_notes = publish.data_notes(facts.prompts.sources)
     return trainer
 
 
 def plan_accuracy(plan: Plan) -> Accuracy | None:
-    """Return what measures accuracy before and after the run, or None where no problems were named.
+    """Return what measures accuracy before and after the run, or None if no problems are named.
 
-    Greedy, on the prompts as they are trained on, by the code and with the settings of the `vopd eval` command that
-    it prints.
+    Greedy decoding, with prompts formatted as in training, by the code and the settings of the `vopd eval` command
+    that it prints.
     """
     options, config = plan.options, plan.config
     if (options.eval_task is None and options.eval_data is None) or not directory.is_main_process():
@@ -145,15 +149,23 @@ def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts
         write_card(model, {**card, "results": accuracy.table()})
         print(accuracy.summary())
     _report(plan.folder)
-    if accuracy is None:
-        print(f"next: vopd eval --model {model} --data problems.jsonl")
     if plan.options.push_to_hub:
         print(f"uploaded to {publish.push(model, plan.config)}")
+    print("\n".join(["next:", *(f"  {command}" for command in _next(plan))]))
+
+
+def _next(plan: Plan) -> list[str]:
+    """The commands that a user may want next."""
+    folder, model = (shlex.quote(str(path)) for path in (plan.folder, plan.folder / "model"))
+    commands = [f"vopd eval --model {model} --data problems.jsonl", f"vopd report {folder}"]
+    if plan.options.lora_rank:
+        commands.append(f"vopd merge --model {model} --output {shlex.quote(str(plan.folder / 'merged'))}")
+    return commands
 
 
 def _report(folder: Path) -> None:
     """Write report.html. A trained model is not lost to a page that cannot be written."""
     try:
-        print(f"the report is {write_report(folder)}")
+        print(f"report: {write_report(folder)}")
     except (VOPDError, OSError) as error:
         logger.warning("no report: %s", error)

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student samples, the teacher scores, an estimator makes a gradient of both."""
+"""On-policy distillation: the student samples, the teacher scores each token, an estimator computes the gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
-from .monitoring.first_lines import first_lines
+from .monitoring.first_lines import Start, first_lines, size, teacher_sizes
 from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
@@ -53,28 +53,28 @@ from .trl import TRLAdapter
 class VOPDTrainer(TRLAdapter):
     """Trains a student to match a teacher on the student's own samples.
 
-    The conventions are TRL's: arguments, data set format (a column "prompt" of texts or chat messages), callbacks,
-    distribution through accelerate. The run directory gets metrics.jsonl and samples.jsonl; models are saved as
-    safetensors.
+    Follows TRL's conventions: arguments, data set format (a column "prompt" with texts or chat messages), callbacks,
+    multi-GPU training through accelerate. Writes metrics.jsonl and samples.jsonl into args.output_dir; models are saved
+    as safetensors.
 
     Args:
         model: the student: a path or hub id, or a causal language model, with or without LoRA.
-        teacher_model: the same, of the student's vocabulary; width and head rows may differ. Never trained. Or the
-            student itself: "self:frozen" as it was at first, "self:base" without its adapter, "self:average" as a
-            moving average (args.teacher_decay).
+        teacher_model: the same, with the student's vocabulary; hidden size and head rows may differ. Never trained. Or
+            the student itself: "self:frozen" as it was before training, "self:base" without its adapter,
+            "self:average" as a moving average (args.teacher_decay).
         args: a VOPDConfig.
         train_dataset: the prompts.
         eval_dataset: prompts to measure the same loss and metrics on.
         processing_class: the student's tokenizer; default: the one next to the model.
-        reward_funcs: rewards beside the teacher: a name ("math", "choice", "reasoning_gym", "module:function") or a
-            callable with TRL's signature, or several; needs args.num_generations of 2 or more.
-        teachers: several, by the names that the rows have in the column args.teacher_column; teacher_model is then that
-            of rows without a name.
+        reward_funcs: rewards added to the teacher's signal: a name ("math", "choice", "reasoning_gym",
+            "module:function"), a callable with TRL's signature, or several; needs args.num_generations of 2 or more.
+        teachers: several teachers by name; each row names one in the column args.teacher_column. teacher_model is then
+            the teacher of rows without a name.
         callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
 
     Raises:
-        ConfigurationError, DataError, MismatchError: see their messages; before anything is trained.
-        NonFiniteError: from ``train``, before a step with a non-finite loss or gradient is taken.
+        ConfigurationError, DataError, MismatchError: before training starts; the message names the fix.
+        NonFiniteError: from ``train``, before an optimizer step with a non-finite loss or gradient.
     """
 
     _tag_names: ClassVar[list[str]] = ["vopd", "trl", "on-policy-distillation"]
@@ -103,7 +103,7 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-        given = sources(teacher_model, teachers, args.teacher_server_url)
+        self._sources = given = sources(teacher_model, teachers, args.teacher_server_url)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
@@ -123,6 +123,7 @@ class VOPDTrainer(TRLAdapter):
         self._tokens = 0.0
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
+        self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         super().__init__(
             model=model,
             args=args,
@@ -166,7 +167,9 @@ class VOPDTrainer(TRLAdapter):
             self.eval_dataset = with_ids(self.eval_dataset)
 
     def _prepare_prompts(self) -> None:
+        given = len(self.train_dataset)
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
+        self.prompts_dropped = given - len(self.train_dataset)
         positions = self._teachers.positions
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
@@ -186,15 +189,26 @@ class VOPDTrainer(TRLAdapter):
         watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
-        if self.placement.managed:  # after the first lines: a head that was looked at stays whole until it is trained
+        if self.placement.managed:  # after the first lines: a checked head stays gathered until training
             self.add_callback(HeadCheck(self._check_head))
-        if self._benchmarks:  # last, so that the log is open and the trackers have begun
+        if self._benchmarks:  # last: the log is open and the trackers have started
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
 
     def _first_lines(self) -> list[str]:
-        loss = f"{self.args.chosen_estimator.name}, {self.loss_backend} on {self.args.device.type}"
-        student = self.placement.unwrap(self.model_wrapped)
-        return [*first_lines(self.placement, student, self._teachers), f"loss: {loss}"]
+        start = Start(
+            placement=self.placement,
+            student=self.model.config.name_or_path or type(self.model).__name__,
+            student_size=size(self.placement, self.placement.unwrap(self.model_wrapped)),
+            teachers=self._sources,
+            teacher_sizes=teacher_sizes(self.placement, self._teachers),
+            backend=self.loss_backend,
+            rewards=self._rewards.summary,
+            prompts=len(self.train_dataset),
+            dropped=self.prompts_dropped,
+            steps=self.state.max_steps,
+            done=self.state.global_step,
+        )
+        return first_lines(self.args, start)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self.tokenizer, self.eos_token_ids)
@@ -233,14 +247,14 @@ class VOPDTrainer(TRLAdapter):
         return batch
 
     def _check_drawn(self, batch: Batch) -> None:
-        """Raises MismatchError on every rank if one of them drew an id past the vocabulary: ending alone, it would
-        leave the others waiting for it."""
+        """Raises MismatchError on every rank if one of them sampled an id outside the vocabulary: if only that rank
+        raised it, the others would wait for it."""
         highest = (batch.completion_ids * batch.loss_mask).max().reshape(1)
         anywhere = int(self.accelerator.gather(highest).max())
         if anywhere >= self.vocab_size:
             raise MismatchError(
-                f"the student sampled id {anywhere}, which stands for no text: the vocabulary has {self.vocab_size} ids"
-                "; a rollout server has to serve the student's own model"
+                f"the student sampled token id {anywhere}, but the vocabulary has {self.vocab_size} ids; a rollout "
+                "server must serve the student's own model"
             )
 
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
@@ -264,16 +278,16 @@ class VOPDTrainer(TRLAdapter):
         return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers.Trainer.train``; the terminal is left as it was also after an error.
+        """Like ``transformers.Trainer.train``; also restores the terminal after an error.
 
         Args:
-            resume_from_checkpoint: True goes on from the newest valid checkpoint in output_dir, or starts where there
-                is none; a path goes on from that one.
+            resume_from_checkpoint: True resumes from the newest valid checkpoint in output_dir, or starts at step 0
+                if there is none; a path resumes from that checkpoint.
 
         Raises:
             Terminated: SIGTERM ended the run; a checkpoint was saved.
-            GuardError: a guard did.
-            TeacherServerError: a server did not score a completion, or left more of them than may be dropped.
+            GuardError: a guard ended it; a checkpoint was saved.
+            TeacherServerError: a server did not score a completion, or more completions than may be dropped.
         """
         try:
             with self._stopping.until_done():
@@ -289,7 +303,7 @@ class VOPDTrainer(TRLAdapter):
             self._teachers.average.load(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._checkpoints.other_processes:  # transformers would let each draw what it drew in the run's first steps
+        if self._checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
             set_seed(self.args.seed + self.state.global_step * self.args.world_size, device_specific=True)
         else:
             super()._load_rng_state(checkpoint)
@@ -300,17 +314,17 @@ class VOPDTrainer(TRLAdapter):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nothing reads.
+        # A pickle that vopd and transformers never read.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
         folder = output_dir or self.args.output_dir
-        # Of checkpoints, which are internal calls, the launcher decides.
+        # The launcher decides the format of checkpoints, which are internal calls.
         with clear_save_errors(folder), nullcontext() if _internal_call else self.placement.saved_whole():
             super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
-            # An adapter is saved without it, and the end tokens that the student was given would be lost.
+            # PEFT does not save it with the adapter, and the EOS tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
         self._write_card(folder)
 
@@ -323,7 +337,7 @@ class VOPDTrainer(TRLAdapter):
             write_card(folder, self.card_facts(name or Path(folder).name))
 
     def card_facts(self, name: str) -> dict[str, Any]:
-        """What the card of a model called `name` says; `self.card_notes` adds to it."""
+        """The facts in the card of a model called `name`, with those of `self.card_notes`."""
         estimator, k = self.args.chosen_estimator.name, self.args.loss_top_k
         return {
             "name": name,
@@ -348,7 +362,7 @@ class VOPDTrainer(TRLAdapter):
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    """Each data set with what errors call it."""
+    """Each data set with its name for error messages."""
     if isinstance(eval_dataset, dict):
         others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
     else:

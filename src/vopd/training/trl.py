@@ -1,9 +1,9 @@
-"""The only module that touches TRL.
+"""The only module that imports TRL.
 
-TRL's ``DistillationTrainer`` brings generation (transformers or vLLM), the buffer of one generation batch for all
-micro-batches of a step, and forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and move between
-minor versions, so the tested range is narrow, is checked at import, and every override of a hook is in this file.
-``TRLAdapter`` turns the hooks into a few named extension points that know nothing of TRL.
+TRL's ``DistillationTrainer`` provides generation (transformers or vLLM), one generation batch that is buffered for all
+micro-batches of a step, and forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and change between
+minor versions, so the supported range is narrow and checked at import, and every override of a hook is in this file.
+``TRLAdapter`` turns the hooks into a few named extension points that do not depend on TRL.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from trl.trainer.utils import create_model_from_path  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
 
-# Of a rollout's generation configuration what an evaluation keeps: which tokens there are, and how to run.
+# What an evaluation keeps of the rollouts' generation configuration: special tokens and how to run.
 _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
@@ -63,10 +63,10 @@ class TRLAdapter(DistillationTrainer):
 
     Attributes:
         teacher: scores every batch.
-        order: of the prompts.
-        clock: is told what rollouts and scoring take.
-        finite: is shown every loss and gradient before the step is taken.
-        dropped: is told of rows that no teacher scored.
+        order: order of the prompts.
+        clock: measures rollouts and scoring.
+        finite: checks every loss and gradient before the optimizer step.
+        dropped: counts rows that no teacher scored.
     """
 
     teacher: Teacher
@@ -81,7 +81,7 @@ class TRLAdapter(DistillationTrainer):
             super().__init__(teacher_model=None, **arguments)
         if self._is_vlm:
             raise ConfigurationError(
-                "vision-language models are not supported; to train one on text alone pass its tokenizer as "
+                "vision-language models are not supported; to train one on text only, pass its tokenizer as "
                 "processing_class"
             )
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
@@ -91,25 +91,25 @@ class TRLAdapter(DistillationTrainer):
 
     @abstractmethod
     def token_loss(self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any) -> Tensor:
-        """Loss of one micro-batch, a scalar with gradient. No collectives in here, and the device is not waited for."""
+        """Loss of one micro-batch, a scalar with gradient. Must not run collectives or synchronize with the device."""
 
     @abstractmethod
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
-        """The batch generated from the data set's `rows`, with what teachers need besides. Called before they begin."""
+        """The batch generated from the data set's `rows`, with what teachers need. Called before they get the batch."""
 
     @abstractmethod
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
-        """The same batch with what rewards say of it. Called once the teachers have begun."""
+        """The same batch with its rewards. Called after teachers got the batch."""
 
     @abstractmethod
     def step_metrics(self, mode: str) -> dict[str, float]:
         """Metrics gathered since the last call, added to the log on every rank. `mode` is "train" or "eval"."""
 
-    # ---- what the method may know of TRL's state ----------------------------------------------------------------
+    # ---- what the trainer may use of TRL's state ------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Any:
-        """The student's."""
+        """The student's tokenizer."""
         return self._tokenizer
 
     @property
@@ -129,8 +129,8 @@ class TRLAdapter(DistillationTrainer):
         if not isinstance(teacher, str):
             if self.args.teacher_model_init_kwargs is not None:
                 raise ConfigurationError(
-                    "teacher_model_init_kwargs means nothing when teacher_model is a model already; "
-                    "remove it or pass the teacher's path"
+                    "teacher_model_init_kwargs has no effect when teacher_model is a model; remove it or pass the "
+                    "teacher's path"
                 )
             return teacher
         options = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
@@ -143,10 +143,10 @@ class TRLAdapter(DistillationTrainer):
             raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
-        """Never sample the head rows past `vocab_size`: they stand for no text, and the loss gives them no mass.
+        """Never sample the head rows beyond `vocab_size`: they are no tokens, and the loss gives them no probability.
 
         Raises:
-            ConfigurationError: on every rank, if vLLM's engine would die of so many.
+            ConfigurationError: on every rank, if vLLM's engine would crash with so many excluded ids.
         """
         tail = list(range(vocab_size, rows))
         if not tail:
@@ -162,7 +162,7 @@ class TRLAdapter(DistillationTrainer):
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
 
     def _older_runner_of_server(self) -> bool:
-        """The first rank asks the server, and all hear of it."""
+        """The first rank asks the server and broadcasts the answer."""
         told = [False]
         if self.accelerator.is_main_process:
             client = self.vllm_generation.vllm_client
@@ -171,20 +171,20 @@ class TRLAdapter(DistillationTrainer):
         return bool(broadcast_object_list(told)[0])
 
     def log_alone(self, logs: dict[str, float]) -> None:
-        """Log `logs` and nothing of what was gathered for the next log of a step, which still comes where it is due."""
+        """Log only `logs`; metrics gathered for the next log of a step are kept for it."""
         due = self.control.should_log
         super(DistillationTrainer, self).log(logs)
         self.control.should_log = due
 
     def evaluation_loop(self, *given: Any, **named: Any) -> Any:
-        """As in ``transformers.Trainer``, for ``evaluate`` and ``predict``.
+        """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``.
 
         Raises:
-            ConfigurationError: training has not begun, and FSDP or DeepSpeed places the student with its optimizer.
+            ConfigurationError: before training, if FSDP or DeepSpeed places the student together with its optimizer.
         """
         if self.placement.managed and self.optimizer is None:
             raise ConfigurationError(
-                f"{self.placement.launcher} places the student when training begins; set eval_on_start=true to "
+                f"{self.placement.launcher} places the student when training starts; set eval_on_start=true to "
                 "evaluate before the first step, or run vopd eval"
             )
         return super().evaluation_loop(*given, **named)
@@ -194,7 +194,7 @@ class TRLAdapter(DistillationTrainer):
     def _prepare_rollouts(self) -> None:
         """Let vLLM report the log-probability of every sampled token, and stop where ``generate`` would.
 
-        vLLM knows the end tokens of the files on disk; those that the student was given since are passed on.
+        vLLM reads the EOS tokens from the files on disk; those that the student was given later are passed to it.
         """
         self._next_row = 0
         self._rollout_logprobs: list[list[float]] | None = None
@@ -203,11 +203,11 @@ class TRLAdapter(DistillationTrainer):
         check_sendable(self.model)
         engine = self.vllm_generation
         if isinstance(engine, VLLMGeneration):
-            engine.__class__ = _Engine  # TRL's trainer makes it, and takes no class of ours
+            engine.__class__ = _Engine  # TRL's trainer creates it, and takes no other class
         engine.generation_kwargs = {"stop_token_ids": list(self.eos_token_ids), **(engine.generation_kwargs or {})}
-        if self.tools:  # which put completions together from several calls
+        if self.tools:  # a completion with tools consists of several calls
             return
-        engine.logprobs = 0  # the sampled token's alone
+        engine.logprobs = 0  # only that of the sampled token
         generate = engine.generate
 
         def recording(*args: Any, **kwargs: Any) -> Any:
@@ -218,15 +218,16 @@ class TRLAdapter(DistillationTrainer):
         engine.generate = recording
 
     def draw(self, prompt_ids: Sequence[Sequence[int]], protocol: Protocol, seed: int) -> list[list[int]]:
-        """One completion of each prompt, as ids, by an evaluation's settings and the engine of the rollouts.
+        """Sample one completion per prompt, as ids, with an evaluation's settings and the engine of the rollouts.
 
-        Modes, settings and random states of this process are afterwards what they were: training goes on as if nothing
-        had been drawn. The state of another process's engine (a vLLM server) is its own.
+        Restores modes, settings and random states of this process, so that training is not affected. An engine in
+        another process (a vLLM server) has a random state of its own.
 
         Args:
-            prompt_ids: as many on every process, which must all call this as often: an engine may gather them.
+            prompt_ids: the same number on every process; all processes must call this equally often, because an engine
+                may gather the prompts.
             protocol: temperature, top_p, top_k and max_new_tokens.
-            seed: of the draws, where the engine is in this process.
+            seed: sampling seed, if the engine is in this process.
         """
         with self._sampling_as(protocol), evaluating(self.model), random_state(self.accelerator.device, seed):
             return [list(ids) for ids in self._generate_single_turn([list(ids) for ids in prompt_ids], None, {})]
@@ -257,7 +258,7 @@ class TRLAdapter(DistillationTrainer):
         return self.order.sampler(len(prompts), self.args.step_completions)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers would take one more step before it sees that a resumed run had taken its last one.
+        # transformers would take one more step before it notices that the resumed run is complete.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -294,20 +295,20 @@ class TRLAdapter(DistillationTrainer):
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         """Loss of a micro-batch. Runs inside the student wrapper's forward."""
         batch = Batch.of(inputs)
-        # accelerate puts autocast around a model's forward, which the redirection to this method leaves out: without
-        # it the student would be trained in float32 on what it sampled in bf16.
+        # accelerate puts autocast around a model's forward, but not around this method, to which it is redirected:
+        # without autocast the student would be trained in float32 on what it sampled in bf16.
         with self.accelerator.autocast():
             student = self.placement.states(unwrapped_student, "student", batch.sequence)
             with self.clock.spending("scoring", self.accelerator.device):
                 scored = self.teacher.score(batch.rollouts, student)
         batch = batch.to(student.head.device)
-        # Once more for the head's products: its float32 weights are rounded in the loss, which keeps their gradient
-        # in float32. Apart, since what autocast has cached goes when it ends.
+        # Again for the products with the head: the loss rounds its float32 weights but keeps their gradient in float32.
+        # A separate context, because autocast frees its cache at the end.
         with self.accelerator.autocast():
             return self.token_loss(batch, student, scored, num_items_in_batch)
 
     def _settle(self, inputs: dict[str, Any]) -> None:
-        """Take the rows that no teacher scored out of the loss and out of its normaliser, over all ranks."""
+        """Exclude rows that no teacher scored from the loss and its normalizer, over all ranks."""
         if Batch.of(inputs).scored_rows is not None:
             return
         buffered = self._buffered_inputs if self.model.training and self._buffered_inputs else [inputs]
@@ -328,16 +329,18 @@ class TRLAdapter(DistillationTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As TRL's, without its mean entropy: two collectives and two waits for the device in every micro-batch."""
+        """As TRL's without the mean entropy, which costs two collectives and two synchronizations per micro-batch."""
         self._settle(inputs)
         tokens = Batch.of(inputs).num_items_in_batch
-        if self.model.training and tokens is not None:  # what transformers counted is not of the completions
+        if self.model.training and tokens is not None:  # transformers counted other tokens than the completions'
             num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes
         student = self.placement.unwrap(model)
         loss = self._forward_redirection(model, student, self._compute_loss, student, inputs, num_items_in_batch)
         if self.model.training:
             self.finite.watch(loss.detach())
-            if self.placement.in_an_engine and self.accelerator.sync_gradients:  # whose backward pass takes the step
+            if (
+                self.placement.in_an_engine and self.accelerator.sync_gradients
+            ):  # its backward pass takes the optimizer step
                 self.finite.check(None, self.micro_batches, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
@@ -350,7 +353,7 @@ class TRLAdapter(DistillationTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode].clear()  # TRL's own, averaged over micro-batches whatever their length
+        self._metrics[mode].clear()  # TRL's own, averaged over micro-batches regardless of length
         prefix = "" if mode == "train" else "eval_"
         logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
         super().log(logs, start_time)
@@ -361,10 +364,10 @@ class TRLAdapter(DistillationTrainer):
 
 
 class _Engine(VLLMGeneration):
-    """TRL's vLLM engine, which gets the student's weights without a change to the student.
+    """TRL's vLLM engine, with the student's weights sent without changing the student.
 
-    TRL merges adapters into the base and takes them off again, so that a base in bf16 drifts; and it cannot send what
-    FSDP2 has left whole, the head after an evaluation.
+    TRL merges adapters into the base and subtracts them again, so a bf16 base drifts; and it cannot send a weight that
+    FSDP2 has left gathered, such as the head after an evaluation.
     """
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
@@ -375,7 +378,7 @@ class _Engine(VLLMGeneration):
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """What TRL and transformers raise while a trainer is set up, as vopd's own errors."""
+    """Turn errors of TRL and transformers during setup into vopd's own errors."""
     try:
         yield
     except VOPDError:

@@ -35,16 +35,16 @@ class StepClock(TrainerCallback):
         self._started, self._marks = time.perf_counter(), []
 
     def spend(self, part: str, seconds: float) -> None:
-        """`seconds` of the step that is under way went to `part`."""
+        """Count `seconds` of the current step as `part`."""
         if self._started is not None:
             self._parts[part] = self._parts.get(part, 0.0) + seconds
 
     @contextmanager
     def spending(self, part: str, device: torch.device | None = None) -> Iterator[None]:
-        """What runs within goes to `part`, a further one where it is named for the first time.
+        """Count the time of the with block as `part`, which may be a new name.
 
-        With a `device` by its own clock: from when it has done what it was given before to when it has done this. The
-        two moments are marked, and read once the step is over, so that nothing waits for the device here.
+        With a `device` the time is measured on that device, from the end of its earlier work to the end of the block's.
+        The two moments are recorded as events and read when the step is over, so that nothing waits for the device.
         """
         if device is None or device.type == "cpu":
             started = time.perf_counter()
@@ -57,7 +57,7 @@ class StepClock(TrainerCallback):
             self._marks.append((part, begun, _mark(device)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The optimizer step has been taken, and its gradient looked at: the device has passed every mark.
+        # The gradient of this step has been checked, so the device has passed every event.
         for part, begun, ended in self._marks:
             ended.synchronize()
             self.spend(part, begun.elapsed_time(ended) / 1000)
@@ -68,7 +68,7 @@ class StepClock(TrainerCallback):
         self._started = None
 
     def report(self, averages: Averages, tokens: float, ranks: int, device: torch.device) -> None:
-        """Add seconds a step and the tokens a second of all `ranks`, of which this one made `tokens`; start over."""
+        """Add seconds per step, and tokens per second of all `ranks`, of which this one sampled `tokens`; reset."""
         if self._steps:
             update = self._total - sum(self._parts.values())
             for part, seconds in (*self._parts.items(), ("update", update)):

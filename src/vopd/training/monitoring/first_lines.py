@@ -1,48 +1,183 @@
-"""What a run says of itself before its first step: processes, device, and the models in them."""
+"""What a run is going to do, as one block of lines: `vopd train --dry-run` and the start of every training show it."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vopd.models import device_name
 from vopd.placement import Placement, described
-from vopd.teachers.build import TeacherSet
+from vopd.teachers.build import Served, TeacherSet
 from vopd.teachers.columns import DEFAULT
+from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
 from vopd.teachers.local import LocalTeacher
 
+from ..config import VOPDConfig
+from .guards import MAY_STOP, LogprobsStop
 
-def first_lines(placement: Placement, student: Any, teachers: TeacherSet) -> list[str]:
-    """One line of the processes and one of the parameters in them.
 
-    Args:
-        placement: of the run.
-        student: unwrapped, as it is trained.
-        teachers: of which those in this process are told, each once.
+@dataclass(frozen=True)
+class Start:
+    """What is known of a run before its first step, beyond its settings.
+
+    Attributes:
+        placement: processes, device and launcher.
+        student: its path or hub id.
+        teachers: by name, as `vopd.teachers.build.sources` returns them.
+        student_size: its parameters in words.
+        teacher_sizes: the same by teacher name, for the teachers in the training process.
+        backend: what computes the loss.
+        rewards: the reward functions in words; empty without any.
+        prompts: number of training prompts.
+        dropped: how many more there were, longer than max_prompt_length.
+        steps: of the whole run.
+        done: steps that were taken before this process resumed the run.
     """
-    return [_processes(placement), f"parameters: {'; '.join(_models(placement, student, teachers))}"]
+
+    placement: Placement
+    student: str
+    student_size: str
+    teachers: Mapping[str, Any]
+    teacher_sizes: Mapping[str, str]
+    backend: str
+    rewards: str
+    prompts: int
+    dropped: int
+    steps: int
+    done: int = 0
 
 
-def _processes(placement: Placement) -> str:
+def first_lines(config: VOPDConfig, start: Start) -> list[str]:
+    """The block: one aligned row per fact, with the number of sampled tokens as an upper bound."""
+    rows = {
+        "device": _device(start.placement),
+        "student": _model(start.student, start.student_size),
+        **_teachers(config, start),
+        "prompts": _prompts(config, start),
+        "each step": _step(config),
+        "steps": _steps(config, start),
+        "loss": _loss(config, start),
+        "rollouts": _rollouts(config),
+        "rewards": start.rewards,
+        "guards": _guards(config),
+        "run folder": config.output_dir,
+        "watch it": f"vopd report {shlex.quote(str(config.output_dir))} --watch",
+    }
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {text}" for name, text in rows.items() if text]
+
+
+def size(placement: Placement, model: Any) -> str:
+    """The parameters of an unwrapped model in words; it is where training has put it."""
+    return described(model, placement.accelerator.device, placement.accelerator.num_processes)
+
+
+def teacher_sizes(placement: Placement, teachers: TeacherSet) -> dict[str, str]:
+    """`size` of each teacher in the training process, by name."""
+    placed = {name: entry.teacher for name, entry in teachers.placed.items()}
+    local = {name: teacher.model for name, teacher in placed.items() if isinstance(teacher, LocalTeacher)}
+    return {name: size(placement, placement.unwrap(model)) for name, model in local.items()}
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """Return "1 step", "2 steps", "17,398 prompts"; `several` is the plural where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def tokens_in_words(number: int) -> str:
+    """Return "512 tokens", "13.1 million tokens"."""
+    return f"{number / 1e6:.1f} million tokens" if number >= 10**6 else counted(number, "token")
+
+
+def _device(placement: Placement) -> str:
     accelerator = placement.accelerator
     count, machines = accelerator.num_processes, int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # torchrun's agents
-    facts = [f"processes: {count}"]
+    processes = counted(count, "process", "processes")
     if machines > 1:
-        facts[0] += f" on {machines} machines"
+        processes += f" on {machines} machines"
     if count > 1 or placement.managed:
-        facts.append(placement.launcher)
+        processes += f" ({placement.launcher})"
     precision = accelerator.mixed_precision
-    facts.append(f"{'no' if precision == 'no' else precision} mixed precision")
-    return f"{', '.join(facts)}, on {device_name(accelerator.device)}"
+    return f"{device_name(accelerator.device)}, {processes}, {'no' if precision == 'no' else precision} mixed precision"
 
 
-def _models(placement: Placement, student: Any, teachers: TeacherSet) -> list[str]:
-    where = placement.accelerator.device, placement.accelerator.num_processes
-    lines = [f"student {described(student, *where)}"]
-    seen = set()
-    for name, placed in teachers.placed.items():
-        if isinstance(placed.teacher, LocalTeacher) and id(placed.teacher) not in seen:
-            seen.add(id(placed.teacher))
-            called = "teacher" if name == DEFAULT else f"teacher {name}"
-            lines.append(f"{called} {described(placement.unwrap(placed.teacher.model), *where)}")
-    return lines
+def _model(name: str, size: str | None) -> str:
+    return name if size is None else f"{name}, parameters: {size}"
+
+
+def _teachers(config: VOPDConfig, start: Start) -> dict[str, str]:
+    """A row per teacher."""
+    return {
+        "teacher" if name == DEFAULT else f"teacher {name}": _model(
+            _teacher(source, config), start.teacher_sizes.get(name)
+        )
+        for name, source in start.teachers.items()
+    }
+
+
+def _teacher(source: Any, config: VOPDConfig) -> str:
+    if isinstance(source, Served):
+        urls = [source.urls] if isinstance(source.urls, str) else source.urls
+        shown = ", ".join(_address(url) for url in urls)
+        return f"server at {shown}" + (f", tokenizer of {source.path}" if source.path is not None else "")
+    itself = {
+        FROZEN: "the student as it was before training",
+        ADAPTER_OFF: "the student without its adapter",
+        AVERAGE: f"a moving average of the student, decay {config.teacher_decay:g}",
+    }
+    if isinstance(source, str):
+        return f"{source}, {itself[source]}" if source in itself else source
+    return str(source.config.name_or_path) or type(source).__name__
+
+
+def _address(url: str) -> str:
+    """Without user name and password."""
+    return re.sub(r"://[^/@\s]+@", "://", str(url))
+
+
+def _prompts(config: VOPDConfig, start: Start) -> str:
+    dropped = f" ({start.dropped:,} more dropped: longer than max_prompt_length={config.max_prompt_length})"
+    return f"{start.prompts:,}" + (dropped if start.dropped else "")
+
+
+def _step(config: VOPDConfig) -> str:
+    completions = config.step_completions
+    each = f" x {counted(config.num_generations, 'completion')}" if config.num_generations > 1 else ""
+    tokens = tokens_in_words(completions * config.max_completion_length)
+    batches = f"{config.gradient_accumulation_steps} x {config.per_device_train_batch_size}"
+    return f"{counted(config.step_prompts, 'prompt')}{each}, at most {tokens} (micro-batches: {batches})"
+
+
+def _steps(config: VOPDConfig, start: Start) -> str:
+    epoch = start.prompts // config.step_prompts  # prompts that do not fill a last step are left out
+    tokens = start.steps * config.step_completions * config.max_completion_length
+    resumed = f", resuming after step {start.done:,}" if start.done else ""
+    return f"{start.steps:,} ({epoch:,} per epoch){resumed}, at most {tokens_in_words(tokens)} in all"
+
+
+def _loss(config: VOPDConfig, start: Start) -> str:
+    k = f" with loss_top_k={config.loss_top_k}" if config.loss_top_k is not None else ""
+    return f"{config.chosen_estimator.name}{k}, {start.backend} on {config.device.type}"
+
+
+def _rollouts(config: VOPDConfig) -> str:
+    if not config.use_vllm:
+        return "transformers, in the training process"
+    if config.vllm_mode == "colocate":
+        return f"vLLM, in the training process with {config.vllm_gpu_memory_utilization:.0%} of the GPU's memory"
+    url = config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}"
+    return f"vLLM server at {_address(url)}"
+
+
+def _guards(config: VOPDConfig) -> str:
+    """Those that stop the run; the engine's log-probabilities are there to be compared with vLLM alone."""
+    stopping = list(config.guard_stop)
+    if config.use_vllm and config.guard_logprobs_stop is not None:
+        stopping.append(LogprobsStop.name)
+    warning = [name for name in MAY_STOP if name not in stopping and getattr(config, f"guard_{name}") is not None]
+    stops = f"{', '.join(stopping)} can stop the run" if stopping else "none stops the run"
+    return f"{len(warning)} warn, {stops}"

@@ -1,0 +1,122 @@
+"""Merge a LoRA adapter into its base model, so that anything which loads a model can load the result.
+
+The new folder gets safetensors, tokenizer, generation configuration and a model card. The adapter stays as it is.
+
+  vopd merge --model runs/first/model --output merged
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vopd.errors import ConfigurationError, check_known
+from vopd.models.loading import DTYPES
+from vopd.run.directory import nearest_existing
+from vopd.run.options import needed, read_options, setting
+
+
+@dataclass
+class MergeOptions:
+    """The options of `vopd merge`."""
+
+    model: str = needed("LoRA adapter: folder, such as runs/first/model, or hub id")
+    output: str = needed("new folder for the merged model")
+    base_model: str | None = setting(None, "base model: folder or hub id; default: the one that the adapter names")
+    dtype: str = setting(
+        "auto", "dtype of the merged weights: float32, bfloat16, float16; auto: that of the base model"
+    )
+    model_revision: str | None = setting(None, "branch, tag or commit of the adapter on the hub")
+
+    def __post_init__(self) -> None:
+        check_known("dtype", self.dtype, DTYPES)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `vopd merge` with these arguments and return its exit code."""
+    options = read_options(MergeOptions, "merge", __doc__, arguments)
+    output = Path(options.output)
+    _check_free(output)
+    from vopd.models.merging import merge_adapter
+
+    merged = merge_adapter(
+        options.model, dtype=options.dtype, revision=options.model_revision, base_model=options.base_model
+    )
+    notes = _notes(merged)
+    _save(merged, options.model, output, notes)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"merged {options.model} into {merged.base} ({merged.dtype}): {output}")
+    print(f"next: vopd eval --model {shlex.quote(str(output))} --data problems.jsonl")
+    return 0
+
+
+def _check_free(output: Path) -> None:
+    """Raises ConfigurationError unless `output` is a new or empty folder that can be written."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(f"'{output}' is not empty; choose another --output, or delete it first")
+    if not os.access(nearest_existing(output), os.W_OK):
+        raise ConfigurationError(f"'{output}' cannot be written; choose another --output")
+
+
+def _notes(merged: Any) -> list[str]:
+    """What is different from the model that was trained."""
+    notes = []
+    if merged.dequantized:
+        notes.append(f"the base model's weights are quantized; they were converted to {merged.dtype} before the merge")
+    if (bits := _trained_in(merged.adapter)) is not None:
+        notes.append(
+            f"the adapter was trained on a base model in {bits}; it is merged into weights in {merged.dtype}, so "
+            "outputs differ slightly from those during training"
+        )
+    return notes
+
+
+def _trained_in(adapter: Path) -> str | None:
+    """The quantization that `vopd train` held the base model in, where the adapter still lies in the run's folder."""
+    import yaml
+
+    with suppress(OSError, yaml.YAMLError, AttributeError):
+        settings = yaml.safe_load((adapter.parent / "resolved_config.yaml").read_text(encoding="utf-8"))
+        found: str | None = settings.get("quantization")
+        return found
+    return None
+
+
+def _save(merged: Any, source: str, output: Path, notes: Sequence[str]) -> None:
+    """Write the model into `output`, whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        # To write the original format transformers would quantize again, which it cannot.
+        merged.model.save_pretrained(part, save_original_format=not merged.dequantized)
+        merged.tokenizer.save_pretrained(part)
+        _card(merged, source, output.name, notes).save(part / "README.md")
+        part.chmod(0o755)  # a temporary folder is its owner's alone
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _card(merged: Any, source: str, name: str, notes: Sequence[str]) -> Any:
+    """The adapter's model card, if it has one, as the card of a whole model, with a section on the merge."""
+    from huggingface_hub import ModelCard
+
+    from vopd.versions import versions
+
+    card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n")
+    if (merged.adapter / "README.md").exists():
+        card = ModelCard.load(merged.adapter / "README.md")
+        card.data.library_name = "transformers"
+    shown = [Path(path).name if Path(path).exists() else path for path in (source, merged.base)]
+    peft = versions("peft")["peft"]
+    text = f"The LoRA adapter {shown[0]} was merged into {shown[1]} in {merged.dtype} by `vopd merge` with PEFT {peft}."
+    card.text = "\n".join([card.text.rstrip(), "", "## Merged", "", text, *(f"Note: {note}." for note in notes), ""])
+    return card
