@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from teachers.stub_server import StubServer
-
 from vopd.experiments.pair import load_embedded_pair
 
 if __name__ == "__main__":

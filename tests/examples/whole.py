@@ -51,10 +51,7 @@ def test_one_file(tmp_path: Path) -> None:
 def test_trl_script(tmp_path: Path) -> None:
     found = list(map(float, KL.findall(python(EXAMPLES / "trl_script.py", folder=tmp_path))))
     assert found[-1] < 0.85 * found[0]
-    assert "accuracy" in vopd(
-        "eval", "--model", tmp_path / "runs/trl-script/model", "--task", "reasoning_gym:chain_sum", "--count", 4,
-        "--output_dir", tmp_path,
-    ) or True  # fmt: skip
+    assert (tmp_path / "runs" / "trl-script" / "model" / "adapter_model.safetensors").is_file()
 
 
 def test_custom_estimator(tmp_path: Path) -> None:
