@@ -1,4 +1,4 @@
-"""Reward functions of your own, in TRL's signature: named arguments in, a number or None for each completion out.
+"""Custom reward functions in TRL's signature: named arguments in, a number or None for each completion out.
 
 A function gets the arguments that it names: prompts, completions, completion_ids and the columns of the data set. It
 gets all of them with **kwargs.
