@@ -27,7 +27,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: dist test-dist mutants check format docs docs-serve embedded-pair clean
+.PHONY: dist test-dist test-examples mutants check format docs docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-server    teacher, rollouts and evaluation by a real vLLM on the CPU, in .venv-server (3.5 GB)"
 	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
+	@echo "make test-examples  run every example in full on the embedded pair and check what it promises; minutes"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
@@ -115,6 +116,10 @@ $(LAUNCHERS_STAMP): pyproject.toml constraints.txt Makefile
 	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[train,eval,server,report,dev]'
 	$(LAUNCHERS_VENV)/bin/python -m pip install --quiet --no-deps $(DEEPSPEED) hjson ninja py-cpuinfo msgpack einops
 	@touch $@
+
+# The tests run the examples in a few steps each; this runs them as they are documented.
+test-examples: $(STAMP)
+	$(PYTHON) -m pytest tests/examples/whole.py
 
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)

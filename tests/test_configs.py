@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import yaml
 
 from vopd import cli
 from vopd.run.accuracy import EvalOptions
-from vopd.run.plan import plan_run
+from vopd.run.plan import plan_run, train_options
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes").glob("*/config.yaml"))
@@ -34,15 +36,26 @@ def test_every_configuration_is_good(
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
-def test_every_file_and_command_that_a_configuration_names_exists(path: Path) -> None:
-    text = path.read_text()
-    for word in text.split():
-        if word.startswith(("configs/", "recipes/")) and word.endswith(".yaml"):
-            assert (ROOT / word).is_file(), word
-    options = {field.name for field in dataclasses.fields(EvalOptions)}
-    for line in text.splitlines():
-        if "vopd eval" in line:
-            assert {word[2:] for word in line.split() if word.startswith("--")} <= options
+def test_every_file_and_option_that_a_recipe_names_exists(path: Path) -> None:
+    """In the comments of its configuration and in its README, which has to name the configuration."""
+    readme = path.with_name("README.md").read_text()
+    assert f"--config {path.relative_to(ROOT)}" in readme
+    text = (path.read_text() + readme).replace("\\\n", " ")
+    for word in re.findall(r"(?:configs|recipes)/[\w./-]+\.yaml", text):
+        assert (ROOT / word).is_file(), word
+    for link in re.findall(r"\]\(([^)#:]+)", readme):
+        assert (path.parent / link).exists(), link
+    options = {"eval": {field.name for field in dataclasses.fields(EvalOptions)}, "train": {*train_options()}}
+    for command, rest in re.findall(r"vopd (eval|train) (--.*)", text):
+        named = {word.replace("-", "_") for word in re.findall(r"--([\w-]+)", rest)}
+        assert named <= options[command] | {"config"}, rest
+
+
+def test_the_table_of_recipes_is_what_their_readmes_say() -> None:
+    module = runpy.run_path(str(ROOT / "recipes" / "table.py"))
+    page = (ROOT / "recipes" / "README.md").read_text()
+    assert module["with_table"](page) == page, "run: python recipes/table.py"
+    assert page.count("/README.md)") == len(CONFIGS)
 
 
 def test_the_papers_setup() -> None:

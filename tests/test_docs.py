@@ -191,7 +191,7 @@ def test_the_term_of_the_whole_batch_is_the_plain_policy_gradient_beside_the_est
 ) -> None:
     _, block = blocks_run_here("how-to/custom-estimators.md")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    clipped = find_estimator("clipped_rewards:CLIPPED")
+    clipped = find_estimator("custom_estimator:CLIPPED")
     student, teacher = torch.randn(2, 3, 4, 9, dtype=torch.float64).unbind()
     ids, mask = torch.randint(9, (3, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     student.requires_grad_()

@@ -96,7 +96,7 @@ def test_runs_measures_reports_and_does_nothing_twice(
     monkeypatch.chdir(Path(__file__).parents[2] / "examples")
     monkeypatch.setattr("sys.path", list(sys.path))
     arguments = ["compare", "--output_dir", str(tmp_path), "--max_steps", "4", "--problems", "6", "--jobs", "2"]
-    arguments += ["--estimator", "clipped_rewards:CLIPPED", "--seed", "0,1", "--curve_problems", "3"]
+    arguments += ["--estimator", "custom_estimator:CLIPPED", "--seed", "0,1", "--curve_problems", "3"]
     assert cli.main(arguments) == 0
     folder = tmp_path / "compare"
     comparison = read_comparison(folder)

@@ -1,4 +1,4 @@
-"""examples/clipped_rewards.py, an estimator outside the package, wherever an estimator is named."""
+"""examples/custom_estimator.py, an estimator outside the package, wherever an estimator is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vopd.reporting.report import write_report
 from vopd.run.plan import plan_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAME = "clipped_rewards:CLIPPED"
+NAME = "custom_estimator:CLIPPED"
 Train = Callable[..., int]
 
 
