@@ -152,13 +152,14 @@ def _summary(found: Any) -> str:
 
 def recipes(folder: str) -> str:
     """Every recipe, by the list at the top of its README.md; `folder` is the way from the page to recipes/."""
-    columns = ("What", "Hardware", "Hours", "Numbers", "Status")
     body = []
     for page in sorted(RECIPES.glob("*/README.md")):
         found = dict(re.findall(r"^- (\w+): (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE))
         name = page.parent.name
-        body.append((f"[{name}]({Path(folder, name, page.name).as_posix()})", *(found[column] for column in columns)))
-    return rows(("recipe", *map(str.lower, columns)), body)
+        measured = found["Hours"] != "not measured"
+        result = f"{found['Hours']}; {found['Numbers']}" if measured else found["Status"]
+        body.append((f"[{name}]({Path(folder, name, page.name).as_posix()})", found["What"], found["Hardware"], result))
+    return rows(("recipe", "what", "hardware", "hours; result"), body)
 
 
 # ---- commands and their options ----------------------------------------------------------------------------------

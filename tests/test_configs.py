@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -49,13 +48,6 @@ def test_every_file_and_option_that_a_recipe_names_exists(path: Path) -> None:
     for command, rest in re.findall(r"vopd (eval|train) (--.*)", text):
         named = {word.replace("-", "_") for word in re.findall(r"--([\w-]+)", rest)}
         assert named <= options[command] | {"config"}, rest
-
-
-def test_the_table_of_recipes_is_what_their_readmes_say() -> None:
-    module = runpy.run_path(str(ROOT / "recipes" / "table.py"))
-    page = (ROOT / "recipes" / "README.md").read_text()
-    assert module["with_table"](page) == page, "run: python recipes/table.py"
-    assert page.count("/README.md)") == len(CONFIGS)
 
 
 def test_the_papers_setup() -> None:
