@@ -122,5 +122,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def comparison_rows(differences: dict[str, Difference]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a paired comparison."""
-    return ["benchmark", "avg@k, second - first"], [[name, str(found)] for name, found in differences.items()]
+    """Header and rows of the paired differences from an earlier evaluation."""
+    return ["benchmark", "avg@k, this - earlier"], [[name, str(found)] for name, found in differences.items()]

@@ -150,10 +150,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     guard_truncation: float | None = own(0.95, "Warn if this share of completions is cut off at the length limit.")
     guard_length: float | None = own(3.0, "Warn if completions grow to this many times their initial length.")
     guard_logprobs: float | None = own(
-        0.05, "Warn if the log-probs of trainer and rollout engine differ by more nats/token on average."
+        0.05, "Warn if log-probs of trainer and rollout engine differ by more than this on average, in nats/token."
     )
     guard_logprobs_stop: float | None = own(
-        0.5, "End the run if the log-probs of trainer and rollout engine differ by more nats/token on average."
+        0.5, "End the run if these log-probs differ by more than this on average, in nats/token."
     )
     guard_same_teacher: float | None = own(1e-5, "Warn if teacher and student never differ by more than this, in nats.")
     guard_no_signal: float | None = own(1e-7, "Warn if the gradient norm stays at or below this.")
