@@ -276,8 +276,8 @@ def json_schema(options: Mapping[str, Option]) -> dict[str, Any]:
 
 def _property(option: Option) -> dict[str, Any]:
     names = _names(option, 1)
-    # A number in scientific notation without a point, 1e-5, is text to YAML 1.1; it is read as the number.
-    if "number" in names and "string" not in names:
+    # Text is read as a number, since 1e-5 without a point is text to YAML 1.1, and as a list: one entry, or "a,b".
+    if {"number", "array"} & set(names) and "string" not in names:
         names.append("string")
     found: dict[str, Any] = {"type": names if len(names) > 1 else names[0], "description": _plain(option.text)}
     return found if option.required else {**found, "default": _jsonable(option.default)}
