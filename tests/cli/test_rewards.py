@@ -23,7 +23,7 @@ def test_named_rewards_and_ones_own(
     given = ("--reward_funcs", "math,mine:brief", "--reward_weights", "1,0.1", *GROUPS)
     assert train(*given, command="validate") == 0
     assert train(*given, "--dry-run") == 0
-    assert told("2 completions ... 2 of each prompt ... 4 tokens", capsys.readouterr().out)
+    assert told("1 prompt x 2 completions ... 8 tokens", capsys.readouterr().out)
     assert train(*given) == 0
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert record["rewards/math/mean"] == 0.0 and record["rewards/brief/mean"] < 0

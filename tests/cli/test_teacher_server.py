@@ -66,7 +66,7 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
     asked = len(server.bodies)
     assert main(["train", "--dry_run", *config()]) == 0
     shown = capsys.readouterr().out
-    assert "teacher: on its server" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
+    assert "teacher: checked on its server" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
     assert len(server.bodies) == asked
     assert main(["train", "--dry_run", *config(teacher_model=str(embedded_pair().teacher))]) == 0
     assert "teacher: 500 tokens" in capsys.readouterr().out

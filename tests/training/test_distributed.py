@@ -95,4 +95,4 @@ def test_two_processes(tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path:
     assert "nonfinite_batch.rank1.safetensors" in (two / "stopped-1").read_text()
 
     for rank in range(2):
-        assert told("303 ... no text ... 300", (two / f"impossible-{rank}").read_text())
+        assert told("id 303 ... 300 ids", (two / f"impossible-{rank}").read_text())
