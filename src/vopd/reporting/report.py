@@ -77,7 +77,8 @@ def watch_report(folder: str | Path, interval: float, say: Callable[[str], None]
         raise DataError(f"there is no folder '{folder}'; give the folder of a `vopd train` run")
     if (folder / COMPARISON_FILE).is_file() or read_variance(folder) is not None:
         raise DataError(f"'{folder}' is not a training run and does not change; leave out --watch")
-    written, told = 0, ""
+    written: int | None = None  # size of metrics.jsonl at the last rewrite
+    told = ""
     try:
         while not _ended(folder):
             size = _size(folder / METRICS_FILE)
@@ -86,10 +87,11 @@ def watch_report(folder: str | Path, interval: float, say: Callable[[str], None]
                     text, _ = run_report(folder, reload=interval)
                     path, written = _write_page(folder, text), size
                     say(f"{time.strftime('%H:%M:%S')}  {progress_line(folder)}  written to {path}")
-            except DataError as error:  # nothing logged yet, or a file that is being written: try again
-                if str(error) != told:
-                    told = str(error)
-                    say(f"waiting: {told}")
+            except DataError as error:  # a file that is being written: try again
+                fault = "the first logged step" if size <= 0 else str(error)
+                if fault != told:
+                    told = fault
+                    say(f"waiting for {told}" if size <= 0 else f"trying again: {told}")
             time.sleep(interval)
         say("training has ended")
     except KeyboardInterrupt:

@@ -303,7 +303,7 @@ def _named_figures(
 def _teacher_sources(settings: Settings) -> dict[str, str]:
     """Every teacher's path, hub id or address by its name; a single one has no name."""
     single = _given(settings, "teacher_server_url") or _given(settings, "teacher_model")
-    named = dict(re.findall(r"([^\s{},:'\"]+)['\"]?: \\[?['\"]?([^\s{},'\"]+)", _given(settings, "teachers")))
+    named = dict(re.findall(r"([^\s{},:'\"]+)['\"]?: \[?['\"]?([^\s{},'\"]+)", _given(settings, "teachers")))
     return ({"": single} if single else {}) | named
 
 
