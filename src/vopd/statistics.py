@@ -104,6 +104,18 @@ def positive_t_interval(values: Any) -> tuple[float, float]:
     return mean * math.exp(-relative), mean * math.exp(min(relative, 700.0))
 
 
+def ratio_of_means(above: Any, below: Any, *, positive: bool = False) -> Interval:
+    """sum(above) / sum(below) with the t interval of its linear form; both are (n,), paired.
+
+    `positive` computes the interval on the log scale.
+    """
+    above, below = _vector(above), _vector(below)
+    mean = below.mean().clamp_min(1e-300)
+    value = above.mean() / mean
+    linear = value + (above - value * below) / mean
+    return Interval(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
+
+
 def _mean_and_half_width(values: Any) -> tuple[float, float]:
     data = _vector(values)
     return data.mean().item(), t_quantile(data.numel() - 1) * (data.std() / math.sqrt(data.numel())).item()

@@ -105,9 +105,13 @@ def test_runs_measures_reports_and_does_nothing_twice(
         assert len(run.outcomes) == 6 and [step for step, _ in run.accuracy_curve] == [0, 1, 2, 3, 4]
         assert len(read_metrics(folder / run.directory)) == 4
         assert (folder / run.directory / "model" / "model.safetensors").is_file()
-    assert "Stability and price" in (folder / "comparison.txt").read_text()
+    text = (folder / "comparison.txt").read_text()
+    assert "Stability and samples needed" in text and "processor seconds" in text and "wall time" not in text
+    assert all(run.processor_seconds and run.processor_seconds > 0 for run in comparison.runs)
     page = (folder / "report.html").read_text()
-    assert "Stability and price" in page and "opd_clipped" in page and comparison.colours["opd_clipped"] in page
+    assert (
+        "Stability and samples needed" in page and "opd_clipped" in page and comparison.colours["opd_clipped"] in page
+    )
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
     capsys.readouterr()
     assert cli.main(arguments) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from messages import says
+from messages import says, told
 from vopd.errors import ConfigurationError, MissingExtraError, VOPDError
 from vopd.estimators.policy_gradient import OPD, VOPD, VOPD_OPTIMAL
 from vopd.estimators.rao_blackwell import RAO_BLACKWELL_TEACHER_TOP_K
@@ -76,9 +76,9 @@ def test_noise_is_measured_and_far_smaller_with_rao_blackwell(finished: tuple[Pa
 def test_says_its_progress_and_its_result(finished: tuple[Path, Comparison, str]) -> None:
     said = finished[2]
     assert said.startswith("2 runs of 5 steps")
-    assert "  opd: done in " in said
+    assert told("opd: done ... processor seconds", said)
     assert "(single seed)" in said
-    assert said.index("reverse KL") < said.index("Accuracy") < said.index("Time")
+    assert said.index("reverse KL") < said.index("Accuracy") < said.index("Training time")
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from vopd.errors import ConfigurationError
 from vopd.estimators import distillation_loss
 from vopd.experiments.rollouts import Rollout
-from vopd.experiments.variance import decompose_variance, gradient_noise, ratio_of_means, variance_profile
+from vopd.experiments.variance import decompose_variance, gradient_noise, variance_profile
+from vopd.statistics import ratio_of_means
 
 # Thousands of losses, one a token enumerated: the checks would double the time.
 pytestmark = pytest.mark.usefixtures("without_checks_of_shapes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,17 @@ def test_comes_back_from_disk_as_it_was(make_comparison: Make, tmp_path: Path) -
     comparison = make_comparison(2)
     write_comparison(comparison, tmp_path)
     assert read_comparison(tmp_path) == comparison
+
+
+def test_a_file_of_before_processor_seconds_is_read(make_comparison: Make, tmp_path: Path) -> None:
+    write_comparison(make_comparison(1), tmp_path)
+    path = tmp_path / "comparison.json"
+    raw = json.loads(path.read_text())
+    for run in raw["runs"]:
+        del run["processor_seconds"]
+    path.write_text(json.dumps(raw))
+    found = read_comparison(tmp_path)
+    assert not found.by_processor and found.seconds(found.runs[0]) == 30.0
 
 
 def test_broken_and_absent_files_are_data_errors(tmp_path: Path) -> None:

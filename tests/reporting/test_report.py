@@ -1,4 +1,4 @@
-"""The page of a run and of a comparison: complete, self-contained, and deaf to what a model wrote."""
+"""The page of a run and of a comparison: complete, self-contained, and safe from what a model wrote."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.drawing import ticks
 from vopd.reporting.page import escape
 from vopd.reporting.report import write_report
+from vopd.training.saving.logs import append
 
 HOSTILE = ["<script>alert(1)</script>", "\x1b[2J", "\u202e", '"onmouseover="x', "</p>", "\udc80"]
 SECTIONS = ["evaluation", "progress", "variance", "time", "samples", "settings"]
@@ -189,6 +190,36 @@ def test_the_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["report"]) == 2
 
 
+def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> None:
+    step = {"rewards/math/mean": 0.25, "rewards/short/mean": 1.5, "zero_spread_share": 0.5}
+    step |= {"reverse_kl/default": 0.75, "reverse_kl/code": 0.125}
+    write_lines(run_folder / "metrics.jsonl", [{**record, **step} for record in metrics(5)])
+    message = "completions grew to <b>; look for repetition; and stop"
+    append(run_folder / "guards.jsonl", [{"step": 4, "guard": "length", "message": message}])
+    given = {"teacher_model": "big/math", "teachers": "{code: ['http://gpu:8000'], own: 'self:frozen'}"}
+    text = "".join(f"{name}: {value}  # a.yaml\n" for name, value in given.items())
+    (run_folder / "resolved_config.yaml").write_text(text)
+    sample = {"step": 1, "completion": "x", "scores": [0.5, None], "scored_by": ["math", "short"]}
+    write_lines(run_folder / "samples.jsonl", [sample])
+    path = write_report(run_folder)
+    page, text = Page(path), path.read_text()
+    assert page.ids("section") == ["guards", *SECTIONS[:2], "rewards", "teachers", *SECTIONS[2:]]
+    assert {"rewards", "zero_spread_share", "reverse_kl_by_teacher"} <= set(page.ids("figure"))
+    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>(.*?)</td></tr>', text)
+    found = {name: cells.split("</td><td>") for name, cells in rows}
+    assert found["4"] == ["length", "completions grew to &lt;b&gt;", "look for repetition; and stop"]
+    assert found["default"] == ["big/math", "in the training process", "0.750", "0.750"]
+    assert found["code"] == ["http://gpu:8000", "server", "0.125", "0.125"]
+    assert found["own"][1].startswith("the student itself") and found["own"][2:] == ["", ""]
+    assert "1 tokens · math 0.5<" in text
+
+
+def test_the_newest_samples_come_first_and_the_first_is_kept(run_folder: Path) -> None:
+    write_lines(run_folder / "samples.jsonl", [{"step": step, "completion": "x"} for step in range(1, 41)])
+    steps = [int(step) for step in re.findall(r"step (\d+) · 1 tokens", write_report(run_folder).read_text())]
+    assert len(steps) == 16 and (steps[0], steps[-1]) == (40, 1) and steps == sorted(steps, reverse=True)
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 1) == pytest.approx([0, 0.5, 1.0])
     assert ticks(-0.3, 0.5) == pytest.approx([-0.2, 0, 0.2, 0.4])
@@ -204,7 +235,8 @@ def variance_results() -> dict[str, Any]:
     part = {"value": 2.0, "low": 1.0, "high": 4.0}
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     noise = {"token": part, "total": part, "relative_bias": nothing, "signal_to_noise": part, "cosine": part}
-    exact = {**noise, "token": nothing, "signal_to_noise": None}
+    noise["token_by_context"] = [1.0, 2.0, 3.0]
+    exact = {**noise, "token": nothing, "signal_to_noise": None, "token_by_context": [0.0, 0.0, 0.0]}
     entry = {"low": 0.0, "high": 0.5, "tokens": 9, "none": 2.0, "value": 1.0, "optimal": 0.5}
     share = {"value": 0.25, "low": 0.2, "high": 0.3}
     profile = {"value_hurts_share": share, "by_position": [entry], "by_entropy": [entry, {**entry, "none": 0.0}]}
@@ -220,6 +252,7 @@ def test_a_variance_measurement_has_a_page_of_its_own(tmp_path: Path) -> None:
     page = Page(path)
     assert page.ids("section") == ["measured", "settings"]
     assert {"token_part", "by_entropy", "by_position"} <= set(page.ids("figure"))
+    assert told("Verdict ... full_rkl has none", page.text)
     assert "2 [1, 4]" in page.text and "0, exact" in page.text and "25.0% [20.0%, 30.0%]" in page.text
     rows = list(csv.reader((tmp_path / "report" / "by_entropy.csv").read_text().splitlines()))
     assert rows[1:] == [["0 - 0.5, value", "value", "0.5"], ["0 - 0.5, optimal", "optimal", "0.25"]]
@@ -244,7 +277,7 @@ def test_seeds_become_one_line_with_their_range(make_comparison: Callable[[int],
     assert [tag for tag, _ in page.tags].count("polygon") > 0 and told("band ... range", page.text)
 
 
-def test_a_comparison_whose_runs_all_broke_off_has_a_page(
+def test_a_comparison_whose_runs_all_crashed_has_a_page(
     make_comparison: Callable[[int], Comparison], tmp_path: Path
 ) -> None:
     found = make_comparison(1)

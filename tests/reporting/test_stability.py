@@ -1,4 +1,4 @@
-"""How many runs end worse than they began, and what an accuracy costs."""
+"""How many runs end worse than they started, and how many samples an accuracy takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVE = [(0, 0.65), (2, 0.7), (4, 0.9)]
 
 @pytest.fixture
 def comparison(make_comparison: Callable[[int], Comparison]) -> Comparison:
-    """Three seeds with accuracy curves and a batch of 8; a fourth run of vopd broke off."""
+    """Three seeds with accuracy curves and a batch of 8; a fourth run of vopd crashed."""
     found = make_comparison(3)
     runs = [
         replace(run, accuracy_curve=CURVE if run.estimator != "opd" else [(0, 0.65), (4, 0.6)]) for run in found.runs
@@ -29,7 +29,7 @@ def comparison(make_comparison: Callable[[int], Comparison]) -> Comparison:
 
 
 def cells(comparison: Comparison, name: str) -> list[str]:
-    """Less accurate, farther, broke off, reached, samples, seconds: the estimator's row."""
+    """Less accurate, farther, crashed, reached, samples, seconds: the estimator's row."""
     (row,) = (cells for label, *cells in stability_rows(comparison)[1] if label == name)
     return row
 
@@ -47,18 +47,20 @@ def test_the_target_is_what_the_first_ends_with_unless_it_is_set(comparison: Com
     assert target_accuracy(replace(comparison, settings={"target_accuracy": 0.7})) == 0.7
 
 
-def test_the_price_is_that_of_the_first_checkpoint_with_the_target(comparison: Comparison) -> None:
-    # Step 2 of 4, 8 samples each; the seeds' runs took 30, 32 and 34 seconds, the last of vopd broke off.
+def test_the_samples_needed_are_those_of_the_first_checkpoint_with_the_target(comparison: Comparison) -> None:
+    # Step 2 of 4, 8 samples each; the seeds' runs took 30, 32 and 34 seconds, the last of vopd crashed.
     runs = [replace(run, seconds=30.0 + 2 * run.seed) for run in comparison.runs]
     found = replace(comparison, runs=runs, settings={**comparison.settings, "target_accuracy": 0.7})
     assert cells(found, "vopd")[3:] == ["3 of 4", "16", "16 s"]
     assert cells(found, "opd")[3:] == ["0 of 3", "-", "-"]
+    spent = [replace(run, processor_seconds=10.0 + 2 * run.seed) for run in runs]
+    assert cells(replace(found, runs=spent), "vopd")[3:] == ["3 of 4", "16", "6 s"]
 
 
 def test_text_and_page_end_with_it_where_accuracy_was_measured_along_the_runs(comparison: Comparison) -> None:
     text, table = comparison_text(comparison), comparison_tables(comparison)[-1]
-    assert "3 of 4" in text and "reach 65 %" in text and "broke off" in text
-    assert table.title == "Stability and price" and table.note in text
+    assert "3 of 4" in text and "reached 65 %" in text and "crashed" in text
+    assert table.title == "Stability and samples needed" and table.note in text
     unmeasured = replace(comparison, runs=[replace(run, accuracy_curve=[]) for run in comparison.runs])
     assert "Stability" not in comparison_text(unmeasured)
 

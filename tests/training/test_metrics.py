@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from vopd.training.monitoring.metrics import Averages, add_completion_metrics
 CPU = torch.device("cpu")
 ALWAYS = {
     "step", "epoch", "loss", "grad_norm", "learning_rate", "completion_length", "truncated_share",
-    "tokens_per_second", "seconds/rollout", "seconds/scoring", "seconds/update",
+    "tokens_per_second", "seconds/rollout", "seconds/scoring", "seconds/update", "seconds/processor",
 }  # fmt: skip
 EXACT = {"reverse_kl", "variance/none", "variance/value", "variance/optimal", "value_hurts_share"}
 
@@ -76,16 +77,30 @@ def test_the_clock_splits_a_step_and_ignores_what_lies_between_steps() -> None:
     clock.on_step_begin(None, None, None)
     clock.spend("rollout", 0.5)
     clock.on_step_end(None, None, None)
-    clock._total = 2.0
+    clock._total, clock._processor = 2.0, 1.25
     clock.report(averages, 30.0, 1, CPU)
     assert averages.reduce(Ranks()) == {
         "seconds/rollout": 0.5,
         "seconds/scoring": 0.0,
         "seconds/update": 1.5,
+        "seconds/processor": 1.25,
         "tokens_per_second": 15.0,
     }
     clock.report(averages, 0.0, 1, CPU)
     assert averages.reduce(Ranks()) == {}
+
+
+def test_processor_time_is_that_of_the_steps_and_not_of_waiting() -> None:
+    clock, averages = StepClock(), Averages()
+    for work, wait in ((True, False), (False, True)):
+        clock.on_step_begin(None, None, None)
+        started = time.process_time()
+        while work and time.process_time() - started < 0.05:
+            pass
+        time.sleep(0.1 * wait)
+        clock.on_step_end(None, None, None)
+    clock.report(averages, 1.0, 1, CPU)
+    assert 0.025 <= averages.reduce(Ranks())["seconds/processor"] < 0.05  # a step, of two
 
 
 class Event:

@@ -1,9 +1,9 @@
-"""Train with every combination of estimators, seeds and learning rates on one recipe, and compare what comes of it.
+"""Train with every combination of estimators, seeds and learning rates on one recipe, and compare the results.
 
-The recipe is that of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate may be
-lists. Without model, teacher_model and dataset it is the embedded pair of small models. Every run is a run directory
-in OUTPUT_DIR/RUN_NAME. Called again with the same options it does only what is missing: finished runs stay, a killed
-one goes on from its last checkpoint or is done anew.
+The recipe has the options of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate
+may be lists. Without model, teacher_model and dataset it uses the embedded pair of small models. Every run gets a run
+folder in OUTPUT_DIR/RUN_NAME. Call it again with the same options to continue: finished runs are kept, a killed run
+resumes from its last checkpoint or starts over.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from vopd.experiments.compare import Grid
 
 _MODELS = ("model", "teacher_model", "dataset")
-# What a grid varies: an option of `vopd train` that may be a list here.
+# Options of `vopd train` that may be lists here.
 _VARIED: dict[str, type] = {"estimator": str, "seed": int, "learning_rate": float}
 
 
 @dataclass
 class CompareOptions:
-    """The options of `vopd compare` that are not those of a run."""
+    """The options of `vopd compare` that `vopd train` does not have."""
 
-    jobs: int = setting(1, "runs at a time, each a process of one thread; more than 1 for small models on a CPU only")
-    held_out: str | None = setting(None, "held-out problems, JSON lines with prompt and answer; needed with a recipe")
-    held_out_kind: str = setting("math", "how their answers are graded: math, choice, or tags for <answer> tags")
-    problems: int = setting(300, "held-out problems for the start and the trained models")
-    curve_problems: int = setting(100, "held-out problems for every checkpoint on the way")
+    jobs: int = setting(1, "runs at a time, each a process with one thread; above 1 only for small models on a CPU")
+    held_out: str | None = setting(None, "held-out problems: JSON lines with prompt and answer; required with a recipe")
+    held_out_kind: str = setting("math", "how held-out answers are graded: math, choice, or tags for <answer> tags")
+    problems: int = setting(300, "held-out problems for the student before and the trained models")
+    curve_problems: int = setting(100, "held-out problems for intermediate checkpoints")
     target_accuracy: float | None = setting(
-        None, "accuracy whose price in samples and time is told; default: what the first estimator ends with"
+        None, "report the samples needed to reach this accuracy; default: what the first estimator ends with"
     )
-    device: str = setting("auto", "where models are measured: auto, cpu, cuda")
+    device: str = setting("auto", "device of the measurements: auto, cpu, cuda")
 
     def __post_init__(self) -> None:
         from vopd.experiments.held_out import KINDS
@@ -52,7 +52,7 @@ class CompareOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd compare` with these arguments and return its exit code."""
-    # Drawn at the end: asked for now, not after hours of training.
+    # Needed at the end; check now, not after hours of training.
     require("matplotlib", "report")
     from vopd.experiments.compare import compare, embedded_runs, recipe_runs
     from vopd.experiments.measure import Measurement
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _options(of_train: Mapping[str, Option]) -> dict[str, Option]:
-    """Those of `vopd train`, nothing of them required and some of them lists, and the command's own first."""
+    """The command's own options first, then those of `vopd train`: none required, some of them lists."""
     changed = {
         name: dataclasses.replace(option, required=False, kind=_VARIED[name] | list if name in _VARIED else option.kind)
         for name, option in of_train.items()
@@ -109,12 +109,12 @@ def _grid(settings: Settings, embedded: bool) -> Grid:
         try:
             found[name] = [kind(entry) for entry in values]
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"{name} must be one or several of {kind.__name__}, got {value!r}") from error
+            raise ConfigurationError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}") from error
     return Grid([find_estimator(name) for name in found["estimator"]], found["seed"], found["learning_rate"])
 
 
 def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
-    """The file of held-out problems, once there is all that a recipe needs."""
+    """The file of held-out problems; raises ConfigurationError if the recipe lacks something."""
     missing = [f"--{name}" for name in _MODELS if name not in recipe]
     if missing:
         raise ConfigurationError(
@@ -122,7 +122,7 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
         )
     if options.held_out is None:
         raise ConfigurationError(
-            "a comparison is measured on problems that no run is trained on: give --held_out FILE.jsonl with prompt "
-            "and answer"
+            "a comparison is measured on problems that no run trains on: give --held_out FILE.jsonl with prompt and "
+            "answer"
         )
     return Path(options.held_out).resolve()

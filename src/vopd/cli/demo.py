@@ -1,4 +1,9 @@
-"""Distil an embedded pair of small models on this computer and write a report. Downloads nothing and needs no GPU."""
+"""\
+Compare estimators on two small models that ship with vopd, and write a report. Downloads nothing and needs no GPU.
+
+The student samples answers to arithmetic problems, the teacher scores every token, and each estimator trains the
+student from the same start on the same prompts. Times are processor seconds: the runs share the cores.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,14 @@ from vopd.run.options import read_options, setting
 class DemoOptions:
     """The options of `vopd demo`."""
 
-    output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(None, "folder of the demo in output_dir; default: demo, demo-2, demo-3, ...")
+    output_dir: str = setting("runs", "folder that all runs are written to")
+    run_name: str | None = setting(None, "folder of the demo inside output_dir; default: demo, demo-2, demo-3, ...")
     estimators: list[str] | None = setting(
-        None, "names to compare, or module:NAME of your own; default: five, from vanilla to exact"
+        None, "estimators to compare: names, or module:NAME for your own; default: five, from vanilla to exact"
     )
-    seeds: int = setting(1, "runs of each estimator; with several, means and paired differences")
-    steps: int | None = setting(None, "optimizer steps of a run")
-    problems: int | None = setting(None, "held-out problems that measure accuracy and reverse KL")
+    seeds: int = setting(1, "runs per estimator; with several, means and paired differences")
+    steps: int | None = setting(None, "optimizer steps per run")
+    problems: int | None = setting(None, "held-out problems for accuracy and reverse KL")
     processes: int = setting(2, "runs at a time, one thread each")
 
 

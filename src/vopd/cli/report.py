@@ -1,9 +1,12 @@
 """\
-Write DIRECTORY/report.html, one page that loads nothing from elsewhere, with its figures and data in DIRECTORY/report.
+Write DIRECTORY/report.html, one self-contained page, and its figures and data in DIRECTORY/report.
 
-DIRECTORY is that of a `vopd train` run, finished or not, of a `vopd variance`, or of a `vopd demo` or `vopd compare`:
-vopd report DIRECTORY. The page of a run or a comparison also shows what `vopd variance --output_dir DIRECTORY
---run_name variance` measured.
+DIRECTORY is the folder of a `vopd train` run, finished or not, a `vopd variance`, or a `vopd demo` or `vopd compare`:
+
+  vopd report runs/first
+  vopd report runs/first --watch     rewrite the page while the run trains; stop with Ctrl-C
+
+The page of a run or a comparison also shows what `vopd variance --output_dir DIRECTORY --run_name variance` measured.
 """
 
 from __future__ import annotations
@@ -11,14 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vopd.run.options import needed, read_options
+from vopd.errors import ConfigurationError
+from vopd.run.options import needed, read_options, setting
 
 
 @dataclass
 class ReportOptions:
     """The options of `vopd report`."""
 
-    directory: str = needed("of a run, a comparison or a measurement; may be given without its name")
+    directory: str = needed("folder of a run, a comparison or a variance measurement; --directory may be left out")
+    watch: bool = setting(False, "rewrite the page whenever metrics.jsonl has grown, until training ends or Ctrl-C")
+    interval: float = setting(10.0, "seconds between two looks at metrics.jsonl, and between reloads of the page")
+
+    def __post_init__(self) -> None:
+        if self.interval <= 0:
+            raise ConfigurationError(f"interval must be above 0, got {self.interval}")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,7 +37,11 @@ def run(arguments: Sequence[str]) -> int:
     if first and not first.startswith("-"):
         arguments = ["--directory", first, *rest]
     options = read_options(ReportOptions, "report", __doc__, arguments)
-    from vopd.reporting.report import write_report
+    from vopd.reporting.report import watch_report, write_report
 
-    print(f"written to {write_report(options.directory)}")
+    if options.watch:
+        path = watch_report(options.directory, options.interval, lambda line: print(line, flush=True))
+    else:
+        path = write_report(options.directory)
+    print(f"written to {path}")
     return 0

@@ -1,8 +1,9 @@
-"""Measure the variance of each estimator's gradient at the student as it is; nothing is trained.
+"""Measure the gradient variance of each estimator for your student, teacher and prompts; nothing is trained.
 
-Samples contexts (rollouts) from the student, holds every prefix fixed, redraws every token, and splits the variance
-in parameter space into what the tokens and what the contexts bring. A student that is a LoRA adapter is measured in
-the adapter's parameters. Writes OUTPUT_DIR/RUN_NAME with results.json and variance.png.
+Samples contexts (rollouts) from the student, keeps every prefix fixed, resamples every token, and splits the variance
+of the gradient into the token part, which an estimator can reduce, and the context part, which only more rollouts
+reduce. Ends with a verdict: which estimator to use. For a LoRA adapter the variance is that of the adapter's
+gradient. Writes results.json and variance.png to OUTPUT_DIR/RUN_NAME.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from vopd.run.options import needed, read_options, setting
 class VarianceOptions:
     """The options of `vopd variance`."""
 
-    model: str = needed("student: folder or hub id of the model, or folder of a LoRA adapter")
-    teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
-    dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
-    dataset_split: str = setting("train", "split of a hub data set")
+    model: str = needed("student: folder or Hub id of the model, or folder of a LoRA adapter")
+    teacher_model: str = needed("teacher: folder or Hub id, with the student's vocabulary")
+    dataset: str = needed("prompts: .jsonl, .json or .parquet file, Hub id, or reasoning_gym:NAME")
+    dataset_split: str = setting("train", "split of a Hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
-    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
-    chat_template: bool = setting(False, "put prompts into the student's chat template")
+    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")
+    chat_template: bool = setting(False, "apply the student's chat template to the prompts")
     estimators: list[str] | None = setting(
-        None, "names to measure, or module:NAME of your own; default: six, from vanilla to exact"
+        None, "estimators to measure: names, or module:NAME for your own; default: six, from vanilla to exact"
     )
-    loss_top_k: int = setting(20, "k of the estimators that have one")
-    contexts: int = setting(16, "rollouts, one a prompt")
-    resamples: int = setting(64, "times that every token is redrawn")
-    temperature: float = setting(1.0, "of sampling and loss")
-    max_completion_length: int = setting(512, "length limit of a rollout in tokens")
-    seed: int = setting(0, "of rollouts, redraws and a task's problems")
-    dtype: str = setting("float32", "of the student's weights")
+    loss_top_k: int = setting(20, "k of the top-k estimators")
+    contexts: int = setting(16, "rollouts, one per prompt; more of them narrow the intervals")
+    resamples: int = setting(64, "times that every token is resampled")
+    temperature: float = setting(1.0, "temperature of sampling and loss")
+    max_completion_length: int = setting(512, "longest rollout, in tokens")
+    seed: int = setting(0, "seed of rollouts, resampling and a task's problems")
+    dtype: str = setting("float32", "dtype of the student's weights")
     device: str = setting("auto", "auto, cpu, cuda")
-    output_dir: str = setting("runs", "folder of all runs")
-    run_name: str | None = setting(None, "folder of this measurement in output_dir; default: variance-MODEL")
+    output_dir: str = setting("runs", "folder that all runs are written to")
+    run_name: str | None = setting(None, "folder of this measurement inside output_dir; default: variance-MODEL")
 
     def __post_init__(self) -> None:
         from vopd.estimators.catalogue import SPECTRUM, find_estimators
@@ -57,7 +58,7 @@ class VarianceOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd variance` with these arguments and return its exit code."""
     options = read_options(VarianceOptions, "variance", __doc__, arguments)
-    # Drawn at the end: asked for now, not after minutes of measuring.
+    # Needed at the end; check now, not after minutes of measuring.
     require("matplotlib", "report")
     from vopd.reporting.variance_report import draw_variance, variance_text
 
@@ -66,13 +67,12 @@ def run(arguments: Sequence[str]) -> int:
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
     draw_variance(results, folder / "variance.png")
-    print(variance_text(results))
-    print(f"written to {folder}")
+    print(f"written to {folder}\n\n{variance_text(results)}")
     return 0
 
 
 def measure(options: VarianceOptions) -> dict[str, Any]:
-    """Return what results.json holds: settings, the context part, every estimator's parts, and the profile."""
+    """Return the content of results.json: settings, the context part, each estimator's parts, and the profile."""
     from vopd.data.prompts import read_prompts
     from vopd.estimators.catalogue import ESTIMATORS, find_estimators
     from vopd.experiments.measure import ModelPair
@@ -92,7 +92,7 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
         chat_template=options.chat_template,
     ).dataset["prompt"]  # fmt: skip
     if len(prompts) < 2:
-        raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs at least 2")
+        raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs 2 or more")
     rollouts = sample_rollouts(
         student, models.tokenizer, list(prompts), temperature=options.temperature, seed=options.seed,
         max_new_tokens=options.max_completion_length, batch_size=16,
@@ -110,13 +110,14 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
         "settings": {**asdict(options), "contexts": len(rollouts)},
         **asdict(found),
         "profile": asdict(profile),
-        # The report may be read where the module of one's own estimator is not.
+        "biased": [estimator.name for estimator in estimators if not estimator.unbiased],
+        # A report may be written where the module of a custom estimator cannot be imported.
         "colours": {estimator.name: estimator.colour for estimator in estimators if estimator.name not in ESTIMATORS},
     }
 
 
 def _train_what_a_run_would(student: Any) -> None:
-    """Gradients in the adapter alone where the student is one, in every weight otherwise."""
+    """Require gradients of the adapter only if the student is one, otherwise of every weight."""
     adapter = any("lora_" in name for name, _ in student.named_parameters())
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(not adapter or "lora_" in name)

@@ -1,1 +1,1 @@
-"""Experiments that ship with the package: the embedded pair of models, the demo, the comparison grid."""
+"""Experiments that ship with the package: the embedded pair of models, the demo, comparisons, gradient variance."""

@@ -1,4 +1,4 @@
-"""`vopd compare`: what a comparison runs, from a recipe or on the embedded pair, and what it leaves."""
+"""`vopd compare`: the runs of a comparison, from a recipe or on the embedded pair, and its results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .measure import Measurement
 from .pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
 EMBEDDED_SEEDS = (0, 1, 2)
-# Small enough for vanilla OPD to improve too: larger steps favour the estimators of low noise.
+# Small enough for vanilla OPD to improve too: larger steps favor the estimators with low noise.
 EMBEDDED_RATE = 3e-4
 EMBEDDED_TOP_K = 20
 HELD_OUT_FILE = "held_out.jsonl"
@@ -32,7 +32,7 @@ _CHECKPOINTS = 4
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared: every estimator with every seed and every learning rate."""
+    """The runs of a comparison: every estimator with every seed and every learning rate."""
 
     estimators: Sequence[Estimator]
     seeds: Sequence[int]
@@ -51,7 +51,7 @@ class Grid:
 def embedded_runs(
     grid: Grid, folder: Path, options: Mapping[str, Any], *, problems: int, curve_problems: int
 ) -> tuple[list[GridRun], Measurement]:
-    """Runs on the embedded pair, each seed with prompts of its own; `options` of `vopd train` win over the usual."""
+    """Runs on the embedded pair, each seed with its own prompts; `options` of `vopd train` override the defaults."""
     paths, steps = embedded_pair(), int(options.get("max_steps", _EMBEDDED_STEPS))
     measurement = Measurement(
         str(paths.student), str(paths.teacher), str(folder / HELD_OUT_FILE), problems, curve_problems,
@@ -85,9 +85,9 @@ def embedded_runs(
 
 
 def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
-    """Runs of one recipe: `options` are those of `vopd train`, the same for all but what the grid varies.
+    """Runs of one recipe: `options` are those of `vopd train`, equal for all runs except for what the grid varies.
 
-    Whole seeds come first: a comparison that is cut short still compares.
+    Seed by seed, so that a comparison that is cut short has complete seeds.
     """
     runs = []
     for seed, rate, estimator in product(grid.seeds, grid.learning_rates, grid.estimators):
@@ -110,14 +110,14 @@ def compare(
     offline: bool = True,
     say: Say = print,
 ) -> Comparison:
-    """Do what is missing of the grid, then write comparison.json, comparison.txt and the report.
+    """Run what is missing of the grid, then write comparison.json, comparison.txt and the report.
 
     Args:
-        target: accuracy whose price in samples and seconds is told; default: what the first estimator ends
-            with.
+        processes: runs at a time.
+        target: report the samples needed to reach this accuracy; default: what the first estimator ends with.
     """
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
-    comparison = collect(runs, folder, _settings(runs, measurement, target))
+    comparison = collect(runs, folder, _settings(runs, measurement, target, processes))
     write_comparison(comparison, folder)
     text = comparison_text(comparison)
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
@@ -126,16 +126,19 @@ def compare(
     return comparison
 
 
-def _settings(runs: Sequence[GridRun], measurement: Measurement, target: float | None) -> dict[str, Any]:
+def _settings(
+    runs: Sequence[GridRun], measurement: Measurement, target: float | None, processes: int
+) -> dict[str, Any]:
     options = runs[0].options
     batch = int(options.get("per_device_train_batch_size", 8)) * int(options.get("gradient_accumulation_steps", 1))
     found = {
         "student": measurement.student,
         "teacher": measurement.teacher,
-        "steps": options.get("max_steps", "as the recipe's epochs"),
+        "steps": options.get("max_steps", "num_train_epochs of the recipe"),
         "batch": batch,
         "learning_rates": sorted({run.learning_rate for run in runs}),
         "seeds": sorted({run.seed for run in runs}),
         "held_out_problems": measurement.problems,
+        "jobs": processes,
     }
     return found if target is None else {**found, "target_accuracy": target}

@@ -1,8 +1,8 @@
 """A grid of runs on one recipe: estimators x seeds x learning rates, each an ordinary run directory.
 
-A folder of a grid holds `held_out.jsonl`, `measurement.json`, `start/measured.json`, `configs/NAME.yaml` and, for
-every run, the run directory NAME with measured.json. That file is written last: a run that has it is finished and
-never done again, one that was killed goes on from its last whole checkpoint or is done anew.
+The folder of a grid has `held_out.jsonl`, `measurement.json`, `start/measured.json`, `configs/NAME.yaml` and, for every
+run, the run folder NAME with measured.json. That file is written last: a run that has it is finished and is not
+repeated; a run that was killed resumes from its last valid checkpoint or starts over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import Comparison, Run, Start
 from vopd.reporting.run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records
-from vopd.reporting.run_report import timing_split
+from vopd.reporting.run_report import processor_seconds, timing_split
 from vopd.statistics import Interval
 
 from .jobs import Job, last_line, run_jobs
@@ -32,15 +32,15 @@ ENTRY = "vopd.experiments.one_run"
 _RESERVED = (START, "logs", "configs", "report")
 _MEASUREMENT_FILE = "measurement.json"
 _PROGRESS_SECONDS = 10.0
-# Exit codes of a training that broke off: over a non-finite loss or gradient, or by a guard that stops it.
-_BROKE_OFF = (NonFiniteError.exit_code, GuardError.exit_code)
+# Exit codes of a training that crashed: a non-finite loss or gradient, or a guard in guard_stop.
+_CRASHED = (NonFiniteError.exit_code, GuardError.exit_code)
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class GridRun:
-    """One run: what varies, its folder's name, and every option of `vopd train` that is not a default."""
+    """One run: what the grid varies, the name of its folder, and its options of `vopd train`, without defaults."""
 
     estimator: Estimator
     seed: int
@@ -50,7 +50,7 @@ class GridRun:
 
 
 def run_name(estimator: Estimator, learning_rate: float, seed: int) -> str:
-    """The folder of a run: says all that varies."""
+    """The name of a run's folder, from all that the grid varies."""
     return f"{estimator.name}-lr{learning_rate:g}-seed{seed}"
 
 
@@ -64,23 +64,23 @@ def run_grid(
     offline: bool = True,
     say: Say = print,
 ) -> None:
-    """Do every run that is not finished, `processes` at a time, each in a process of one thread.
+    """Run everything that is not finished, `processes` runs at a time, each in a process with one thread.
 
-    One whose training broke off is kept as failed while the others go on.
+    A run whose training crashed is recorded as failed, and the others continue.
 
     Args:
-        runs: all of the grid; each knows its folder.
-        folder: of the grid; the file of held-out problems already lies where `measurement` says.
-        offline: keep the Hugging Face Hub out; the models are local then.
-        entry: module that is run as `python -m ENTRY --folder FOLDER --run NAME`; the start is a run of that name.
+        runs: all runs of the grid.
+        folder: of the grid; the file of held-out problems already exists where `measurement` says.
+        offline: no requests to the Hugging Face Hub; the models are local then.
+        entry: module to run as `python -m ENTRY --folder FOLDER --run NAME`; the start is a run named "start".
 
     Raises:
-        DataError: the folder holds runs that were measured otherwise.
-        VOPDError: a run failed for any other reason; with the last line of its log.
+        DataError: the folder has runs with other settings or measurements.
+        VOPDError: a run failed for any other reason; the message has the last line of its log.
     """
     prepare(runs, folder, measurement)
     waiting = [name for name in (START, *(run.directory for run in runs)) if not is_finished(folder / name)]
-    for name in waiting:  # what a killed run left goes, unless it can go on from there
+    for name in waiting:  # delete what a killed run left, unless it can resume from it
         if (folder / name).is_dir() and not may_resume(folder / name):
             shutil.rmtree(folder / name)
     jobs = [
@@ -88,7 +88,7 @@ def run_grid(
         for name in waiting
     ]
     progress = _Progress(folder, runs, say)
-    say(f"{len(runs)} runs, {progress.done} of them finished before")
+    say(f"{len(runs)} runs, {progress.done} of them already finished")
     run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=progress.excused)
 
 
@@ -96,19 +96,19 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     """Write the measurement and every run's configuration.
 
     Raises:
-        DataError: the folder holds runs that were measured otherwise, or trained with other options.
+        DataError: the folder has runs that were measured differently, or trained with other options.
         ConfigurationError: an estimator cannot be imported by the process of its run.
     """
     yaml = require("yaml", "train")
     for run in runs:
         if run.directory in _RESERVED:
             raise ConfigurationError(
-                f"a comparison keeps the folder {run.directory!r} for itself: give the estimator another name"
+                f"the folder {run.directory!r} is reserved in a comparison: give the estimator another name"
             )
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     config_of(folder, START).parent.mkdir(exist_ok=True)
     path = folder / _MEASUREMENT_FILE
-    # Not as text: a folder of before a field was added holds its default.
+    # Not compared as text: an older folder lacks fields that were added since, and means their defaults.
     known = path.is_file() and read_measurement(folder) == measurement
     _keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
     for run in runs:
@@ -120,7 +120,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
 
 def read_measurement(folder: Path) -> Measurement:
-    """What is measured in the folder of a grid."""
+    """The measurement of a grid, from its folder."""
     return Measurement(**read_json(folder / _MEASUREMENT_FILE))
 
 
@@ -130,7 +130,7 @@ def config_of(folder: Path, name: str) -> Path:
 
 
 def _keep(path: Path, text: str) -> None:
-    """Write a file once: what is there must be the same, or finished runs would mean something else."""
+    """Write a file once: an existing one must be the same, or finished runs would mean something else."""
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise DataError(f"{path} was written with other settings; choose a new run_name for a new comparison")
     path.write_text(text, encoding="utf-8")
@@ -142,7 +142,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def may_resume(folder: Path) -> bool:
-    """Whether a run that was killed can go on: its newest valid checkpoint holds the optimizer too."""
+    """Whether a killed run can resume: its newest valid checkpoint has the optimizer too."""
     from vopd.training.saving.checkpoints import newest_valid  # which needs the extra `train`
 
     found = newest_valid(folder).path if folder.is_dir() else None
@@ -150,7 +150,7 @@ def may_resume(folder: Path) -> bool:
 
 
 class _Progress:
-    """Says how far the runs are and how long the rest may take, and keeps a run that broke off as a failed one."""
+    """Reports how far the runs are and the remaining time, and records a run that crashed as failed."""
 
     def __init__(self, folder: Path, runs: Sequence[GridRun], say: Say) -> None:
         self.folder, self.say = folder, say
@@ -164,7 +164,12 @@ class _Progress:
         if new := self.done - self.before:
             minutes = (time.monotonic() - self.started) / new * (len(self.steps) - self.done) / 60
             left = f", about {minutes:.0f} min left"
-        self.say(f"  {job.name}: done in {seconds:.0f} s; {self.done} of {len(self.steps)}{left}")
+        if job.name == START:
+            self.say(f"  {START}: measured")
+            return
+        spent = processor_seconds(read_records(self.folder / job.name / METRICS_FILE))
+        took = "" if spent is None else f", {spent:.0f} processor seconds of training"
+        self.say(f"  {job.name}: done{took}; {self.done} of {len(self.steps)}{left}")
 
     def tick(self, jobs: Sequence[Job]) -> None:
         if jobs and time.monotonic() - self.last > _PROGRESS_SECONDS:
@@ -172,10 +177,10 @@ class _Progress:
             self.say("  " + "   ".join(f"{job.name}: {self._state(job.name)}" for job in jobs))
 
     def excused(self, job: Job, code: int) -> bool:
-        if code not in _BROKE_OFF:
+        if code not in _CRASHED:
             return False
-        write_measured(self.folder / job.name, {"failed": last_line(job.log) or "broke off"})
-        self.say(f"  {job.name}: broke off")
+        write_measured(self.folder / job.name, {"failed": last_line(job.log) or "crashed"})
+        self.say(f"  {job.name}: crashed")
         return True
 
     def _state(self, name: str) -> str:
@@ -189,26 +194,26 @@ class _Progress:
 
 
 def write_measured(folder: Path, measured: dict[str, Any]) -> None:
-    """Write measured.json in one move: a run with that file is a finished one."""
+    """Write measured.json atomically: a run with that file is finished."""
     folder.mkdir(exist_ok=True)
     write_whole(folder / MEASURED_FILE, json.dumps(measured) + "\n")
 
 
 def measured_of(folder: Path) -> dict[str, Any]:
-    """What was measured of a run or of the start."""
+    """The measurements of a run or of the start."""
     return read_json(folder / MEASURED_FILE)
 
 
 def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> Comparison:
-    """The comparison of all finished runs, each called by its estimator, and its learning rate where there are several.
+    """The comparison of all finished runs, named by estimator, and by learning rate if there are several.
 
-    A failed run counts as right nowhere and as diverged: its reverse KL is infinite and it has no curve.
+    A failed run counts as wrong on every problem and as diverged: its reverse KL is infinite and it has no curve.
 
     Raises:
         DataError: the start was not measured, or no run is finished.
     """
     if not is_finished(folder / START):
-        raise DataError(f"{folder} is not a comparison that was begun: its start was not measured")
+        raise DataError(f"{folder} is not a comparison, or its start was not measured yet")
     raw = measured_of(folder / START)
     start = Start(
         raw["student_outcomes"], raw["teacher_outcomes"], Interval(**raw["reverse_kl"]), raw["gradient_noise"]
@@ -223,18 +228,21 @@ def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> 
 
 def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
     measured, seconds = measured_of(folder / run.directory), training_seconds(folder / run.directory)
+    processor = processor_seconds(read_records(folder / run.directory / METRICS_FILE))
     name = f"{run.estimator.name} {run.learning_rate:g}" if several else run.estimator.name
     if "failed" in measured:
         nothing = Interval(float("inf"), float("inf"), float("inf"))
-        return Run(name, run.seed, run.directory, [False] * len(start.student_outcomes), nothing, [], seconds)
+        wrong = [False] * len(start.student_outcomes)
+        return Run(name, run.seed, run.directory, wrong, nothing, [], seconds, processor_seconds=processor)
     accuracy, curve = (list(map(tuple, measured[name])) for name in ("accuracy_curve", "curve"))
     if accuracy:
         accuracy.insert(0, (0, sum(start.student_outcomes) / len(start.student_outcomes)))
     curve.insert(0, (0, start.reverse_kl.value))
     divergence = Interval(**measured["reverse_kl"])
-    return Run(name, run.seed, run.directory, measured["outcomes"], divergence, curve, seconds, accuracy)
+    right = measured["outcomes"]
+    return Run(name, run.seed, run.directory, right, divergence, curve, seconds, accuracy, processor)
 
 
 def training_seconds(folder: Path) -> float:
-    """Seconds of all optimizer steps, rollouts included, without loading and saving."""
+    """Wall seconds of all optimizer steps, rollouts included, without loading and saving."""
     return sum(timing_split(read_records(folder / METRICS_FILE)).values())

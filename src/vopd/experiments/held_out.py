@@ -1,7 +1,7 @@
-"""Held-out problems of a comparison, and what a model makes of them: right answers and exact reverse KL.
+"""Held-out problems of a comparison, and grading a model's answers to them.
 
 A file of problems is JSON lines with `prompt` and `answer`. A line that also has `task` and `metadata` is a
-reasoning_gym problem and is graded by the library's verifier; the others are graded as `kind` says.
+reasoning_gym problem, graded by the library's verifier; the others are graded as `kind` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KINDS = ("math", "choice", "tags")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One problem: the prompt as the models see it, the right answer, and for a library's verifier what it needs."""
+    """One problem: the prompt as the models see it, the correct answer, and what a library's verifier needs."""
 
     prompt: str
     answer: str
@@ -35,7 +35,7 @@ class HeldOut:
         return HeldOut(prompt, problem.answer, problem.task, dict(problem.metadata))
 
     def question(self, kind: str) -> Question:
-        """The problem as it is graded: by its task's verifier where it has a task, else as `kind` says."""
+        """The problem for grading: by its task's verifier if it has a task, else as `kind` says."""
         if self.task is None:
             return Question("", self.prompt, self.answer, kind)
         problem = Problem(self.task, self.prompt, self.answer, self.metadata)
@@ -62,9 +62,7 @@ def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:
 def _problem(row: dict[str, Any], index: int, path: str | Path) -> HeldOut:
     prompt, answer = row.get("prompt", row.get("problem")), row.get("answer")
     if not isinstance(prompt, str) or not prompt or answer is None:
-        raise DataError(
-            f"row {index} of '{path}' needs a text 'prompt' and an 'answer': accuracy is measured on held-out problems"
-        )
+        raise DataError(f"row {index} of '{path}' needs a text 'prompt' and an 'answer', on which accuracy is measured")
     return HeldOut(prompt, str(answer), row.get("task"), row.get("metadata") or {})
 
 
@@ -72,7 +70,7 @@ def outcomes(problems: Sequence[HeldOut], texts: Sequence[str], kind: str) -> li
     """Whether each completion is right.
 
     Args:
-        kind: of the problems without a library's verifier: math, choice, or tags for the very text in answer tags.
+        kind: of the problems without a library's verifier: math, choice, or tags (exact text in answer tags).
 
     Raises:
         ConfigurationError: unknown kind.

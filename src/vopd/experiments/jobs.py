@@ -1,4 +1,4 @@
-"""Several jobs at a time, each in a process of its own with one thread."""
+"""Several jobs at a time, each in its own process with one thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """What is run as `python -m COMMAND ...`; its output goes to `log`. `offline` keeps the Hugging Face Hub out."""
+    """A command `python -m COMMAND ...`; its output goes to `log`. `offline`: no requests to the Hugging Face Hub."""
 
     name: str
     command: Sequence[str]
@@ -27,7 +27,7 @@ class Job:
 
 
 class _Running:
-    """A job in its process."""
+    """A running job."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.started = job, time.monotonic()
@@ -49,16 +49,16 @@ def run_jobs(
     tick: Callable[[Sequence[Job]], None],
     excused: Callable[[Job, int], bool] = lambda job, code: False,
 ) -> None:
-    """Run all jobs, `processes` at a time, in their order.
+    """Run all jobs in order, `processes` at a time.
 
     Args:
-        finished: called with a job that ended well, and its seconds.
-        tick: called a few times a second with the jobs that are running.
-        excused: called with a job that failed, and its exit code; True lets the others go on without it.
+        finished: called with a job that succeeded, and its wall seconds.
+        tick: called a few times a second with the running jobs.
+        excused: called with a job that failed, and its exit code; if it returns True the others continue.
 
     Raises:
-        VOPDError: a job failed; with its exit code and the last line that it wrote. The others are stopped, as they
-            are on any other exception.
+        VOPDError: a job failed; has its exit code and the last line of its output. The others are stopped, as they are
+            on any other exception.
     """
     waiting = list(jobs)
     running: list[_Running] = []
@@ -77,7 +77,7 @@ def run_jobs(
 
 
 def child_environment(offline: bool = True) -> dict[str, str]:
-    """The environment of a job: one thread, no network, this very vopd, and every module that can be imported here."""
+    """The environment of a job: one thread, no network, this installation of vopd, and every module importable here."""
     paths = [str(Path(vopd.__file__).parent.parent), os.environ.get("PYTHONPATH"), *sys.path]
     more = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     more |= {"HF_HUB_OFFLINE": "1"} if offline else {}
@@ -85,19 +85,19 @@ def child_environment(offline: bool = True) -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a job wrote, empty where it wrote nothing."""
+    """The last line of a job's output; empty if there is none."""
     return (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
 
 
 def _ended(entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]) -> bool:
-    """True once a job has ended well, or one that is excused has failed."""
+    """Whether a job has succeeded, or failed and is excused."""
     code = entry.process.poll()
     if code is None:
         return False
     if code == 0:
         finished(entry.job, time.monotonic() - entry.started)
     elif not excused(entry.job, code):
-        line = last_line(entry.job.log) or "it wrote nothing"
+        line = last_line(entry.job.log) or "no output"
         error = VOPDError(f"{entry.job.name} failed: {line}; see {entry.job.log}")
         error.exit_code = code if code > 0 else 1
         raise error

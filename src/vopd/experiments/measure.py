@@ -1,7 +1,7 @@
-"""What a model can do on held-out problems, greedy accuracy and exact reverse KL, and what a comparison measures of it.
+"""The measurements of a comparison: greedy accuracy and exact reverse KL on held-out problems, and gradient noise.
 
-Of the start it measures the student, the teacher and the noise of the student's gradient; of a run the final model and
-its checkpoints.
+At the start it measures the student, the teacher and the noise of the student's gradient; after a run the final model
+and its checkpoints.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def held_out_reverse_kl(
     seed: int = 0,
     vocabulary: int | None = None,
 ) -> Interval:
-    """Exact KL(student || teacher) a token, on one sampled student completion a prompt.
+    """Exact KL(student || teacher) per token, on one sampled student completion per prompt.
 
-    Long completions weigh more: the mean is over tokens, as in the loss. The interval is that of this ratio of
-    means, by its linear form: problems are drawn anew, tokens of one completion stay together. `vocabulary` is the
-    common one of both models, that of the tokenizer unless given.
+    The mean is over tokens, as in the loss, so long completions count more. The interval is that of this ratio of
+    means, by its linear form: a bootstrap over problems, keeping the tokens of a completion together. `vocabulary` is
+    the size of the common vocabulary; default: the tokenizer's.
     """
     sums, counts = [], []
     for start in range(0, len(prompts), _BATCH):
@@ -60,10 +60,10 @@ def held_out_reverse_kl(
         mask = completion_mask[:, 1:]
         output = distillation_loss(
             student(**inputs).logits[:, :-1], teacher(**inputs).logits[:, :-1],
-            torch.zeros_like(mask),  # the exact divergence does not look at the sampled token
+            torch.zeros_like(mask),  # the exact divergence does not depend on the sampled token
             mask, estimator=FULL_RKL, vocab_size=vocabulary or len(tokenizer),
         )  # fmt: skip
-        assert output.reverse_kl is not None  # which FULL_RKL always computes
+        assert output.reverse_kl is not None  # FULL_RKL always computes it
         sums.append((output.reverse_kl * mask).sum(1).cpu())
         counts.append(mask.sum(1).cpu())
     total, count = torch.cat(sums).double(), torch.cat(counts).double()
@@ -74,20 +74,20 @@ def held_out_reverse_kl(
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a comparison measures its students against, and how.
+    """What a comparison measures, and how.
 
     Attributes:
         student: the model that all runs start from.
         held_out: file of problems, see `vopd.experiments.held_out`.
         problems: how many of them the start and the final models answer.
         curve_problems: how many of them checkpoints are measured on.
-        kind: how answers are graded where no library's verifier does it.
+        kind: how answers without a library's verifier are graded.
         device: of both models.
-        accuracy_curve: whether checkpoints answer their problems, or have their reverse KL measured alone.
+        accuracy_curve: whether the accuracy of checkpoints is measured, besides their reverse KL.
         ends_on_all: whether the last point of the curves, the final model, is on all problems, or on those of the
             checkpoints.
-        noise_estimators: whose gradient noise is measured at the start, on `noise_contexts` rollouts with
-            `noise_resamples` redraws of every token; `noise_top_k` is the k of those that have one.
+        noise_estimators: whose gradient noise is measured at the start, on `noise_contexts` rollouts, resampling every
+            token `noise_resamples` times; `noise_top_k` is the k of the top-k estimators.
     """
 
     student: str
@@ -107,7 +107,7 @@ class Measurement:
 
 
 class ModelPair:
-    """A teacher and a tokenizer, loaded once, and students made to stop where the teacher does, as in training."""
+    """A teacher and a tokenizer, loaded once, and students that stop at its EOS tokens too, as in training."""
 
     def __init__(self, student: str, teacher: str, *, teacher_dtype: str, device: str) -> None:
         self.device = device
@@ -125,7 +125,7 @@ class ModelPair:
 
 
 class Evaluator:
-    """Measures models as a Measurement says; teacher, tokenizer and problems are loaded once."""
+    """Measures models according to a Measurement; loads teacher, tokenizer and problems once."""
 
     def __init__(self, plan: Measurement) -> None:
         self.plan = plan
@@ -133,7 +133,7 @@ class Evaluator:
         self.problems = read_held_out(plan.held_out, plan.problems)
 
     def answers(self, model: Any, problems: Sequence[HeldOut]) -> tuple[list[bool], list[str]]:
-        """Greedy completions: whether each is right, and its text."""
+        """Greedy completions: whether each is correct, and its text."""
         texts = greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
         return outcomes(problems, texts, self.plan.kind), texts
 
@@ -144,7 +144,7 @@ class Evaluator:
         )  # fmt: skip
 
     def gradient_noise(self, student: Any) -> dict[str, float]:
-        """Variance that drawing the tokens puts into the gradient of one batch, by estimator."""
+        """Variance that sampling the tokens adds to the gradient of one batch, by estimator."""
         plan, models = self.plan, self.models
         if not plan.noise_estimators:
             return {}
@@ -160,7 +160,7 @@ class Evaluator:
 
 
 def measure_start(evaluator: Evaluator) -> dict[str, Any]:
-    """Outcomes of the student before and of the teacher, the student's divergence and the noise of its gradient."""
+    """Outcomes of the student before training and of the teacher, the student's divergence and gradient noise."""
     plan, problems = evaluator.plan, evaluator.problems
     student = evaluator.models.student(plan.student)
     student_right, student_texts = evaluator.answers(student, problems)

@@ -1,6 +1,6 @@
-"""One run of a comparison in a process of its own: `python -m vopd.experiments.one_run --folder GRID --run NAME`.
+"""One run of a comparison in its own process: `python -m vopd.experiments.one_run --folder GRID --run NAME`.
 
-The run named "start" is no training: it measures the student before and the teacher.
+The run named "start" trains nothing: it measures the student before training and the teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .measure import Evaluator, measure_run, measure_start
 
 
 def main(arguments: Sequence[str], measure: Callable[[Evaluator, Path], dict[str, Any]] = measure_run) -> int:
-    """Train and measure one run, or measure the start. `measure` measures a finished run."""
+    """Train and measure one run, or measure the start. `measure` takes a finished run."""
     parser = argparse.ArgumentParser(description="One run of a comparison.")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--run", required=True)

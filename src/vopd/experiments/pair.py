@@ -1,6 +1,6 @@
-"""The embedded pair: two small trained models of one tokenizer, and the problems that they were trained for.
+"""The embedded pair: two small trained models with one tokenizer, and the problems that they were trained on.
 
-Everything here works offline: the weights lie inside the package and the problems are generated.
+Works offline: the weights are in the package and the problems are generated.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from vopd.data.reasoning import Problem, stream_problems
 from vopd.errors import DataError, check_known, require
 
 EMBEDDED = Path(__file__).parent / "embedded"
-# Longest worked completion of the tasks below, end of text included, with some room.
+# Longest worked completion of the tasks below, EOS included, with some margin.
 MAX_COMPLETION_TOKENS = 56
 
 Split = Literal["train", "held_out"]
-# Two tasks, two problems of the first for one of the second.
+# Two tasks, mixed two to one.
 TASKS: tuple[tuple[str, dict[str, int]], ...] = (
     ("leg_counting", {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 5}),
     ("chain_sum", {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}),
@@ -29,7 +29,7 @@ _SCHEDULE = (0, 1, 0)
 
 @dataclass(frozen=True)
 class PairPaths:
-    """Directories of the two models, each loadable with transformers, each with the common tokenizer's files."""
+    """Folders of the two models, each loadable with transformers, each with the common tokenizer's files."""
 
     teacher: Path
     student: Path
@@ -45,7 +45,7 @@ class LoadedPair:
 
 
 def embedded_pair() -> PairPaths:
-    """Return the directories of the embedded teacher and student.
+    """Return the folders of the embedded teacher and student.
 
     Raises:
         DataError: the package was installed without its weights.
@@ -67,17 +67,17 @@ def load_embedded_pair() -> LoadedPair:
 
 
 def split_of(question: str) -> Split:
-    """Return the split that a question text belongs to, by a hash of the text: one question in five is held out.
+    """Return the split of a question, by a hash of its text: one question in five is held out.
 
-    The split depends on nothing but the text, so that no seed and no count can bring a held-out problem into
-    the training problems, those of the pair's own supervised training included.
+    The split depends on the text alone, so no seed and no count can put a held-out problem into the training problems,
+    the pair's own supervised training included.
     """
     bucket = hashlib.sha256(question.encode()).digest()[0] % 5
     return "held_out" if bucket == 0 else "train"
 
 
 def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """Return `count` distinct problems of one split, two of the first task for one of the second.
+    """Return `count` distinct problems of one split, two of the first task for each one of the second.
 
     The same seed gives the same list.
     """
@@ -90,8 +90,8 @@ def pair_problems(split: Split, count: int, seed: int) -> list[Problem]:
 
 
 def prompt_text(problem: Problem) -> str:
-    """Return the prompt that the pair was trained on: the library's question text as it is.
+    """Return the prompt that the pair was trained on: the library's question text, unchanged.
 
-    So the pair also answers prompts that are read as "reasoning_gym:chain_sum" or "reasoning_gym:leg_counting".
+    So the pair also answers prompts from "reasoning_gym:chain_sum" or "reasoning_gym:leg_counting".
     """
     return problem.question

@@ -1,4 +1,4 @@
-"""Rollouts, a prompt and what a model sampled after it each, and several of them as one padded batch."""
+"""Rollouts (a prompt and a sampled completion), and several of them as one padded batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vopd.models import sample
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt and the completion that the student sampled after it, both at least one token."""
+    """A prompt and the completion that the student sampled, both at least one token."""
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
@@ -31,7 +31,7 @@ def sample_rollouts(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Rollout]:
-    """Sample one completion a prompt from the model's own distribution."""
+    """Sample one completion per prompt from the model's own distribution."""
     found = sample(
         model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size,
         seed=seed,
@@ -41,11 +41,10 @@ def sample_rollouts(
 
 
 def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Lay rollouts out for scoring, padded on the left with zeros, which have no effect.
+    """Pad rollouts on the left into one batch; the padding has no effect.
 
     Returns:
-        What a model is called with, and a mask that is 1 at the completions' tokens, their end token included; all
-        (rollouts, tokens).
+        The model's inputs, and a mask that is 1 at the completions' tokens, EOS included; all (rollouts, tokens).
     """
     ids = [torch.tensor([*rollout.prompt_ids, *rollout.completion_ids]) for rollout in rollouts]
     masks = [torch.ones_like(row) for row in ids]

@@ -1,20 +1,20 @@
-"""Where the variance of a gradient comes from: from drawing the tokens, or from the contexts they are drawn in.
+"""Where a gradient's variance comes from: from sampling the tokens, or from the contexts they are sampled in.
 
 One context m is one rollout. Its gradient under an estimator, with the contexts' mean length N as divisor, is
 g_m = (1 / N) sum_t (gradient of the token loss at t), so that the gradient of a batch is the mean of its g_m. With
-every prefix held fixed and every token redrawn, e_m = E[g_m | context m] is the gradient of ``full_rkl`` for every
+every prefix fixed and every token resampled, e_m = E[g_m | context m] is the gradient of ``full_rkl`` for every
 unbiased estimator. Then:
 
 - token part    = mean over m of Var[g_m | context m]   (what a baseline can change),
 - context part  = Var over m of e_m                     (what only more rollouts can change),
 - total         = Var over m of g_m(own tokens)         (fresh rollouts, each with the tokens that made its prefixes).
 
-The total is not exactly the sum of the two parts: in a rollout a token also decides the prefixes after it, and so
+The total is not exactly the sum of the two parts: in a rollout a token also determines the prefixes after it, and so
 correlates with their gradients. A variance is the trace of a covariance in all trained parameters. A batch of B
 rollouts has 1/B of each.
 
-Every value comes with its 95 % interval over contexts: Student's t, on the log scale for variances. A bootstrap over 16
-contexts would hold the true value less often than it says.
+Every value has a 95 % interval over contexts: Student's t, on the log scale for variances. A bootstrap over 16 contexts
+would cover the true value less often than 95 %.
 
 `gradient_noise` measures the token part of one batch alone: all its contexts at once, g the gradient of their mean
 token loss.
@@ -35,7 +35,7 @@ from vopd.estimators.catalogue import find_estimators
 from vopd.estimators.exact import FULL_RKL
 from vopd.estimators.policy_gradient import VOPD
 from vopd.models import read_head
-from vopd.statistics import Interval, positive_t_interval, t_interval
+from vopd.statistics import Interval, positive_t_interval, ratio_of_means, t_interval
 
 from .rollouts import Rollout, pad
 
@@ -46,13 +46,13 @@ _SAMPLING_ROWS = 512
 
 
 class GradientNoise(NamedTuple):
-    """Noise that sampling the tokens puts into a gradient g, for one estimator; contexts are held fixed.
+    """Noise that sampling the tokens adds to a gradient g, for one estimator; contexts are fixed.
 
     Attributes:
         variance: trace of Cov[g | contexts] in all trained parameters.
-        squared_bias: |mean over the redraws of g - exact g|^2 less what noise alone would give; about 0 if unbiased.
+        squared_bias: |mean over the resamples of g - exact g|^2 minus what noise alone gives; about 0 if unbiased.
         squared_norm: |E g|^2 of the exact gradient (that of ``full_rkl``) on the same contexts.
-        cosine: mean over the redraws of the cosine of g and the exact gradient.
+        cosine: mean over the resamples of the cosine of g and the exact gradient.
     """
 
     variance: float
@@ -66,13 +66,13 @@ class EstimatorNoise:
     """One estimator at fixed parameters.
 
     Attributes:
-        token: E_m Var[g_m | m], with the unbiased variance over the redraws.
+        token: E_m Var[g_m | m], with the unbiased variance over the resamples.
         total: sample variance of g_m over the rollouts with their own tokens.
-        relative_bias: E_m |E[g_m | m] - e_m|^2 / E_m |e_m|^2, the noise of the mean over the redraws taken off; about
-            0 (and as often below it) for an unbiased estimator.
-        signal_to_noise: E_m |e_m|^2 / token. Infinite, and given as None, where there is no noise.
-        cosine: mean over contexts and redraws of cos(g_m, e_m).
-        token_by_context: Var[g_m | m] of every context: all estimators see the same, so that ratios can be paired.
+        relative_bias: E_m |E[g_m | m] - e_m|^2 / E_m |e_m|^2, with the noise of the mean over the resamples subtracted;
+            about 0 (and as often below it) for an unbiased estimator.
+        signal_to_noise: E_m |e_m|^2 / token; None (infinite) without noise.
+        cosine: mean over contexts and resamples of cos(g_m, e_m).
+        token_by_context: Var[g_m | m] of every context; all estimators see the same contexts, so ratios are paired.
     """
 
     token: Interval
@@ -106,11 +106,11 @@ def gradient_noise(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, GradientNoise]:
-    """Measures the noise of one batch: every prefix fixed, each token redrawn from the student ``resamples`` times.
+    """Measures the noise of one batch: every prefix fixed, each token resampled from the student ``resamples`` times.
 
-    g is the gradient of the mean token loss over all rollouts. All estimators see the same draws. The variance is the
-    unbiased sample variance, summed over parameters as the redraws go by, in the memory of two gradients. ``full_rkl``
-    does not look at the token, so its noise is 0. The arguments are those of ``decompose_variance``.
+    g is the gradient of the mean token loss over all rollouts. All estimators see the same resamples. The variance is
+    the unbiased sample variance, summed over parameters one resample at a time, in the memory of two gradients.
+    ``full_rkl`` does not depend on the token, so its noise is 0. The arguments are those of ``decompose_variance``.
 
     Raises:
         ConfigurationError: fewer than 2 resamples, or a rollout without tokens.
@@ -137,30 +137,30 @@ def decompose_variance(
 ) -> Decomposition:
     """Measures the token part, the context part and the total of each estimator's gradient variance.
 
-    Every estimator sees the same redraws. Gradients are in all parameters of the student that require one (all, or its
-    LoRA adapters) and are summed as they come: the memory is that of a few gradients, whatever the numbers.
+    Every estimator sees the same resamples. Gradients are those of all student parameters that require one (all, or
+    its LoRA adapters), summed one at a time: memory for a few gradients, however many contexts and resamples.
 
     Args:
         student, teacher: causal language models whose heads ``read_head`` can read, in evaluation mode.
         rollouts: M contexts, at least 2, sampled from the student at `temperature`.
         estimators: names in ``vopd.ESTIMATORS``, ``module:NAME``, or your own ``Estimator`` objects.
-        top_k: k of those that have one.
-        resamples: R redraws of every token, at least 2.
-        vocab_size: the common real vocabulary.
-        seed: of the redraws.
-        tick: told the estimator that was just measured.
+        top_k: k of the top-k estimators.
+        resamples: R resamples of every token, at least 2.
+        vocab_size: size of the common vocabulary.
+        seed: of the resamples.
+        tick: called with the name of each estimator once it is measured.
 
     Raises:
         ConfigurationError: fewer than 2 rollouts or resamples, or a rollout without tokens.
 
-    Source: the law of total variance, for e_m and the redraws.
+    Source: the law of total variance, for e_m and the resamples.
     """
     check_at_least("the number of rollouts", len(rollouts), 2)
     _check(rollouts, resamples)
     models = _Models(student, teacher, top_k, temperature, vocab_size)
     found = {}
     for chosen in find_estimators(estimators):
-        # Every context has redraws of its own, the same for all estimators.
+        # Every context has its own resamples, the same for all estimators.
         noise = [context.noise(chosen, resamples, own) for own, context in enumerate(_each(models, rollouts), seed)]
         found[chosen.name] = _summary(torch.tensor(noise, dtype=torch.float64), _spread(models, rollouts, chosen))
         tick(chosen.name)
@@ -175,7 +175,7 @@ def _check(rollouts: Sequence[Rollout], resamples: int) -> None:
 
 @dataclass(frozen=True)
 class _Models:
-    """Student and teacher as the loss sees them."""
+    """Student and teacher, with the settings of the loss."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -185,7 +185,7 @@ class _Models:
 
 
 class _Contexts:
-    """Rollouts whose prefixes are held fixed: both models' hidden states where their completion tokens are predicted.
+    """Rollouts with fixed prefixes: both models' hidden states where completion tokens are predicted.
 
     Attributes:
         tokens: the rollouts' own tokens there, (N,).
@@ -213,7 +213,7 @@ class _Contexts:
 
     @torch.no_grad()
     def redraws(self, resamples: int, seed: int) -> Tensor:
-        """Tokens of the vocabulary drawn independently at every position, (R, N)."""
+        """Tokens sampled independently at every position, (R, N)."""
         hidden = self.student_hidden.detach()
         generator = torch.Generator(hidden.device).manual_seed(seed)
         head = self.student_head.map(lambda part: part[: self.vocab_size].float())
@@ -224,7 +224,7 @@ class _Contexts:
         return torch.cat(draws).T
 
     def loss(self, estimator: Estimator, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
-        """The loss of an estimator, had these tokens been drawn."""
+        """The loss of an estimator if these tokens had been sampled."""
         return linear_distillation_loss(
             self.student_hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
             **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=estimator,
@@ -233,16 +233,16 @@ class _Contexts:
         )  # fmt: skip
 
     def gradient(self, estimator: Estimator, tokens: Tensor) -> Tensor:
-        """Gradient of that loss in all trained parameters, one flat vector."""
+        """Gradient of that loss in all trained parameters, as one flat vector."""
         parameters = [parameter for parameter in self.models.student.parameters() if parameter.requires_grad]
         loss = self.loss(estimator, tokens).loss
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten().float() for gradient in gradients])
 
     def noise(self, estimator: Estimator, resamples: int, seed: int) -> GradientNoise:
-        """Streams over the redraws: sums of the deviations from the exact gradient, their squares and the cosines.
+        """Streams over the resamples: sums of the deviations from the exact gradient, their squares and the cosines.
 
-        The exact gradient is the one that every unbiased estimator's has as its mean; redraws of one seed are the same.
+        The exact gradient is the mean of every unbiased estimator's; resamples with the same seed are the same.
         """
         redraws, exact = self.redraws(resamples, seed), self.gradient(FULL_RKL, self.tokens)
         norm, count = float(exact.norm()), resamples
@@ -259,13 +259,13 @@ class _Contexts:
 
 
 def _each(models: _Models, rollouts: Sequence[Rollout]) -> Iterator[_Contexts]:
-    """One context at a time: hidden states of all would not fit. Their mean length is the divisor of each."""
+    """One context at a time, to save memory. The divisor of each is the mean length of all."""
     mean_length = sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts)
     return (_Contexts(models, [rollout], mean_length) for rollout in rollouts)
 
 
 def _spread(models: _Models, rollouts: Sequence[Rollout], estimator: Estimator) -> Tensor:
-    """|g - mean g|^2 of every context's own gradient, scaled so that the mean is the sample variance; two passes."""
+    """|g - mean g|^2 of every context's gradient, scaled so that the mean is the sample variance; two passes."""
     mean: Tensor | float = 0.0
     for context in _each(models, rollouts):
         mean = mean + context.gradient(estimator, context.tokens) / len(rollouts)
@@ -293,18 +293,6 @@ def _variance(values: Tensor) -> Interval:
     return Interval(float(values.mean()), *positive_t_interval(values))
 
 
-def ratio_of_means(above: Tensor, below: Tensor, *, positive: bool = False) -> Interval:
-    """sum(above) / sum(below) with the t interval of its linear form; both are (contexts,), drawn together.
-
-    `positive` takes the interval on the log scale.
-    """
-    above, below = above.double().cpu(), below.double().cpu()
-    mean = below.mean().clamp_min(1e-300)
-    value = above.mean() / mean
-    linear = value + (above - value * below) / mean
-    return Interval(float(value), *(positive_t_interval(linear) if positive else t_interval(linear)))
-
-
 @dataclass(frozen=True)
 class Bin:
     """Tokens of one range of positions or entropies, with their mean closed-form variances in the logits."""
@@ -321,7 +309,7 @@ class Bin:
 class Profile:
     """Closed-form logit-space variance of one token's gradient, sum_v p_v w_v (r_v - b)^2 - |g|^2, over the rollouts.
 
-    `value_hurts_share` is the share of tokens where b = V has more of it than b = 0.
+    `value_hurts_share` is the share of tokens where b = V has more variance than b = 0.
     """
 
     value_hurts_share: Interval
@@ -339,7 +327,7 @@ def variance_profile(
     vocab_size: int | None = None,
     bins: int = 8,
 ) -> Profile:
-    """Where in a completion, and at what entropy of the student (nats), the variance lies; bins of equal counts."""
+    """The variance by position in the completion and by the student's entropy (nats), in bins of equal counts."""
     models = _Models(student, teacher, None, temperature, vocab_size)
     columns, hurts, counts = [], [], []
     for context in _each(models, rollouts):
@@ -358,7 +346,7 @@ def variance_profile(
 
 
 def _bins(key: Tensor, variances: Sequence[Tensor], bins: int) -> list[Bin]:
-    """Bins of about equal counts; equal keys stay together, so there may be fewer."""
+    """Bins of about equal counts; equal keys share a bin, so there may be fewer bins."""
     edges = torch.quantile(key, torch.linspace(0, 1, bins + 1, dtype=torch.float64)).unique()
     which = torch.bucketize(key, edges[1:-1], right=True)
     found = []

@@ -1,4 +1,4 @@
-"""Accuracy on benchmarks, with intervals, along training and from checkpoint to checkpoint."""
+"""Accuracy on benchmarks, with intervals, during training and by checkpoint."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .figures import Curves, Figure, Line
 from .png import write_png
 
 _ACCURACY = re.compile(r"eval_(.+)_avg@(\d+)")
-# By label and place: a share with the ends of its interval.
+# By label and place: a share and the ends of its interval.
 _Scores = dict[str, dict[int, list[Any]]]
 
 
 def training_accuracy(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Accuracy on each benchmark against the step, from a run's metrics; nothing where none was measured."""
+    """Accuracy on each benchmark over the steps, from a run's metrics; empty if none was measured."""
     scores: _Scores = {}
     for record in records:
         for name in record:
             parts = [record.get(key) for key in ("step", name, f"{name}_low", f"{name}_high")]
             if (match := _ACCURACY.fullmatch(name)) and all(isinstance(part, int | float) for part in parts):
                 scores.setdefault(f"{match[1]}, avg@{match[2]}", {})[record["step"]] = parts[1:]
-    return [_figure(scores, "per cent")] if scores else []
+    return [_figure(scores, "%")] if scores else []
 
 
 def draw_accuracy(results: Mapping[str, Any], path: str | Path) -> None:
-    """Draw avg@k of every benchmark against the checkpoints of an evaluation into a .png, .svg or .pdf.
+    """Draw avg@k of every benchmark over the checkpoints of an evaluation as a .png, .svg or .pdf.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -43,7 +43,7 @@ def draw_accuracy(results: Mapping[str, Any], path: str | Path) -> None:
         label = f"{row['benchmark']}, n = {problems.setdefault(row['benchmark'], row['problems'])}"
         place = checkpoints.index(row["checkpoint"])
         scores.setdefault(label, {})[place] = [row["avg_at_k"][part] for part in ("value", "low", "high")]
-    figure = _figure(scores, "avg@k, per cent, 95 % interval")
+    figure = _figure(scores, "avg@k, %, 95 % interval")
     write_png([replace(figure, axis="checkpoint", places=checkpoints)], path)
 
 

@@ -1,4 +1,4 @@
-"""Estimators compared from one student: what was measured, kept as plain JSON, and the summaries drawn from it."""
+"""A comparison of estimators from one student: the measurements, as plain JSON, and their summaries."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COMPARISON_FILE = "comparison.json"
 
 @dataclass(frozen=True)
 class Start:
-    """What all runs begin with.
+    """What all runs start from.
 
     `student_outcomes` and `teacher_outcomes` are right or wrong for each held-out problem, greedy. `reverse_kl` is the
-    student's exact KL to the teacher a token, in nats. `gradient_noise` is, by estimator, the variance that drawing
-    the tokens puts into the gradient at the student's parameters; an estimator may be absent.
+    student's exact KL to the teacher, nats/token. `gradient_noise` is, by estimator, the variance that sampling the
+    tokens adds to the gradient at the student's parameters; an estimator may be absent.
     """
 
     student_outcomes: Sequence[bool]
@@ -42,10 +42,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained run: its place, its measurements after training, and the wall time of training.
+    """One trained run: its folder, its measurements after training, and its training time.
 
-    `curve` holds (step, held-out reverse KL) of the checkpoints, the start and the end included; `accuracy_curve` the
-    accuracy there, where it was measured. A run that broke off has no curves and an infinite reverse KL.
+    `curve` holds (step, held-out reverse KL) of the checkpoints, start and end included; `accuracy_curve` the accuracy
+    there, if it was measured. A run that crashed has no curves and an infinite reverse KL. `seconds` is wall time,
+    `processor_seconds` processor time of all its optimizer steps; None in files of vopd before 0.2.
     """
 
     estimator: str
@@ -56,12 +57,13 @@ class Run:
     curve: Sequence[tuple[int, float]]
     seconds: float
     accuracy_curve: Sequence[tuple[int, float]] = field(default_factory=list)
+    processor_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A start and the runs from it. `settings` are shown to the reader as they are, `colours` are those of estimators
-    that are not vopd's, whose module a reader need not have."""
+    """A start and the runs from it. `settings` are shown as they are, `colours` are those of custom estimators, whose
+    module a reader need not have."""
 
     settings: dict[str, Any]
     start: Start
@@ -79,8 +81,22 @@ class Comparison:
 
     @property
     def seeds_label(self) -> str:
-        """ "single seed", or over how many seeds the numbers are means."""
+        """ "single seed", or the number of seeds that the numbers are means of."""
         return "single seed" if len(self.seeds) == 1 else f"means of {len(self.seeds)} seeds"
+
+    @property
+    def jobs(self) -> int | None:
+        """How many runs shared the machine; None in files of vopd before 0.2."""
+        return self.settings.get("jobs")
+
+    @property
+    def by_processor(self) -> bool:
+        """Whether times are processor seconds: runs that shared the machine slowed each other's wall time."""
+        return self.jobs != 1 and all(run.processor_seconds is not None for run in self.runs)
+
+    def seconds(self, run: Run) -> float:
+        """The training time that estimators are compared by: wall seconds of runs one at a time, else processor's."""
+        return run.processor_seconds if self.by_processor and run.processor_seconds is not None else run.seconds
 
     def runs_of(self, estimator: str) -> list[Run]:
         """The estimator's runs, by seed."""
@@ -91,22 +107,21 @@ class Comparison:
         return mean_score([sum(outcomes) / len(outcomes) for outcomes in self._outcomes(estimator)])
 
     def reverse_kl(self, estimator: str) -> float:
-        """Mean over the estimator's runs of the held-out reverse KL, nats a token."""
+        """Mean over the estimator's runs of the held-out reverse KL, nats/token."""
         runs = self.runs_of(estimator)
         return sum(run.reverse_kl.value for run in runs) / len(runs)
 
     def relative_noise(self) -> dict[str, float]:
-        """Gradient noise as a multiple of that of `opd`, or of the noisiest estimator where `opd` was not measured."""
+        """Gradient noise as a multiple of that of `opd`, or of the noisiest estimator if `opd` was not measured."""
         found = self.start.gradient_noise
         measured = {name: found[name] for name in self.estimators if name in found}
         reference = measured.get(OPD.name, max(measured.values(), default=0.0))
         return {name: noise / reference for name, noise in measured.items()} if reference > 0 else {}
 
     def reverse_kl_differences(self, estimator: str, reference: str) -> list[float]:
-        """Held-out reverse KL of `estimator` less that of `reference`, seed by seed where both ran: same start, same
-        prompts.
+        """Held-out reverse KL of `estimator` minus that of `reference`, per seed that both ran.
 
-        A bootstrap over two or three seeds would look certain and is not given; the range is.
+        Reported with its range: a bootstrap over two or three seeds would look more certain than it is.
         """
         values = {run.seed: run.reverse_kl.value for run in self.runs_of(reference)}
         gaps = [run.reverse_kl.value - values[run.seed] for run in self.runs_of(estimator) if run.seed in values]
@@ -115,11 +130,11 @@ class Comparison:
         return gaps
 
     def accuracy_difference(self, estimator: str, reference: str) -> Difference:
-        """Accuracy of `estimator` less that of `reference` on the same problems, outcomes averaged over seeds."""
+        """Accuracy of `estimator` minus that of `reference` on the same problems, outcomes averaged over seeds."""
         return paired_difference(self._outcomes(estimator), self._outcomes(reference))
 
     def _outcomes(self, estimator: str) -> list[tuple[bool, ...]]:
-        """Of every problem, the outcomes of the estimator's runs."""
+        """For each problem, the outcomes of the estimator's runs."""
         return list(zip(*(run.outcomes for run in self.runs_of(estimator)), strict=True))
 
 
@@ -129,7 +144,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read what `write_comparison` wrote into this folder.
+    """Read the comparison in this folder.
 
     Raises:
         DataError: there is no such file, or it is not a comparison.

@@ -1,4 +1,4 @@
-"""The report of a comparison: estimators from one student, on the same prompts."""
+"""The report of a comparison: several estimators from one student, on the same prompts."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from .samples_page import KEY, samples_html
 from .tables import comparison_tables
 from .variance_report import variance_beside
 
-_ABSENT = "the runs kept no such metrics"
+_ABSENT = "the runs logged no such metrics"
 # Figures of metrics along the runs: name, title, unit, metric, the metric that it is divided by, steps of the mean.
 _Spec = tuple[str, str, str, str, str, int]
 _TRAINING = (
-    ("training_reverse_kl", "Training batches", "sampled reverse KL, nats a token", "sampled_reverse_kl", "", 15),
-    ("grad_norm", "Norm of the gradient", "before clipping", "grad_norm", "", 15),
+    ("training_reverse_kl", "Training batches", "sampled reverse KL, nats/token", "sampled_reverse_kl", "", 15),
+    ("grad_norm", "Gradient norm", "before clipping", "grad_norm", "", 15),
     ("advantage_std", "Spread of the advantages", "standard deviation over tokens, nats", "advantage/std", "", 15),
-    ("completion_length", "Length of the completions", "tokens", "completion_length", "", 15),
+    ("completion_length", "Completion length", "tokens", "completion_length", "", 15),
 )
-_LEFT = "variance with it / variance without baseline"
+_LEFT = "variance with the baseline / without"
 _HURTS = "share of tokens with more variance than without"
 _VARIANCE = (
-    ("variance_value", "Left by the value baseline", _LEFT, "variance/value", "variance/none", 3),
-    ("variance_optimal", "Left by the optimal baseline", _LEFT, "variance/optimal", "variance/none", 3),
+    ("variance_value", "Variance left by the value baseline", _LEFT, "variance/value", "variance/none", 3),
+    ("variance_optimal", "Variance left by the optimal baseline", _LEFT, "variance/optimal", "variance/none", 3),
     ("value_hurts_share", "Where the value baseline hurts", _HURTS, "value_hurts_share", "", 3),
 )
 _VARIANCE_NOTE = (
-    "Each run at its own parameters: how much of the variance without baseline a baseline would leave, in the logits, "
-    "mean over tokens. Below 1 the baseline helps."
+    "Each run at its own parameters: the share of the variance that a baseline would leave, in the logits, mean over "
+    "tokens. Below 1 the baseline helps."
 )
-# Of every run, by its directory.
+# Metrics of every run, by its folder.
 Records = dict[str, list[dict[str, Any]]]
 # (step, value) pairs.
 Curve = Sequence[tuple[float, float]]
 
 
 def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
-    """The page of the comparison in `folder`, and its figures. Runs whose own files are gone are left out of curves.
+    """The page of the comparison in `folder`, and its figures. Runs whose files are gone have no curves.
 
     Raises:
-        DataError: comparison.json cannot be read, or a run's files are not what vopd writes.
+        DataError: comparison.json cannot be read, or a run has a file that vopd did not write.
     """
     comparison = read_comparison(folder)
     if not comparison.runs:
@@ -66,31 +66,31 @@ def comparison_report(folder: Path) -> tuple[str, list[Figure]]:
     parts = [
         tiles(_facts(comparison)),
         section("evaluation", "Results", _results(comparison)),
-        section("outcome", "What is left of the distance, and how noisy the gradient is", figures_html(outcome)),
+        section("outcome", "Distance from the teacher and gradient noise", figures_html(outcome)),
         section("progress", "Training", figures_html(training)) if training else "",
-        section("variance", "Gradient variance along the runs", figures_html(variance, _ABSENT), _VARIANCE_NOTE),
+        section("variance", "Gradient variance during training", figures_html(variance, _ABSENT), _VARIANCE_NOTE),
         measured,
         section("time", "Time", figures_html(timing, _ABSENT)),
         section("samples", "Samples", _samples(comparison, folder)),
         section("settings", "Settings", _settings(comparison)),
     ]
     title = f"{len(comparison.estimators)} estimators compared, {comparison.seeds_label}"
-    return page(title, f"The same student, teacher and prompts for all; {names}", parts), [
+    return page(title, f"Same student, teacher and prompts for all; {names}", parts), [
         *outcome, *training, *variance, *more, *timing,
     ]  # fmt: skip
 
 
 def draw_comparison(comparison: Comparison, folder: str | Path, path: str | Path) -> None:
-    """Draw a comparison into a PNG: held-out reverse KL, gradient noise, training divergence, accuracy.
+    """Draw a comparison as a PNG: held-out reverse KL, gradient noise, training divergence, accuracy.
 
     Args:
-        folder: where the runs' directories are; training curves come from their metrics.jsonl.
+        folder: that has the runs' folders; training curves come from their metrics.jsonl.
         path: of the PNG. Needs the extra `report`.
     """
     training = _metric_figures(comparison, _records(comparison, Path(folder)), _TRAINING)
     found = {figure.name: figure for figure in (*_outcome_figures(comparison), *training)}
     shown = [found[name] for name in ("held_out", "noise", "training_reverse_kl", "accuracy") if name in found]
-    write_png(shown, path, f"The same student, teacher and prompts for every estimator ({comparison.seeds_label})")
+    write_png(shown, path, f"Same student, teacher and prompts for every estimator ({comparison.seeds_label})")
 
 
 def _records(comparison: Comparison, folder: Path) -> Records:
@@ -102,8 +102,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
     top = max(comparison.estimators, key=lambda name: comparison.score(name).value)
     score, before = comparison.score(top), comparison.start.student_score
     facts = [
-        ("student before", f"{comparison.start.reverse_kl.value:.3f}", "reverse KL, nats a token"),
-        ("nearest to the teacher", f"{comparison.reverse_kl(best):.3f}", best),
+        ("student before", f"{comparison.start.reverse_kl.value:.3f}", "reverse KL, nats/token"),
+        ("closest to the teacher", f"{comparison.reverse_kl(best):.3f}", best),
         ("accuracy before", f"{before.value:.1%}", f"95 %: {before.low:.1%} to {before.high:.1%}"),
         ("highest accuracy", f"{score.value:.1%}", f"{top}; 95 %: {score.low:.1%} to {score.high:.1%}"),
     ]
@@ -125,19 +125,22 @@ def _outcome_figures(comparison: Comparison) -> list[Figure]:
     start, note = comparison.start, _seeds_note(comparison)
     figures: list[Figure] = []
     if held_out := seed_lines([(run.estimator, run.curve) for run in comparison.runs], comparison.colours):
-        title, unit = "Distance from the teacher", "held-out reverse KL, exact, nats a token"
-        remark, marks = f"Dashed: the student before. {note}".rstrip(), [("student before", start.reverse_kl.value)]
+        title, unit = "Distance from the teacher", "held-out reverse KL, exact, nats/token"
+        remark, marks = (
+            f"Dashed: the student before training. {note}".rstrip(),
+            [("student before", start.reverse_kl.value)],
+        )
         figures.append(Curves("held_out", title, unit, held_out, remark, marks=marks))
     bars = [
         Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name, comparison.colours))])
         for name, value in comparison.relative_noise().items()
     ]
     if bars:
-        unit, at = f"variance from drawing the tokens, {OPD.name} = 1", "At the student before training."
-        figures.append(Rows("noise", "Noise of the gradient", unit, bars, at))
+        unit, at = f"variance from sampling the tokens, {OPD.name} = 1", "At the student before training."
+        figures.append(Rows("noise", "Gradient noise", unit, bars, at))
     curves = [(run.estimator, [(x, 100 * y) for x, y in run.accuracy_curve]) for run in comparison.runs]
     if learned := seed_lines(curves, comparison.colours):
-        unit = "right answers on held-out problems, %, greedy"
+        unit = "accuracy on held-out problems, %, greedy"
         figures.append(Curves("accuracy_curve", "Learning curve", unit, learned, note, from_zero=False))
     return [*figures, _accuracy(comparison)]
 
@@ -151,8 +154,8 @@ def _accuracy(comparison: Comparison) -> Rows:
         parts = [(name, 100 * score.value, colour_of(name, comparison.colours))]
         rows.append(Row(name, f"{100 * score.value:.1f} %", parts, (100 * score.low, 100 * score.high)))
     return Rows(
-        "accuracy", "Right answers on held-out problems", "%, greedy, 95 % interval over problems", rows,
-        f"Dashed: the student before, {before:.0f} %, and the teacher, {teacher:.0f} %.",
+        "accuracy", "Accuracy on held-out problems", "%, greedy, 95 % interval over problems", rows,
+        f"Dashed: the student before training, {before:.0f} %, and the teacher, {teacher:.0f} %.",
         [("student before", before), ("teacher", teacher)],
     )  # fmt: skip
 
@@ -175,13 +178,13 @@ def _series(records: Sequence[dict[str, Any]], metric: str, divisor: str) -> Cur
 def seed_lines(
     found: Sequence[tuple[str, Curve]], colours: Mapping[str, str] | None = None, width: int = 1
 ) -> list[Line]:
-    """One line a name: the mean of its curves with their range as band, or the curve itself where there is one.
+    """One line per name: the mean of its curves with their range as band, or the curve itself if there is only one.
 
-    Curves without points, of runs that broke off, are left out. The mean is over the steps that all others have.
+    Skips curves without points, of runs that crashed. The mean is over the steps that all others have.
 
     Args:
         found: name and curve of every run.
-        colours: of estimators that are not vopd's.
+        colours: of custom estimators.
         width: steps of the running mean that is drawn.
     """
     curves: dict[str, list[dict[float, float]]] = {}
@@ -211,13 +214,23 @@ def _timing_figures(comparison: Comparison, records: Records) -> list[Figure]:
         splits = [split for run in comparison.runs_of(name) if (split := timing_split(records[run.directory]))]
         if splits:
             mean = {part: sum(split.get(part, 0.0) for split in splits) / len(splits) for part in splits[0]}
+            if comparison.by_processor:
+                spent = sum(map(comparison.seconds, comparison.runs_of(name))) / len(comparison.runs_of(name))
+                mean = {part: seconds * spent / sum(mean.values()) for part, seconds in mean.items()}
             rows.append(timing_row(name, mean))
-    note = "Runs may have shared the processor with others: compare with care."
-    return [Rows("timing", "Where the time goes", "seconds of one run, all steps", rows, note)] if rows else []
+    unit, note = "wall seconds of one run, all steps", ""
+    if comparison.by_processor:
+        unit = "processor seconds of one run, all steps"
+        note = (
+            "Runs shared the machine, so their wall time is not compared; it only sets the proportions of the phases."
+        )
+    elif comparison.jobs != 1:
+        note = "Runs may have shared the processor: do not compare their wall time."
+    return [Rows("timing", "Time by phase", unit, rows, note)] if rows else []
 
 
 def _samples(comparison: Comparison, folder: Path) -> str:
-    """The last training sample of each estimator's first run, and greedy completions where they were kept."""
+    """The last training sample of each estimator's first run, and greedy completions if they were kept."""
     first = {name: folder / comparison.runs_of(name)[0].directory for name in comparison.estimators}
     articles = "".join(
         samples_html([{**records[-1], "label": name}], str(run / SAMPLES_FILE))
@@ -230,14 +243,14 @@ def _samples(comparison: Comparison, folder: Path) -> str:
 
 
 def _greedy(folder: Path, first: dict[str, Path]) -> str:
-    """Completions of each held-out problem by all models; what a demo measured holds those of the first problems."""
+    """Completions of the first held-out problems by all models; measured.json of a demo has them."""
     texts = dict(read_json(folder / "start" / MEASURED_FILE).get("samples", {}))
     texts |= {name: found for name, run in first.items() if (found := read_json(run / MEASURED_FILE).get("samples"))}
     if not texts:
         return ""
     articles = []
     for problem, *samples in zip(read_records(folder / "held_out.jsonl") or repeat({}), *texts.values()):
-        shown = "\nright: ".join(str(problem[name]) for name in ("prompt", "answer") if name in problem)
+        shown = "\ncorrect answer: ".join(str(problem[name]) for name in ("prompt", "answer") if name in problem)
         question = f'<div class="prompt">{escape(shown)}</div>' if shown else ""
         answers = (
             f'<h3>{escape(name)}</h3><p class="completion">{escape(sample)}</p>'
@@ -249,6 +262,9 @@ def _greedy(folder: Path, first: dict[str, Path]) -> str:
 
 def _settings(comparison: Comparison) -> str:
     rows: Sequence[Sequence[str]] = [[name, str(value)] for name, value in comparison.settings.items()]
-    runs = [[run.directory, run.estimator, str(run.seed), f"{run.seconds:.0f} s"] for run in comparison.runs]
-    folders = folded(f"{len(runs)} runs and their folders", table(["folder", "estimator", "seed", "training"], runs))
+    kind = "processor seconds" if comparison.by_processor else "wall time"
+    runs = [
+        [run.directory, run.estimator, str(run.seed), f"{comparison.seconds(run):.0f} s"] for run in comparison.runs
+    ]
+    folders = folded(f"{len(runs)} runs and their folders", table(["folder", "estimator", "seed", kind], runs))
     return f'<div class="settings">{table(["setting", "value"], rows)}{folders}</div>'

@@ -1,4 +1,4 @@
-"""Figures as markup: curves as inline SVG, bars and intervals as boxes that follow the width of the screen."""
+"""Figures as markup: curves as inline SVG, bars and intervals as boxes that adapt to the screen width."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .page import escape
 
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 10, 182
-# Room below for the slanted names of places.
+# Space below for slanted place names.
 _PLACES = 58
 
 
 def figures_html(figures: Sequence[Figure], absent: str = "") -> str:
-    """All figures in a grid of as many columns as the screen has room for; without any a line that says why."""
+    """All figures in a grid with as many columns as fit; without figures a line that says why."""
     if not figures:
         return f'<p class="note">Nothing to show: {absent}.</p>' if absent else ""
     return f'<div class="figures">\n{"".join(map(_figure_html, figures))}</div>'
 
 
 def _figure_html(figure: Figure) -> str:
-    """One figure with its title, its unit and what it shows."""
+    """One figure with its title, unit and note."""
     if isinstance(figure, Curves):
         body = _legend((line.label, line.colour, line.dashed) for line in figure.lines) + _svg(figure)
     else:

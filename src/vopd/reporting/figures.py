@@ -1,4 +1,4 @@
-"""Figures as data: what the page, the PNG and the CSV of one figure are all drawn from."""
+"""Figures as data: the page, the PNG and the CSV of a figure are all drawn from one object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .run_files import smoothed
 
-# Points of a line that a page holds; the CSV has them all.
+# Points per line on a page; the CSV has them all.
 _SHOWN_POINTS = 300
 
 
@@ -72,7 +72,7 @@ class Curves:
     def note(self) -> str:
         """The remark, and how far the lines are smoothed."""
         widest = max(line.width for line in self.lines)
-        smoothing = f"Mean over {widest} logged steps; every value is in the CSV." if widest > 1 else ""
+        smoothing = f"Running mean over {widest} logged steps." if widest > 1 else ""
         return f"{self.remark} {smoothing}".strip()
 
     def csv(self) -> str:

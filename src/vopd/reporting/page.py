@@ -1,10 +1,11 @@
-"""The parts of an HTML page that stands alone: no request leaves it, and no text from a model can become markup."""
+"""Parts of a self-contained HTML page: it makes no requests, and no text from a model can become markup."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import html
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +15,19 @@ _HERE = Path(__file__).parent
 
 
 def escape(text: object) -> str:
-    """Return text that is shown as it is: markup escaped, characters that cannot be seen written out.
+    """Escape markup, and write invisible characters as text.
 
-    Control characters, terminal escapes, marks that reverse the reading direction and lone surrogates become \\x1b,
-    \\u202e, \\udc80.
+    Control characters, terminal escapes, right-to-left marks and lone surrogates become \\x1b, \\u202e, \\udc80.
     """
     return html.escape(printable(str(text), "\n\t"))
 
 
-def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """Return the whole page. Its policy lets it load nothing and run only the script that vopd put in."""
+def page(title: str, subtitle: str, sections: Sequence[str], *, reload: float = 0) -> str:
+    """Return the whole page. Its content security policy allows no requests and no script but its own.
+
+    Args:
+        reload: seconds after which the browser loads the page again; 0 for never.
+    """
     style, script = ((_HERE / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -33,14 +37,19 @@ def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>"
     )
-    header = f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
+    live = ""
+    if reload:
+        seconds = max(1, round(reload))  # browsers round down, and 0 would reload without a pause
+        head = f'<meta http-equiv="refresh" content="{seconds}">\n{head}'
+        live = f'<p class="live">Written at {time.strftime("%H:%M:%S")}; this page reloads every {seconds} s.</p>'
+    header = f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>{live}</header>"
     tooltip = '<div id="tip" role="status" hidden></div>'
     body = f"{header}\n<main>\n{''.join(sections)}</main>\n{tooltip}\n<script>{script}</script>"
     return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def section(name: str, title: str, body: str, note: str = "") -> str:
-    """A titled part of the page; `body` is markup, title and note are text."""
+    """A section with a title; `body` is markup, title and note are text."""
     lead = f'<p class="note">{escape(note)}</p>\n' if note else ""
     return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n{lead}{body}\n</section>\n'
 
@@ -55,7 +64,7 @@ def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table: the first column holds names, the others numbers. Scrolls sideways where it is too wide."""
+    """A table: names in the first column, numbers in the others. Scrolls sideways if it is too wide."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in headers)
     lines = (
         f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
@@ -65,5 +74,5 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def folded(title: str, body: str) -> str:
-    """Markup behind a line that opens it."""
+    """Markup that is hidden until its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"

@@ -22,7 +22,7 @@ _FEW = 12
 
 
 def write_png(figures: Sequence[Figure], path: str | Path, title: str = "") -> None:
-    """Draw figures into one file, a panel each, under a common title and with one legend.
+    """Draw figures into one file, one panel each, with a common title and legend.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -32,7 +32,7 @@ def write_png(figures: Sequence[Figure], path: str | Path, title: str = "") -> N
 
 
 def panels(figures: Sequence[Figure], title: str = "") -> Any:
-    """The matplotlib figure of `write_png`. It leaves pyplot and its backend, which are the caller's, alone."""
+    """The matplotlib figure of `write_png`. Does not touch pyplot or its backend."""
     columns = 2 if len(figures) == 4 else min(len(figures), 3)
     rows = -(-len(figures) // columns)
     sheet = require("matplotlib.figure", "report").Figure((6.4 * columns, 4 * rows), layout="constrained")

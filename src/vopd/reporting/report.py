@@ -1,8 +1,11 @@
-"""The report of a run or of a comparison: one page that stands alone, its figures as PNG and its data as CSV."""
+"""The report of a run or a comparison: one self-contained page, its figures as PNG and its data as CSV."""
 
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vopd.errors import DataError, MissingExtraError
@@ -10,23 +13,23 @@ from vopd.errors import DataError, MissingExtraError
 from .comparison import COMPARISON_FILE
 from .comparison_report import comparison_report
 from .png import write_png
-from .run_files import METRICS_FILE
-from .run_report import run_report
+from .run_files import METRICS_FILE, STATE_FILE
+from .run_report import progress_line, run_report
 from .variance_report import read_variance, variance_report
 
 logger = logging.getLogger("vopd")
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write report.html into the directory of a run, a comparison or a `vopd variance`, and report/NAME.png and .csv.
+    """Write report.html into the folder of a run, a comparison or a `vopd variance`, and report/NAME.png and .csv.
 
-    An older report is replaced. Without matplotlib there are no PNG files.
+    Replaces an older report. Without matplotlib there are no PNG files.
 
     Returns:
         The page's path.
 
     Raises:
-        DataError: the directory is none of these, or holds a file that vopd did not write.
+        DataError: the folder is none of these, or has a file that vopd did not write.
     """
     folder = Path(folder)
     if (folder / COMPARISON_FILE).is_file():
@@ -37,8 +40,8 @@ def write_report(folder: str | Path) -> Path:
         text, figures = variance_report(folder, variance)
     else:
         raise DataError(
-            f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run, of a "
-            "`vopd variance`, or of a finished `vopd demo` or `vopd compare`"
+            f"'{folder}' has neither {METRICS_FILE} nor {COMPARISON_FILE}; give the folder of a `vopd train` run, a "
+            "`vopd variance`, or a finished `vopd demo` or `vopd compare`"
         )
     data = folder / "report"
     data.mkdir(exist_ok=True)
@@ -49,6 +52,66 @@ def write_report(folder: str | Path) -> Path:
             write_png([figure], data / f"{figure.name}.png")
     except MissingExtraError as error:
         logger.info("no PNG files: %s", error)
-    path = folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    return _write_page(folder, text)
+
+
+def watch_report(folder: str | Path, interval: float, say: Callable[[str], None] = print) -> Path:
+    """Rewrite the page of a run whenever metrics.jsonl has grown, until training has ended or Ctrl-C.
+
+    Training has ended when trainer_state.json, which `vopd train` writes after the model, is newer than metrics.jsonl.
+    While it runs the page reloads itself every `interval` seconds, and CSV and PNG files are left for the end.
+
+    Args:
+        folder: of a run; it need not have logged a step yet.
+        interval: seconds between two looks at the folder.
+        say: takes one line per rewrite.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: no such folder; or, once training has ended, as `write_report`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}'; give the folder of a `vopd train` run")
+    if (folder / COMPARISON_FILE).is_file() or read_variance(folder) is not None:
+        raise DataError(f"'{folder}' is not a training run and does not change; leave out --watch")
+    written: int | None = None  # size of metrics.jsonl at the last rewrite
+    told = ""
+    try:
+        while not _ended(folder):
+            size = _size(folder / METRICS_FILE)
+            try:
+                if size != written:
+                    text, _ = run_report(folder, reload=interval)
+                    path, written = _write_page(folder, text), size
+                    say(f"{time.strftime('%H:%M:%S')}  {progress_line(folder)}  written to {path}")
+            except DataError as error:  # a file that is being written: try again
+                fault = "the first logged step" if size <= 0 else str(error)
+                if fault != told:
+                    told = fault
+                    say(f"waiting for {told}" if size <= 0 else f"trying again: {told}")
+            time.sleep(interval)
+        say("training has ended")
+    except KeyboardInterrupt:
+        say("stopped watching")
+    return write_report(folder)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _ended(folder: Path) -> bool:
+    """Whether training has ended. A resumed run rewrites metrics.jsonl first, so an older state does not count."""
+    state, metrics = folder / STATE_FILE, folder / METRICS_FILE
+    return state.is_file() and metrics.is_file() and state.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
+
+
+def _write_page(folder: Path, text: str) -> Path:
+    """Replace report.html in one move: a browser may be reading it, and a run and its watcher may both write."""
+    path, part = folder / "report.html", folder / f".report-{os.getpid()}.html"
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
     return path

@@ -1,6 +1,7 @@
-"""Readers of what a run's folder holds: metrics.jsonl with one JSON object a logged step, and whole files.
+"""Readers of the files in a run folder.
 
-measured.json is what a comparison measured of the run.
+metrics.jsonl has one JSON object per logged step, samples.jsonl one per kept completion, guards.jsonl one each time
+that a guard fired. measured.json holds what a comparison measured after the run.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from vopd.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+GUARDS_FILE = "guards.jsonl"
+# Written once training has ended and the model is saved.
+STATE_FILE = "trainer_state.json"
 MEASURED_FILE = "measured.json"
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text; bytes that are not UTF-8 show as marks.
+    """Return a file's text; bytes that are not UTF-8 become replacement characters.
 
     Raises:
         DataError: it cannot be read.
@@ -31,7 +35,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file holds; an empty one where there is no such file.
+    """Return the JSON object in a file; an empty one if there is no such file.
 
     Raises:
         DataError: it cannot be read, or is not a JSON object.
@@ -48,9 +52,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl, or of the run directory that holds one, in the order written.
+    """Return the records of a metrics.jsonl, or of the run folder that holds one, in the order written.
 
-    A last line that was cut off, because the run is still writing or was killed, is left out.
+    An incomplete last line (the run is still writing it, or was killed) is skipped.
 
     Raises:
         DataError: there is no such file, or a line before the last is not a JSON object.
@@ -66,21 +70,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             record, fault = None, f"valid JSON: {error.msg}"
         if isinstance(record, dict):
             records.append(record)
-        # A whole file ends in a line break, so that its last piece is empty; a cut one leaves half a record there.
+        # A complete file ends in a line break, so its last piece is empty; otherwise that piece is half a record.
         elif line.strip() and number < len(lines):
             raise DataError(f"{path} line {number} is not {fault}; remove the line")
     return records
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """As `read_metrics`; without records where there is no such file."""
+    """As `read_metrics`, but an empty list if there is no such file."""
     return read_metrics(path) if path.is_file() else []
 
 
 def series(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Return the steps at which the metric `name` was logged, and its values; both empty if it never was.
 
-    Values that are not finite are left out. Of two records of one step (an evaluation at its end, say) the later wins.
+    Skips values that are not finite. If a step has two records (training and an evaluation), the later one wins.
     """
     points: dict[int, float] = {}
     for record in records:
@@ -92,7 +96,7 @@ def series(records: Sequence[dict[str, Any]], name: str) -> tuple[list[int], lis
 
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:
-    """Return the centred running mean over `width` values; narrower at both ends, where fewer are there."""
+    """Return the centered running mean over `width` values; the window is narrower at both ends."""
     half = width // 2
     windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -1,4 +1,4 @@
-"""Completions on the page: every token on the colour of its advantage, with its numbers at hand."""
+"""Completions on the page: every token colored by its advantage or reward, with its numbers on hover."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from vopd.errors import DataError
 
 from .page import escape
 
-# Advantage at which the colour is full, in nats: one scale for all runs, so that pages can be laid side by side.
+# Advantage of the full colour, in nats: one scale for all runs, so that pages can be compared.
 FULL_COLOUR = 4.0
 _SHOWN = 16
 _SHOWN_TOKENS = 600
-# Smaller than this no colour could be told from the ground.
+# Below this a colour is invisible.
 _LEAST = 0.01
-# What a record has of every token, and what it is called.
+# Per-token columns of a record, and their labels.
 _COLUMNS = {"advantages": "advantage", "rewards": "reward", "reverse_kl": "exact KL"}
 
 KEY = (
-    '<p class="note key">Colour by <button data-colour="advantage" aria-pressed="true">advantage</button> '
+    '<p class="note key">Color by <button data-colour="advantage" aria-pressed="true">advantage</button> '
     '<button data-colour="reward" aria-pressed="false">reward</button></p>'
-    '<p class="note key"><span class="up">positive, made likelier</span><span class="down">negative, made less likely'
-    "</span> in full colour from 4 nats on. Point at a token, or tap it, for its numbers. Advantages of the optimal "
-    "baselines are not centred: where the student is nearly certain they are large and move next to nothing.</p>"
+    '<p class="note key"><span class="up">positive: more likely</span><span class="down">negative: less likely</span> '
+    "after the update; full color from 4 nats. Point at a token, or tap it, for its numbers. Advantages of the "
+    "optimal baselines are not centered: where the student is nearly certain they are large but change very little.</p>"
 )
 
 
 def chosen(records: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """At most 16 samples, spread evenly over the run from its first step to its last."""
-    if len(records) <= _SHOWN:
-        return records
-    return [records[round(index * (len(records) - 1) / (_SHOWN - 1))] for index in range(_SHOWN)]
+    """At most 16 samples, the newest first, spread evenly over the run from its first step to its last."""
+    newest = records[::-1]
+    if len(newest) <= _SHOWN:
+        return newest
+    return [newest[round(index * (len(newest) - 1) / (_SHOWN - 1))] for index in range(_SHOWN)]
 
 
 def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
-    """The samples one after another. `source` names the file for the error of a record that is none.
+    """One article per sample. `source` names the file in errors.
 
     Raises:
-        DataError: a record without completion, or with other numbers of values than tokens.
+        DataError: a record without completion, or whose number of values is not its number of tokens.
     """
     return "".join(_article(record, source) for record in records)
 
@@ -47,27 +48,36 @@ def samples_html(records: Sequence[dict[str, Any]], source: str) -> str:
 def _article(record: dict[str, Any], source: str) -> str:
     tokens = record.get("tokens", [record.get("completion")])
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise DataError(f"{source}: a sample has no text of its completion; remove the file or the line")
+        raise DataError(f"{source}: a sample has no completion text; remove the file or the line")
     columns = {label: record[name] for name, label in _COLUMNS.items() if record.get(name) is not None}
     for label, values in columns.items():
         numbers = isinstance(values, list) and all(isinstance(value, int | float | None) for value in values)
         if not numbers or len(values) != len(tokens):
             raise DataError(
-                f"{source}: a sample has {len(tokens)} tokens and not a number of {label} for each; remove it"
+                f"{source}: a sample has {len(tokens)} tokens but not one {label} per token; remove the line"
             )
     rewards = [value for value in columns.get("reward", ()) if value is not None]
     facts = [
         str(record.get("label", "")),
         f"step {record.get('step', '?')}",
         f"{len(tokens)} tokens",
-        "cut at the length limit" if record.get("truncated") else "",
-        f"mean reward {sum(rewards) / len(rewards):.3f} nats a token" if rewards else "",
+        "cut off at max_completion_length" if record.get("truncated") else "",
+        f"mean reward {sum(rewards) / len(rewards):.3f} nats/token" if rewards else "",
+        *_scores(record),
     ]
     return (
         f"<article><h3>{escape(' · '.join(filter(None, facts)))}</h3>"
         f'<div class="prompt">{escape(record.get("prompt", ""))}</div>'
         f'<p class="completion">{_coloured(tokens, columns)}</p></article>\n'
     )
+
+
+def _scores(record: dict[str, Any]) -> list[str]:
+    """What each reward function gave the completion; null is no reward."""
+    scores, names = record.get("scores"), record.get("scored_by")
+    if not isinstance(scores, list) or not isinstance(names, list):
+        return []
+    return [f"{name} {score:g}" for name, score in zip(names, scores) if isinstance(score, int | float)]
 
 
 def _coloured(tokens: list[str], columns: dict[str, list[float | None]]) -> str:

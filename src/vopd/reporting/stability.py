@@ -1,4 +1,4 @@
-"""How surely runs end well, and what a given accuracy costs them."""
+"""How reliably runs end well, and how many samples they need to reach a given accuracy."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import statistics
 
 from .comparison import Comparison
 
-PRICE_NOTE = "Samples and training time until the first checkpoint of that accuracy: medians of the runs that reach it."
+STABILITY_NOTE = (
+    "Samples (completions) and training time until the first checkpoint with that accuracy: medians over the runs that "
+    "reached it."
+)
 
 
 def target_accuracy(comparison: Comparison) -> float:
-    """The accuracy whose price is told: as set, or what the first estimator ends with, and never below the start's."""
+    """The accuracy to reach: as set, or what the first estimator ends with, but never below the start's."""
     if "target_accuracy" in comparison.settings:
         return float(comparison.settings["target_accuracy"])
     return max(comparison.start.student_score.value, comparison.score(comparison.estimators[0]).value)
 
 
 def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: how each estimator's runs end, and the price of the target accuracy."""
+    """Headers and rows: how each estimator's runs end, and what they need to reach the target accuracy."""
     target = target_accuracy(comparison)
     headers = [
-        "", "less accurate than the start", "farther from the teacher", "broke off",
-        f"reach {100 * target:.0f} %", "samples", "training",
+        "", "less accurate than the start", "farther from the teacher", "crashed", f"reached {100 * target:.0f} %",
+        "samples to get there", "processor seconds" if comparison.by_processor else "wall time",
     ]  # fmt: skip
-    rows = [[name, *_counts(comparison, name), *_price(comparison, name, target)] for name in comparison.estimators]
+    rows = [[name, *_counts(comparison, name), *_needed(comparison, name, target)] for name in comparison.estimators]
     return headers, rows
 
 
 def _counts(comparison: Comparison, name: str) -> list[str]:
-    """Runs whose final model is less accurate than the start, or farther from the teacher, and runs that broke off.
+    """Runs whose final model is less accurate than the start, or farther from the teacher, and runs that crashed.
 
-    On all held-out problems. A run that broke off counts in all three.
+    On all held-out problems. A run that crashed counts in all three.
     """
     runs, start = comparison.runs_of(name), comparison.start
     counts = (
@@ -41,10 +44,10 @@ def _counts(comparison: Comparison, name: str) -> list[str]:
     return [f"{count} of {len(runs)}" for count in counts]
 
 
-def _price(comparison: Comparison, name: str, target: float) -> list[str]:
-    """How many runs have a checkpoint, after the start, that is `target` accurate or better, and what the first took.
+def _needed(comparison: Comparison, name: str, target: float) -> list[str]:
+    """How many runs have a checkpoint, after the start, of accuracy `target` or better, and what the first one took.
 
-    In samples (completions) and seconds of training, these in proportion to the steps; medians over those runs.
+    In samples (completions) and seconds of training, in proportion to the steps; medians over those runs.
     """
     runs = comparison.runs_of(name)
     samples, seconds = [], []
@@ -52,6 +55,6 @@ def _price(comparison: Comparison, name: str, target: float) -> list[str]:
         step = next((step for step, value in run.accuracy_curve if step and value >= target), None)
         if step is not None:
             samples.append(step * float(comparison.settings.get("batch", 1)))
-            seconds.append(run.seconds * step / run.accuracy_curve[-1][0])
+            seconds.append(comparison.seconds(run) * step / run.accuracy_curve[-1][0])
     took = [f"{statistics.median(samples):.0f}", f"{statistics.median(seconds):.0f} s"] if samples else ["-", "-"]
     return [f"{len(samples)} of {len(runs)}", *took]

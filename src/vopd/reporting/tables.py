@@ -1,24 +1,24 @@
-"""Tables of a comparison, for its page too, and plain-text tables: readable in a terminal, in a log and in a mail."""
+"""Tables of a comparison, for the terminal and the page, and plain-text tables that fit a terminal or a log."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vopd.estimators.policy_gradient import OPD
 
-from .comparison import Comparison
-from .stability import PRICE_NOTE, stability_rows
+from .comparison import Comparison, Run
+from .stability import STABILITY_NOTE, stability_rows
 
 _ABSENT = "-"
 _DIFFERENCE_NOTE = (
-    "Same seed, same prompts. Intervals and p-values say how sure the problems are, not the training seeds."
+    "Same seed, same prompts. Intervals and p-values are over problems; they do not cover the training seeds."
 )
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table: first column to the left, the others to the right, a rule under the headers."""
+    """Return an aligned table: first column left-aligned, the others right-aligned, a rule under the headers."""
     widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Table(NamedTuple):
-    """A table, what it is called, and what stands below it."""
+    """A table with its title and the note below it."""
 
     title: str
     headers: Sequence[str]
@@ -39,7 +39,7 @@ class Table(NamedTuple):
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """Return the tables of a comparison as text; paired differences from several seeds on."""
+    """Return the tables of a comparison as text, with paired differences if there are several seeds."""
     tables = comparison_tables(comparison, differences=len(comparison.seeds) > 1)
     return "\n\n".join(
         f"{table.title}\n\n{format_table(table.headers, table.rows)}\n{table.note}".rstrip() for table in tables
@@ -47,10 +47,10 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_tables(comparison: Comparison, *, differences: bool = True) -> list[Table]:
-    """Return everything a comparison says, in order of what it says most surely: divergence and noise, accuracy, time.
+    """Return all tables of a comparison, the most certain first: divergence and noise, accuracy, time.
 
-    With several seeds, means over the seeds; `differences` are paired, from the first estimator. How surely runs end
-    well comes last, where accuracy was measured along them.
+    With several seeds, means over the seeds. `differences` adds paired differences from the first estimator. Stability
+    comes last, if accuracy was measured at the checkpoints.
     """
     builders = [_divergence_table, _accuracy_table, _time_table]
     if differences and len(comparison.estimators) > 1:
@@ -58,7 +58,7 @@ def comparison_tables(comparison: Comparison, *, differences: bool = True) -> li
     found = [build(comparison) for build in builders]
     tables = [table._replace(title=f"{table.title} ({comparison.seeds_label})") for table in found]
     if any(run.accuracy_curve for run in comparison.runs):
-        tables.append(Table("Stability and price", *stability_rows(comparison), PRICE_NOTE))
+        tables.append(Table("Stability and samples needed", *stability_rows(comparison), STABILITY_NOTE))
     return tables
 
 
@@ -69,10 +69,13 @@ def _divergence_table(comparison: Comparison) -> Table:
     for name in comparison.estimators:
         divergence = str(comparison.runs_of(name)[0].reverse_kl) if single else f"{comparison.reverse_kl(name):.3f}"
         rows.append([name, divergence, f"{noise[name]:.3f}" if name in noise else _ABSENT])
-    note = "Reverse KL: exact, nats a token, on the student's own samples; interval over problems.\n" * single
+    title, headers = "Held-out reverse KL and gradient noise", ["", "reverse KL", "gradient noise"]
+    note = "Reverse KL: exact, nats/token, on the student's own samples; interval over problems.\n" * single
+    if not noise:
+        return Table("Held-out reverse KL", headers[:2], [row[:2] for row in rows], note.rstrip())
     reference = OPD.name if OPD.name in noise else "the noisiest"
-    note += f"Noise: variance of the gradient from drawing the tokens, at the student before; {reference} = 1."
-    return Table("Held-out reverse KL and gradient noise", ["", "reverse KL", "gradient noise"], rows, note)
+    note += f"Noise: gradient variance from sampling the tokens, at the student before training; {reference} = 1."
+    return Table(title, headers, rows, note)
 
 
 def _accuracy_table(comparison: Comparison) -> Table:
@@ -81,19 +84,31 @@ def _accuracy_table(comparison: Comparison) -> Table:
     rows += [[name, str(comparison.score(name))] for name in comparison.estimators]
     rows += [["teacher", str(start.teacher_score)]]
     note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
+    scores = [start.student_score, start.teacher_score, *map(comparison.score, comparison.estimators)]
+    if any(score.low == score.high for score in scores):
+        note += " An interval of width 0: every problem had the same outcome, which does not make the value certain."
     return Table("Accuracy on held-out problems, greedy", ["", "accuracy"], rows, note)
 
 
 def _time_table(comparison: Comparison) -> Table:
+    """Processor seconds, and wall time if runs did not share the machine or if there is nothing else."""
+    columns: dict[str, Callable[[Run], float | None]] = {}
+    if all(run.processor_seconds is not None for run in comparison.runs):
+        columns["processor seconds"] = lambda run: run.processor_seconds
+    if not comparison.by_processor:
+        columns["wall time"] = lambda run: run.seconds
     rows = [
-        [name, f"{statistics.mean(run.seconds for run in comparison.runs_of(name)):.0f} s"]
+        [name, *(f"{statistics.mean(map(seconds, comparison.runs_of(name))):.0f} s" for seconds in columns.values())]
         for name in comparison.estimators
     ]
-    return Table("Time", ["", "training, one run"], rows)
+    note = "Optimizer steps of one run, rollouts included, without loading, saving and measuring."
+    if comparison.jobs is None and not comparison.by_processor:
+        note += "\nRuns may have shared the processor: do not compare their wall time."
+    return Table("Training time of one run", ["", *columns], rows, note)
 
 
 def _difference_table(comparison: Comparison) -> Table:
-    """Every estimator less the first, seed by seed and problem by problem."""
+    """Every estimator minus the first, per seed and per problem."""
     reference, *others = comparison.estimators
     rows = []
     for name in others:
@@ -103,4 +118,4 @@ def _difference_table(comparison: Comparison) -> Table:
         accuracy = str(comparison.accuracy_difference(name, reference))
         rows.append([name, f"{sum(gaps) / len(gaps):+.3f}{spread}", lower, accuracy])
     headers = ["", "reverse KL (range over seeds)", "lower in seeds", "accuracy [95 % over problems]"]
-    return Table(f"Paired differences from {reference}", headers, rows, _DIFFERENCE_NOTE)
+    return Table(f"Paired difference from {reference}", headers, rows, _DIFFERENCE_NOTE)

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""How long a step takes: wall time by phase, and processor time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ class StepClock(TrainerCallback):
     """Wall time of the optimizer steps since the last report, split into rollout, scoring and the rest.
 
     ``update`` is what a step takes beyond rollout and scoring: the student's forward and backward pass and the
-    optimizer. Evaluation and checkpoints between steps count for nothing.
+    optimizer. Evaluation and checkpoints between steps count for nothing. ``processor`` is the processor time of this
+    process in the same steps, all threads together: unlike wall time it does not grow when other programs share the
+    cores.
     """
 
     def __init__(self) -> None:
         self._started: float | None = None
+        self._processor_started = 0.0
         self._marks: list[tuple[str, torch.Event, torch.Event]] = []  # of the step that is under way
         self._restart()
 
     def _restart(self) -> None:
         self._parts = {"rollout": 0.0, "scoring": 0.0}
-        self._total = 0.0
+        self._total = self._processor = 0.0
         self._steps = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A step begins, with its rollout.
         self._started, self._marks = time.perf_counter(), []
+        self._processor_started = time.process_time()
 
     def spend(self, part: str, seconds: float) -> None:
         """Count `seconds` of the current step as `part`."""
@@ -64,6 +68,7 @@ class StepClock(TrainerCallback):
         self._marks = []
         if self._started is not None:
             self._total += time.perf_counter() - self._started
+            self._processor += time.process_time() - self._processor_started
             self._steps += 1
         self._started = None
 
@@ -71,7 +76,7 @@ class StepClock(TrainerCallback):
         """Add seconds per step, and tokens per second of all `ranks`, of which this one sampled `tokens`; reset."""
         if self._steps:
             update = self._total - sum(self._parts.values())
-            for part, seconds in (*self._parts.items(), ("update", update)):
+            for part, seconds in (*self._parts.items(), ("update", update), ("processor", self._processor)):
                 averages.add_total(f"seconds/{part}", seconds, self._steps, device)
             averages.add_total("tokens_per_second", tokens, self._total / ranks, device)
         self._restart()

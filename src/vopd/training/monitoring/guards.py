@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, GuardError, check_known, counted
 from vopd.estimators.policy_gradient import VOPD_OPTIMAL
+from vopd.reporting.run_files import GUARDS_FILE
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
+from ..saving.logs import append
 from .stopping import Stopping
 
 logger = logging.getLogger("vopd")
@@ -241,6 +244,9 @@ class GuardWatch(TrainerCallback):
                 self.stopping.end(GuardError(f"{text} (a checkpoint of this step was saved)"), control)
             elif state.is_world_process_zero:
                 logger.warning("%s", text)
+            if state.is_world_process_zero:
+                record = {"step": state.global_step, "guard": guard.name, "message": message}
+                append(Path(args.output_dir) / GUARDS_FILE, [record])
 
     def _beginning(self, logs: Metrics) -> list[tuple[Guard, str]]:
         """Each guard whose problem starts at this step, and its message."""

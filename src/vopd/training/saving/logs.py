@@ -1,4 +1,4 @@
-"""The training logs: metrics.jsonl and samples.jsonl."""
+"""The logs of a run: metrics.jsonl, samples.jsonl and guards.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vopd.atomic import write_whole
-from vopd.reporting.run_files import METRICS_FILE, SAMPLES_FILE
+from vopd.reporting.run_files import GUARDS_FILE, METRICS_FILE, SAMPLES_FILE
 
 from .checkpoints import clear_save_errors
 
@@ -20,7 +20,8 @@ from .checkpoints import clear_save_errors
 class RunLog(TrainerCallback):
     """Writes metrics.jsonl, one object per logged step, and samples.jsonl, one object per kept completion.
 
-    A resumed run cuts both back to its checkpoint, so no step is in them twice. A run that starts over in the same
+    guards.jsonl, one object each time that a guard fires, is opened here and written by ``GuardWatch``. A resumed run
+    cuts all three back to its checkpoint, so no step is in them twice. A run that starts over in the same
     folder renames the old files.
 
     Args:
@@ -34,7 +35,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            for name in (METRICS_FILE, SAMPLES_FILE):
+            for name in (METRICS_FILE, SAMPLES_FILE, GUARDS_FILE):
                 open_log(self.folder / name, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
