@@ -22,16 +22,16 @@ ROOT = Path(__file__).parents[1]
 PLACES = ("*.md", "docs", "recipes", "examples", "src", "tools", "benchmarks")
 SUFFIXES = {".md", ".py", ".toml", ".yaml", ".yml", ".ipynb"}
 
-_COUNTED = "bits|bytes|columns|completions|ids|lines|problems|prompts|rows|samples|steps|tokens"
+_COUNTED = "bits|bytes|columns|completions|ids|lines|problems|prompts|rows|steps|tokens"
 _PER = "batch|chunk|completion|group|line|position|problem|prompt|rank|row|second|step|token"
 BETTER = {
     "nats a token": "nats/token",
     "nats a unit": "nats per unit",
     rf"({_COUNTED}) a ({_PER})": r"\1 per \2",
     "(one|once) a (batch|chunk|line|position|problem|prompt|rank|row|step|token|vocabulary)": r"\1 per \2",
-    r"1 (file|problem|process|prompt|row|sample|step|thread|token)(?:s|es)": r"1 \1",
+    r"(?<!\+.)1 (file|problem|process|prompt|row|sample|step|thread|token)(?:s|es)": r"1 \1",
     "which to take": "Which estimator should I use?",
-    "(?:of your own|of one's own)": "your own ...",
+    "of one's own": "your own ...",
     "mend(|s|ed|ing)": "fix",
     "(?:talk it up|talked up)": "verdicts are computed from a fixed rule",
     "counts? nowhere": "has zero weight",

@@ -10,7 +10,7 @@ from vopd.errors import ConfigurationError, DataError, check_known
 
 from .choices import gold_letter, read_choice
 from .extract import last_box, math_answer, strip_thinking
-from .latex import normalise
+from .latex import normalize
 from .pool import Reply, shared_pool
 from .structure import plainly_readable, same
 
@@ -124,7 +124,7 @@ def _grade_choice(text: str, gold: str) -> Grade:
 
 def _key(gold: str, answer: str) -> tuple[str, str]:
     # A side that is too long is cut to just over the limit, and is rejected by its length.
-    return tuple(normalise(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
+    return tuple(normalize(text) if len(text) <= _LONGEST else text[: _LONGEST + 1] for text in (gold, answer))  # type: ignore[return-value]
 
 
 def _quick(gold: str, answer: str) -> Reply | None:

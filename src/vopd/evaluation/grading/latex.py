@@ -1,6 +1,6 @@
 """Normalization of answers in LaTeX or plain text before they are compared.
 
-``normalise`` changes only notation (fonts, spacing, delimiters, unicode, scientific notation). Everything that carries
+``normalize`` changes only notation (fonts, spacing, delimiters, unicode, scientific notation). Everything that carries
 a value or a structure (braces of sets, subscripts of bases, brackets of intervals) is kept for
 `vopd.evaluation.grading.structure`. Every pattern is linear in the length of the text.
 """
@@ -114,7 +114,7 @@ _ROW_END = "\ue000"
 _SPACES = re.compile(r"(\\[A-Za-z]+ (?=[A-Za-z])|(?<=\d) (?=\d))| ")
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """Normalize an answer: remove delimiters, fonts, spacing and sizing, and unify symbols."""
     text = _unwrap(answer.translate(_UNICODE))
     text = re.sub("(?<=[0-9A-Za-z)])([₀-₉]+)", lambda m: "_{" + m[1].translate(_SUBSCRIPT_DIGITS) + "}", text)

@@ -102,7 +102,7 @@ class Progress(TrainerCallback):
 
         console = Console(file=self.stream)
 
-        def line() -> Text:  # drawn every second: the remaining time runs down, and a resized window is filled anew
+        def line() -> Text:  # drawn every second: the ETA counts down and the width follows the window
             return Text(self.line(console.width - 1), no_wrap=True, overflow="ellipsis")
 
         return Live(console=console, get_renderable=line, refresh_per_second=1)
