@@ -259,7 +259,7 @@ def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
     trainer = make_trainer(max_steps=2)
     trainer.train()
     assert capsys.readouterr().err.count("vopd, torch on cpu") == 1
-    assert trainer.card_facts("x")["settings"]["loss computed by"] == "torch"
+    assert trainer.card_facts("x")["settings"]["loss backend"] == "torch"
     import vopd.training.objective as objective
     import vopd.training.trainer as module
 

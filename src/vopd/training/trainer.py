@@ -349,10 +349,10 @@ class VOPDTrainer(TRLAdapter):
             "data": [f"{len(self.train_dataset)} prompts"],
             "settings": {
                 "estimator": estimator if k is None else f"{estimator}, k = {k}",
-                "loss computed by": self.loss_backend,
+                "loss backend": self.loss_backend,
                 "temperature": self.args.temperature,
                 "optimizer steps": self.state.global_step,
-                "prompts a step": self.args.step_prompts,
+                "prompts per step": self.args.step_prompts,
                 "rewards": self._rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,
