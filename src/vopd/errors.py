@@ -109,5 +109,5 @@ def first_line(error: Exception) -> str:
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:
-    """Return a number with its noun, "1 prompt" or "2 prompts"; `plural` if it is not `singular` with an s."""
-    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+    """Return a number with its noun, "1 prompt" or "17,398 prompts"; `plural` if it is not `singular` with an s."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

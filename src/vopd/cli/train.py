@@ -18,6 +18,7 @@ from typing import Any
 
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import first_ids, token_lengths
+from vopd.errors import counted
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.directory import is_main_process, nearest_existing
@@ -27,7 +28,7 @@ from vopd.run.train import plan_accuracy, train
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
-from vopd.training.monitoring.first_lines import counted, first_lines
+from vopd.training.monitoring.first_lines import first_lines
 from vopd.training.rollout_logprobs import check_engine
 
 _SHOWN_IDS = 40

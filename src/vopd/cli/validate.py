@@ -14,11 +14,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd validate` with these arguments and return its exit code."""
     # Set before anything that reads it is imported: validation must not wait for the network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vopd.errors import counted
     from vopd.run.directory import is_main_process
     from vopd.run.facts import gather_facts
     from vopd.run.plan import plan_run
     from vopd.run.train import plan_accuracy
-    from vopd.training.monitoring.first_lines import counted
     from vopd.training.rollout_logprobs import has_vllm
 
     plan = plan_run("validate", __doc__, arguments)

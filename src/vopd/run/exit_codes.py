@@ -30,9 +30,14 @@ def report_error(command: Callable[[], int]) -> int:
     # peft and trl use names that transformers has renamed; users cannot fix that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, where a reader that has gone can be handled
+        return code
     except VOPDError as error:
         return _report(error, error.exit_code)
+    except BrokenPipeError:  # the reader has closed, as `vopd train --help | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return 141
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise

@@ -231,7 +231,7 @@ def _help_line(option: Option) -> str:
         text = text.split(". ")[0].rstrip(".")
     if option.required:
         text = f"(required) {text}"
-    elif option.default not in (None, "", False):
+    elif option.default not in (None, "", False, []):
         default = ",".join(option.default) if isinstance(option.default, list) else option.default
         text = f"{text} [{default}]"
     return text.replace("%%", "%").replace("%", "%%")

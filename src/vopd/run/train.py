@@ -11,13 +11,12 @@ from typing import Any
 
 from accelerate.utils import release_memory
 
-from vopd.errors import VOPDError
+from vopd.errors import VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
-from vopd.training.monitoring.first_lines import counted
 from vopd.training.saving.card import write_card
 
 from . import directory, publish

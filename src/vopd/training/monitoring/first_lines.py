@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vopd.errors import counted
 from vopd.models import device_name
 from vopd.placement import Placement, described
 from vopd.teachers.build import Served, TeacherSet
@@ -81,11 +82,6 @@ def teacher_sizes(placement: Placement, teachers: TeacherSet) -> dict[str, str]:
     placed = {name: entry.teacher for name, entry in teachers.placed.items()}
     local = {name: teacher.model for name, teacher in placed.items() if isinstance(teacher, LocalTeacher)}
     return {name: size(placement, placement.unwrap(model)) for name, model in local.items()}
-
-
-def counted(number: int, one: str, several: str | None = None) -> str:
-    """Return "1 step", "2 steps", "17,398 prompts"; `several` is the plural where it is not `one` with an s."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def tokens_in_words(number: int) -> str:
