@@ -113,11 +113,11 @@ def test_bugs_are_not_hidden(raising: Any) -> None:
 
 
 def test_a_reader_that_closes_early_is_no_error() -> None:
-    """As in `vopd train --help | head -1`."""
+    """As in `vopd --help | head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(Path(vopd.__file__).parents[1])}
-    call = [sys.executable, "-m", "vopd", "train", "--help"]
+    call = [sys.executable, "-m", "vopd", "--help"]
     done = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
