@@ -87,9 +87,9 @@ def test_contexts_that_make_most_of_the_variance_are_said() -> None:
 
 def test_a_biased_estimator_is_named_with_its_bias_and_not_counted() -> None:
     *lines, last = verdict(measured({"opd": 1.0, "top_k_rkl": 0.0}, bias=0.25))
-    assert "top_k_rkl" not in "".join(lines) and told("top_k_rkl is biased ... 0.25 [0.23, 0.28]", last)
+    assert "top_k_rkl" not in "".join(lines) and told("top_k_rkl is biased by construction ... 0.25 [0.23, 0.28]", last)
     own = {**measured({"opd": 1.0, "mine": 0.5}, bias=0.1), "biased": ["mine"]}
-    assert told("mine is biased", verdict(own)[-1])
+    assert told("mine is biased by construction", verdict(own)[-1])
 
 
 @pytest.mark.parametrize("noise", [{"opd": 1.0}, {"full_rkl": 0.0}, {"vopd": 1.0, "vopd_optimal": 0.3}])

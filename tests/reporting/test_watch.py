@@ -44,8 +44,13 @@ def test_watching_rewrites_the_page_as_the_run_writes_and_ends_with_it(
             actions.pop(0)()
 
     assert watch_report(tmp_path, 0.01, say) == page and not actions
-    steps = ["step 1 ... 0.500", "step 1 ... 0.500", "step 2 ... 0.250"]
-    facts = ["waiting ... first logged step", *steps, "training has ended"]
+    facts = [
+        "waiting ... first logged step",
+        "step 1 ... 0.500",
+        "step 1 ... 0.500",
+        "step 2 ... 0.250",
+        "training has ended",
+    ]
     assert [told(fact, line) for fact, (line, _) in zip(facts, said, strict=True)] == [True] * 5
     assert [reloads for _, reloads in said] == [False, True, True, True, True]
     assert "refresh" not in page.read_text() and (tmp_path / "report" / "loss.csv").is_file()

@@ -15,7 +15,7 @@ from .benchmark_curves import training_accuracy
 from .colours import BLUE, GREEN, GREY, ORANGE, SERIES
 from .drawing import figures_html
 from .figures import Curves, Figure, Line, Row, Rows
-from .page import folded, page, section, table, tiles
+from .page import escape, folded, page, section, table, tiles
 from .run_files import GUARDS_FILE, SAMPLES_FILE, read_json, read_metrics, read_records, read_text, series
 from .samples_page import KEY, chosen, samples_html
 from .variance_report import RESULTS_FILE, variance_beside
@@ -97,10 +97,15 @@ def run_report(folder: Path, *, reload: float = 0) -> tuple[str, list[Figure]]:
         section("samples", "Samples", _samples(folder / SAMPLES_FILE)),
         section("settings", "Settings", _settings_html(settings)),
     ]
-    student = settings.get("model", ("the student", ""))[0]
-    subtitle = f"student {student}, teacher {', '.join(_teacher_sources(settings).values()) or 'unknown'}"
+    teachers_named = ", ".join(map(_shortened, _teacher_sources(settings).values())) or "unknown"
+    subtitle = f"student {_shortened(_given(settings, 'model')) or 'unknown'}, teacher {teachers_named}"
     figures = [*accuracy, *progress, *rewards, *teachers, *variance, *more, *timing]
     return page(folder.resolve().name, subtitle, parts, reload=reload), figures
+
+
+def _shortened(source: str) -> str:
+    """A hub id or address as it is, of a longer path the last two parts."""
+    return source if "://" in source else "/".join(source.rsplit("/", 2)[-2:])
 
 
 def progress_line(folder: Path) -> str:
@@ -256,16 +261,15 @@ def _first_and_last_fifth(records: Sequence[dict[str, Any]], name: str) -> tuple
 
 def _guards(path: Path) -> str:
     """The guards that fired: when, what was seen, what to try. Empty where none did."""
-    rows = []
+    shown = ""
     for record in read_records(path):
         # A guard's message is "what it saw; what to try".
         seen, _, advice = str(record.get("message", "")).partition("; ")
-        rows.append([str(record.get("step", "?")), str(record.get("guard", "?")), seen, advice])
-    if not rows:
-        return ""
-    shown = table(["step", "guard", "what was seen", "what to try"], rows)
+        title = f"step {record.get('step', '?')} · guard {record.get('guard', '?')}"
+        shown += f'<article class="warning"><h3>{escape(title)}</h3><p>{escape(seen)}</p>'
+        shown += f"<p>{escape(advice)}</p></article>\n"
     note = "Each guard is listed at the step where its condition began to hold."
-    return section("guards", "Guards that fired", f'<div class="settings warnings">{shown}</div>', note)
+    return section("guards", "Guards that fired", shown, note) if shown else ""
 
 
 def _names_under(records: Sequence[dict[str, Any]], pattern: str) -> list[str]:
@@ -320,10 +324,10 @@ def _teachers(settings: Settings, records: Sequence[dict[str, Any]], figures: Se
         rows.append([name or "default", source, kind, *cells])
     if not rows:
         return ""
-    headers = ["teacher", "model or address", "kind", "reverse KL, first fifth", "last fifth"]
+    headers = ["teacher", "model or address", "kind", "reverse KL, first fifth", "reverse KL, last fifth"]
     if len(rows) == 1:
         headers, rows = headers[:3], [row[:3] for row in rows]
-    body = f'<div class="settings">{table(headers, rows)}</div>{figures_html(figures)}'
+    body = f'<div class="teachers">{table(headers, rows)}</div>{figures_html(figures)}'
     return section("teachers", "Teachers", body)
 
 

@@ -94,8 +94,9 @@ def verdict(results: Results) -> list[str]:
             "more completions per step reduce it."
         )
     lines += [
-        f"{name} is biased: its squared bias is {_short(Interval(**found[name]['relative_bias']))} of the exact "
-        "gradient's squared norm, which more samples do not reduce."
+        f"{name} is biased by construction: its squared bias here is "
+        f"{_short(Interval(**found[name]['relative_bias']))} of the exact gradient's squared norm, and more samples do "
+        "not reduce it."
         for name in found if name in biased
     ]  # fmt: skip
     return lines
