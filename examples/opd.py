@@ -11,14 +11,16 @@ Left out on purpose, because each would hide the algorithm; `vopd train` has all
 Run it (the small pair of models inside the package; CPU, no download):
     python examples/opd.py
     python examples/opd.py --estimator vopd      # the paper's method; any name of vopd.ESTIMATORS
-What to expect: held-out reverse KL falls from 0.32 to about 0.24 nats/token and greedy accuracy rises by a few points.
-REPLACE_MEASURED
+What to expect: held-out reverse KL from 0.305 to 0.183 nats/token and greedy accuracy from 70.0 % to 78.0 % of 300
+problems, with full_rkl (65 processor seconds on 2 CPU cores, torch 2.13, 2026-11-27). VOPD_MEASURED
+Which estimator should I use? docs/concepts/estimators.md
 
 Real models (one GPU of 80 GB; NOT run on that hardware yet, so no numbers):
     python examples/opd.py --student Qwen/Qwen3-1.7B-Base --teacher Qwen/Qwen3-1.7B --data problems.jsonl \
         --batch_size 8 --learning_rate 1e-6 --max_new_tokens 512
 problems.jsonl has one object per line with "prompt" and "answer". The prompt must ask for the answer in \boxed{} or in
-<answer> tags. Expect the reverse KL to fall from the first tens of steps on; accuracy moves later and by less.
+<answer> tags. Watch the sampled reverse KL: it is noisy, and should fall over tens of steps. Models whose logits are
+more than hidden states times a head (Gemma, Cohere, Granite) need the loss's options; `vopd train` sets them.
 """
 
 import argparse

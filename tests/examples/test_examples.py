@@ -39,7 +39,7 @@ def test_the_written_out_losses_are_those_of_the_package(estimator: str) -> None
     torch.testing.assert_close(*gradients)
 
 
-def test_completions_count_up_to_their_first_end_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completions_count_up_to_their_first_end_token_and_are_scored_where_they_are_predicted() -> None:
     module = example("opd.py")
     pair = module.Pair(str(module.embedded_pair().student), str(module.embedded_pair().teacher), "cpu")
     prompts = [problem.question for problem in module.pair_problems("train", 6, 0)]
@@ -50,15 +50,15 @@ def test_completions_count_up_to_their_first_end_token(monkeypatch: pytest.Monke
     for row, counted in zip(completions.tolist(), mask.tolist()):
         length = row.index(pair.ends[0]) + 1 if pair.ends[0] in row else len(row)
         assert counted == [place < length for place in range(len(row))]
-    # Left padding and lengths of the others change nothing.
+    # The loss reads the logits that predict each completion token, whatever the padding: the equation, row by row.
     with torch.no_grad():
-        together = pair.loss_of_step(ids, attention, mask, "full_rkl").reverse_kl[0]
-        first = attention[0].nonzero()[0]
-        start, end = int(first), ids.shape[1] - mask.shape[1] + int(mask[0].sum())
-        alone = pair.loss_of_step(
-            ids[:1, start:end], attention[:1, start:end], mask[:1, : int(mask[0].sum())], "full_rkl"
-        ).reverse_kl[0]
-    torch.testing.assert_close(together[mask[0]], alone, atol=1e-5, rtol=1e-4)
+        together = pair.loss_of_step(ids, attention, mask, "full_rkl").reverse_kl
+        for row, divergence in enumerate(together):
+            whole = ids[row, attention[row].bool()][None]
+            predicts = slice(whole.shape[1] - int(mask[row].sum()) - 1, -1)
+            logits = [model(whole).logits[0, predicts, : len(pair.tokenizer)] for model in (pair.student, pair.teacher)]
+            alone = module.written_out(*logits, None, "full_rkl")
+            torch.testing.assert_close(divergence[mask[row]], alone, atol=1e-5, rtol=1e-3)
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
