@@ -12,8 +12,9 @@ from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators
 from vopd.evaluation.journal import write_lines
-from vopd.reporting.comparison import Comparison, write_comparison
+from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
 from vopd.reporting.report import write_report
+from vopd.reporting.run_files import read_json
 from vopd.reporting.tables import comparison_text
 
 from .grid import GridRun, Say, collect, run_grid, run_name
@@ -117,7 +118,9 @@ def compare(
         target: report the samples needed to reach this accuracy; default: what the first estimator ends with.
     """
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
-    comparison = collect(runs, folder, _settings(runs, measurement, target, processes))
+    # Called again with fewer jobs, the runs that were finished had still shared the machine.
+    before = read_json(folder / COMPARISON_FILE).get("settings", {}).get("jobs", 0)
+    comparison = collect(runs, folder, _settings(runs, measurement, target, max(processes, before)))
     write_comparison(comparison, folder)
     text = comparison_text(comparison)
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")

@@ -86,15 +86,15 @@ def _accuracy_table(comparison: Comparison) -> Table:
     note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
     scores = [start.student_score, start.teacher_score, *map(comparison.score, comparison.estimators)]
     if any(score.low == score.high for score in scores):
-        note += " An interval of width 0: every problem had the same outcome, which does not make the value certain."
+        note += "\nAn interval of width 0: every problem had the same outcome, which does not make the value certain."
     return Table("Accuracy on held-out problems, greedy", ["", "accuracy"], rows, note)
 
 
 def _time_table(comparison: Comparison) -> Table:
     """Processor seconds, and wall time if runs did not share the machine or if there is nothing else."""
-    columns: dict[str, Callable[[Run], float | None]] = {}
+    columns: dict[str, Callable[[Run], float]] = {}
     if all(run.processor_seconds is not None for run in comparison.runs):
-        columns["processor seconds"] = lambda run: run.processor_seconds
+        columns["processor seconds"] = lambda run: run.processor_seconds or 0.0
     if not comparison.by_processor:
         columns["wall time"] = lambda run: run.seconds
     rows = [
