@@ -21,7 +21,7 @@ from typing import Any
 from vopd import errors
 from vopd.cli import COMMANDS
 from vopd.estimators import ESTIMATORS, Estimator
-from vopd.estimators.advice import ADVICE
+from vopd.estimators.advice import ADVICE, AdviceUnless
 from vopd.run.options import Option, kinds_of, options_of
 from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
 from vopd.training import VOPDConfig
@@ -80,9 +80,9 @@ def which_estimator() -> str:
     body = []
     for advice in ADVICE:
         estimator, why = f"`{advice.estimator.name}`", advice.why
-        if advice.instead is not None:
-            estimator += f"; `{advice.instead.name}` {advice.unless.partition(': ')[0]}"
-            why += f"; {advice.unless.partition(': ')[2]}"
+        if isinstance(advice, AdviceUnless):
+            estimator += f"; `{advice.instead.name}` {advice.unless}"
+            why += f"; {advice.why_instead}"
         body.append((advice.given, estimator, why))
     return rows(("you have", "use", "why"), body)
 

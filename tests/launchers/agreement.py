@@ -111,7 +111,7 @@ def check(case: Case, one: Found, several: Found, bf16: float = 1e-2) -> None:
 def check_spoilt(found: Found, config: str) -> None:
     """The step with the NaN was not taken, and every process ended. Before it there was an evaluation: transformers
     cannot do one under FSDP2 and ZeRO-2, and cannot train after one under ZeRO-3."""
-    early = "none" if config == "ddp" else "when training begins ... eval_on_start=true ... vopd eval"
+    early = "none" if config == "ddp" else "when training starts ... eval_on_start=true ... vopd eval"
     assert told(early, found["early"]), found["early"]
     assert told("loss of step 1 ... not finite ... not taken", found["error"]), found["error"]
     assert all(torch.equal(found["after"][name], before) for name, before in found["before"].items())

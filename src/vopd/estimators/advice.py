@@ -12,29 +12,29 @@ from .rao_blackwell import RAO_BLACKWELL_TEACHER_TOP_K
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use in one situation.
-
-    Attributes:
-        given: the situation.
-        estimator: to use.
-        why: its advantage there.
-        unless: a condition under which ``instead`` is better, and why; empty without one.
-        instead: the estimator under that condition.
-    """
+    """What to use in one situation: its description, the estimator, and the estimator's advantage there."""
 
     given: str
     estimator: Estimator
     why: str
-    unless: str = ""
-    instead: Estimator | None = None
 
 
-WITH_FULL_ROWS = Advice(
+@dataclass(frozen=True)
+class AdviceUnless(Advice):
+    """The same, with the estimator to use ``instead`` under the condition ``unless``, and its advantage."""
+
+    unless: str
+    instead: Estimator
+    why_instead: str
+
+
+WITH_FULL_ROWS = AdviceUnless(
     given="the teacher's full distribution (teacher in the training process)",
     estimator=FULL_RKL,
     why="no sampling noise",
-    unless="where rewards or importance weights need a policy gradient: least variance",
+    unless="when rewards or importance weights need a policy gradient",
     instead=VOPD_OPTIMAL,
+    why_instead="least variance",
 )
 WITH_TOP_K = Advice(
     given="a server that returns its top k",

@@ -9,8 +9,8 @@ from typing import Any
 
 from vopd.errors import MissingExtraError
 from vopd.estimators import ESTIMATORS
-from vopd.estimators.exact import FULL_RKL
-from vopd.estimators.policy_gradient import OPD, VOPD_OPTIMAL
+from vopd.estimators.advice import WITH_FULL_ROWS, WITH_TOP_K
+from vopd.estimators.policy_gradient import OPD
 from vopd.estimators.rao_blackwell import RAO_BLACKWELL_TEACHER_TOP_K, RAO_BLACKWELL_TOP_K
 from vopd.statistics import Interval, ratio_of_means
 
@@ -76,15 +76,15 @@ def verdict(results: Results) -> list[str]:
     exact = [name for name, noise in found.items() if _is_exact(noise, results) and name not in biased]
     noisy = [name for name in found if name not in (*exact, *biased)]
     lines = [_measured(noisy, exact, found)]
-    groups = {VOPD_OPTIMAL.name: _policy_gradients(noisy), RAO_BLACKWELL_TEACHER_TOP_K.name: _served(noisy)}
+    whole, gradient, served = WITH_FULL_ROWS.estimator.name, WITH_FULL_ROWS.instead.name, WITH_TOP_K.estimator.name
+    groups = {gradient: _policy_gradients(noisy), served: _served(noisy)}
     advised: dict[str, str] = {}
     for usual, rivals in groups.items():
         advised[usual], open_question = _least(usual, rivals, found, contexts)
         lines += open_question
     lines.insert(1, (
-        f"With the teacher in the training process use {FULL_RKL.name} (no sampling noise), or "
-        f"{advised[VOPD_OPTIMAL.name]} when rewards or importance weights need a policy gradient; with a server that "
-        f"returns its top k use {advised[RAO_BLACKWELL_TEACHER_TOP_K.name]}."
+        f"With the teacher in the training process use {whole} ({WITH_FULL_ROWS.why}), or {advised[gradient]} when "
+        f"rewards or importance weights need a policy gradient; with {WITH_TOP_K.given} use {advised[served]}."
     ))  # fmt: skip
     reference = _reference(noisy, found)
     if reference and found[reference]["token"]["high"] < results["context"]["low"]:

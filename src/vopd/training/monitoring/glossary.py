@@ -143,6 +143,10 @@ _COMPLETIONS = (
         "seconds/update", "seconds/step", "The rest: forward and backward pass of the student, loss, optimizer.", "",
     ),
     Metric(
+        "seconds/processor", "seconds/step", "Processor time of this process, all threads.",
+        "Unlike wall time it does not grow when other programs share the cores.",
+    ),
+    Metric(
         "seconds/benchmarks", "seconds", "One evaluation on `eval_benchmarks`; no part of a step.",
         "Too long: raise `eval_benchmark_steps`, lower `eval_benchmark_limit`.",
     ),
