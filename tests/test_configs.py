@@ -141,7 +141,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def put_into_hub_cache(home: Path, name: str, commit: str, rows: list[dict[str, Any]]) -> None:
-    """Leave a data set in the cache under `home` as `datasets.load_dataset(name)` would have from the hub."""
+    """Leave a dataset in the cache under `home` as `datasets.load_dataset(name)` would have from the hub."""
     import datasets
 
     owner, _, short = name.partition("/")

@@ -32,6 +32,7 @@ BETTER = {
     r"(?<!\+.)1 (file|problem|process|prompt|row|sample|step|thread|token)(?:s|es)": r"1 \1",
     "which to take": "Which estimator should I use?",
     "of one's own": "your own ...",
+    "data sets?": "dataset",
     "mend(|s|ed|ing)": "fix",
     "(?:talk it up|talked up)": "verdicts are computed from a fixed rule",
     "counts? nowhere": "has zero weight",

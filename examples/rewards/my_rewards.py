@@ -1,6 +1,6 @@
 """Custom reward functions in TRL's signature: named arguments in, a number or None for each completion out.
 
-A function gets the arguments that it names: prompts, completions, completion_ids and the columns of the data set. It
+A function gets the arguments that it names: prompts, completions, completion_ids and the columns of the dataset. It
 gets all of them with **kwargs.
 """
 

@@ -69,7 +69,7 @@ def test_each_prompt_is_tokenised_once_from_file_to_last_step(
     before, after = ("<user>", "<assistant>") if chat else ("", "")
     texts = [f"What is {n} + 3?" for n in range(16)] + [str(n + 3) for n in range(0, 16, 2)]
     once = [before + text + after for text in texts]
-    tried = {once[0], once[16]}  # the first row's, again wherever a data set comes with ids: whether they still hold
+    tried = {once[0], once[16]}  # the first row's, again wherever a dataset comes with ids: whether they still hold
     others = dict.fromkeys((text for text in once if text not in tried), 1)
     for more in (("--dry-run",), ()):
         tokenized.clear()

@@ -1,6 +1,6 @@
-"""Benchmarks from files in the columns of the real data sets, and from a Hub that is played by a function.
+"""Benchmarks from files in the columns of the real datasets, and from a Hub that is played by a function.
 
-Every question of the files under benchmark_rows/ is invented; only the columns are those of the data sets.
+Every question of the files under benchmark_rows/ is invented; only the columns are those of the datasets.
 """
 
 from __future__ import annotations

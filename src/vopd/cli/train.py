@@ -101,7 +101,7 @@ def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
     sources = (f"{entry['prompts']:,} from {entry['source']} ({entry['version']})" for entry in prompts.sources)
     return [
         f"prompts read: {', '.join(sources)}",
-        # repr: control characters of a data set must not reach the terminal
+        # repr: control characters of a dataset must not reach the terminal
         f"first prompt: {text!r}",
         f"its {counted(len(ids), 'token id')}: {shown}",
         f"decoded again: {tokenizer.decode(ids)!r}",

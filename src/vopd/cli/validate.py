@@ -1,7 +1,7 @@
 """Check the settings of a training run without loading weights.
 
 Checks options, estimator, sampling, tokenizers, vocabularies and prompts. Takes the options of `vopd train` and writes
-nothing. Models and data sets that only the hub has are skipped and listed; `vopd train --dry_run` needs them.
+nothing. Models and datasets that only the hub has are skipped and listed; `vopd train --dry_run` needs them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns a row of a data set into a prompt text: columns, templates, chat templates."""
+"""Turns a row of a dataset into a prompt text: columns, templates, chat templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render_prompts(
     """Return the prompt text of every row.
 
     Args:
-        rows: rows of a data set.
+        rows: rows of a dataset.
         source: name of the rows in errors.
         template: text in which {column} is replaced by that column; None uses the column that `prompt_column` finds.
         render: result of `chat_renderer`.

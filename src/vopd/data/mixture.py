@@ -37,10 +37,10 @@ def most_without_repeats(weights: Sequence[float], sizes: Sequence[int | None]) 
 
 
 def mix(datasets: Sequence[Any], names: Sequence[str]) -> Any:
-    """Interleave data sets evenly, so that every part of the result has about the same proportions.
+    """Interleave datasets evenly, so that every part of the result has about the same proportions.
 
-    Every row gets a column "source". Columns that only some data sets have are None for the others. Columns whose type
-    differs between data sets are dropped with a warning, except "answer", which is converted to text.
+    Every row gets a column "source". Columns that only some datasets have are None for the others. Columns whose type
+    differs between datasets are dropped with a warning, except "answer", which is converted to text.
     """
     library = require("datasets", "train")
     left_out = _differing_columns(datasets)

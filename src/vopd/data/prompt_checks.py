@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
     """Raise DataError unless every row has a prompt: a text or a list of chat messages."""
     if dataset is None:
-        raise DataError(f"{name} is missing; pass a data set with a column {PROMPT!r}")
+        raise DataError(f"{name} is missing; pass a dataset with a column {PROMPT!r}")
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
     columns = getattr(dataset, "column_names", None)

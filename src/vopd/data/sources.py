@@ -1,4 +1,4 @@
-"""One source of prompts: a local file, a Hugging Face Hub data set, or a reasoning_gym task."""
+"""One source of prompts: a local file, a Hugging Face Hub dataset, or a reasoning_gym task."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Source:
     Attributes:
         source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME".
         weight: share in a mixture of several sources, relative to the other weights.
-        split: split of a hub data set.
-        revision: branch, tag or commit of a hub data set.
+        split: split of a hub dataset.
+        revision: branch, tag or commit of a hub dataset.
         count: use only the first `count` rows; for a task, the number of problems to generate.
         options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
         template: text in which {column} is replaced by that column of the row.
@@ -102,7 +102,7 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
 def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
     """Return a `datasets.Dataset` with at most `count` rows of the source, and its version.
 
-    The version is the commit of a hub data set if it is known, the digest of a file, or the library's version and the
+    The version is the commit of a hub dataset if it is known, the digest of a file, or the library's version and the
     seed for a task.
 
     Raises:
@@ -149,7 +149,7 @@ def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]
 
 def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
     """Return `dataset` with a column added or replaced."""
-    # Added under another name first: without any columns, the data set would have no rows either.
+    # Added under another name first: without any columns, the dataset would have no rows either.
     added = dataset.add_column("_vopd_new", values)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
@@ -181,7 +181,7 @@ def _from_hub(source: Source) -> tuple[Any, str]:
 
 
 def recorded_commit(dataset: Any) -> str | None:
-    """Return the commit of a hub data set, from its checksums or its cache folder; None if it is unknown."""
+    """Return the commit of a hub dataset, from its checksums or its cache folder; None if it is unknown."""
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
     found = (_COMMIT.search(str(place)) for place in places)
     return next((match.group() for match in found if match), None)

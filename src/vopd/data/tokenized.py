@@ -1,4 +1,4 @@
-"""Token ids of prompts, computed once and stored in the data set for all later steps."""
+"""Token ids of prompts, computed once and stored in the dataset for all later steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sources import with_column
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
 PROMPT = "prompt"
-# With an underscore, so that no data set has such a column by chance.
+# With an underscore, so that no dataset has such a column by chance.
 PROMPT_IDS = "_prompt_ids"
 TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
 _CHUNK = 1000
@@ -56,7 +56,7 @@ def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
 
 
 def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
-    """Return the ids of rows of a data set; None if it has none, such as an evaluation data set."""
+    """Return the ids of rows of a dataset; None if it has none, such as an evaluation dataset."""
     return [_ids(row[column]) for row in rows] if column in rows[0] else None
 
 

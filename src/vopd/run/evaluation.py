@@ -55,7 +55,7 @@ class EvalOptions:
     dtype: str = setting("auto", "dtype of the weights: auto (as saved), float32, bfloat16 or float16")
     device: str = setting("auto", "auto, cpu or cuda")
     training_prompts: str | None = setting(
-        None, "report problems that occur in these prompts: a file, hub data set or dapo_math"
+        None, "report problems that occur in these prompts: a file, hub dataset or dapo_math"
     )
     against: str | None = setting(None, "folder of an earlier evaluation; print the paired difference from it")
     output_dir: str = setting("runs", "parent folder of all runs")

@@ -90,7 +90,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
 
     Args:
         plan: the run.
-        far: models and data sets that only the hub has must be reachable; otherwise they are noted and skipped.
+        far: models and datasets that only the hub has must be reachable; otherwise they are noted and skipped.
 
     Raises:
         ConfigurationError, DataError, MismatchError: as training would, but before weights are loaded.
@@ -188,7 +188,7 @@ def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
 
 
 def only_on_hub(source: Any) -> bool:
-    """True for the hub id of a model or data set, unless a file or folder of that name exists here."""
+    """True for the hub id of a model or dataset, unless a file or folder of that name exists here."""
     return any(Source(text).on_hub for text in _names(source) if text)
 
 

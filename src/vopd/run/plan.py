@@ -60,11 +60,11 @@ class TrainOptions:
     run_name: str | None = setting(None, "folder of this run in output_dir; default: student and estimator")
     resume: bool = setting(False, "resume the run of this name from its newest valid checkpoint")
     dry_run: bool = setting(False, "show what the run would do, its prompts, memory and disk space; load no weights")
-    dataset_split: str = setting("train", "split of a hub data set")
-    dataset_revision: str | None = setting(None, "branch, tag or commit of a hub data set")
+    dataset_split: str = setting("train", "split of a hub dataset")
+    dataset_revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     max_prompts: int | None = setting(None, "use only the first N prompts; reasoning_gym: generate N")
-    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the data set")
+    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")
     teacher_prompt_template: str | None = setting(
         None, "prompt text for the teacher only, with {column}, such as one with a reference solution"
     )

@@ -1,4 +1,4 @@
-"""Columns of the data set for teachers: the name of each row's teacher, and the prompts that only the teacher reads."""
+"""Columns of the dataset for teachers: the name of each row's teacher, and the prompts that only the teacher reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Routes:
 
     Args:
         names: names of the teachers; with a single one nothing is routed.
-        column: column of the data set. Rows that are empty there go to the teacher called "default".
+        column: column of the dataset. Rows that are empty there go to the teacher called "default".
     """
 
     def __init__(self, names: Sequence[str], column: str) -> None:
@@ -48,7 +48,7 @@ class TeacherPrompts:
     """Prompts for the teacher only: with a hint, a reference solution, or another system prompt.
 
     Args:
-        column: column of the data set; None if the teacher reads the student's prompts. In rows that are empty there
+        column: column of the dataset; None if the teacher reads the student's prompts. In rows that are empty there
             the teacher reads the student's prompt.
     """
 

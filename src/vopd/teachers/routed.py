@@ -1,4 +1,4 @@
-"""Several teachers, each for the rows of the data set that name it."""
+"""Several teachers, each for the rows of the dataset that name it."""
 
 from __future__ import annotations
 

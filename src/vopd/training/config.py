@@ -85,13 +85,13 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             completions per step must be a multiple of it.
         reward_weights: one number per reward function, in nats per unit of reward; the teacher's log-ratios have
             weight 1. Default: 1 each.
-        teacher_column: column of the data set that names each row's teacher, if there are several.
+        teacher_column: column of the dataset that names each row's teacher, if there are several.
         teacher_prompt_column: column with prompts for the teacher only, such as one with a hint. Default: the teacher
             reads the student's prompt.
         teacher_offload: keep local teachers in host memory and copy them to the device only to score: saves device
             memory during rollouts and updates, at one copy per micro-batch.
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
-        reward_column: column of the data set with the reference answers for the rewards "math" and "choice".
+        reward_column: column of the dataset with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
             guard_no_signal: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
             guard_logprobs_stop ends the run.

@@ -22,10 +22,10 @@ class EpochSampler(Sampler[int]):
     Prompts after the last whole generation batch are left out of this epoch; another epoch shuffles them forward.
 
     Args:
-        num_prompts: size of the data set.
+        num_prompts: size of the dataset.
         batch_size: completions per generation batch over all ranks.
         repeats: how often each generation batch is read: the gradient accumulation steps.
-        shuffle: False keeps the order of the data set in every epoch.
+        shuffle: False keeps the order of the dataset in every epoch.
         seed: the training seed.
         num_generations: how often each prompt occurs in its generation batch, consecutively. Ranks take equal
             parts of the batch in order, so no group is split if a part is a multiple of this.
@@ -73,7 +73,7 @@ class PromptOrder(TrainerCallback):
         self._sampler: EpochSampler | None = None
 
     def sampler(self, num_prompts: int, batch_size: int) -> EpochSampler:
-        """A new sampler for a data set of `num_prompts` and for generation batches of `batch_size` over all ranks."""
+        """A new sampler for a dataset of `num_prompts` and for generation batches of `batch_size` over all ranks."""
         args = self._args
         self._sampler = EpochSampler(
             num_prompts,

@@ -53,7 +53,7 @@ from .trl import TRLAdapter
 class VOPDTrainer(TRLAdapter):
     """Trains a student to match a teacher on the student's own samples.
 
-    Follows TRL's conventions: arguments, data set format (a column "prompt" with texts or chat messages), callbacks,
+    Follows TRL's conventions: arguments, dataset format (a column "prompt" with texts or chat messages), callbacks,
     multi-GPU training through accelerate. Writes metrics.jsonl and samples.jsonl into args.output_dir; models are saved
     as safetensors.
 
@@ -362,7 +362,7 @@ class VOPDTrainer(TRLAdapter):
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    """Each data set with its name for error messages."""
+    """Each dataset with its name for error messages."""
     if isinstance(eval_dataset, dict):
         others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
     else:

@@ -95,7 +95,7 @@ class TRLAdapter(DistillationTrainer):
 
     @abstractmethod
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
-        """The batch generated from the data set's `rows`, with what teachers need. Called before they get the batch."""
+        """The batch generated from the dataset's `rows`, with what teachers need. Called before they get the batch."""
 
     @abstractmethod
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:

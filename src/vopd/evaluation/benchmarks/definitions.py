@@ -48,7 +48,7 @@ OTHER_PROTOCOL = Protocol(max_new_tokens=1024)
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on the Hub: id, split, and the configuration if it has several."""
+    """A dataset on the Hub: id, split, and the configuration if it has several."""
 
     repository: str
     split: str = "test"

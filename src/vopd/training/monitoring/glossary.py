@@ -203,7 +203,7 @@ _SERVER = (
 )  # fmt: skip
 _EVALUATION = (
     Metric(
-        "eval_METRIC", "", "Any metric above, on `eval_dataset` (Python API), at every `eval_steps`. Several data sets "
+        "eval_METRIC", "", "Any metric above, on `eval_dataset` (Python API), at every `eval_steps`. Several datasets "
         "put their name after `eval_`.",
         "As the metric.",
     ),

@@ -40,7 +40,7 @@ class Reward:
     Attributes:
         name: its name in metrics and errors.
         function: (prompts, completions, completion_ids, **columns) -> a number or None for each completion.
-        columns: columns of the data set that it requires.
+        columns: columns of the dataset that it requires.
         gold: the column with reference answers, if it grades against one.
     """
 
@@ -157,7 +157,7 @@ class Rewards:
         """Return a generated batch with scores, (N, F), and, in training, advantages, (N,). Adds metrics.
 
         Args:
-            rows: rows of the data set, one per completion, in order of the groups.
+            rows: rows of the dataset, one per completion, in order of the groups.
             batch: the batch as generated, before it is shuffled and split.
             tokenizer: decodes the completions.
             averages: receives the metrics.
@@ -201,7 +201,7 @@ def _name(function: Any) -> str:
 
 
 def _needed(function: Any) -> tuple[str, ...]:
-    """The required arguments of `function` that must come from columns of the data set."""
+    """The required arguments of `function` that must come from columns of the dataset."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     named = [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]

@@ -22,7 +22,7 @@ _PROBLEM_COLUMNS = ("task", "answer", "metadata")
 
 
 def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...]]:
-    """The reward function called `name` and the columns of the data set that it needs.
+    """The reward function called `name` and the columns of the dataset that it needs.
 
     Args:
         name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), or "reasoning_gym" (the score in

@@ -49,7 +49,7 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
     student = facts["student"]
     metadata = ModelCardData(
         library_name="peft" if facts["adapter"] else "transformers",
-        # The Hub resolves base_model and data sets by their ids; a local folder means nothing to other people.
+        # The Hub resolves base_model and datasets by their ids; a local folder means nothing to other people.
         base_model=student if student and not Path(student).exists() else None,
         datasets=facts.get("datasets") or None,
         tags=facts["tags"],
@@ -87,7 +87,7 @@ def _with_revision(source: str, revision: str | None) -> str:
 
 
 def _teachers(found: dict[str, tuple[str, str | None]]) -> str:
-    """Each teacher with its revision; several with the names that the data set uses for them."""
+    """Each teacher with its revision; several with the names that the dataset uses for them."""
     texts = {name: _with_revision(*teacher) for name, teacher in found.items()}
     return "<br>".join(text if len(texts) == 1 else f"{name}: {text}" for name, text in texts.items())
 
