@@ -62,7 +62,7 @@ def _filled(path: Path, part: re.Match[str]) -> str:
     """A generated part with its markers; links in it lead from the document at `path`."""
     begin, name, end = part.groups()
     text = recipes(os.path.relpath(RECIPES, path.parent)) if name == "recipes" else PARTS[name]()
-    return f"{begin}\n\n{text}\n\n{end}"
+    return f"{begin}\n{text}\n{end}"
 
 
 def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
