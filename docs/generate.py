@@ -32,6 +32,7 @@ from vopd.training.trl import DistillationConfig
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "configs" / "train.schema.json"
 RECIPES = ROOT / "recipes"
+CLAIMS = ROOT / "studies" / "claims" / "results"
 _PART = re.compile(r"^(<!-- generated: ([\w-]+) -->)$.*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 # Plain type: what a reader calls it (None is told by the default), and its JSON type.
@@ -148,6 +149,14 @@ def metrics() -> str:
 def _summary(found: Any) -> str:
     """The first paragraph of a docstring, on one line, with code in single backticks."""
     return _plain((inspect.getdoc(found) or "").split("\n\n")[0]).replace("``", "`")
+
+
+def rules() -> str:
+    """When each claim of the study counts as reproduced."""
+    verdicts = json.loads((CLAIMS / "verdicts.json").read_text(encoding="utf-8"))
+    verdicts.append(json.loads((CLAIMS / "timings.json").read_text(encoding="utf-8"))["verdict"])
+    verdicts.sort(key=lambda verdict: verdict["claim"])
+    return rows(("claim", "reproduced if"), ((f"({verdict['claim']})", verdict["rule"]) for verdict in verdicts))
 
 
 def recipes(folder: str) -> str:
@@ -303,6 +312,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "which-estimator": which_estimator,
     "estimators": estimators,
     "guards": guards,
+    "rules": rules,
     "exit-codes": exit_codes,
     "metrics": metrics,
     "command-list": command_list,
