@@ -168,3 +168,14 @@ class TestRefusals:
         assert merge(adapter, tmp_path / "used") == 2
         assert told("used ... --output", capsys.readouterr().err)
         assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes"]
+
+
+def test_an_adapter_is_no_student_of_its_own(
+    adapter: Path, tiny_teacher_dir: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training a new adapter on it would save one for the plain base, without what this one has learned."""
+    load_tokenizer(tiny_teacher_dir).save_pretrained(str(adapter))
+    given = ["--model", str(adapter), "--teacher_model", str(tiny_teacher_dir), "--dataset", str(prompts)]
+    for rank in ("0", "2"):
+        assert cli.main(["validate", *given, "--lora_rank", rank]) == 2
+        assert told("student ... adapter ... LoRA adapter ... vopd merge --model", capsys.readouterr().err)

@@ -327,7 +327,7 @@ class TestChatTemplate:
     def test_conversations_are_rendered_only_when_asked(self, write) -> None:
         turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
         path = write([{"prompt": turns}])
-        with pytest.raises(DataError, match=says("row 0 ... conversation ... chat_template")):
+        with pytest.raises(DataError, match=says("row 0 ... list of messages ... chat_template")):
             load_prompts(path)
         dataset = load_prompts(path, tokenizer=ChatTokenizer(True), chat_template=True)
         assert dataset[0]["prompt"] == "[system]be brief[user]hi[assistant]"
@@ -342,6 +342,8 @@ class TestChatTemplate:
             thinking_options(True, False, switch)
         with pytest.raises(ConfigurationError, match="has no option enable_thinking"):
             thinking_options(False, True, ChatTokenizer(False))
+        with pytest.raises(ConfigurationError, match=says("this tokenizer has none ... remove thinking")):
+            thinking_options(False, True, tiny_tokenizer)
 
     def test_tokenizer_without_template(self, write, tiny_tokenizer: Any) -> None:
         with pytest.raises(ConfigurationError, match="no chat template"):

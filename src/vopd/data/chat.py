@@ -49,7 +49,10 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
     if tokenizer is None:
         raise ConfigurationError("chat_template needs a tokenizer")
     if not tokenizer.chat_template:
-        raise ConfigurationError("this tokenizer has no chat template; leave chat_template off")
+        raise ConfigurationError(
+            "this tokenizer has no chat template: leave chat_template off and give prompts as text, or set the template "
+            "in the student's tokenizer and save it"
+        )
 
     def render(prompt: Any) -> Any:
         if isinstance(prompt, str):
@@ -78,7 +81,11 @@ def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any)
         raise ConfigurationError(
             "thinking is an option of the chat template; set chat_template=true, or remove thinking"
         )
-    if _THINKING not in str(tokenizer.chat_template or ""):
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            "thinking is an option of chat templates, and this tokenizer has none; remove thinking"
+        )
+    if _THINKING not in str(tokenizer.chat_template):
         raise ConfigurationError(
             f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it has "
             "with chat_template_kwargs"
@@ -164,7 +171,10 @@ def is_conversation(prompt: Any) -> bool:
 
 def _text(prompt: Any) -> str:
     if is_conversation(prompt):
-        raise DataError("the prompt is a conversation; set chat_template=true to render it")
+        raise DataError(
+            "the prompt is a list of messages; set chat_template=true to render it, or give it as text if the "
+            "tokenizer has no chat template"
+        )
     if not isinstance(prompt, str):
         raise DataError(f"the prompt must be text, not {type(prompt).__name__}")
     if not prompt.strip():

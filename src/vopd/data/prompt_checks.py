@@ -87,7 +87,7 @@ def check_room(
     if room < 1:
         raise ConfigurationError(
             f"max_completion_length={completion} leaves no room for a prompt in the models' {positions} positions; "
-            "lower it"
+            "set a smaller one"
         )
     beyond = f"exceed the models' {positions} positions with max_completion_length={completion}"
     columns = {PROMPT_IDS: ("prompts", f"set max_prompt_length={room} to drop them")}

@@ -8,6 +8,8 @@ from typing import Any
 import peft
 import torch
 
+from transformers.utils import find_adapter_config_file
+
 from vopd.errors import ConfigurationError, first_line
 from vopd.models import read_head
 
@@ -32,8 +34,15 @@ def check_lora(options: TrainOptions, skeleton: Any) -> None:
     """Add an adapter without weights to the student's skeleton.
 
     Raises:
-        ConfigurationError: the student has no such modules, or one of them is the output head.
+        ConfigurationError: the student is an adapter itself, has no such modules, or one of them is the output head.
     """
+    if find_adapter_config_file(options.model, revision=options.model_revision) is not None:
+        # A new adapter would be saved for the plain base, without the one that it was trained on.
+        raise ConfigurationError(
+            f"the student '{options.model}' is a LoRA adapter; merge it into its base model first: vopd merge --model "
+            f"{options.model} --output MERGED, then --model MERGED (in Python, pass PeftModel.from_pretrained(base, "
+            f"'{options.model}', is_trainable=True) as model)"
+        )
     adapters = lora_config(options)
     if adapters is not None:
         try:

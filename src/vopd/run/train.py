@@ -156,7 +156,9 @@ def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts
 def _next(plan: Plan) -> list[str]:
     """The commands that a user may want next."""
     folder, model = (shlex.quote(str(path)) for path in (plan.folder, plan.folder / "model"))
-    commands = [f"vopd eval --model {model} --data problems.jsonl", f"vopd report {folder}"]
+    limit = plan.config.max_completion_length
+    evaluation = f"vopd eval --model {model} --data problems.jsonl --max_new_tokens {limit}"
+    commands = [evaluation, f"vopd report {folder}"]
     if plan.options.lora_rank:
         commands.append(f"vopd merge --model {model} --output {shlex.quote(str(plan.folder / 'merged'))}")
     return commands
