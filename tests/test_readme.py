@@ -12,7 +12,7 @@ import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"<!-- this block is run by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
-SMALL = "max_steps=1, max_completion_length=4, per_device_train_batch_size=2, save_strategy='no', use_cpu=True"
+SMALL = "max_steps=1, per_device_train_batch_size=2, save_strategy='no', use_cpu=True"
 
 
 @pytest.mark.parametrize("source", BLOCKS, ids=range(len(BLOCKS)))
@@ -27,11 +27,13 @@ def test_a_block_runs_and_trains(
     }.items():  # fmt: skip
         source = source.replace(f'"{written}"', repr(str(here)))
     source = source.replace('output_dir="runs/first"', f"output_dir={str(tmp_path / 'run')!r}, {SMALL}")
+    source = source.replace("max_completion_length=1024", "max_completion_length=4")
+    source = source.replace('"runs/first/model"', repr(str(tmp_path / "model")))
     scope: dict[str, Any] = {}
     exec(compile(source, "README.md", "exec"), scope)
 
     if "trainer" in scope:
-        assert scope["trainer"].state.global_step == 1
+        assert scope["trainer"].state.global_step == 1 and (tmp_path / "model" / "model.safetensors").is_file()
         return
     values = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines() if line.startswith("reverse KL")]
     assert values and all(math.isfinite(value) and value > 0 for value in values)

@@ -50,8 +50,8 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
         raise ConfigurationError("chat_template needs a tokenizer")
     if not tokenizer.chat_template:
         raise ConfigurationError(
-            "this tokenizer has no chat template: leave chat_template off and give prompts as text, or set the template "
-            "in the student's tokenizer and save it"
+            "this tokenizer has no chat template: leave chat_template off and give prompts as text, or save a "
+            "tokenizer with a template into the student's folder"
         )
 
     def render(prompt: Any) -> Any:

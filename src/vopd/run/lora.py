@@ -7,7 +7,6 @@ from typing import Any
 
 import peft
 import torch
-
 from transformers.utils import find_adapter_config_file
 
 from vopd.errors import ConfigurationError, first_line
