@@ -165,6 +165,8 @@ def recipes(folder: str) -> str:
     for page in sorted(RECIPES.glob("*/README.md")):
         found = dict(re.findall(r"^- (\w+): (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE))
         name = page.parent.name
+        if missing := {"What", "Hardware", "Hours", "Numbers", "Status"} - found.keys():
+            raise ValueError(f"{page.relative_to(ROOT)}: the list at the top has no {', '.join(sorted(missing))}")
         measured = found["Hours"] != "not measured"
         result = f"{found['Hours']}; {found['Numbers']}" if measured else found["Status"]
         body.append((f"[{name}]({Path(folder, name, page.name).as_posix()})", found["What"], found["Hardware"], result))

@@ -13,6 +13,7 @@ from vopd.errors import ConfigurationError, DataError, VOPDError
 from vopd.estimators import Estimator
 from vopd.estimators.policy_gradient import OPD, VOPD
 from vopd.experiments import grid
+from vopd.experiments.compare import most_jobs
 from vopd.experiments.grid import GridRun, collect, run_grid, run_name
 from vopd.experiments.measure import Measurement
 from vopd.training.saving.checkpoints import write_manifest
@@ -147,3 +148,13 @@ def test_configurations_hold_all_that_a_run_needs(tmp_path: Path) -> None:
     for line in ("estimator: opd", "learning_rate: 0.001", "seed: 0", "max_steps: 2", "run_name: opd-lr0.001-seed0"):
         assert line in text
     assert json.loads((tmp_path / "measurement.json").read_text())["problems"] == 2
+
+
+def test_the_most_jobs_are_remembered_also_of_a_call_that_was_interrupted(tmp_path: Path) -> None:
+    run = GridRun(OPD, 0, 1e-3, "opd", {})
+    assert most_jobs(tmp_path, [run], 1) == 1 and most_jobs(tmp_path, [run], 2) == 2
+    assert most_jobs(tmp_path, [run], 1) == 2  # what the first call has finished did share the machine
+    old = tmp_path / "old"  # of before jobs were kept: unknown
+    (old / "opd").mkdir(parents=True)
+    (old / "opd" / "measured.json").write_text("{}")
+    assert most_jobs(old, [run], 1) is None and most_jobs(old, [run], 2) is None

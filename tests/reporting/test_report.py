@@ -22,6 +22,7 @@ from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.drawing import ticks
 from vopd.reporting.page import escape
 from vopd.reporting.report import write_report
+from vopd.reporting.run_report import processor_seconds, timing_split
 from vopd.training.saving.logs import append
 
 HOSTILE = ["<script>alert(1)</script>", "\x1b[2J", "\u202e", '"onmouseover="x', "</p>", "\udc80"]
@@ -196,7 +197,8 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     write_lines(run_folder / "metrics.jsonl", [{**record, **step} for record in metrics(5)])
     message = "completions grew to <b>; look for repetition; and stop"
     append(run_folder / "guards.jsonl", [{"step": 4, "guard": "length", "message": message}])
-    given = {"teacher_model": "big/math", "teachers": "{code: ['http://gpu:8000'], own: 'self:frozen'}"}
+    several = "{code: ['http://gpu:8000'], my own: 'self:frozen', c: 'a dir/t'}"
+    given = {"teacher_model": "big/math", "teachers": several}
     text = "".join(f"{name}: {value}  # a.yaml\n" for name, value in given.items())
     (run_folder / "resolved_config.yaml").write_text(text)
     sample = {"step": 1, "completion": "x", "scores": [0.5, None], "scored_by": ["math", "short"]}
@@ -205,19 +207,28 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     page, text = Page(path), path.read_text()
     assert page.ids("section") == ["guards", *SECTIONS[:2], "rewards", "teachers", *SECTIONS[2:]]
     assert {"rewards", "zero_spread_share", "reverse_kl_by_teacher"} <= set(page.ids("figure"))
-    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>(.*?)</td></tr>', text)
+    rows = re.findall(r'<tr><th scope="row">([\w ]+)</th><td>(.*?)</td></tr>', text)
     found = {name: cells.split("</td><td>") for name, cells in rows}
     assert "step 4 · guard length" in page.text
     assert "<p>completions grew to &lt;b&gt;</p><p>look for repetition; and stop</p>" in text
     assert found["default"] == ["big/math", "in the training process", "0.750", "0.750"]
     assert found["code"] == ["http://gpu:8000", "server", "0.125", "0.125"]
-    assert found["own"][1].startswith("the student itself") and found["own"][2:] == ["", ""]
-    assert "1 tokens · math 0.5<" in text
+    assert found["my own"][1].startswith("the student itself") and found["my own"][2:] == ["", ""]
+    assert found["c"][0] == "a dir/t"
+    assert "1 token · math 0.5<" in text
+
+
+def test_seconds_are_means_per_step_whatever_the_logging_steps() -> None:
+    every = [{"step": step, "seconds/update": 2.0, "seconds/processor": 1.5} for step in range(1, 9)]
+    fourth = [record for record in every if record["step"] % 4 == 0]
+    for records in (every, fourth):
+        assert timing_split(records) == {"update": 16.0} and processor_seconds(records) == 12.0
+    assert processor_seconds([{"step": 1}]) is None
 
 
 def test_the_newest_samples_come_first_and_the_first_is_kept(run_folder: Path) -> None:
     write_lines(run_folder / "samples.jsonl", [{"step": step, "completion": "x"} for step in range(1, 41)])
-    steps = [int(step) for step in re.findall(r"step (\d+) · 1 tokens", write_report(run_folder).read_text())]
+    steps = [int(step) for step in re.findall(r"step (\d+) · 1 token", write_report(run_folder).read_text())]
     assert len(steps) == 16 and (steps[0], steps[-1]) == (40, 1) and steps == sorted(steps, reverse=True)
 
 
@@ -253,7 +264,7 @@ def test_a_variance_measurement_has_a_page_of_its_own(tmp_path: Path) -> None:
     page = Page(path)
     assert page.ids("section") == ["measured", "settings"]
     assert {"token_part", "by_entropy", "by_position"} <= set(page.ids("figure"))
-    assert told("Verdict ... full_rkl has none", page.text)
+    assert told("Verdict ... full_rkl has no sampling noise ... vopd ... only", page.text)
     assert "2 [1, 4]" in page.text and "0, exact" in page.text and "25.0% [20.0%, 30.0%]" in page.text
     rows = list(csv.reader((tmp_path / "report" / "by_entropy.csv").read_text().splitlines()))
     assert rows[1:] == [["0 - 0.5, value", "value", "0.5"], ["0 - 0.5, optimal", "optimal", "0.25"]]

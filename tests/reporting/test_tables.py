@@ -64,6 +64,7 @@ def test_without_noise_there_is_no_column_for_it(make_comparison: Make) -> None:
         (1, True, ["processor seconds", "wall time"]),
         (1, False, ["wall time"]),
         (None, False, ["wall time"]),  # a file of before these fields
+        (2, False, ["wall time"]),  # one run crashed before its first step
     ],
 )
 def test_times_are_of_the_processor_where_runs_shared_it(
@@ -77,7 +78,7 @@ def test_times_are_of_the_processor_where_runs_shared_it(
     seconds = {"processor seconds": "12 s", "wall time": "30 s"}
     assert list(table.headers) == ["", *columns]
     assert list(table.rows[0]) == ["opd", *(seconds[column] for column in columns)]
-    assert told("shared the processor ... wall time", table.note) == (jobs is None)
+    assert told("shared the processor ... wall time", table.note) == (jobs != 1 and not measured)
 
 
 def test_an_interval_without_width_is_explained(make_comparison: Make) -> None:

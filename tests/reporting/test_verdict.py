@@ -101,3 +101,18 @@ def test_results_without_variances_by_context_have_none() -> None:
     results = measured(USUAL)
     del results["estimators"]["opd"]["token_by_context"]
     assert verdict(results) == []
+
+
+def test_an_estimator_without_noise_here_enters_no_ratio() -> None:
+    """k as large as the vocabulary: the top k is everything, and a ratio to nothing would be any number."""
+    noise = {"opd": 1.0, "vopd_teacher_top_k": 0.5, "rao_blackwell_teacher_top_k": 0.0}
+    results = measured(noise)
+    exact = results["estimators"]["rao_blackwell_teacher_top_k"]
+    exact["token"] = {"value": 0.0, "low": 0.0, "high": 0.0}
+    text = " ".join(verdict(results))
+    assert told("rao_blackwell_teacher_top_k has none", text) and "do not tell" not in text
+
+
+def test_one_noisy_estimator_is_named() -> None:
+    (line, *_) = verdict(measured({"vopd": 1.0, "full_rkl": 0.0}))
+    assert told("full_rkl has no sampling noise ... vopd is the only", line)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
+
+from vopd.run.exit_codes import report_error
 
 SAYS = """
 import atexit, sys
@@ -30,3 +33,14 @@ def test_one_of_several_processes_is_not_taken_apart_by_python(processes: str, e
     environment = os.environ | {"WORLD_SIZE": processes, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", SAYS], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "said\nlast words\n" + end, "told\n")
+
+
+def test_a_pipe_of_something_else_that_breaks_is_not_taken_for_stdout() -> None:
+    def command() -> int:
+        one, other = socket.socketpair()
+        other.close()
+        with one:
+            return one.send(b"lost")
+
+    with pytest.raises(BrokenPipeError):
+        report_error(command)

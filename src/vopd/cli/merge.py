@@ -42,7 +42,7 @@ class MergeOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd merge` with these arguments and return its exit code."""
     options = read_options(MergeOptions, "merge", __doc__, arguments)
-    output = Path(options.output)
+    output = Path(options.output).resolve()  # a link or "." could not be replaced by a folder
     _check_free(output)
     from vopd.models.merging import merge_adapter
 
@@ -62,8 +62,9 @@ def _check_free(output: Path) -> None:
     """Raises ConfigurationError unless `output` is a new or empty folder that can be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(f"'{output}' is not empty; choose another --output, or delete it first")
-    if not os.access(nearest_existing(output), os.W_OK):
-        raise ConfigurationError(f"'{output}' cannot be written; choose another --output")
+    # The folder appears in its parent in one move, which a mount point cannot be the target of.
+    if os.path.ismount(output) or not os.access(nearest_existing(output.parent), os.W_OK):
+        raise ConfigurationError(f"'{output}' cannot be written; choose another --output, such as a folder in it")
 
 
 def _notes(merged: Any) -> list[str]:
@@ -71,23 +72,28 @@ def _notes(merged: Any) -> list[str]:
     notes = []
     if merged.dequantized:
         notes.append(f"the base model's weights are quantized; they were converted to {merged.dtype} before the merge")
-    if (bits := _trained_in(merged.adapter)) is not None:
+    trained = _trained_in(merged.adapter)
+    if trained.get("quantization") is not None:
         notes.append(
-            f"the adapter was trained on a base model in {bits}; it is merged into weights in {merged.dtype}, so "
-            "outputs differ slightly from those during training"
+            f"the adapter was trained on a base model in {trained['quantization']}; it is merged into weights in "
+            f"{merged.dtype}, so outputs differ slightly from those during training"
+        )
+    elif trained.get("dtype") == "float32" and merged.dtype != "float32":
+        notes.append(
+            f"the adapter was trained on a base model in float32 and is merged in {merged.dtype}, which rounds small "
+            "changes of a weight away; --dtype float32 keeps them"
         )
     return notes
 
 
-def _trained_in(adapter: Path) -> str | None:
-    """The quantization that `vopd train` held the base model in, where the adapter still lies in the run's folder."""
+def _trained_in(adapter: Path) -> dict[str, Any]:
+    """The settings of the run that the adapter still lies in the folder of; empty elsewhere."""
     import yaml
 
-    with suppress(OSError, yaml.YAMLError, AttributeError):
+    with suppress(OSError, yaml.YAMLError):
         settings = yaml.safe_load((adapter.parent / "resolved_config.yaml").read_text(encoding="utf-8"))
-        found: str | None = settings.get("quantization")
-        return found
-    return None
+        return settings if isinstance(settings, dict) else {}
+    return {}
 
 
 def _save(merged: Any, source: str, output: Path, notes: Sequence[str]) -> None:
@@ -107,12 +113,13 @@ def _save(merged: Any, source: str, output: Path, notes: Sequence[str]) -> None:
 
 def _card(merged: Any, source: str, name: str, notes: Sequence[str]) -> Any:
     """The adapter's model card, if it has one, as the card of a whole model, with a section on the merge."""
+    import yaml
     from huggingface_hub import ModelCard
 
     from vopd.versions import versions
 
     card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n")
-    if (merged.adapter / "README.md").exists():
+    with suppress(OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
         card = ModelCard.load(merged.adapter / "README.md")
         card.data.library_name = "transformers"
     shown = [Path(path).name if Path(path).exists() else path for path in (source, merged.base)]

@@ -11,6 +11,7 @@ The page of a run or a comparison also shows what `vopd variance --output_dir DI
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class ReportOptions:
     interval: float = setting(10.0, "seconds between two looks at metrics.jsonl, and between reloads of the page")
 
     def __post_init__(self) -> None:
-        if self.interval <= 0:
-            raise ConfigurationError(f"interval must be above 0, got {self.interval}")
+        if not 0 < self.interval < math.inf:
+            raise ConfigurationError(f"interval must be a number of seconds above 0, got {self.interval}")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators
 from vopd.evaluation.journal import write_lines
-from vopd.reporting.comparison import COMPARISON_FILE, Comparison, write_comparison
+from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.run_files import read_json
 from vopd.reporting.tables import comparison_text
 
-from .grid import GridRun, Say, collect, run_grid, run_name
+from .grid import GridRun, Say, collect, is_finished, run_grid, run_name
 from .held_out import HeldOut, write_held_out
 from .measure import Measurement
 from .pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
@@ -29,6 +31,7 @@ EMBEDDED_TOP_K = 20
 HELD_OUT_FILE = "held_out.jsonl"
 _EMBEDDED_STEPS = 160
 _CHECKPOINTS = 4
+_JOBS_FILE = "jobs.json"
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,9 @@ def compare(
         processes: runs at a time.
         target: report the samples needed to reach this accuracy; default: what the first estimator ends with.
     """
+    jobs = most_jobs(folder, runs, processes)
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
-    # Called again with fewer jobs, the runs that were finished had still shared the machine.
-    before = read_json(folder / COMPARISON_FILE).get("settings", {}).get("jobs", 0)
-    comparison = collect(runs, folder, _settings(runs, measurement, target, max(processes, before)))
+    comparison = collect(runs, folder, _settings(runs, measurement, target, jobs))
     write_comparison(comparison, folder)
     text = comparison_text(comparison)
     (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
@@ -129,8 +131,21 @@ def compare(
     return comparison
 
 
+def most_jobs(folder: Path, runs: Sequence[GridRun], processes: int) -> int | None:
+    """The most runs at a time in any call for this folder, whose finished runs have shared the machine; None: unknown.
+
+    Kept in a file from before the first run, since a call may be interrupted and repeated with fewer.
+    """
+    begun = any(is_finished(folder / run.directory) for run in runs)
+    earlier = read_json(folder / _JOBS_FILE).get("jobs", None if begun else 0)
+    jobs = None if earlier is None else max(processes, earlier)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / _JOBS_FILE, json.dumps({"jobs": jobs}) + "\n")
+    return jobs
+
+
 def _settings(
-    runs: Sequence[GridRun], measurement: Measurement, target: float | None, processes: int
+    runs: Sequence[GridRun], measurement: Measurement, target: float | None, jobs: int | None
 ) -> dict[str, Any]:
     options = runs[0].options
     batch = int(options.get("per_device_train_batch_size", 8)) * int(options.get("gradient_accumulation_steps", 1))
@@ -142,6 +157,6 @@ def _settings(
         "learning_rates": sorted({run.learning_rate for run in runs}),
         "seeds": sorted({run.seed for run in runs}),
         "held_out_problems": measurement.problems,
-        "jobs": processes,
+        "jobs": jobs,
     }
     return found if target is None else {**found, "target_accuracy": target}

@@ -19,7 +19,7 @@ from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, DataError, GuardError, NonFiniteError, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
-from vopd.reporting.comparison import Comparison, Run, Start
+from vopd.reporting.comparison import MEASUREMENT_FILE, Comparison, Run, Start
 from vopd.reporting.run_files import MEASURED_FILE, METRICS_FILE, read_json, read_records
 from vopd.reporting.run_report import processor_seconds, timing_split
 from vopd.statistics import Interval
@@ -30,7 +30,6 @@ from .measure import Measurement
 START = "start"
 ENTRY = "vopd.experiments.one_run"
 _RESERVED = (START, "logs", "configs", "report")
-_MEASUREMENT_FILE = "measurement.json"
 _PROGRESS_SECONDS = 10.0
 # Exit codes of a training that crashed: a non-finite loss or gradient, or a guard in guard_stop.
 _CRASHED = (NonFiniteError.exit_code, GuardError.exit_code)
@@ -107,7 +106,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
             )
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     config_of(folder, START).parent.mkdir(exist_ok=True)
-    path = folder / _MEASUREMENT_FILE
+    path = folder / MEASUREMENT_FILE
     # Not compared as text: an older folder lacks fields that were added since, and means their defaults.
     known = path.is_file() and read_measurement(folder) == measurement
     _keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
@@ -121,7 +120,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
 def read_measurement(folder: Path) -> Measurement:
     """The measurement of a grid, from its folder."""
-    return Measurement(**read_json(folder / _MEASUREMENT_FILE))
+    return Measurement(**read_json(folder / MEASUREMENT_FILE))
 
 
 def config_of(folder: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from vopd.statistics import Difference, Interval, Score, mean_score, paired_diff
 from .run_files import read_json
 
 COMPARISON_FILE = "comparison.json"
+MEASUREMENT_FILE = "measurement.json"
 
 
 @dataclass(frozen=True)

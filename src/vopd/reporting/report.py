@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vopd.errors import DataError, MissingExtraError
 
-from .comparison import COMPARISON_FILE
+from .comparison import COMPARISON_FILE, MEASUREMENT_FILE
 from .comparison_report import comparison_report
 from .png import write_png
 from .run_files import METRICS_FILE, STATE_FILE
@@ -18,6 +18,9 @@ from .run_report import progress_line, run_report
 from .variance_report import read_variance, variance_report
 
 logger = logging.getLogger("vopd")
+
+_PATIENCE = 30
+"""Looks at an unchanged run after which the watcher says so: a run that was killed leaves no sign of its end."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -75,15 +78,20 @@ def watch_report(folder: str | Path, interval: float, say: Callable[[str], None]
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder '{folder}'; give the folder of a `vopd train` run")
-    if (folder / COMPARISON_FILE).is_file() or read_variance(folder) is not None:
-        raise DataError(f"'{folder}' is not a training run and does not change; leave out --watch")
+    compared = any((folder / name).is_file() for name in (COMPARISON_FILE, MEASUREMENT_FILE))
+    if compared or read_variance(folder) is not None:
+        raise DataError(f"'{folder}' is not a training run; leave out --watch, or watch one of the runs in it")
     written: int | None = None  # size of metrics.jsonl at the last rewrite
-    told = ""
+    told, looks = "", 0
     try:
         while not _ended(folder):
             size = _size(folder / METRICS_FILE)
             try:
+                looks += 1
+                if looks == _PATIENCE:
+                    say(f"nothing new in {_PATIENCE} looks; if the run was stopped, press Ctrl-C")
                 if size != written:
+                    looks = 0
                     text, _ = run_report(folder, reload=interval)
                     path, written = _write_page(folder, text), size
                     say(f"{time.strftime('%H:%M:%S')}  {progress_line(folder)}  written to {path}")
@@ -95,6 +103,8 @@ def watch_report(folder: str | Path, interval: float, say: Callable[[str], None]
             time.sleep(interval)
         say("training has ended")
     except KeyboardInterrupt:
+        if written is None:  # there is nothing to show yet
+            raise
         say("stopped watching")
     return write_report(folder)
 

@@ -56,6 +56,8 @@ _REWARDS_NOTE = "Verifiable rewards beside the teacher. Their group advantages a
 # By how the source begins.
 _TEACHER_KINDS = {"http": "server", "self:": "the student itself (self-distillation)"}
 _LOCAL = "in the training process"
+_NAMED_SOURCE = r"([^\s{},:'\"][^{},:'\"]*)['\"]?: \[?['\"]?([^{},'\"\]]+)"
+"""Name and (first) path or address in a mapping of teachers as YAML writes it on one line."""
 # The main line of a figure is blue; what it is compared with is not.
 _LINE_COLOURS = {
     "sampled": GREY, "reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
@@ -139,14 +141,19 @@ def _given(settings: Settings, name: str) -> str:
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Wall seconds of rollout, scoring and update, each summed over the run; parts that were not logged are absent."""
-    parts = {name: series(records, f"seconds/{name}")[1] for name in TIMING}
-    return {name: sum(values) for name, values in parts.items() if values}
+    parts = {name: _total(records, f"seconds/{name}") for name in TIMING}
+    return {name: seconds for name, seconds in parts.items() if seconds is not None}
 
 
 def processor_seconds(records: Sequence[dict[str, Any]]) -> float | None:
     """Processor seconds of all optimizer steps; None where they were not logged (vopd before 0.2)."""
-    values = series(records, "seconds/processor")[1]
-    return sum(values) if values else None
+    return _total(records, "seconds/processor")
+
+
+def _total(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The sum over all steps of a metric that is logged as a mean over the steps since the last record."""
+    steps, values = series(records, name)
+    return sum(value * (step - last) for last, step, value in zip([0, *steps], steps, values)) if values else None
 
 
 def timing_row(label: str, split: Mapping[str, float]) -> Row:
@@ -307,7 +314,7 @@ def _named_figures(
 def _teacher_sources(settings: Settings) -> dict[str, str]:
     """Every teacher's path, hub id or address by its name; a single one has no name."""
     single = _given(settings, "teacher_server_url") or _given(settings, "teacher_model")
-    named = dict(re.findall(r"([^\s{},:'\"]+)['\"]?: \[?['\"]?([^\s{},'\"]+)", _given(settings, "teachers")))
+    named = dict(re.findall(_NAMED_SOURCE, _given(settings, "teachers")))
     return ({"": single} if single else {}) | named
 
 

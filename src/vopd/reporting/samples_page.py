@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vopd.errors import DataError
+from vopd.errors import DataError, counted
 
 from .page import escape
 
@@ -60,7 +60,7 @@ def _article(record: dict[str, Any], source: str) -> str:
     facts = [
         str(record.get("label", "")),
         f"step {record.get('step', '?')}",
-        f"{len(tokens)} tokens",
+        counted(len(tokens), "token"),
         "cut off at max_completion_length" if record.get("truncated") else "",
         f"mean reward {sum(rewards) / len(rewards):.3f} nats/token" if rewards else "",
         *_scores(record),

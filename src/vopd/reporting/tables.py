@@ -102,7 +102,7 @@ def _time_table(comparison: Comparison) -> Table:
         for name in comparison.estimators
     ]
     note = "Optimizer steps of one run, rollouts included, without loading, saving and measuring."
-    if comparison.jobs is None and not comparison.by_processor:
+    if comparison.jobs != 1 and not comparison.by_processor:
         note += "\nRuns may have shared the processor: do not compare their wall time."
     return Table("Training time of one run", ["", *columns], rows, note)
 

@@ -107,9 +107,12 @@ def _measured(noisy: list[str], exact: list[str], found: Results) -> str:
     reference = _reference(noisy, found)
     others = [name for name in noisy if name != reference]
     parts = [f"{name} {_short(_relative(name, reference, found))}" for name in others]
-    none = f"{', '.join(exact)} {'has' if len(exact) == 1 else 'have'} none" if exact else ""
+    has = f"{', '.join(exact)} {'has' if len(exact) == 1 else 'have'}"
+    none = f"{has} none" if exact else ""
     if not parts:
-        return f"Verdict: {none or 'one estimator has nothing to be compared with; name several in --estimators'}."
+        alone = f"{reference} is the only noisy unbiased estimator measured; name several in --estimators"
+        measured = [*[f"{has} no sampling noise"] * bool(exact), *[alone] * bool(noisy)]
+        return f"Verdict: {'; '.join(measured) or 'only biased estimators were measured'}."
     open_ones = [name for name in others if _tells(_relative(name, reference, found)) == 0]
     worse = [name for name in others if _tells(_relative(name, reference, found)) > 0]
     text = f"Verdict: sampling noise as a multiple of {reference}'s: {', '.join(parts)}{f'; {none}' if none else ''}."
@@ -119,10 +122,10 @@ def _measured(noisy: list[str], exact: list[str], found: Results) -> str:
 
 def _least(usual: str, rivals: list[str], found: Results, contexts: Any) -> tuple[str, list[str]]:
     """The recommended estimator, or a rival with clearly less noise here; and a line where that is undecided."""
-    rivals = [name for name in rivals if name != usual]
-    if usual not in found or not rivals:
+    others = [name for name in rivals if name != usual]
+    if usual not in rivals or not others:  # not measured, or without noise here
         return usual, []
-    best = min(rivals, key=lambda name: found[name]["token"]["value"])
+    best = min(others, key=lambda name: found[name]["token"]["value"])
     ratio = _relative(best, usual, found)
     if _tells(ratio) > 0:
         return usual, []
@@ -144,8 +147,9 @@ def _reference(noisy: list[str], found: Results) -> str:
 
 
 def _policy_gradients(noisy: list[str]) -> list[str]:
-    """All but those that sum tokens exactly."""
-    return [name for name in noisy if name not in (RAO_BLACKWELL_TOP_K.name, RAO_BLACKWELL_TEACHER_TOP_K.name)]
+    """Those of the catalogue that sum no token exactly."""
+    summed = (RAO_BLACKWELL_TOP_K.name, RAO_BLACKWELL_TEACHER_TOP_K.name)
+    return [name for name in noisy if name in ESTIMATORS and name not in summed]
 
 
 def _served(noisy: list[str]) -> list[str]:

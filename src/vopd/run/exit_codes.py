@@ -6,11 +6,12 @@ import atexit
 import errno
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vopd.errors import VOPDError, printable
 
@@ -35,7 +36,10 @@ def report_error(command: Callable[[], int]) -> int:
         return code
     except VOPDError as error:
         return _report(error, error.exit_code)
-    except BrokenPipeError:  # the reader has closed, as `vopd train --help | head` does
+    except BrokenPipeError:
+        if not _reader_gone(sys.stdout):
+            raise
+        # As in `vopd --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 141
     except OSError as error:
@@ -45,6 +49,13 @@ def report_error(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vopd: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    """Whether the other end of a pipe has been closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def leave(code: int) -> NoReturn:
@@ -75,11 +86,16 @@ def told_by_the_first() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what stderr is at that moment: while a live step line is shown, rich prints warnings above it."""
+
+    stream = property(lambda self: sys.stderr, lambda self, _: None)
+
+
 def _log_to_stderr() -> None:
     logger = logging.getLogger("vopd")
     logger.setLevel(logging.INFO)
-    # A new handler each time: a caller that runs main twice may have replaced stderr in between.
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.handlers = [_Stderr()]
     logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
 
 
