@@ -37,6 +37,9 @@ SEARCH = {
 
 _FENCE = re.compile(r"(^( *)```.*?^\2```[^\n]*$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#:]+)(#[^()\s]*)?\)")
+# GitHub wants a backslash before a pipe in the code of a table, and Python-Markdown shows it.
+_TABLE_ROW = re.compile(r"^\|.*`.*$", re.MULTILINE)
+_CODE = re.compile(r"`[^`]+`")
 # Python-Markdown, unlike GitHub, takes a list for part of the paragraph above it.
 _GLUED_LIST = re.compile(r"^(?! *(?:[-*|<#:]|\d+\.) )\S.*\n(?:[-*]|1\.) .*", re.MULTILINE)
 # And takes a list that is indented by less than four spaces for no list within another.
@@ -72,7 +75,12 @@ def on_page_markdown(markdown: str, page: Page, config: Any, **_: Any) -> str:
         for line in _SHALLOW_LIST.findall(parts[place]):
             logger.warning("%s: a list in a list needs four spaces: %r", source.relative_to(ROOT), line)
         parts[place] = _LINK.sub(lambda link: _in_site(link, source, uri, config.repo_url), parts[place])
+        parts[place] = _TABLE_ROW.sub(_unescaped_code, parts[place])
     return "".join(part for place, part in enumerate(parts) if place % 3 != 2)
+
+
+def _unescaped_code(row: re.Match[str]) -> str:
+    return _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _in_site(link: re.Match[str], source: Path, uri: str, repo_url: str | None) -> str:
