@@ -25,8 +25,8 @@ ELSEWHERE = {
     "CHANGELOG.md": "contributing/changelog.md",
     **{name: name.replace("/README.md", ".md") for name in _RECIPES},
 }
-# How much a page counts in the search, by the start of its path: 1 for all others, and 0 excludes it. It is here and not
-# in front matter, which GitHub shows as a table.
+# How much a page counts in the search, by the start of its path: 1 for all others, and 0 excludes it. Not in front
+# matter, which GitHub shows as a table.
 SEARCH = {
     "concepts/": 2,
     "how-to/": 2,
