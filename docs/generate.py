@@ -104,7 +104,7 @@ def _teacher(estimator: Estimator) -> str:
     return {
         "sampled": "the sampled token's log-probability",
         "top_k": "its own top k",
-        "chosen": f"{chosen}, at the student's top k",
+        "chosen": f"{chosen}, at the student's top k and the sampled token",
         "full": "the full distribution",
     }[estimator.need]
 

@@ -1,4 +1,4 @@
-"""What MkDocs cannot do by itself: pages from the root of the repository, and links that leave docs/.
+"""What MkDocs cannot do by itself: pages from the root of the repository, links that leave docs/, ranks in the search.
 
 The documents are written for GitHub, where every relative link works. In the site a link from one document to another
 works as well; a link to any other file of the repository becomes its address under ``repo_url``, or, while there is
@@ -25,9 +25,21 @@ ELSEWHERE = {
     "CHANGELOG.md": "contributing/changelog.md",
     **{name: name.replace("/README.md", ".md") for name in _RECIPES},
 }
+# How much a page counts in the search, by the start of its path: 1 for all others, and 0 excludes it. Not in front
+# matter, which GitHub shows as a table.
+SEARCH = {
+    "concepts/": 2,
+    "how-to/": 2,
+    "reference/api/": 0.5,
+    "contributing/bug-catalogue.md": 0,
+    "contributing/": 0.25,
+}
 
 _FENCE = re.compile(r"(^( *)```.*?^\2```[^\n]*$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#:]+)(#[^()\s]*)?\)")
+# GitHub wants a backslash before a pipe in the code of a table, and Python-Markdown shows it.
+_TABLE_ROW = re.compile(r"^\|.*`.*$", re.MULTILINE)
+_CODE = re.compile(r"`[^`]+`")
 # Python-Markdown, unlike GitHub, takes a list for part of the paragraph above it.
 _GLUED_LIST = re.compile(r"^(?! *(?:[-*|<#:]|\d+\.) )\S.*\n(?:[-*]|1\.) .*", re.MULTILINE)
 # And takes a list that is indented by less than four spaces for no list within another.
@@ -51,8 +63,10 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, **_: Any) -> str:
-    """Turn the relative links of a document, which stand in code nowhere, into links of the site."""
+    """Turn the relative links of a document, which stand in code nowhere, into links of the site; rank the page."""
     uri = page.file.src_uri
+    boost = next((boost for start, boost in SEARCH.items() if uri.startswith(start)), 1)
+    page.meta["search"] = {"boost": boost, "exclude": boost == 0}
     source = next((ROOT / name for name, there in ELSEWHERE.items() if there == uri), DOCS / uri)
     parts = _FENCE.split(markdown)  # text, fence, its indentation, text, ...
     for place in range(0, len(parts), 3):
@@ -61,7 +75,12 @@ def on_page_markdown(markdown: str, page: Page, config: Any, **_: Any) -> str:
         for line in _SHALLOW_LIST.findall(parts[place]):
             logger.warning("%s: a list in a list needs four spaces: %r", source.relative_to(ROOT), line)
         parts[place] = _LINK.sub(lambda link: _in_site(link, source, uri, config.repo_url), parts[place])
+        parts[place] = _TABLE_ROW.sub(_unescaped_code, parts[place])
     return "".join(part for place, part in enumerate(parts) if place % 3 != 2)
+
+
+def _unescaped_code(row: re.Match[str]) -> str:
+    return _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _in_site(link: re.Match[str], source: Path, uri: str, repo_url: str | None) -> str:
@@ -78,4 +97,6 @@ def _in_site(link: re.Match[str], source: Path, uri: str, repo_url: str | None) 
     if repo_url:
         kind = "tree" if found.is_dir() else "blob"
         return f"{image}[{text}]({repo_url.rstrip('/')}/{kind}/main/{where}{anchor})"
+    if f"/{where}".endswith("/" + text.strip("`").rstrip("/")):  # the text is the file's name: its path, once
+        return f"`{where}`"
     return text if where in text else f"{text} (`{where}`)"

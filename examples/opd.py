@@ -40,9 +40,10 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>|\\boxed{([^{}]*)}")
 
 
 def written_out(student_logits, teacher_logits, sampled, estimator):
-    """Token losses of two estimators in full; `loss_of_step` computes the same without logits of all tokens.
+    """Documentation, which a test compares with vopd; the training does not call it. Token losses of two estimators.
 
-    p and q are the next-token probabilities of student and teacher, r_v = log q_v - log p_v is the reward of token v.
+    `loss_of_step` computes the same without logits of all tokens. p and q are the next-token probabilities of student
+    and teacher, r_v = log q_v - log p_v is the reward of token v.
     """
     log_p, log_q = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
     if estimator == "full_rkl":  # KL(p || q), summed over the vocabulary: no noise from the sampled token
@@ -72,7 +73,8 @@ class Pair:
         prompt = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.student.device)
         how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         # The whole distribution: top_k or top_p, often set in a model's generation_config, would bias the gradient.
-        # Rows of the output head past the tokenizer's last token stand for no text.
+        # Rows of the output head past the tokenizer's last token stand for no text. The sampler must leave them out
+        # (suppress_tokens) as the loss does (vocab_size), so that both see the same distribution.
         unused = list(range(len(self.tokenizer), self.student.config.vocab_size)) or None
         ids = self.student.generate(
             **prompt, **how, max_new_tokens=max_new_tokens, eos_token_id=self.ends, suppress_tokens=unused
@@ -88,6 +90,7 @@ class Pair:
         inputs["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
         start = ids.shape[1] - mask.shape[1]
         predicts = slice(start - 1, -1)  # the hidden state at position t predicts token t + 1
+        # Hidden states before the head, which is called lm_head in models like Llama and Qwen.
         student = self.student.base_model(**inputs).last_hidden_state[:, predicts]
         with torch.no_grad():
             teacher = self.teacher.base_model(**inputs).last_hidden_state[:, predicts]
@@ -121,7 +124,7 @@ def train(pair: Pair, problems: list[tuple[str, str]], args: argparse.Namespace)
     optimizer = torch.optim.AdamW(pair.student.parameters(), lr=args.learning_rate, weight_decay=0.0)
     warmup = max(1, args.steps // 15)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (args.steps - step) / (args.steps - warmup))
+        optimizer, lambda step: min((step + 1) / warmup, (args.steps - step) / max(1, args.steps - warmup))
     )
     prompts = itertools.cycle(prompt for prompt, _ in problems)  # answers are for evaluation alone
     estimates, every = [], max(1, args.steps // 8)
@@ -164,12 +167,16 @@ def main() -> None:
             [(problem.question, problem.answer) for problem in pair_problems(split, count, seed=0)]
             for split, count in (("held_out", args.held_out), ("train", args.steps * args.batch_size))
         )
+
+    def report(when: str) -> None:
+        if held_out:
+            divergence, accuracy = pair.measure(held_out, args.max_new_tokens)
+            print(f"{when:<7} held-out reverse KL {divergence:.3f} nats/token, accuracy {accuracy:.1%}", flush=True)
+
     began = time.monotonic()
-    before = pair.measure(held_out, args.max_new_tokens)
+    report("before")
     train(pair, problems, args)
-    after = pair.measure(held_out, args.max_new_tokens)
-    for name, (divergence, accuracy) in (("before", before), ("after", after)):
-        print(f"{name:<7} held-out reverse KL {divergence:.3f} nats/token, accuracy {accuracy:.1%}")
+    report("after")
     print(f"{time.monotonic() - began:.0f} s")
 
 

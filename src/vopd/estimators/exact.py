@@ -31,7 +31,7 @@ FULL_RKL = Estimator(
     support="full",
     needs=Needs(order=1),
     estimate=_full_rkl,
-    formula="loss KL(p || q), differentiated over the whole vocabulary",
+    formula="loss `KL(p || q)`, differentiated over the whole vocabulary",
     samples=False,
     colour="#cc79a7",
 )
@@ -54,7 +54,7 @@ TOP_K_RKL = Estimator(
     unbiased=False,
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_top_k_rkl,
-    formula="loss KL(p~ || q~), differentiated: a biased control",
+    formula="loss `KL(p~ || q~)`, differentiated: a biased control",
     samples=False,
     colour="#b8860b",
 )

@@ -60,7 +60,7 @@ def distillation_loss(
     teacher's probabilities, r = log q - log p is the reward, b a baseline that does not depend on the sampled token y,
     w an importance weight, and sg stops the gradient. For ``full_rkl`` and ``top_k_rkl`` it is the KL itself.
 
-    Logits at position t predict ``completion_ids[:, t]``: they are shifted already.
+    Logits at position t must predict ``completion_ids[:, t]``: shift them before the call.
 
     Args:
         student_logits: (B, T, V) or (N, V); the only input that gets gradient.

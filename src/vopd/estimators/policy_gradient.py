@@ -74,7 +74,7 @@ OPD = Estimator(
     support="sampled",
     needs=Needs(),
     estimate=_opd,
-    formula="b = 0 (vanilla)",
+    formula="`b = 0` (vanilla)",
     colour="#4d4d4d",
 )
 
@@ -90,7 +90,7 @@ VOPD = Estimator(
     support="full",
     needs=Needs(order=1),
     estimate=_vopd,
-    formula="b = V (the paper's Eq. 9)",
+    formula="`b = V` (the paper's Eq. 9)",
     colour="#0072b2",
 )
 
@@ -107,7 +107,7 @@ VOPD_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="student_top_k"),
     estimate=_vopd_top_k,
-    formula="b = -KL(p~ || q~) (the paper's Eqs. 14-15)",
+    formula="`b = -KL(p~ || q~)` (the paper's Eqs. 14-15)",
     colour="#56b4e9",
 )
 
@@ -124,7 +124,7 @@ VOPD_SPARSE = Estimator(
     support="top_k",
     needs=Needs(support="student_top_k", full_teacher=False),
     estimate=_vopd_sparse,
-    formula="b = E_p~[r]",
+    formula="`b = E_p~[r]`",
     colour="#7fa7c9",
 )
 
@@ -140,7 +140,7 @@ VOPD_OPTIMAL = Estimator(
     support="full",
     needs=Needs(order=2),
     estimate=_vopd_optimal,
-    formula="b = E_p[w r] / E_p[w], the least variance in logit space",
+    formula="`b = E_p[w r] / E_p[w]`, the least variance in logit space",
     colour="#d55e00",
 )
 
@@ -157,7 +157,7 @@ VOPD_TEACHER_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_vopd_teacher_top_k,
-    formula="b = sum over S of p r, plus p_bucket r_bucket",
+    formula="`b = sum_S[p r] + p_bucket r_bucket`",
     colour="#8c6bb1",
 )
 
@@ -174,6 +174,6 @@ VOPD_TEACHER_TOP_K_OPTIMAL = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k", order=2),
     estimate=_vopd_teacher_top_k_optimal,
-    formula="the same sums weighted by w, divided by E_p[w]",
+    formula="the same sums weighted by `w`, divided by `E_p[w]`",
     colour="#6a3d9a",
 )

@@ -67,7 +67,7 @@ RAO_BLACKWELL_TOP_K = Estimator(
     support="full",
     needs=Needs(support="student_top_k", order=1),
     estimate=_rao_blackwell_top_k,
-    formula="the student's top k summed exactly, other tokens sampled; b = mean of r outside the top k",
+    formula="the student's top k summed exactly, other tokens sampled; `b` = mean of `r` outside the top k",
     colour="#66c2a5",
 )
 
@@ -84,6 +84,6 @@ RAO_BLACKWELL_TEACHER_TOP_K = Estimator(
     support="top_k",
     needs=Needs(support="teacher_top_k"),
     estimate=_rao_blackwell_teacher_top_k,
-    formula="S summed exactly, other tokens sampled; b = r_bucket",
+    formula="`S` summed exactly, other tokens sampled; `b = r_bucket`",
     colour="#009e73",
 )
