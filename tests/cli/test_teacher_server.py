@@ -118,9 +118,37 @@ def test_doctor_says_what_a_server_gives(server: StubServer, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert told("all 500 ids ... student", shown)
     assert told("temperature 0.7 ... ignored", shown)
-    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
+    lines = usable(shown)
+    tempered = lines["opd"], lines["vopd_teacher_top_k"], lines["rao_blackwell_teacher_top_k"]
+    assert set(tempered) == {"no, needs temperature 1"}
+    assert lines["vopd_sparse"] == "no, needs chosen" and lines["vopd_optimal"] == "no, needs full"
+    assert main(["doctor", "--teacher", server.url, "--model", student]) == 0
+    lines = usable(capsys.readouterr().out)
     assert lines["opd"] == lines["vopd_teacher_top_k"] == lines["rao_blackwell_teacher_top_k"] == "yes"
     assert lines["vopd_sparse"] == "no, needs chosen" and lines["vopd_optimal"] == "no, needs full"
+
+
+def test_doctor_and_training_agree_on_chosen_ids(
+    config: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the estimators that use them, those without a normalizer alone work where the server ignores a temperature."""
+    pair = load_embedded_pair()
+    stub = StubServer(pair.teacher, pair.tokenizer, scores_chosen=True)
+    try:
+        address = ["--teacher", stub.url, "--model", str(embedded_pair().student)]
+        assert main(["doctor", *address, "--temperature", "0.7"]) == 0
+        lines = usable(capsys.readouterr().out)
+        for estimator in ("vopd_top_k", "vopd_sparse", "top_k_rkl"):
+            change = {"teacher_server_url": stub.url, "estimator": estimator, "temperature": 0.7}
+            works = main(["train", *config(**change, run_name=estimator)]) == 0
+            assert works == (lines[estimator] == "yes"), (estimator, lines[estimator])
+    finally:
+        stub.close()
+
+
+def usable(shown: str) -> dict[str, str]:
+    """What doctor says of each estimator."""
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
 
 
 def test_doctor_ends_with_5_where_no_server_is(capfd: pytest.CaptureFixture[str]) -> None:

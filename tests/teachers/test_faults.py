@@ -190,7 +190,7 @@ def test_the_circuit_saves_a_checkpoint_and_ends_the_run(serve: Make, make_train
         max_completion_length=2,
     )
     server.faults = lambda number: "500"
-    with pytest.raises(TeacherServerError, match=says("6 of the last 6 completions ... step 2")) as raised:
+    with pytest.raises(TeacherServerError, match=says("6 of the last 6 completions ... step 2 ... --resume")) as raised:
         trainer.train()
     assert raised.value.exit_code == 5
     assert trainer.state.global_step == 2
@@ -203,7 +203,7 @@ def test_raising_is_the_default_and_names_the_server(serve: Make, make_trainer: 
     server = serve()
     trainer = make_trainer(teacher_server_url=server.url, teacher_server_retries=1, max_completion_length=2)
     server.faults = lambda number: "refused"
-    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... 2 attempts")):
+    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... 2 attempts ... last checkpoint ... --resume")):
         trainer.train()
 
 

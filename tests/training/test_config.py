@@ -43,7 +43,7 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
     [
         ({"estimator": "vopdd"}, "'vopdd' ... 'vopd'"),
         ({"estimator": "zzzz"}, "'zzzz' ... opd, vopd"),
-        ({"estimator": "vopd_top_k"}, "'vopd_top_k' ... loss_top_k"),
+        ({"estimator": "vopd_top_k"}, "'vopd_top_k' ... loss_top_k=20"),
         ({"loss_top_k": 5}, "loss_top_k ... 'vopd'"),
         ({"estimator": "vopd_top_k", "loss_top_k": 0}, "loss_top_k ... 1"),
         ({"top_k": 20}, "top_k ... loss_top_k=20"),

@@ -152,13 +152,14 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     top_k, _ = found.most_top_k(_TOP_K)
     refusal = found.refusal_of_chosen()
     gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
-    applied = not found.untempered(options.temperature)
+    temperature = options.temperature
+    applied = not found.untempered(temperature)
     ((url, repeat),) = found.repeats.items()
     lines = [
         f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
         f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
         f"scores repeat to within {repeat.max():.2g} nats/token; one request took {seconds * 1000:.0f} ms",
-        f"temperature {options.temperature:g}: {_temperature(options.temperature, applied)}",
+        f"temperature {temperature:g}: {_temperature(temperature, applied)}",
         "scores that it provides:",
         "  sampled  yes: the score of each sampled token",
         f"  top_k    {_top_k(top_k)}",
@@ -168,7 +169,10 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     ]
     for name, estimator in ESTIMATORS.items():
         need = estimator.need
-        lines.append(f"  {name:<28}" + ("yes" if gives[need] else f"no, needs {need}"))
+        # Scores of chosen ids are always at temperature 1; an estimator that needs no normalizer can divide them by it.
+        at_one = temperature != 1 and estimator.needs.full_teacher if need == "chosen" else not applied
+        usable = "no, needs temperature 1" if at_one else "yes"
+        lines.append(f"  {name:<28}" + (usable if gives[need] else f"no, needs {need}"))
     servers.close()
     return lines
 

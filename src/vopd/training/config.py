@@ -219,7 +219,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     def _check_estimator(self) -> None:
         chosen = self.chosen_estimator
         if chosen.needs_top_k and self.loss_top_k is None:
-            raise ConfigurationError(f"estimator {chosen.name!r} needs loss_top_k, for example loss_top_k=5")
+            raise ConfigurationError(f"estimator {chosen.name!r} needs loss_top_k, for example loss_top_k=20")
         if not chosen.needs_top_k and self.loss_top_k is not None:
             users = ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.needs_top_k)
             raise ConfigurationError(

@@ -98,9 +98,11 @@ class ServerTeacher:
         """The future's result. An error ends the run, so the other requests are cancelled."""
         try:
             return future.result()
-        except TeacherServerError:
+        except TeacherServerError as error:
             self.model.servers.close()
-            raise
+            raise TeacherServerError(
+                f"{error}; steps since the last checkpoint are lost: once the server is fixed, continue with --resume"
+            ) from error
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:
         """Request the scores of every row; of ids that the student chooses, if those are needed."""

@@ -41,6 +41,7 @@ class DroppedRows(TrainerCallback):
             return
         error = TeacherServerError(
             f"the teacher left {dropped} of the last {rows} completions without scores, more than teacher_drop_limit="
-            f"{self.limit:g}; a checkpoint of step {state.global_step} was saved: fix the server, then resume"
+            f"{self.limit:g}; a checkpoint of step {state.global_step} was saved: fix the server, then continue "
+            "with --resume"
         )
         self.stopping.end(error, control)

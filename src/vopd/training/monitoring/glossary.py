@@ -179,8 +179,8 @@ _ROLLOUT = (
     Metric(
         MEAN_DIFFERENCE, "nats/token", "Mean of |log p of the trainer - log p of the rollout engine| at the sampled "
         "tokens. Only with an engine that reports log-probabilities (vLLM).",
-        "Lower is better; about 0.01 in bf16. High: stale weights, or another temperature or precision (guards "
-        "`guard_logprobs`, `guard_logprobs_stop`).",
+        "Lower is better; about 0.02 between two precisions. High: stale weights, or another temperature or precision "
+        "(guards `guard_logprobs`, `guard_logprobs_stop`).",
     ),
     Metric(MAX_DIFFERENCE, "nats", "Largest such difference of the step.", "A single outlier is harmless."),
 )  # fmt: skip
