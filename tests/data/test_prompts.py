@@ -173,7 +173,7 @@ class TestClearErrors:
             load_prompts(write([], name))
 
     def test_half_an_emoji(self, write) -> None:
-        with pytest.raises(DataError, match=says("row 1 ... half a character")):
+        with pytest.raises(DataError, match=says("row 1 ... unpaired surrogate")):
             load_prompts(write([{"prompt": "a"}, {"prompt": "b \ud83d"}]))
 
     def test_unreachable_hub_data_set(self) -> None:

@@ -130,7 +130,7 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
             half = _HALF.search(text)
             if half:
                 raise DataError(
-                    f"'{source}' row {index} has half a character at position {half.start()} (a lone surrogate, such "
+                    f"'{source}' row {index} has an unpaired surrogate at position {half.start()} (half a character, such "
                     "as from an emoji cut in two)"
                 )
     try:
