@@ -74,13 +74,13 @@ def test_functions_get_what_they_ask_for() -> None:
 
 def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "def short(completions):\n    return [-len(text) for text in completions]\n"
-    (tmp_path / "my_rewards.py").write_text(source)
+    (tmp_path / "module_of_rewards.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
-    assert rewards("my_rewards:short").names == ["short"]
-    assert scores("my_rewards:short", ["abc"]) == [-3.0]
-    with pytest.raises(ConfigurationError, match=says("my_rewards ... 'long'")):
-        rewards("my_rewards:long")
+    assert rewards("module_of_rewards:short").names == ["short"]
+    assert scores("module_of_rewards:short", ["abc"]) == [-3.0]
+    with pytest.raises(ConfigurationError, match=says("module_of_rewards ... 'long'")):
+        rewards("module_of_rewards:long")
     with pytest.raises(ConfigurationError, match=says("'his_rewards'")):
         rewards("his_rewards:short")
 

@@ -130,8 +130,8 @@ def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
             half = _HALF.search(text)
             if half:
                 raise DataError(
-                    f"'{source}' row {index} has an unpaired surrogate at position {half.start()} (half a character, such "
-                    "as from an emoji cut in two)"
+                    f"'{source}' row {index} has an unpaired surrogate at position {half.start()} (half a "
+                    "character, as in an emoji cut in two)"
                 )
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
