@@ -178,4 +178,4 @@ def _short(value: float) -> str:
     """A tick in few characters."""
     if value == 0 or abs(value) < 1e-12:
         return "0"
-    return f"{value:.0e}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4g}"
+    return f"{value:.4g}"
