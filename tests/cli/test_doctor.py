@@ -21,7 +21,7 @@ def test_names_versions_devices_extras_and_every_estimator(
     assert "hub token: set" in text and "s3cret" not in text
     for name, estimator in vopd.ESTIMATORS.items():
         line = next(line for line in text.split("estimators:")[1].splitlines() if line.split()[:1] == [name])
-        assert estimator.support in line and ("unbiased" in line) == estimator.unbiased
+        assert estimator.need in line.split() and ("unbiased" in line) == estimator.unbiased
         assert "torch on the" in line or "triton on the" in line
 
 

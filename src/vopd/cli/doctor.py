@@ -37,8 +37,8 @@ _PROMPT = tuple(range(20, 36))
 class DoctorOptions:
     """The options of `vopd doctor`."""
 
-    output_dir: str = setting("runs", "parent folder of all runs; show its free disk space")
-    teacher: str | None = setting(None, "address of a teacher server to check, such as http://host:8000")
+    output_dir: str = setting("runs", "folder whose free disk space is shown: the parent folder of all runs")
+    teacher: str | None = setting(None, "address of a teacher server to check, such as http://localhost:8001")
     teacher_server_model: str | None = setting(None, "the teacher's name on a server with several models")
     teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable with the server's API key")
     model: str | None = setting(None, "student: folder or hub id; compare its vocabulary with the server's")
@@ -113,10 +113,10 @@ def _estimators() -> list[str]:
     kind, called = ("cuda", "GPU") if torch.cuda.is_available() else ("cpu", "CPU")
     where = f"{backend_name('auto', torch.device(kind))} on the {called}"
     rows = [
-        f"{name:<28}{estimator.support:<9}{'unbiased' if estimator.unbiased else 'biased':<8}  {where}"
+        f"{name:<28}{estimator.need:<9}{'unbiased' if estimator.unbiased else 'biased':<8}  {where}"
         for name, estimator in ESTIMATORS.items()
     ]
-    return [f"{'name':<28}{'support':<9}{'gradient':<8}  backend", *rows]
+    return [f"{'name':<28}{'needs':<9}{'gradient':<8}  backend", *rows]
 
 
 def _environment(output_dir: str) -> list[str]:
@@ -182,7 +182,7 @@ def _vocabulary(same_ids: int | None, compared: bool) -> str:
         return "not compared; name the student with --model"
     if same_ids is None:
         return (
-            "not compared, because the server has no /detokenize; set teacher_model for training to compare tokenizers"
+            "not compared, because the server has no /detokenize; in training, set teacher_model to compare tokenizers"
         )
     return f"all {same_ids} ids are the same as the student's"
 
