@@ -31,7 +31,7 @@ def test_every_configuration_is_good(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert cli.main(["validate", "--config", str(path)]) == 0
-    assert capsys.readouterr().out.endswith("good\n")
+    assert capsys.readouterr().out.endswith("valid\n")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)

@@ -80,7 +80,7 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
         ({"loss_top_k": 50}, 2, "--max-logprobs 50 ... loss_top_k=50"),
         ({"temperature": 0.5}, 2, "temperature 1"),
         ({"teacher_server_url": "http://127.0.0.1:9"}, 5, "http://127.0.0.1:9"),
-        ({"teacher_server_url": "127.0.0.1"}, 2, "'127.0.0.1' ... http://host:8000"),
+        ({"teacher_server_url": "127.0.0.1"}, 2, "'127.0.0.1' ... http://host:8001"),
         (
             {"teacher_server_url": "http://me:pw@h"},
             2,

@@ -151,7 +151,7 @@ def test_each_broken_configuration_is_one_clear_line_with_its_exit_code(
         got = validate(tmp_path / "broken.yaml", {**base, **placed})
         shown = capsys.readouterr()
         lines = [line for line in shown.err.splitlines() if line.startswith("vopd: error:")]
-        if got != code or len(lines) != 1 or not told(message, lines[0]) or "good" in shown.out:
+        if got != code or len(lines) != 1 or not told(message, lines[0]) or told("valid", shown.out):
             found.append((settings, got, lines))
     assert found == []
     assert not (tmp_path / "runs").exists()
@@ -164,7 +164,7 @@ def test_good_settings_are_told_to_be_good(
     text = capsys.readouterr().out
     for facts in ("common vocabulary ... 300", "prompts ... 16", "accuracy ... prompts ... 16 problems"):
         assert told(facts, text)
-    assert text.splitlines()[-1] == "good"
+    assert text.splitlines()[-1] == "the settings are valid"
     assert not (tmp_path / "runs").exists()
 
 

@@ -101,7 +101,7 @@ def test_every_configuration_is_good(
     monkeypatch.chdir(EXAMPLES / folder if folder == "rewards" else EXAMPLES.parent)
     monkeypatch.setattr("sys.path", list(sys.path))
     assert cli.main(["validate", "--config", str(EXAMPLES / folder / "config.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("good\n")
+    assert capsys.readouterr().out.endswith("valid\n")
 
 
 def test_the_notebook_is_committed_as_it_was_run_whole_and_small() -> None:

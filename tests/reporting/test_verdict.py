@@ -62,7 +62,7 @@ def test_overlapping_intervals_ask_for_more_contexts() -> None:
     """In the mean vopd has less noise than vopd_optimal here, but not in every context."""
     _, advice, undecided = verdict(measured({**USUAL, "vopd": uneven(0.1, 0.4, 0.1, 0.3, 0.1, 0.2, 0.2, 0.1)}))
     assert "or vopd_optimal when" in advice
-    assert told("8 contexts ... do not tell vopd from vopd_optimal ... more --contexts", undecided)
+    assert told("8 contexts ... too few ... vopd from vopd_optimal ... raise --contexts", undecided)
 
 
 def test_an_estimator_with_clearly_less_noise_takes_the_place_of_the_usual_one() -> None:
@@ -110,7 +110,7 @@ def test_an_estimator_without_noise_here_enters_no_ratio() -> None:
     exact = results["estimators"]["rao_blackwell_teacher_top_k"]
     exact["token"] = {"value": 0.0, "low": 0.0, "high": 0.0}
     text = " ".join(verdict(results))
-    assert told("rao_blackwell_teacher_top_k has none", text) and "do not tell" not in text
+    assert told("rao_blackwell_teacher_top_k has none", text) and "too few" not in text
 
 
 def test_one_noisy_estimator_is_named() -> None:

@@ -1,16 +1,16 @@
 """usage: vopd COMMAND [--config FILE.yaml] [--key value ...]
 
 Train a small language model (the student) to match a stronger one (the teacher)
-on the student's own samples, with losses of low variance.
+on the student's own samples, with low-variance losses.
 
 commands:
   demo      train an embedded pair of tiny models on this computer and write a report
   train     train your student to match your teacher on your prompts
   eval      sample a model on problems and score it, with confidence intervals
   merge     merge a LoRA adapter into its base model
-  report    write a run or a comparison as one web page: curves, scores, samples
+  report    write the report of a run or comparison: one HTML page with curves and samples
   validate  check the settings of a training run without loading weights
-  doctor    show versions, devices, extras, and which loss backend each estimator runs on
+  doctor    show versions, devices, extras and estimators, or check a teacher server
   variance  measure how noisy each estimator's gradient is for your models and prompts
   compare   train with several estimators, seeds and learning rates, and compare the results
 
@@ -23,9 +23,9 @@ first steps:
 STUDENT and TEACHER are model folders, or ids on the Hugging Face Hub.
 'vopd COMMAND --help' lists the options of a command; 'vopd --version' prints the version.
 
-exit codes: 0 success, 2 configuration, 3 data, 4 model or tokenizer mismatch,
-5 teacher server, 6 non-finite training, 7 stopped by a guard, 130 interrupted,
-143 terminated after saving. VOPD_DEBUG=1 shows tracebacks.
+exit codes: 0 success, 1 other error, 2 configuration, 3 data, 4 model or
+tokenizer mismatch, 5 teacher server, 6 loss or gradient not finite, 7 stopped by
+a guard, 130 Ctrl-C, 143 SIGTERM (saved first). VOPD_DEBUG=1 shows tracebacks.
 """
 
 # `vopd --help` prints the text above; the --help of a command starts with the docstring of its module.

@@ -1,9 +1,10 @@
-"""Train with every combination of estimators, seeds and learning rates on one recipe, and compare the results.
+"""Train with every combination of estimators, seeds and learning rates, and compare the results.
 
-The recipe has the options of `vopd train`: --config FILE.yaml and --key value, where estimator, seed and learning_rate
-may be lists. Without model, teacher_model and dataset it uses the embedded pair of small models. Every run gets a run
-folder in OUTPUT_DIR/RUN_NAME. Call it again with the same options to continue: finished runs are kept, a killed run
-resumes from its last checkpoint or starts over.
+Takes the options of `vopd train`, from --config FILE.yaml or --key value; estimator, seed and learning_rate may be
+lists, such as --seed 0,1,2. Without model, teacher_model and dataset it trains the embedded pair of small models, by
+default with five estimators, seeds 0, 1 and 2, and learning rate 3e-4. Each run gets its own folder in
+OUTPUT_DIR/RUN_NAME. Run the same command again to continue: finished runs are kept, a killed run resumes from its last
+checkpoint or starts over.
 """
 
 from __future__ import annotations
@@ -30,15 +31,19 @@ _VARIED: dict[str, type] = {"estimator": str, "seed": int, "learning_rate": floa
 class CompareOptions:
     """The options of `vopd compare` that `vopd train` does not have."""
 
-    jobs: int = setting(1, "runs at a time, each a process with one thread; above 1 only for small models on a CPU")
-    held_out: str | None = setting(None, "held-out problems: JSON lines with prompt and answer; required with a recipe")
-    held_out_kind: str = setting("math", "how held-out answers are graded: math, choice, or tags for <answer> tags")
-    problems: int = setting(300, "held-out problems for the student before and the trained models")
-    curve_problems: int = setting(100, "held-out problems for intermediate checkpoints")
-    target_accuracy: float | None = setting(
-        None, "report the samples needed to reach this accuracy; default: what the first estimator ends with"
+    jobs: int = setting(
+        1, "number of runs to train at once, with one thread each; above 1 only for small models on a CPU"
     )
-    device: str = setting("auto", "device of the measurements: auto, cpu, cuda")
+    held_out: str | None = setting(
+        None, "held-out problems: JSON lines with prompt and answer; required with your own models"
+    )
+    held_out_kind: str = setting("math", "how held-out answers are graded: math, choice, or tags for <answer> tags")
+    problems: int = setting(300, "number of held-out problems for the student before training and the trained models")
+    curve_problems: int = setting(100, "number of held-out problems for intermediate checkpoints")
+    target_accuracy: float | None = setting(
+        None, "report the samples needed to reach this accuracy; default: the first estimator's final accuracy"
+    )
+    device: str = setting("auto", "device of the measurements: auto, cpu or cuda")
 
     def __post_init__(self) -> None:
         from vopd.experiments.held_out import KINDS

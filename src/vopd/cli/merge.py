@@ -1,6 +1,6 @@
-"""Merge a LoRA adapter into its base model, so that anything which loads a model can load the result.
+"""Merge a LoRA adapter into its base model. The result is a plain model that loads without PEFT.
 
-The new folder gets safetensors, tokenizer, generation configuration and a model card. The adapter stays as it is.
+The new folder holds safetensors, tokenizer, generation configuration and a model card. The adapter is not changed.
 
   vopd merge --model runs/first/model --output merged
 """
@@ -29,10 +29,8 @@ class MergeOptions:
 
     model: str = needed("LoRA adapter: folder, such as runs/first/model, or hub id")
     output: str = needed("new folder for the merged model")
-    base_model: str | None = setting(None, "base model: folder or hub id; default: the one that the adapter names")
-    dtype: str = setting(
-        "auto", "dtype of the merged weights: float32, bfloat16, float16; auto: that of the base model"
-    )
+    base_model: str | None = setting(None, "base model: folder or hub id; default: the one named in the adapter")
+    dtype: str = setting("auto", "dtype of the merged weights: float32, bfloat16, float16; auto: the base model's")
     model_revision: str | None = setting(None, "branch, tag or commit of the adapter on the hub")
 
     def __post_init__(self) -> None:

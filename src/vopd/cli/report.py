@@ -1,10 +1,10 @@
 """\
 Write DIRECTORY/report.html, one self-contained page, and its figures and data in DIRECTORY/report.
 
-DIRECTORY is the folder of a `vopd train` run, finished or not, a `vopd variance`, or a `vopd demo` or `vopd compare`:
+DIRECTORY is a folder that `vopd train` (even while it trains), `vopd variance`, `vopd compare` or `vopd demo` wrote:
 
   vopd report runs/first
-  vopd report runs/first --watch     rewrite the page while the run trains; stop with Ctrl-C
+  vopd report runs/first --watch     update the page while the run trains; stop with Ctrl-C
 
 The page of a run or a comparison also shows what `vopd variance --output_dir DIRECTORY --run_name variance` measured.
 """
@@ -23,9 +23,9 @@ from vopd.run.options import needed, read_options, setting
 class ReportOptions:
     """The options of `vopd report`."""
 
-    directory: str = needed("folder of a run, a comparison or a variance measurement; --directory may be left out")
-    watch: bool = setting(False, "rewrite the page whenever metrics.jsonl has grown, until training ends or Ctrl-C")
-    interval: float = setting(10.0, "seconds between two looks at metrics.jsonl, and between reloads of the page")
+    directory: str = needed("folder of a run, a comparison or a variance measurement; the word --directory is optional")
+    watch: bool = setting(False, "update the page whenever metrics.jsonl has grown, until training ends or Ctrl-C")
+    interval: float = setting(10.0, "seconds between checks of metrics.jsonl, and between reloads of the page")
 
     def __post_init__(self) -> None:
         if not 0 < self.interval < math.inf:

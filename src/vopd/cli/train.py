@@ -4,7 +4,7 @@ Everything a run writes is in OUTPUT_DIR/RUN_NAME: resolved_config.yaml, metrics
 at the end, model/ (safetensors, or a LoRA adapter) and report.html.
 
   vopd train --model STUDENT --teacher_model TEACHER --dataset prompts.jsonl --run_name first
-  vopd train --config run.yaml --dry_run      show what the run would do and need; load no weights
+  vopd train --config run.yaml --dry-run      show what the run would do and need; load no weights
   vopd train --config run.yaml --resume       resume a killed run from its newest checkpoint
   accelerate launch -m vopd train ...         several GPUs
 """
@@ -100,11 +100,11 @@ def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
     sources = (f"{entry['prompts']:,} from {entry['source']} ({entry['version']})" for entry in prompts.sources)
     return [
-        f"prompts read: {', '.join(sources)}",
+        f"prompts: {', '.join(sources)}",
         # repr: control characters of a dataset must not reach the terminal
         f"first prompt: {text!r}",
         f"its {counted(len(ids), 'token id')}: {shown}",
-        f"decoded again: {tokenizer.decode(ids)!r}",
+        f"decoded: {tokenizer.decode(ids)!r}",
     ]
 
 

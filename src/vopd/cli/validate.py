@@ -1,7 +1,7 @@
 """Check the settings of a training run without loading weights.
 
 Checks options, estimator, sampling, tokenizers, vocabularies and prompts. Takes the options of `vopd train` and writes
-nothing. Models and datasets that only the hub has are skipped and listed; `vopd train --dry_run` needs them.
+nothing. Models and datasets that are not on this machine are skipped and listed; `vopd train --dry-run` needs them.
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ def run(arguments: Sequence[str]) -> int:
     if accuracy is not None:
         lines.append(f"accuracy is measured on {accuracy.name}: {counted(accuracy.problems, 'problem')}")
     if is_main_process():
-        print("\n".join([*lines, "good"]))
+        print("\n".join([*lines, "the settings are valid"]))
     return 0

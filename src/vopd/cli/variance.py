@@ -23,25 +23,26 @@ from vopd.run.options import needed, read_options, setting
 class VarianceOptions:
     """The options of `vopd variance`."""
 
-    model: str = needed("student: folder or Hub id of the model, or folder of a LoRA adapter")
-    teacher_model: str = needed("teacher: folder or Hub id, with the student's vocabulary")
-    dataset: str = needed("prompts: .jsonl, .json or .parquet file, Hub id, or reasoning_gym:NAME")
-    dataset_split: str = setting("train", "split of a Hub dataset")
+    model: str = needed("student: folder or hub id of the model, or folder of a LoRA adapter")
+    teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
+    dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
+    dataset_split: str = setting("train", "split of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")
     chat_template: bool = setting(False, "apply the student's chat template to the prompts")
     estimators: list[str] | None = setting(
-        None, "estimators to measure: names, or module:NAME for your own; default: six, from vanilla to exact"
+        None,
+        "estimators to measure: names, or module:NAME for your own; default: six, from the noisiest to the exact one",
     )
     loss_top_k: int = setting(20, "k of the top-k estimators")
-    contexts: int = setting(16, "rollouts, one per prompt; more of them narrow the intervals")
-    resamples: int = setting(64, "times that every token is resampled")
+    contexts: int = setting(16, "number of rollouts, one per prompt; more rollouts give narrower intervals")
+    resamples: int = setting(64, "number of times that each token is resampled")
     temperature: float = setting(1.0, "temperature of sampling and loss")
-    max_completion_length: int = setting(512, "longest rollout, in tokens")
+    max_completion_length: int = setting(512, "maximum number of tokens per rollout")
     seed: int = setting(0, "seed of rollouts, resampling and a task's problems")
     dtype: str = setting("float32", "dtype of the student's weights")
-    device: str = setting("auto", "auto, cpu, cuda")
-    output_dir: str = setting("runs", "folder that all runs are written to")
+    device: str = setting("auto", "device: auto, cpu or cuda")
+    output_dir: str = setting("runs", "parent folder of all runs")
     run_name: str | None = setting(None, "folder of this measurement inside output_dir; default: variance-MODEL")
 
     def __post_init__(self) -> None:

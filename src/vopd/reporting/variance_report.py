@@ -132,7 +132,7 @@ def _least(usual: str, rivals: list[str], found: Results, contexts: Any) -> tupl
     if _tells(ratio) < 0:
         return best, [f"Here {best} has less noise than {usual}, which usually has the least: {_short(ratio)} of it."]
     return usual, [
-        f"{contexts} contexts do not tell {best} from {usual} ({_short(ratio)} of its noise): measure more --contexts."
+        f"{contexts} contexts are too few to tell {best} from {usual} (noise ratio {_short(ratio)}): raise --contexts."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,26 @@ MAIN_FIELDS = (
     "eval_benchmarks", "eval_benchmark_steps", "eval_benchmark_samples", "eval_benchmark_limit", "save_steps",
     "save_total_limit", "logging_steps", "report_to", "seed",
 )  # fmt: skip
+# Help texts in place of those that TRL and transformers have for the same fields.
+_TEXTS = {
+    "temperature": "Temperature of sampling and of the loss.",
+    "learning_rate": "Learning rate after warm-up, from which the schedule starts.",
+    "lr_scheduler_type": "Learning rate schedule: linear, cosine, constant, or another one of transformers.",
+    "warmup_steps": "Steps of linear warm-up from 0 to learning_rate; below 1: a share of all steps.",
+    "per_device_train_batch_size": "Completions per micro-batch on each device.",
+    "gradient_accumulation_steps": "Micro-batches per optimizer step on each device.",
+    "num_train_epochs": "Number of passes over the prompts.",
+    "max_steps": "Number of optimizer steps; above 0 it overrides num_train_epochs.",
+    "max_grad_norm": "Clip the gradient to this norm; 0 turns clipping off.",
+    "bf16": "Train in bf16 mixed precision. Default: on a GPU that supports it.",
+    "gradient_checkpointing": "Recompute activations in the backward pass to save memory. Default: on a GPU.",
+    "use_vllm": "Generate the student's completions with vLLM.",
+    "vllm_mode": "colocate: vLLM in the training process; server: a separate vLLM server.",
+    "save_steps": "Save a checkpoint every N optimizer steps; below 1: a share of all steps.",
+    "logging_steps": "Log every N optimizer steps; below 1: a share of all steps.",
+    "report_to": "Trackers to log to, such as wandb, tensorboard, trackio; none logs to files only.",
+    "seed": "Random seed of the run.",
+}
 # Fields of the trainer's configuration that have no effect here, and what to use instead.
 _ELSEWHERE = {
     "trust_remote_code": "vopd never runs code from a model repository",
@@ -41,7 +62,10 @@ _ELSEWHERE = {
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
     "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
 }
-_MORE = "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too.\n"
+_MORE = (
+    "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too. In option\n"
+    "names, - and _ are the same. The value in brackets is the default.\n"
+)
 
 
 @dataclass
@@ -56,9 +80,9 @@ class TrainOptions:
         "teacher_server_url only its tokenizer",
     )
     teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; each row names one")
-    output_dir: str = setting("runs", "folder for all runs")
+    output_dir: str = setting("runs", "parent folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: student and estimator")
-    resume: bool = setting(False, "resume the run of this name from its newest valid checkpoint")
+    resume: bool = setting(False, "resume this run from its newest valid checkpoint; without one, start it")
     dry_run: bool = setting(False, "show what the run would do, its prompts, memory and disk space; load no weights")
     dataset_split: str = setting("train", "split of a hub dataset")
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
@@ -85,15 +109,17 @@ class TrainOptions:
     push_to_hub: bool = setting(
         False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
     )
-    eval_task: str | None = setting(None, "measure accuracy before and after on reasoning_gym:NAME")
-    eval_data: str | None = setting(None, "measure accuracy before and after on a file with problem and answer")
+    eval_task: str | None = setting(None, "measure accuracy before and after training on reasoning_gym:NAME")
+    eval_data: str | None = setting(
+        None, "measure accuracy before and after training on a file with problem and answer"
+    )
     eval_kind: str = setting("math", "how to grade the answers of eval_data: math or choice")
-    eval_count: int | None = setting(None, "number of problems: of eval_task (100), or the first N of eval_data")
+    eval_count: int | None = setting(None, "number of problems; default: 100 of eval_task, all of eval_data")
     eval_task_options: dict | None = setting(None, "options of eval_task, such as {min_terms: 2}")
     eval_template: str | None = setting(None, "prompt text for these problems; default: prompt_template")
     eval_max_new_tokens: int | None = setting(None, "length limit for these problems; default: max_completion_length")
     eval_seed: int = setting(
-        0, "seed of eval_task's problems; take another than seed, which makes the training problems"
+        0, "seed of eval_task's problems; use another one than seed, which generates the training problems"
     )
 
     def __post_init__(self) -> None:
@@ -158,7 +184,9 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
 def train_options() -> dict[str, Option]:
     """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
     own = options_of(TrainOptions, group="models, prompts, run")
-    return own | (options_of(VOPDConfig, group="method and optimizer", shown=MAIN_FIELDS) | own)
+    config = options_of(VOPDConfig, group="method and optimizer", shown=MAIN_FIELDS)
+    config |= {name: dataclasses.replace(config[name], text=text) for name, text in _TEXTS.items()}
+    return own | (config | own)
 
 
 def write_resolved(plan: Plan) -> None:

@@ -66,7 +66,7 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
         parts = urlsplit(str(url).strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             shown = str(url).rpartition("@")[2]  # a password in front of it stays out of the message
-            raise ConfigurationError(f"teacher_server_url {shown!r} is not an address; write http://host:8000")
+            raise ConfigurationError(f"teacher_server_url {shown!r} is not an address; write http://host:8001")
         if "@" in parts.netloc:
             raise ConfigurationError(
                 "teacher_server_url contains a password, which would end up in logs; put it into the environment "

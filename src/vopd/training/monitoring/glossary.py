@@ -132,11 +132,11 @@ _COMPLETIONS = (
     ),
     Metric(
         "seconds/rollout", "seconds/step", "Sampling the completions.",
-        "Largest part: use vLLM, or shorter completions.",
+        "If this is the largest part: use vLLM, or shorter completions.",
     ),
     Metric(
         "seconds/scoring", "seconds/step", "Computing or waiting for the teacher's scores.",
-        "Largest part with a server: raise `teacher_server_concurrency` or add servers.",
+        "If a server makes this the largest part: raise `teacher_server_concurrency` or add servers.",
     ),
     Metric("seconds/reward", "seconds/step", "Calling the reward functions.", "Only with `reward_funcs`."),
     Metric(
@@ -147,7 +147,7 @@ _COMPLETIONS = (
         "Unlike wall time it does not grow when other programs share the cores.",
     ),
     Metric(
-        "seconds/benchmarks", "seconds", "One evaluation on `eval_benchmarks`; no part of a step.",
+        "seconds/benchmarks", "seconds", "One evaluation on `eval_benchmarks`; not part of a step.",
         "Too long: raise `eval_benchmark_steps`, lower `eval_benchmark_limit`.",
     ),
 )  # fmt: skip
