@@ -20,6 +20,8 @@ from vopd import functional
 from vopd.cli import COMMANDS
 from vopd.estimators import find_estimator
 from vopd.estimators.advice import ADVICE
+from vopd.experiments.pair import embedded_pair
+from vopd.models import load_model
 from vopd.run.options import Option
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +212,7 @@ def test_the_loops_of_the_page_run_and_train(capsys: pytest.CaptureFixture[str])
     """From logits, from hidden states, from a server's scores, on the equations; and the centred advantages."""
     torch.manual_seed(0)
     scopes: list[dict[str, Any]] = []
-    logits, hidden, server, equations, centred = blocks_run_here("how-to/training-loop.md")
+    logits, hidden, server, equations, centred, counted = blocks_run_here("how-to/training-loop.md")
     for block in (logits, hidden, server, equations):
         scopes.append({})
         exec(block, scopes[-1])
@@ -224,3 +226,52 @@ def test_the_loops_of_the_page_run_and_train(capsys: pytest.CaptureFixture[str])
     exec(centred, scope := scopes[3])
     expected = scope["log_q"] - scope["log_p"] - scope["value"]
     torch.testing.assert_close(scope["advantages"], expected, atol=1e-5, rtol=1e-5)
+    start = load_model(embedded_pair().student).state_dict()
+    assert any((start[name] != weight).any() for name, weight in scopes[1]["student"].state_dict().items())
+    check_normalizer(counted)
+
+
+def check_normalizer(block: str) -> None:
+    """Micro-batches of unequal length give the gradient of one call with all their tokens."""
+    student, teacher = torch.nn.Linear(6, 9).double(), torch.nn.Linear(6, 9).double().requires_grad_(False)
+    states, ids = torch.randn(4, 5, 6, dtype=torch.float64), torch.randint(9, (4, 5))
+    mask = torch.arange(5) < torch.tensor([[5], [1], [3], [2]])
+    whole = vopd.distillation_loss(student(states), teacher(states), ids, mask).loss
+    expected = torch.autograd.grad(whole, student.weight)[0]
+    scope = {
+        "torch": torch, "vopd": vopd, "forward": lambda inputs: (student(inputs), teacher(inputs)),
+        "micro_batches": [(states[:2], ids[:2], mask[:2]), (states[2:], ids[2:], mask[2:])],
+        "optimizer": (optimizer := torch.optim.SGD(student.parameters(), lr=1.0)),
+    }  # fmt: skip
+    before = student.weight.detach().clone()
+    exec(block, scope)
+    torch.testing.assert_close(before - student.weight, expected)
+    assert optimizer.param_groups[0]["params"][0].grad is None
+
+
+def test_the_losses_for_verl_are_those_of_the_package() -> None:
+    (block,) = blocks_run_here("how-to/verl.md")
+    torch.manual_seed(0)
+    exec(block, scope := {})
+    scores = vopd.TopKScores(*scope["scores"])
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, scope["student_logits"])[0]
+
+    def of_the_package(estimator: str) -> torch.Tensor:
+        given = scope["student_logits"], None, scope["next_ids"]
+        return gradient(vopd.distillation_loss(*given, estimator=estimator, top_k=20, teacher_scores=scores).loss)
+
+    summed = scope["student_logits"].grad
+    torch.testing.assert_close(summed, of_the_package("rao_blackwell_teacher_top_k"), atol=1e-6, rtol=1e-4)
+    log_p = scope["student_logits"].log_softmax(-1).gather(-1, scope["next_ids"].unsqueeze(-1)).squeeze(-1)
+    plain = gradient(-(scope["advantages"] * log_p).mean())
+    torch.testing.assert_close(plain, of_the_package("vopd_teacher_top_k_optimal"), atol=1e-6, rtol=1e-4)
+
+
+def test_every_block_that_says_it_is_run_here_is_run() -> None:
+    """Each page with such blocks has a test above that unpacks them all."""
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if blocks_run_here(page)} == {
+        "how-to/custom-estimators.md", "how-to/training-loop.md", "how-to/verl.md",
+    }  # fmt: skip

@@ -98,6 +98,21 @@ def test_dtype_card_and_tokenizer_of_an_adapter_from_elsewhere(
         assert told("Note ... 4bit", ModelCard.load(output / "README.md").text)
 
 
+def test_rounding_is_noted_a_link_is_followed_and_an_unreadable_card_replaced(
+    adapter: Path, tiny_teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "resolved_config.yaml").write_text("dtype: float32\nquantization: null\n")
+    (adapter / "README.md").write_text("---\n[: no mapping\n---\n# Card\n")
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    assert merge(adapter, tmp_path / "link", "--dtype", "bfloat16") == 0
+    assert told("note ... float32 ... bfloat16 ... rounds ... --dtype float32", capsys.readouterr().out)
+    assert (tmp_path / "place" / "model.safetensors").is_file()
+    assert told("merged into ... bfloat16", ModelCard.load(tmp_path / "place" / "README.md").text)
+    assert merge(adapter, tmp_path / "whole", "--dtype", "float32") == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_an_adapter_of_the_hub(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a download leaves it in the cache."""
     cached = tmp_path / "cache" / "models--me--adapter"

@@ -75,6 +75,23 @@ def test_ctrl_c_ends_the_watch_with_a_page_that_no_longer_reloads(
     assert "refresh" not in page.read_text()
 
 
+def test_a_run_that_shows_nothing_new_may_have_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed leaves no sign; before its first step there is no page to end with."""
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 40:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vopd.reporting.report.time.sleep", sleep)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        watch_report(tmp_path, 1.0, said.append)
+    assert len(said) == 2 and told("waiting", said[0]) and told("nothing new ... Ctrl-C", said[1])
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_what_does_not_grow_is_not_watched(
     make_comparison: Callable[[int], Comparison], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,4 +99,5 @@ def test_what_does_not_grow_is_not_watched(
     assert cli.main(["report", str(tmp_path), "--watch"]) == 3
     assert told("--watch", capsys.readouterr().err)
     assert cli.main(["report", str(tmp_path / "typo"), "--watch"]) == 3
-    assert cli.main(["report", str(tmp_path), "--watch", "--interval", "0"]) == 2
+    for interval in ("0", "inf"):
+        assert cli.main(["report", str(tmp_path), "--watch", "--interval", interval]) == 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -33,6 +36,18 @@ def test_one_of_several_processes_is_not_taken_apart_by_python(processes: str, e
     environment = os.environ | {"WORLD_SIZE": processes, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", SAYS], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (3, "said\nlast words\n" + end, "told\n")
+
+
+def test_warnings_go_to_what_stderr_is_when_they_are_logged() -> None:
+    """rich replaces it while a live step line is shown, to print them above the line."""
+    replaced = io.StringIO()
+
+    def command() -> int:
+        with redirect_stderr(replaced):
+            logging.getLogger("vopd").warning("guard fired")
+        return 0
+
+    assert report_error(command) == 0 and replaced.getvalue() == "vopd: guard fired\n"
 
 
 def test_a_pipe_of_something_else_that_breaks_is_not_taken_for_stdout() -> None:

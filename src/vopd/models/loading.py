@@ -96,7 +96,7 @@ def load_model(
         # transformers initializes these randomly and only warns.
         raise MismatchError(f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}")
     if (Path(source) / "adapter_config.json").exists():
-        model.generation_config = _generation_config(source, model.generation_config)
+        model.generation_config = saved_generation_config(source, model.generation_config)
     return (model if quantized else model.to(device)).eval()
 
 
@@ -150,14 +150,14 @@ def load_configuration(source: str | Path, *, revision: str | None = None) -> Co
     adapter = Path(source) / "adapter_config.json"
     if adapter.exists():
         base = load_configuration(json.loads(adapter.read_text())["base_model_name_or_path"])
-        return replace(base, generation_config=_generation_config(source, base.generation_config))
+        return replace(base, generation_config=saved_generation_config(source, base.generation_config))
     with _loading("model", source, revision) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         made = transformers.GenerationConfig.from_model_config(config)
-    return Configuration(config, _generation_config(source, made, revision))
+    return Configuration(config, saved_generation_config(source, made, revision))
 
 
-def _generation_config(source: str | Path, otherwise: Any, revision: str | None = None) -> Any:
+def saved_generation_config(source: str | Path, otherwise: Any, revision: str | None = None) -> Any:
     """Return the generation configuration of a folder or hub id, or `otherwise` if it has none."""
     with suppress(OSError):
         return require("transformers", "train").GenerationConfig.from_pretrained(source, revision=revision)

@@ -10,7 +10,7 @@ from typing import Any
 from vopd.errors import ConfigurationError, MismatchError, first_line, require
 
 from .adapters import tied_and_trained_apart
-from .loading import load_configuration, load_model, load_tokenizer
+from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
 
 _CONFIG = "adapter_config.json"
 _INSTEAD = "load the adapter on its base model with PEFT instead"
@@ -75,9 +75,7 @@ def merge_adapter(
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # a shape that differs is in the second
         raise MismatchError(f"the adapter '{source}' does not fit its base model '{base}' ({reason})") from error
     merged = _merged(adapted, source)
-    if (folder / "generation_config.json").exists():
-        generation = require("transformers", "train").GenerationConfig
-        merged.generation_config = generation.from_pretrained(folder)
+    merged.generation_config = saved_generation_config(folder, merged.generation_config)
     tokenizer_of = (folder, None) if (folder / "tokenizer_config.json").exists() else (base, base_revision)
     tokenizer = load_tokenizer(tokenizer_of[0], revision=tokenizer_of[1])
     return Merged(merged, tokenizer, folder, base, str(merged.dtype).removeprefix("torch."), dequantized)

@@ -47,7 +47,7 @@ class Run:
 
     `curve` holds (step, held-out reverse KL) of the checkpoints, start and end included; `accuracy_curve` the accuracy
     there, if it was measured. A run that crashed has no curves and an infinite reverse KL. `seconds` is wall time,
-    `processor_seconds` processor time of all its optimizer steps; None in files of vopd before 0.2.
+    `processor_seconds` processor time of all its optimizer steps; None if it was not recorded.
     """
 
     estimator: str
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def jobs(self) -> int | None:
-        """How many runs shared the machine; None in files of vopd before 0.2."""
+        """How many runs shared the machine; None if unknown."""
         return self.settings.get("jobs")
 
     @property

@@ -82,16 +82,15 @@ def watch_report(folder: str | Path, interval: float, say: Callable[[str], None]
     if compared or read_variance(folder) is not None:
         raise DataError(f"'{folder}' is not a training run; leave out --watch, or watch one of the runs in it")
     written: int | None = None  # size of metrics.jsonl at the last rewrite
-    told, looks = "", 0
+    seen, looks, told = 0, 0, ""
     try:
         while not _ended(folder):
             size = _size(folder / METRICS_FILE)
+            seen, looks = size, looks + 1 if size == seen else 0
+            if looks == _PATIENCE:
+                say(f"nothing new in {_PATIENCE} looks; if the run was stopped, press Ctrl-C")
             try:
-                looks += 1
-                if looks == _PATIENCE:
-                    say(f"nothing new in {_PATIENCE} looks; if the run was stopped, press Ctrl-C")
                 if size != written:
-                    looks = 0
                     text, _ = run_report(folder, reload=interval)
                     path, written = _write_page(folder, text), size
                     say(f"{time.strftime('%H:%M:%S')}  {progress_line(folder)}  written to {path}")

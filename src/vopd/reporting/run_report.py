@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError
+from vopd.errors import DataError, require
 from vopd.statistics import Difference, Score
 
 from .benchmark_curves import training_accuracy
@@ -56,8 +56,6 @@ _REWARDS_NOTE = "Verifiable rewards beside the teacher. Their group advantages a
 # By how the source begins.
 _TEACHER_KINDS = {"http": "server", "self:": "the student itself (self-distillation)"}
 _LOCAL = "in the training process"
-_NAMED_SOURCE = r"([^\s{},:'\"][^{},:'\"]*)['\"]?: \[?['\"]?([^{},'\"\]]+)"
-"""Name and (first) path or address in a mapping of teachers as YAML writes it on one line."""
 # The main line of a figure is blue; what it is compared with is not.
 _LINE_COLOURS = {
     "sampled": GREY, "reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
@@ -146,7 +144,7 @@ def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def processor_seconds(records: Sequence[dict[str, Any]]) -> float | None:
-    """Processor seconds of all optimizer steps; None where they were not logged (vopd before 0.2)."""
+    """Processor seconds of all optimizer steps; None where they were not logged."""
     return _total(records, "seconds/processor")
 
 
@@ -314,8 +312,12 @@ def _named_figures(
 def _teacher_sources(settings: Settings) -> dict[str, str]:
     """Every teacher's path, hub id or address by its name; a single one has no name."""
     single = _given(settings, "teacher_server_url") or _given(settings, "teacher_model")
-    named = dict(re.findall(_NAMED_SOURCE, _given(settings, "teachers")))
-    return ({"": single} if single else {}) | named
+    written = _given(settings, "teachers")
+    named = require("yaml", "train").safe_load(written) if written else {}
+    # A server may have several addresses.
+    return ({"": single} if single else {}) | {
+        name: ", ".join(source) if isinstance(source, list) else source for name, source in named.items()
+    }
 
 
 def _teachers(settings: Settings, records: Sequence[dict[str, Any]], figures: Sequence[Figure]) -> str:
