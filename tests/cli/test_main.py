@@ -117,6 +117,7 @@ def test_a_reader_that_closes_early_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(Path(vopd.__file__).parents[1])}
+    environment.pop("PYTHONUNBUFFERED", None)  # buffered, the text is written at the very end
     call = [sys.executable, "-m", "vopd", "--help"]
     done = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writer)

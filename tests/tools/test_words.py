@@ -14,6 +14,8 @@ from tools import words
     [
         ("a.md", "# Noise\n\nIt is 0.2 nats a token.\n", [(3, '"nats a token": write "nats/token"')]),
         ("a.md", "It is 0.2 nats/token.\n", []),
+        ("a.md", "It reads k + 1 rows and 21 rows.", []),
+        ("a.md", "It reads 1 rows.", [(1, '"1 rows": write "1 row"')]),
         ("a.md", "with 4\ncompletions a\nprompt", [(2, '"completions a prompt": write "completions per prompt"')]),
         ("a.md", "goes on from it", [(1, '"goes on from": write "resumes from"')]),
         ("a.md", "with 4 completions\n\na prompt", []),

@@ -125,6 +125,14 @@ def test_a_guard_that_stops_saves_first_and_ends_with_seven(make_trainer: Make, 
     assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
     # The ones before it went wrong are the better ones: not rotated away.
     assert (tmp_path / "run" / "checkpoint-1").exists()
+    assert fired(tmp_path / "run") == [(2, "truncation")]
+
+
+def fired(run: Path) -> list[tuple[int, str]]:
+    """What guards.jsonl has; each message is what the guard saw, then "; " and what to try, as the report splits it."""
+    records = [json.loads(line) for line in (run / "guards.jsonl").read_text().splitlines()]
+    assert all("; " in record["message"] for record in records)
+    return [(record["step"], record["guard"]) for record in records]
 
 
 def test_a_resumed_guard_remembers(make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,6 +146,9 @@ def test_a_resumed_guard_remembers(make_trainer: Make, tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING, logger="vopd"):
         make_trainer(max_steps=5, **settings).train(resume_from_checkpoint=True)
     assert "guard truncation" not in caplog.text
+    assert fired(tmp_path / "run") == [(3, "truncation")]
+    make_trainer(max_steps=4, **settings).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert fired(tmp_path / "run") == [(3, "truncation")]  # cut back, then fired again
 
 
 def test_the_same_model_as_teacher_is_told(
