@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, counted
 
 from .chat import is_conversation
 from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, token_lengths
@@ -106,6 +106,6 @@ def check_enough(num_prompts: int, batch_size: int) -> None:
     """Raise DataError if the prompts do not fill one generation batch: nothing would be trained."""
     if num_prompts < batch_size:
         raise DataError(
-            f"{num_prompts} prompts are fewer than one step needs ({batch_size}); add prompts, or lower "
+            f"{counted(num_prompts, 'prompt')} cannot fill one step of {batch_size}; add prompts, or lower "
             "per_device_train_batch_size or gradient_accumulation_steps"
         )
