@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError, require
+from vopd.errors import ConfigurationError, DataError, counted, require
 
 DRAWS = 10_000
 SEED = 0
@@ -165,7 +165,7 @@ def pass_at_k(correct: Any, k: int) -> Score:
     samples = outcomes.shape[1]
     if not 1 <= k <= samples:
         raise ConfigurationError(
-            f"k of pass@k must be between 1 and {samples}, not {k}: there are {samples} samples per problem; "
+            f"with {counted(samples, 'sample')} per problem, k of pass@k must be between 1 and {samples}, not {k}; "
             "draw more samples or lower k"
         )
     # Exact integers: the ratio of two binomials overflows floats long before it leaves [0, 1].

@@ -114,5 +114,5 @@ def test_what_training_would_refuse_is_refused(train: Train, capsys: pytest.Capt
     assert train("--dry-run", "--use_vllm", "true", "--vllm_mode", "colocate") == 2
     assert told("vllm ... use_vllm", capsys.readouterr().err)
     assert train("--dry-run", "--max_prompts", "1") == 3
-    assert told("1 prompts ... 2", capsys.readouterr().err)
+    assert told("1 prompt ... 2", capsys.readouterr().err)
     assert train("--dry-run", "--model", "nobody/no-such-model") == 4

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, check_at_least, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, counted, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
 
@@ -93,7 +93,9 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
         chat_template=options.chat_template,
     ).dataset["prompt"]  # fmt: skip
     if len(prompts) < 2:
-        raise DataError(f"'{options.dataset}' has {len(prompts)} prompts; a variance over contexts needs 2 or more")
+        raise DataError(
+            f"'{options.dataset}' has {counted(len(prompts), 'prompt')}; a variance over contexts needs 2 or more"
+        )
     rollouts = sample_rollouts(
         student, models.tokenizer, list(prompts), temperature=options.temperature, seed=options.seed,
         max_new_tokens=options.max_completion_length, batch_size=16,

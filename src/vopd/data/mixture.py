@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from vopd.errors import DataError, require
+from vopd.errors import DataError, counted, require
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ def take(dataset: Any, count: int, name: str) -> Any:
     """
     if len(dataset) < count:
         raise DataError(
-            f"'{name}' has {len(dataset)} prompts, but its weight requires {count}; lower max_prompts or its weight"
+            f"'{name}' has {counted(len(dataset), 'prompt')}, but its weight requires {count}; lower max_prompts or "
+            "its weight"
         )
     return dataset.select(range(count))
 

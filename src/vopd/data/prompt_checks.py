@@ -60,7 +60,7 @@ def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> 
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise DataError(
-            f"every prompt of {name} has more than {limit} tokens, the shortest has {min(lengths)}; raise "
+            f"every prompt of {name} has more than {counted(limit, 'token')}, the shortest has {min(lengths)}; raise "
             "max_prompt_length"
         )
     dropped = len(lengths) - len(kept)
@@ -92,13 +92,13 @@ def check_room(
     beyond = f"exceed the models' {positions} positions with max_completion_length={completion}"
     columns = {PROMPT_IDS: ("prompts", f"set max_prompt_length={room} to drop them")}
     if teacher_column is not None:
-        columns[TEACHER_PROMPT_IDS] = (f"prompts in '{teacher_column}'", f"shorten them to {room} tokens")
+        columns[TEACHER_PROMPT_IDS] = (f"prompts in '{teacher_column}'", f"shorten them to {counted(room, 'token')}")
     for column, (what, instead) in columns.items():
         lengths = token_lengths(dataset, column)
         if long := sum(length > room for length in lengths):
             raise DataError(
-                f"{long} of {len(lengths)} {what} of {name} {beyond}, the longest has {max(lengths)} tokens; "
-                f"{instead}, or lower max_completion_length"
+                f"{long} of {len(lengths)} {what} of {name} {beyond}, the longest has {counted(max(lengths), 'token')}"
+                f"; {instead}, or lower max_completion_length"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vopd.errors import check_at_least, require
+from vopd.errors import check_at_least, counted, require
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators, spelled
 from vopd.reporting.comparison import Comparison
@@ -61,7 +61,10 @@ def run_demo(
     started, folder = time.monotonic(), Path(output_dir).resolve()
     runs, measurement = demo_runs(grid, folder, steps, problems)
     names = ", ".join(estimator.name for estimator in grid.estimators)
-    say(f"{len(runs)} runs of {steps} steps from one student, with {names}; on the CPU, nothing is downloaded")
+    say(
+        f"{counted(len(runs), 'run')} of {counted(steps, 'step')} from one student, with {names}; on the CPU, nothing "
+        "is downloaded"
+    )
     comparison = compare(folder, runs, measurement, processes=processes, say=say)
     draw_comparison(comparison, folder, folder / "comparison.png")
     say(f"{time.monotonic() - started:.0f} s in total")

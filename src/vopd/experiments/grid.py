@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.atomic import write_whole
-from vopd.errors import ConfigurationError, DataError, GuardError, NonFiniteError, require
+from vopd.errors import ConfigurationError, DataError, GuardError, NonFiniteError, counted, require
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.catalogue import spelled
 from vopd.reporting.comparison import MEASUREMENT_FILE, Comparison, Run, Start
@@ -87,7 +87,7 @@ def run_grid(
         for name in waiting
     ]
     progress = _Progress(folder, runs, say)
-    say(f"{len(runs)} runs, {progress.done} of them already finished")
+    say(f"{counted(len(runs), 'run')}, {progress.done} of them already finished")
     run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=progress.excused)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, DataError, check_at_least, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, counted, require
 
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
@@ -107,8 +107,8 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max
             raise DataError(f"prompt {index} is empty: there is no token to start from")
         if positions is not None and len(ids) + max_new_tokens > positions:
             raise DataError(
-                f"prompt {index} has {len(ids)} tokens; with {max_new_tokens} new tokens it exceeds the model's "
-                f"{positions} positions; shorten the prompt or lower max_new_tokens"
+                f"prompt {index} has {counted(len(ids), 'token')}; with {counted(max_new_tokens, 'new token')} it "
+                f"exceeds the model's {positions} positions; shorten the prompt or lower max_new_tokens"
             )
         encoded.append(ids)
     return encoded

@@ -7,7 +7,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError
+from vopd.errors import DataError, counted
 from vopd.estimators.policy_gradient import OPD
 
 from .colours import colour_of
@@ -266,5 +266,5 @@ def _settings(comparison: Comparison) -> str:
     runs = [
         [run.directory, run.estimator, str(run.seed), f"{comparison.seconds(run):.0f} s"] for run in comparison.runs
     ]
-    folders = folded(f"{len(runs)} runs and their folders", table(["folder", "estimator", "seed", kind], runs))
+    folders = folded(f"folders of {counted(len(runs), 'run')}", table(["folder", "estimator", "seed", kind], runs))
     return f'<div class="settings">{table(["setting", "value"], rows)}{folders}</div>'

@@ -54,7 +54,7 @@ def _article(record: dict[str, Any], source: str) -> str:
         numbers = isinstance(values, list) and all(isinstance(value, int | float | None) for value in values)
         if not numbers or len(values) != len(tokens):
             raise DataError(
-                f"{source}: a sample has {len(tokens)} tokens but not one {label} per token; remove the line"
+                f"{source}: a sample has {counted(len(tokens), 'token')} but not one {label} per token; remove the line"
             )
     rewards = [value for value in columns.get("reward", ()) if value is not None]
     facts = [

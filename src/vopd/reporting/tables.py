@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from vopd.errors import counted
 from vopd.estimators.policy_gradient import OPD
 
 from .comparison import Comparison, Run
@@ -83,7 +84,7 @@ def _accuracy_table(comparison: Comparison) -> Table:
     rows = [["student before", str(start.student_score)]]
     rows += [[name, str(comparison.score(name))] for name in comparison.estimators]
     rows += [["teacher", str(start.teacher_score)]]
-    note = f"{len(start.student_outcomes)} problems, 95 % interval over problems."
+    note = f"{counted(len(start.student_outcomes), 'problem')}, 95 % interval over problems."
     scores = [start.student_score, start.teacher_score, *map(comparison.score, comparison.estimators)]
     if any(score.low == score.high for score in scores):
         note += "\nAn interval of width 0: every problem had the same outcome, which does not make the value certain."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vopd.errors import ConfigurationError, check_at_least, check_known
+from vopd.errors import ConfigurationError, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.estimators.exact import FULL_RKL
 from vopd.kernels import BACKENDS
@@ -242,8 +242,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         of_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if of_process % self.num_generations:
             raise ConfigurationError(
-                f"per_device_train_batch_size * gradient_accumulation_steps = {of_process} completions per process "
-                f"must be a multiple of num_generations={self.num_generations}, so that no group is split"
+                f"per_device_train_batch_size * gradient_accumulation_steps = {counted(of_process, 'completion')} per "
+                f"process must be a multiple of num_generations={self.num_generations}, so that no group is split"
             )
 
     def _check_ranges(self) -> None:

@@ -38,9 +38,9 @@ def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Se
     empty = [len(prompt) for prompt, completion in zip(prompts, completions, strict=True) if not len(completion)]
     if empty:
         raise DataError(
-            f"the rollout engine returned no token for {len(empty)} of {len(completions)} prompts, the first of "
-            f"{empty[0]} tokens; check the engine's log, or set max_prompt_length so that every prompt fits into the "
-            "engine's context with space for a completion"
+            f"the rollout engine returned no token for {len(empty)} of {counted(len(completions), 'prompt')}, the "
+            f"first of {counted(empty[0], 'token')}; check the engine's log, or set max_prompt_length so that every "
+            "prompt fits into the engine's context with space for a completion"
         )
 
 

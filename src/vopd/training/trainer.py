@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, GuardError, MismatchError
+from vopd.errors import ConfigurationError, GuardError, MismatchError, counted
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
@@ -346,7 +346,7 @@ class VOPDTrainer(TRLAdapter):
             "student": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             "teachers": {name: (placed.name, placed.revision) for name, placed in self._teachers.placed.items()},
-            "data": [f"{len(self.train_dataset)} prompts"],
+            "data": [counted(len(self.train_dataset), "prompt")],
             "settings": {
                 "estimator": estimator if k is None else f"{estimator}, k = {k}",
                 "loss backend": self.loss_backend,

@@ -61,8 +61,8 @@ class Reward:
         if not isinstance(found, Sequence | Tensor) or len(found) != wanted:
             got = len(found) if isinstance(found, Sequence | Tensor) else type(found).__name__
             raise ConfigurationError(
-                f"reward function '{self.name}' returned {got} for {wanted} completions; return a list with one number "
-                "or None per completion"
+                f"reward function '{self.name}' returned {got} for {counted(wanted, 'completion')}; return a list "
+                "with one number or None per completion"
             )
         return [self._number(value) for value in found]
 

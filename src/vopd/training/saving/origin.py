@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vopd.errors import counted
 from vopd.placement import unreadable
 
 if TYPE_CHECKING:
@@ -60,6 +61,6 @@ def mismatch(saved: Origin, now: Origin, accumulation: int) -> str | None:
     if rest == 0:
         change = f"set gradient_accumulation_steps={steps}, which gives"
     return (
-        f"it was saved with {saved.step_prompts} prompts per step (processes: {saved.processes}), and this run has "
-        f"{now.step_prompts} (processes: {now.processes}); {change} {saved.step_prompts}"
+        f"it was saved with {counted(saved.step_prompts, 'prompt')} per step (processes: {saved.processes}), and this "
+        f"run has {now.step_prompts} (processes: {now.processes}); {change} {saved.step_prompts}"
     )
