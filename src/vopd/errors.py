@@ -46,7 +46,7 @@ class TeacherServerError(VOPDError, RuntimeError):
 
 
 class NonFiniteError(VOPDError, RuntimeError, FloatingPointError):
-    """The loss or a gradient is NaN or infinite."""
+    """The loss, a gradient or a model's output is NaN or infinite."""
 
     exit_code = 6
 

@@ -115,7 +115,7 @@ def test_runs_measures_reports_and_does_nothing_twice(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
     capsys.readouterr()
     assert cli.main(arguments) == 0
-    assert told("2 runs ... 2 of them already finished", capsys.readouterr().out)
+    assert told("2 runs ... 2 already finished", capsys.readouterr().out)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("measured.json")}
     assert cli.main([*arguments, "--jobs", "1"]) == 0
     assert "wall time" not in (folder / "comparison.txt").read_text()  # the runs had shared the machine

@@ -44,7 +44,7 @@ def test_of_several_processes_the_first_one_tells(
         monkeypatch.setenv("RANK", rank)
         assert train(*command[1:], command=command[0]) == 0
         told_by_rank = capsys.readouterr()
-        assert told_by_rank.err.count("are repeats") == repeats and bool(told_by_rank.out) == bool(repeats)
+        assert told_by_rank.err.count("repeated prompts") == repeats and bool(told_by_rank.out) == bool(repeats)
 
 
 @pytest.mark.parametrize(

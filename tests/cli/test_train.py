@@ -67,6 +67,11 @@ def test_resolved_config_repeats_the_run(train: Train, run: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_that_diverges_until_nothing_can_be_sampled(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--learning_rate", "1e38", "--max_steps", "3") == 6
+    assert told("no token can be sampled ... learning_rate", capsys.readouterr().err)
+
+
 def test_an_existing_run_is_refused_and_left_alone(train: Train, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("precious")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"dataset": [{"source": "a.jsonl", "wieght": 2}, "b.jsonl"]}, 2, "'wieght'"),
     ({"dataset": "reasoning_gym:no_such_task"}, 2, "no_such_task"),
     ({"eval_task": "chain_sum"}, 2, "reasoning_gym:NAME"),
+    ({"teacher_model": "self:base", "teacher_prompt_template": "{problem} {answer}"}, 2, "self:base ... lora_rank"),
     ({"dataset": "BAD/missing.jsonl"}, 3, "no file ... missing.jsonl"),
+    ({"model": "nobody/far", "chat_template": True, "dataset": "BAD/missing.jsonl"}, 3, "no file ... missing.jsonl"),
     ({"dataset": "BAD/empty.jsonl"}, 3, "no rows"),
     ({"dataset": "BAD/column.jsonl"}, 3, "prompt, problem or question ... text"),
     ({"dataset": "BAD/number.jsonl"}, 3, "row 0 ... prompt ... int ... text"),
@@ -198,6 +201,27 @@ def test_what_only_the_hub_has_is_named_and_passed_over(
     text = capsys.readouterr().out
     assert told("not checked ... nobody/far", text) and "nobody/prompts" in text
     assert cli.main(["train", "--config", str(tmp_path / "far.yaml"), "--dry-run"]) == 4
+
+
+def test_prompts_that_need_the_template_of_a_student_that_is_not_here(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(tmp_path / "far.yaml", {**base, "model": "nobody/far", "chat_template": True}) == 0
+    assert told("prompts not checked ... chat template", capsys.readouterr().out)
+
+
+def test_packages_that_are_not_here_are_noted_but_training_needs_them(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("bitsandbytes", "triton"):
+        monkeypatch.setitem(sys.modules, package, None)
+    quantized = ["--lora_rank", "2", "--quantization", "8bit"]
+    assert train(*quantized, "--loss_backend", "triton", command="validate") == 0
+    text = capsys.readouterr().out
+    assert told("bitsandbytes is not installed", text) and told("triton is not installed", text)
+    for more in ([], ["--dry-run"]):
+        assert train(*quantized, *more) == 2
+        assert told("bitsandbytes ... install", capsys.readouterr().err)
 
 
 def test_the_same_word_for_word_as_training(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,7 +190,7 @@ def test_count_keeps_the_first_rows(write) -> None:
 def test_duplicates_are_kept_and_counted(write, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(load_prompts(write([*ROWS, ROWS[0], ROWS[0]]))) == 4
-    assert "2 of 4 prompts" in caplog.text and "repeats" in caplog.text
+    assert told("repeated prompts ... 2 of 4", caplog.text)
 
 
 class TestEmpty:
@@ -198,7 +198,7 @@ class TestEmpty:
         with caplog.at_level(logging.WARNING):
             dataset = load_prompts(write([ROWS[0], {"prompt": " \n", "answer": "0"}, ROWS[1]]))
         assert dataset["prompt"][:] == ["1 + 1 =", "2 + 3 ="] and dataset["answer"][:] == ["2", "5"]
-        assert "dropped 1 of 3 prompts" in caplog.text and "the first is row 1" in caplog.text
+        assert told("empty prompts ... dropped ... 1 of 3, first row 1", caplog.text)
 
     def test_a_template_does_not_hide_an_empty_problem(self, write) -> None:
         dataset = load_prompts(write([{"problem": ""}, {"problem": "a"}]), template="{problem} Step by step.")

@@ -68,14 +68,20 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     return capsys.readouterr().out
 
 
+# The last two read no log q(y): there is no sampled reverse KL to print.
+@pytest.mark.parametrize("estimator", ["rao_blackwell_teacher_top_k", "vopd_sparse", "top_k_rkl"])
 def test_the_one_file_loop_on_a_file_of_problems(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    estimator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = [{"prompt": f"{n} + 2 =", "answer": n + 2} for n in range(10)]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"data": tmp_path / "problems.jsonl", "steps": 2, "batch_size": 3, "held_out": 4, "max_new_tokens": 6}
-    shown = run("opd.py", monkeypatch, capsys, estimator="rao_blackwell_teacher_top_k", **given)
+    shown = run("opd.py", monkeypatch, capsys, estimator=estimator, **given)
     assert len(LINE.findall(shown)) == 2 and "step    1" in shown
+    assert ("nan" in shown) == (estimator != "rao_blackwell_teacher_top_k")
+    with pytest.raises(SystemExit):
+        run("opd.py", monkeypatch, capsys, data=tmp_path / "problems.jsonl", held_out=10)
+    assert "--held_out 10" in capsys.readouterr().err
 
 
 def test_the_trl_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from messages import says
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, NonFiniteError
 from vopd.models import load_model, load_tokenizer, sample, set_end_ids
 
 PROMPTS = ["How many legs", "4 + 5 =", "So the answer is <answer>"]
@@ -130,6 +130,13 @@ def test_lora_adapter_is_sampled_and_left_as_it_was(model: Any, tokenizer: Any) 
     config = model.generation_config
     assert draw(adapted, tokenizer, temperature=0.0) != plain
     assert model.generation_config is config
+
+
+def test_a_model_that_diverged_is_told_in_one_line(model: Any, tokenizer: Any) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.nan
+    with pytest.raises(NonFiniteError, match=says("no token can be sampled ... learning_rate")):
+        draw(model, tokenizer)
 
 
 def test_no_prompts(model: Any, tokenizer: Any) -> None:

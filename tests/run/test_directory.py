@@ -55,6 +55,12 @@ class TestCreate:
             create(tmp_path, resume=False)
         assert (tmp_path / "metrics.jsonl").read_text() == "precious"
 
+    def test_a_command_that_cannot_resume_does_not_offer_it(self, tmp_path: Path) -> None:
+        (tmp_path / "results.json").write_text("{}")
+        with pytest.raises(ConfigurationError, match="--run_name") as raised:
+            create(tmp_path)
+        assert "--resume" not in str(raised.value)
+
     def test_a_resumed_run_may_have_something_in_its_folder_or_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("precious")
         create(tmp_path, resume=True)

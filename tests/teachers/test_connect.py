@@ -91,3 +91,8 @@ def test_ends_that_the_student_does_not_know_are_warned_of(
     with caplog.at_level("WARNING", logger="vopd"):
         make_trainer(teacher_server_url=server.url)
     assert told("teacher ... 7", caplog.text)
+
+
+def test_the_command_that_starts_a_server_starts_it_where_it_is_looked_for() -> None:
+    with pytest.raises(TeacherServerError, match=says("vllm serve TEACHER ... --port 9, or")):  # where nothing listens
+        inspect_servers(Servers("http://127.0.0.1:9"), None, None, PROMPT)

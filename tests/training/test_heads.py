@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from messages import says
-from vopd.errors import ConfigurationError, MismatchError
+from vopd.errors import ConfigurationError, MismatchError, NonFiniteError
 from vopd.kernels import Head
 from vopd.models.head_checks import check_adapters, check_logits, check_not_shared, disable_dropout
 
@@ -35,6 +35,13 @@ def test_logits_that_are_something_else_are_refused_whatever_the_configuration_s
     capped = replace(head, softcap=30.0)
     with pytest.raises(MismatchError, match="soft cap 30.0"):
         check_logits(logits, hidden, capped, "teacher")
+
+
+def test_a_damaged_model_is_not_an_unsupported_one() -> None:
+    hidden, head = torch.randn(4, 8), Head(torch.randn(20, 8))
+    hidden[2, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match="student's logits are NaN"):
+        check_logits(head.logits(hidden), hidden, head, "student")
 
 
 def test_a_teacher_is_looked_at_where_it_is_placed(

@@ -10,8 +10,9 @@ again.
 
 examples:
   vopd eval --model runs/first/model --benchmark math500 --chat_template
-  vopd eval --model BASE,runs/first/model --data problems.jsonl --samples 4
-  vopd eval --model runs/first/model --data problems.jsonl --against runs/eval-BASE-problems
+  vopd eval --model BASE,runs/first/model --data problems.jsonl --samples 4 --run_name both
+  vopd eval --model BASE --data problems.jsonl --run_name base
+  vopd eval --model runs/first/model --data problems.jsonl --against runs/base
 """
 
 from __future__ import annotations

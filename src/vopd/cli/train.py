@@ -125,7 +125,10 @@ def _vocabularies(plan: Plan, facts: Facts) -> list[str]:
 def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
-    lines = [f"estimated memory per device: {_size(needed.peak)} at the peak"]
+    # On a machine without a GPU these are not the defaults of the machine that will train.
+    passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
+    checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
+    lines = [f"estimated memory per device: {_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")

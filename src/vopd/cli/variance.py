@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     from vopd.reporting.variance_report import draw_variance, variance_text
 
     folder = directory.run_directory(options.output_dir, options.run_name, "variance", options.model)
-    directory.create(folder, resume=False)
+    directory.create(folder)
     results = measure(options)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
     draw_variance(results, folder / "variance.png")

@@ -93,7 +93,7 @@ def read_prompts(
     texts = list(found.dataset[PROMPT])
     repeats = len(texts) - len(set(texts))
     if repeats:
-        logger.warning("%d of %d prompts of '%s' are repeats and are kept", repeats, len(texts), found.name)
+        logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(texts))
     return found
 
 
@@ -150,6 +150,7 @@ def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]
     full = sorted({*range(len(rows))} - {*empty})
     if not full:
         raise DataError(f"every prompt of '{name}' is empty")
-    dropped = "dropped %d of %d prompts of '%s' because they are empty, the first is row %d"
-    logger.warning(dropped, len(empty), len(rows), name, empty[0])
+    logger.warning(
+        "'%s' has empty prompts, which are dropped: %d of %d, first row %d", name, len(empty), len(rows), empty[0]
+    )
     return dataset.select(full), [rows[index] for index in full]

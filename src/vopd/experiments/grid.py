@@ -87,7 +87,7 @@ def run_grid(
         for name in waiting
     ]
     progress = _Progress(folder, runs, say)
-    say(f"{counted(len(runs), 'run')}, {progress.done} of them already finished")
+    say(f"{counted(len(runs), 'run')}, {progress.done} already finished")
     run_jobs(jobs, processes, finished=progress.finished, tick=progress.tick, excused=progress.excused)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vopd.errors import ConfigurationError, DataError, check_at_least, counted, require
+from vopd.errors import ConfigurationError, DataError, NonFiniteError, check_at_least, counted, require
 
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
@@ -108,7 +109,8 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max
         if positions is not None and len(ids) + max_new_tokens > positions:
             raise DataError(
                 f"prompt {index} has {counted(len(ids), 'token')}; with {counted(max_new_tokens, 'new token')} it "
-                f"exceeds the model's {positions} positions; shorten the prompt or lower max_new_tokens"
+                f"exceeds the model's {positions} positions; shorten it or lower the limit (max_new_tokens, or "
+                "max_completion_length in vopd variance)"
             )
         encoded.append(ids)
     return encoded
@@ -132,10 +134,24 @@ def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Comple
     # The mask is computed from lengths: where the end token is also the padding token, ids cannot distinguish them.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
-    with torch.no_grad():
+    with torch.no_grad(), finite_probabilities():
         sequences = model.generate(input_ids=input_ids, attention_mask=mask)
     stops = set(model.generation_config.eos_token_id or ())
     return [read_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
+
+
+@contextmanager
+def finite_probabilities() -> Iterator[None]:
+    """Turns torch's error about probabilities that cannot be sampled from into a NonFiniteError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise NonFiniteError(
+            "the model's probabilities are NaN or infinite, so no token can be sampled: its weights diverged or are "
+            "damaged; lower learning_rate or max_grad_norm, and resume from an earlier checkpoint"
+        ) from error
 
 
 def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:

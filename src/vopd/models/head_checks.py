@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vopd.errors import ConfigurationError, MismatchError
+from vopd.errors import ConfigurationError, MismatchError, NonFiniteError
 from vopd.kernels import Head
 
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-5}
@@ -55,7 +55,13 @@ def check_logits(logits: Tensor, hidden: Tensor, head: Head, name: str) -> None:
 
     Raises:
         MismatchError: the logits differ.
+        NonFiniteError: a logit is NaN.
     """
+    if logits.isnan().any():
+        raise NonFiniteError(
+            f"the {name}'s logits are NaN before training: its weights are damaged, or too large for the dtype "
+            f"({logits.dtype}); load it in another dtype, or take a checkpoint from before it diverged"
+        )
     expected = head.logits(hidden)[:, : logits.shape[-1]]
     scale = expected.abs().max().clamp(min=1e-6)
     tolerance = max(_TOLERANCE.get(part.dtype, _HALF_TOLERANCE) for part in (hidden, head.weight))

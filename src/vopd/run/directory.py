@@ -46,8 +46,12 @@ def _label(part: str) -> str:
     return path.stem if path.suffix in {".jsonl", ".json", ".parquet"} else path.name
 
 
-def create(folder: Path, *, resume: bool) -> None:
+def create(folder: Path, *, resume: bool | None = None) -> None:
     """Create the folder of a run. With several processes, only the first one does so.
+
+    Args:
+        folder: of the run.
+        resume: whether the run continues what is in the folder; None for commands that cannot.
 
     Raises:
         ConfigurationError: the folder is not empty and the run is not resumed, or the folder cannot be written to.
@@ -56,9 +60,8 @@ def create(folder: Path, *, resume: bool) -> None:
         return
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
-        raise ConfigurationError(
-            f"the run directory '{folder}' is not empty; continue its run with --resume, or choose another --run_name"
-        )
+        instead = "choose another --run_name" + (" or continue its run with --resume" if resume is not None else "")
+        raise ConfigurationError(f"the run directory '{folder}' is not empty; {instead}")
     from vopd.training.saving.checkpoints import check_writable
 
     check_writable(folder)

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from vopd.data.chat import thinking_options
 from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
-from vopd.data.sources import Source
+from vopd.data.sources import Source, load_rows, parse_sources
 from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
-from vopd.errors import VOPDError
+from vopd.errors import VOPDError, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
 from vopd.models import (
@@ -98,6 +98,8 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     options, config = plan.options, plan.config
     notes: list[str] = []
     check_trackers(config.report_to)
+    if far and (options.quantization or options.teacher_quantization):
+        require("bitsandbytes", "quantization")
 
     def reach(source: Any, load: Callable[..., T], *given: Any) -> T | None:
         try:
@@ -115,10 +117,12 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     prompts = None
     if student is not None or not options.chat_template:
         prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer)
+    elif reach(options.dataset, _rows, plan) is not None:
+        notes.append("prompts not checked: they need the chat template of the student, which is not on this machine")
     if prompts is not None and student is not None:
         positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
         limit = config.max_completion_length
-        check_room(prompts.dataset, "train_dataset", positions, limit, config.teacher_prompt_column)
+        check_room(prompts.dataset, f"'{prompts.name}'", positions, limit, config.teacher_prompt_column)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     check_names(benchmarks)
@@ -227,6 +231,20 @@ def _check_models(
         difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
         notes += [] if difference is None else [f"{difference} (vopd train does this)"]
     return vocabulary
+
+
+def _rows(plan: Plan) -> list[Any]:
+    """The rows of every source, as they are: prompts without their chat template."""
+    options = plan.options
+    defaults = {
+        "split": options.dataset_split,
+        "revision": options.dataset_revision,
+        "template": options.prompt_template,
+        "options": options.dataset_options or {},
+    }
+    return [
+        load_rows(source, options.max_prompts, plan.config.seed) for source in parse_sources(options.dataset, defaults)
+    ]
 
 
 def _prompts(plan: Plan, tokenizer: Any) -> Prompts:

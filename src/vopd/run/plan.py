@@ -15,7 +15,7 @@ from vopd.kernels import backend_name
 from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
 from vopd.teachers.build import sources
-from vopd.teachers.itself import check_worth
+from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
 from vopd.training.rewards.functions import Rewards
 
@@ -178,6 +178,8 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     rewards = Rewards.of(config, options.reward_funcs)  # checks them
     teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
     check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
+    for teacher in filter(is_self, teachers.values()):
+        check_self(teacher, adapters=options.lora_rank > 0, in_an_engine=False)
     return Plan(options, config, settings, folder, teachers)
 
 

@@ -26,6 +26,7 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, V
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
+from vopd.models.generation import finite_probabilities
 from vopd.models.textless import NEWER_RUNNER, vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
@@ -270,7 +271,7 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
-        with own_generation_config(model, self.generation_config), warnings.catch_warnings():
+        with own_generation_config(model, self.generation_config), finite_probabilities(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
             completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)

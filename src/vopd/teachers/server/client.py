@@ -168,8 +168,8 @@ class Servers:
             return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
         except (BadAnswer, Rejected) as error:
             raise TeacherServerError(
-                f"no teacher server responds at {url} ({error}); start one with vllm serve TEACHER --host 127.0.0.1, "
-                "or correct teacher_server_url"
+                f"no teacher server responds at {url} ({error}); start one with vllm serve TEACHER --host 127.0.0.1 "
+                f"--port {self._httpx.URL(url).port or 80}, or correct teacher_server_url"
             ) from error
 
     def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
