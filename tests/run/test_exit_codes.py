@@ -38,6 +38,14 @@ def test_one_of_several_processes_is_not_taken_apart_by_python(processes: str, e
     assert (done.returncode, done.stdout, done.stderr) == (3, "said\nlast words\n" + end, "told\n")
 
 
+def test_libraries_show_no_bars_in_a_command() -> None:
+    environment = {name: value for name, value in os.environ.items() if "PROGRESS_BARS" not in name}
+    script = "import vopd.run.exit_codes, datasets as d; d.Dataset.from_dict({'a': [1, 2]}).select([1]).map(dict)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
 def test_warnings_go_to_what_stderr_is_when_they_are_logged() -> None:
     """rich replaces it while a live step line is shown, to print them above the line."""
     replaced = io.StringIO()
