@@ -14,6 +14,7 @@ Run it (the small pair of models inside the package; CPU, no download):
 What to expect: held-out reverse KL from 0.305 to 0.183 nats/token and greedy accuracy from 70.0 % to 78.0 % of 300
 problems, with full_rkl (65 processor seconds on 2 CPU cores, torch 2.13, 2026-11-27).
 With vopd on the same problems: 0.233 nats/token and 70.7 %.
+vopd_sparse and top_k_rkl do not read log q(y), so the sampled reverse KL of their steps is nan.
 Which estimator should I use? docs/concepts/estimators.md
 
 Real models (one GPU of 80 GB; NOT run on that hardware yet, so no numbers):
@@ -139,7 +140,6 @@ def train(pair: Pair, problems: list[tuple[str, str]], args: argparse.Namespace)
         schedule.step()
         optimizer.zero_grad()
         # The mean of log p(y) - log q(y) over the samples: an unbiased estimate of the reverse KL, but a noisy one.
-        # vopd_sparse and top_k_rkl read no log q(y), which saves a pass over the teacher's rows.
         estimates.append(math.nan if output.rewards is None else -float(output.rewards[mask].mean()))
         if (step + 1) % every == 0:
             mean = sum(estimates[-every:]) / every
