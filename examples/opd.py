@@ -166,9 +166,7 @@ def main() -> None:
             rows = [(row["prompt"], str(row["answer"])) for row in map(json.loads, lines)]
         held_out, problems = rows[: args.held_out], rows[args.held_out :]
         if not problems:
-            parser.error(
-                f"{args.data} has {len(rows)} rows, which --held_out {args.held_out} leaves none of to train on"
-            )
+            parser.error(f"{args.data}: --held_out {args.held_out} leaves no row to train on, of {len(rows)}")
     else:
         held_out, problems = (
             [(problem.question, problem.answer) for problem in pair_problems(split, count, seed=0)]

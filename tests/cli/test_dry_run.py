@@ -104,6 +104,12 @@ def test_checkpoints_are_those_of_the_run(dry: Callable[..., str], train: Train,
     assert "0 checkpoints" in dry(*more, "--save_strategy", "no")
 
 
+def test_memory_names_what_it_assumes_which_another_machine_may_choose_otherwise(dry: Callable[..., str]) -> None:
+    assert told("passes in the weights' dtype and no gradient checkpointing", dry())
+    planned = dry("--use_cpu", "true", "--bf16", "true", "--gradient_checkpointing", "true")
+    assert told("bf16 passes and gradient checkpointing", planned)
+
+
 def test_memory_of_weights_is_exact(dry: Callable[..., str], tiny_teacher_dir: Path) -> None:
     size = sum(weight.numel() * 4 for weight in load_model(tiny_teacher_dir).parameters()) / (1 << 20)
     found = re.search(r"teacher's weights +([\d.]+) MiB", dry())

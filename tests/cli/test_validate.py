@@ -115,7 +115,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"dataset": "BAD/unreadable.jsonl"}, 3, "no file ... unreadable.jsonl"),
     ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts ... 4"),
     ({"max_prompt_length": 1}, 3, "more than 1 token ... shortest"),
-    ({"max_completion_length": 510}, 3, "512 positions ... max_completion_length=510"),
+    ({"max_completion_length": 510}, 3, "prompts.jsonl ... 512 positions ... max_completion_length=510"),
     ({"max_completion_length": 512}, 2, "max_completion_length=512 ... 512 positions"),
     ({"eval_data": "BAD/no_answer.jsonl"}, 3, "answer"),
     ({"model": "./no/such/folder"}, 4, "no model folder ... './no/such/folder'"),

@@ -79,9 +79,15 @@ def test_the_one_file_loop_on_a_file_of_problems(
     shown = run("opd.py", monkeypatch, capsys, estimator=estimator, **given)
     assert len(LINE.findall(shown)) == 2 and "step    1" in shown
     assert ("nan" in shown) == (estimator != "rao_blackwell_teacher_top_k")
+
+
+def test_a_file_with_nothing_left_to_train_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "1 + 2 =", "answer": 3}\n')
     with pytest.raises(SystemExit):
-        run("opd.py", monkeypatch, capsys, data=tmp_path / "problems.jsonl", held_out=10)
-    assert "--held_out 10" in capsys.readouterr().err
+        run("opd.py", monkeypatch, capsys, data=tmp_path / "problems.jsonl")
+    assert "--held_out 300 leaves no row" in capsys.readouterr().err
 
 
 def test_the_trl_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

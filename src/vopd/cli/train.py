@@ -78,7 +78,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         generated=0 if config.use_vllm else sequences * config.gradient_accumulation_steps,
         tokens=max(token_lengths(facts.prompts.dataset)) + config.max_completion_length,
         completion_tokens=config.max_completion_length,
-        checkpointing=bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False)),
+        checkpointing=_checkpointing(config),
         half=bool(config.bf16 or config.fp16),
     )
     return footprint(
@@ -92,6 +92,10 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values()),
         step=step,
     )
+
+
+def _checkpointing(config: VOPDConfig) -> bool:
+    return bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False))
 
 
 def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
@@ -127,7 +131,7 @@ def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
     # On a machine without a GPU these are not the defaults of the machine that will train.
     passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
-    checkpointing = "gradient checkpointing" if config.gradient_checkpointing else "no gradient checkpointing"
+    checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"
     lines = [f"estimated memory per device: {_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
     if config.use_vllm and config.vllm_mode == "colocate":

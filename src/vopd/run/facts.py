@@ -239,7 +239,6 @@ def _rows(plan: Plan) -> list[Any]:
     defaults = {
         "split": options.dataset_split,
         "revision": options.dataset_revision,
-        "template": options.prompt_template,
         "options": options.dataset_options or {},
     }
     return [

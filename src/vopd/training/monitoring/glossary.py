@@ -180,7 +180,7 @@ _ROLLOUT = (
     Metric(
         MEAN_DIFFERENCE, "nats/token", "Mean of |log p of the trainer - log p of the rollout engine| at the sampled "
         "tokens. Only with an engine that reports log-probabilities (vLLM).",
-        "Lower is better; about 0.02 between two precisions. High: stale weights, or another temperature or precision "
+        "Lower is better, and never 0 between two precisions. High: stale weights, or another temperature or precision "
         "(guards `guard_logprobs`, `guard_logprobs_stop`).",
     ),
     Metric(MAX_DIFFERENCE, "nats", "Largest such difference of the step.", "A single outlier is harmless."),
