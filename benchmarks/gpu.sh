@@ -1,17 +1,13 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in one go: the kernels against float64, then the table of every shape.
+# What only a GPU can tell, in two runs of about 5 minutes each: the kernels, then training.
 #
-#     bash benchmarks/gpu.sh [shape ...]        all shapes if none is named; results in $OUT or benchmarks/results
+#     bash benchmarks/gpu.sh [--results FOLDER] [--dry-run]
 #
-# Needs torch with CUDA, triton and pytest; trl and liger_kernel join the table where they can be imported.
-set -euo pipefail
+# Needs torch with CUDA, triton, transformers and trl; a step whose packages are missing is passed over. Records of every
+# step go to FOLDER (default: benchmarks/results). With --dry-run: tiny shapes, on any machine.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
-shapes=("$@")
-((${#shapes[@]})) || shapes=(reference small_student gemma long)
-results=${OUT:-benchmarks/results}
-mkdir -p "$results"
-python3 -m pytest -q -o minversion=0 -p no:cacheprovider -n 8 tests/kernels/test_triton.py | tee "$results/kernels.txt"
-for shape in "${shapes[@]}"; do
-    python3 benchmarks/loss.py --shape "$shape" --json "$results/loss-$shape.json" | tee "$results/loss-$shape.txt"
-done
+export PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+"$python" benchmarks/gpu/kernels.py "$@"
+"$python" benchmarks/gpu/training.py "$@"
