@@ -86,7 +86,7 @@ def liger_jsd(inputs: Inputs) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearJSD
 
     loss = LigerFusedLinearJSD(jsd_beta=1.0)
-    return loss(inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head)
+    return loss(inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head, inputs.ids)
 
 
 def ours(

@@ -24,7 +24,7 @@ from vopd.experiments.measure import held_out_reverse_kl
 from vopd.models import load_model, load_tokenizer
 
 ESTIMATORS = ("opd", "vopd", "vopd_optimal", "full_rkl")
-STEPS, WARM_UP, COMPLETIONS, TOKENS = 12, 4, 64, 128
+STEPS, WARM_UP, COMPLETIONS, TOKENS = 8, 2, 64, 128
 
 
 class Clock(TrainerCallback):

@@ -104,7 +104,7 @@ def pretrain(name: str, folder: Path, seconds: float, dry: bool) -> dict[str, fl
         step += 1
         losses.append(loss.detach())
         if step % 20 == 0:
-            float(loss)  # the clock must not run ahead of the device
+            loss.item()  # the clock must not run ahead of the device
     model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     return {

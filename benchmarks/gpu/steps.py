@@ -1,7 +1,7 @@
 """Runs the steps of a measurement one after another, or some side by side, and keeps what each of them gave.
 
 Every step is a process of its own with a time limit. One that fails, hangs or lacks a package is recorded and passed
-over, and the record is written anew after each, so that nothing is lost when the machine goes away.
+over, and the record is written again after each, so that nothing is lost when the machine goes away.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def command_line(folder: Path, dry: bool) -> list[list[Step]]:
 
     def train(name: str, run: str, steps: int, *more: str) -> Step:
         words = vopd_train(run, folder, 2 if dry else steps, *few, *more)
-        return Step(name, 90, words, packages=["trl"], environment=OFFLINE)
+        return Step(name, 120, words, packages=["trl"], environment=OFFLINE)
 
     backend = "triton" if gpu else "torch"
     saved = ["--save_steps", "1" if dry else "30"]
@@ -87,8 +87,8 @@ def measurements(folder: Path, dry: bool) -> list[Step]:
         "--max_completion_length", "8" if dry else "64",
     ]  # fmt: skip
     return [
-        Step("estimators", 150, [*words, *["--dry-run"] * dry], packages=["trl"], environment=OFFLINE),
-        Step("noise", 75, noise, packages=["trl"], environment=OFFLINE),
+        Step("noise", 120, noise, packages=["trl"], environment=OFFLINE),
+        Step("estimators", 200, [*words, *["--dry-run"] * dry], packages=["trl"], environment=OFFLINE),
     ]
 
 
@@ -105,8 +105,10 @@ def main() -> None:
     runs = command_line(folder, arguments.dry_run)
     record.run(corpus)
     record.run(*models, *runs)
-    record.run(measurements(folder, arguments.dry_run))
-    record.add("runs", record_of(folder))
+    record.add("metrics", record_of(folder))
+    for step in measurements(folder, arguments.dry_run):
+        record.run([step])
+        record.add("metrics", record_of(folder))
     shutil.rmtree(folder)
 
 
