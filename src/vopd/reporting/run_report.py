@@ -24,7 +24,8 @@ TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
 
 # Value and origin of each setting, as written.
 Settings = dict[str, tuple[str, str]]
-# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out.
+# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out. `reward/std` is the older name
+# of `teacher_reward/std`, which runs of both releases have.
 _Spec = tuple[str, str, str, str, dict[str, str]]
 _PROGRESS: tuple[_Spec, ...] = (
     ("reverse_kl", "Distance from the teacher", "reverse KL, nats/token", "On the training prompts of each step.",
@@ -32,7 +33,7 @@ _PROGRESS: tuple[_Spec, ...] = (
     ("entropy", "Entropy of the student", "nats/token", "", {"entropy": "entropy"}),
     ("grad_norm", "Gradient norm", "before clipping", "", {"gradient norm": "grad_norm"}),
     ("spread", "Spread of rewards and advantages", "standard deviation over tokens, nats", "",
-     {"reward": "reward/std", "advantage": "advantage/std"}),
+     {"teacher's reward": "reward/std", "advantage": "advantage/std"}),
     ("completion_length", "Completion length", "tokens", "", {"mean length": "completion_length"}),
     ("truncated_share", "Completions cut off at max_completion_length", "share", "", {"cut off": "truncated_share"}),
     ("loss", "Loss", "the estimator's own scale", "", {"loss": "loss", "evaluation": "eval_loss"}),
@@ -58,7 +59,7 @@ _TEACHER_KINDS = {"http": "server", "self:": "the student itself (self-distillat
 _LOCAL = "in the training process"
 # The main line of a figure is blue; what it is compared with is not.
 _LINE_COLOURS = {
-    "sampled": GREY, "reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
+    "sampled": GREY, "teacher's reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
 }  # fmt: skip
 
 

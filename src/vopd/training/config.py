@@ -93,7 +93,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the dataset with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
-            guard_no_signal: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
+            guard_no_signal, guard_zero_spread: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
             guard_logprobs_stop ends the run.
         guard_stop: guards that end the run instead of warning, with a checkpoint and exit code 7.
         guard_window: number of logged steps that guards average over.
@@ -157,6 +157,9 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     )
     guard_same_teacher: float | None = own(1e-5, "Warn if teacher and student never differ by more than this, in nats.")
     guard_no_signal: float | None = own(1e-7, "Warn if the gradient norm stays at or below this.")
+    guard_zero_spread: float | None = own(
+        1.0, "Warn if a reward is the same for all completions of a prompt in this share of the prompts."
+    )
     guard_stop: list[str] = field(
         default_factory=list,
         metadata={"help": "Guards that save a checkpoint and end the run instead of warning, such as reverse_kl."},

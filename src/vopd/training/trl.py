@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
-from vopd.models import States
+from vopd.models import States, batch_seed
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
 from vopd.models.textless import NEWER_RUNNER, vllm_bias
@@ -57,6 +57,8 @@ _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
+# TRL's metrics that are logged as they are. It averages the others over micro-batches regardless of their length.
+_KEPT_METRICS = {"train": ("tools/", "num_tokens", "step_time"), "eval": ("tools/",)}
 
 
 class TRLAdapter(DistillationTrainer):
@@ -177,8 +179,11 @@ class TRLAdapter(DistillationTrainer):
         super(DistillationTrainer, self).log(logs)
         self.control.should_log = due
 
-    def evaluation_loop(self, *given: Any, **named: Any) -> Any:
-        """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``.
+    def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``, with the metrics of the method.
+
+        The draws are seeded, each process's with its own seed: the same student has the same numbers, and training is
+        the same with and without. The loss is the mean over tokens: it does not depend on how they are batched.
 
         Raises:
             ConfigurationError: before training, if FSDP or DeepSpeed places the student together with its optimizer.
@@ -188,7 +193,24 @@ class TRLAdapter(DistillationTrainer):
                 f"{self.placement.launcher} places the student when training starts; set eval_on_start=true to "
                 "evaluate before the first step, or run vopd eval"
             )
-        return super().evaluation_loop(*given, **named)
+        self._metrics["eval"].clear()
+        seed = batch_seed(self.args.seed, self.accelerator.process_index)
+        with random_state(self.accelerator.device, seed):
+            output = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **named)
+        found = self.step_metrics("eval")  # with a loss over all tokens in place of the mean over batches
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    def _repeated(self, rows: int) -> Tensor | None:
+        """Which `rows` of an evaluation's last batch are there a second time, so that all processes have equally many.
+
+        None where none can be.
+        """
+        dataloader = self.accelerator.gradient_state
+        if self.model.training or not dataloader.end_of_dataloader or dataloader.remainder <= 0:
+            return None
+        places = self.accelerator.process_index * rows + torch.arange(rows, device=self.accelerator.device)
+        return places >= dataloader.remainder if self.accelerator.num_processes > 1 else None
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
@@ -258,6 +280,9 @@ class TRLAdapter(DistillationTrainer):
         prompts = self.train_dataset if dataset is None else dataset
         return self.order.sampler(len(prompts), self.args.step_completions)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)  # TRL's shuffles, and with persistent workers differently each time
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it notices that the resumed run is complete.
         if self.state.global_step >= self.state.max_steps:
@@ -288,7 +313,7 @@ class TRLAdapter(DistillationTrainer):
         count = len(batch.completion_ids)
         batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
-        batch = self.rows_drawn(inputs, batch)
+        batch = replace(self.rows_drawn(inputs, batch), repeated_rows=self._repeated(count))
         self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
         return self.rollout_done(inputs, batch).entries()
@@ -354,9 +379,10 @@ class TRLAdapter(DistillationTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode].clear()  # TRL's own, averaged over micro-batches regardless of length
-        prefix = "" if mode == "train" else "eval_"
-        logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
+        for name in [name for name in self._metrics[mode] if not name.startswith(_KEPT_METRICS[mode])]:
+            del self._metrics[mode][name]
+        if mode == "train":  # `evaluation_loop` has added those of an evaluation
+            logs.update(self.step_metrics(mode))
         super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:

@@ -7,8 +7,9 @@ it saves a checkpoint and ends the run instead. NaN and infinities are caught ea
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vopd.reporting.run_files import GUARDS_FILE
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
 from ..saving.logs import append
+from .metrics import ZERO_SPREAD_SHARE
 from .stopping import Stopping
 
 logger = logging.getLogger("vopd")
@@ -169,7 +171,9 @@ class SameTeacher(Guard):
         self.left = window
 
     def check(self, metrics: Metrics) -> str | None:
-        found = [metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "reward/std") if name in metrics]
+        found = [
+            metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "teacher_reward/std") if name in metrics
+        ]
         if not found or self.left == 0:
             return None
         self.left -= 1
@@ -199,8 +203,32 @@ class NoSignal(Guard):
         )
 
 
+class ZeroSpread(Guard):
+    """A reward function gave the completions of a prompt one reward, in a share of `limit` of a window's prompts."""
+
+    name = "zero_spread"
+    triggers = "in this share of prompts a reward function gives every completion the same reward"
+
+    def __init__(self, limit: float, window: int) -> None:
+        super().__init__(limit, window)
+        self.windows: defaultdict[str, Window] = defaultdict(partial(Window, window))
+
+    def check(self, metrics: Metrics) -> str | None:
+        shares = {name: value for name, value in metrics.items() if name.endswith(ZERO_SPREAD_SHARE)}
+        means = {name: self.windows[name].add(value) for name, value in shares.items()}
+        found = {name.split("/")[1]: mean for name, mean in means.items() if mean is not None and mean >= self.limit}
+        if not found:
+            return None
+        name, mean = max(found.items(), key=lambda entry: entry[1])
+        return (
+            f"the reward '{name}' was the same for all completions of a prompt in {mean:.0%} of the prompts, and "
+            "teaches nothing there; try prompts that the student answers right only sometimes, a larger "
+            "num_generations, and read samples.jsonl to see whether the reward function can read the answers"
+        )
+
+
 # A guard's limit is the field of VOPDConfig called "guard_" and its name; None turns it off.
-GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal)
+GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal, ZeroSpread)
 MAY_STOP = tuple(guard.name for guard in GUARDS if guard is not LogprobsStop)
 
 

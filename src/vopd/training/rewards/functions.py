@@ -21,7 +21,7 @@ from vopd.functional import groups_without_spread, leave_one_out_advantages
 from vopd.user_code import imported
 
 from ..batch import Batch
-from ..monitoring.metrics import Averages
+from ..monitoring.metrics import ZERO_SPREAD_SHARE, Averages
 from ..sampling_rules import check_sampling
 from .named import GRADED, RewardFunction, named_reward
 
@@ -166,7 +166,7 @@ class Rewards:
         given = _arguments(rows, batch, tokenizer, state)
         scores = torch.tensor([reward(given) for reward in self.rewards], dtype=torch.float32).T
         scores = scores.to(batch.completion_ids.device)
-        known = (~scores.isnan()).long()
+        known = (~scores.isnan() & batch.counted_rows.unsqueeze(-1)).long()
         for place, name in enumerate(self.names):
             averages.add(f"rewards/{name}", scores[:, place].nan_to_num(), known[:, place], spread=True)
         if state is None:
@@ -174,6 +174,9 @@ class Rewards:
         advantages = leave_one_out_advantages(scores, torch.tensor(self.weights), self.num_generations)
         averages.add("group_advantage", advantages, spread=True)
         averages.add("zero_spread_share", groups_without_spread(scores, self.num_generations).float())
+        for place, name in enumerate(self.names):
+            equal = groups_without_spread(scores[:, [place]], self.num_generations).float()
+            averages.add(f"rewards/{name}{ZERO_SPREAD_SHARE}", equal)
         return replace(batch, scores=scores, group_advantages=advantages)
 
 
