@@ -1,4 +1,4 @@
-"""`evaluate`: the same numbers for the same student, means over tokens however they are batched, no trace in training."""
+"""`evaluate`: the same numbers for the same student, means over tokens in any batches, no trace in training."""
 
 from __future__ import annotations
 

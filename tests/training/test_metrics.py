@@ -19,7 +19,8 @@ from vopd.training.monitoring.metrics import Averages, add_completion_metrics
 CPU = torch.device("cpu")
 ALWAYS = {
     "step", "epoch", "loss", "grad_norm", "learning_rate", "completion_length", "truncated_share",
-    "tokens_per_second", "num_tokens", "step_time", "seconds/rollout", "seconds/scoring", "seconds/update", "seconds/processor",
+    "tokens_per_second", "num_tokens", "step_time",
+    "seconds/rollout", "seconds/scoring", "seconds/update", "seconds/processor",
 }  # fmt: skip
 EXACT = {"reverse_kl", "variance/none", "variance/value", "variance/optimal", "value_hurts_share"}
 
@@ -187,14 +188,8 @@ def test_metrics_are_those_of_the_completions_that_were_trained_on(
         )
         take_step(trainer, recorded_completions)
         logged.append(trainer.state.log_history[0])
-    for name in (
-        "reverse_kl",
-        "teacher_reward/mean",
-        "teacher_reward/std",
-        "advantage/std",
-        "variance/optimal",
-        "completion_length",
-    ):
+    means = ("reverse_kl", "teacher_reward/mean", "advantage/std", "variance/optimal", "completion_length")
+    for name in means:
         assert logged[0][name] == pytest.approx(logged[1][name], rel=1e-4), name
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 2  # samples_per_step

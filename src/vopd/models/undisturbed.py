@@ -25,7 +25,10 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Context with separate random states of Python, numpy, and torch on the host and on `device`, seeded with `seed`."""
+    """Context with separate random states of Python, numpy and torch, on the host and on `device`.
+
+    Seeded if a seed is given.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -24,8 +24,8 @@ TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
 
 # Value and origin of each setting, as written.
 Settings = dict[str, tuple[str, str]]
-# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out. `reward/std` is the older name
-# of `teacher_reward/std`, which runs of both releases have.
+# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out. `reward/std` is the older
+# name of `teacher_reward/std`, which runs of both releases have.
 _Spec = tuple[str, str, str, str, dict[str, str]]
 _PROGRESS: tuple[_Spec, ...] = (
     ("reverse_kl", "Distance from the teacher", "reverse KL, nats/token", "On the training prompts of each step.",
@@ -59,7 +59,8 @@ _TEACHER_KINDS = {"http": "server", "self:": "the student itself (self-distillat
 _LOCAL = "in the training process"
 # The main line of a figure is blue; what it is compared with is not.
 _LINE_COLOURS = {
-    "sampled": GREY, "teacher's reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
+    "sampled": GREY, "teacher's reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE,
+    "optimal": ORANGE,
 }  # fmt: skip
 
 

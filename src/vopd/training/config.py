@@ -93,8 +93,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the dataset with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
-            guard_no_signal, guard_zero_spread: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
-            guard_logprobs_stop ends the run.
+            guard_no_signal, guard_zero_spread: limits of the guards in ``guards.py``; None turns one off. Guards warn,
+            but guard_logprobs_stop ends the run.
         guard_stop: guards that end the run instead of warning, with a checkpoint and exit code 7.
         guard_window: number of logged steps that guards average over.
 

@@ -27,7 +27,7 @@ from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
-from vopd.models.textless import NEWER_RUNNER, vllm_bias
+from vopd.models.textless import vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
@@ -37,12 +37,13 @@ from .batch import Batch
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
+from .processes import older_runner, repeated_rows
 from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
 check_trl_version(require("trl", "train").__version__)
 
-from accelerate.utils import broadcast_object_list, is_peft_model  # noqa: E402
+from accelerate.utils import is_peft_model  # noqa: E402
 from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
@@ -57,7 +58,7 @@ _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
-# TRL's metrics that are logged as they are. It averages the others over micro-batches regardless of their length.
+# TRL's metrics that are logged; it averages the others over micro-batches regardless of their length.
 _KEPT_METRICS = {"train": ("tools/", "num_tokens", "step_time"), "eval": ("tools/",)}
 
 
@@ -159,19 +160,12 @@ class TRLAdapter(DistillationTrainer):
             sampling = self.vllm_generation.generation_kwargs or {}
             bias = partial(vllm_bias, tail, sampling.get("logit_bias"))
             if self.vllm_mode == "server":
-                found = bias(engine="vllm serve", older_runner=self._older_runner_of_server)
+                found = bias(
+                    engine="vllm serve", older_runner=partial(older_runner, self.accelerator, self.vllm_generation)
+                )
             else:
                 found = bias(engine="the training processes")
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
-
-    def _older_runner_of_server(self) -> bool:
-        """The first rank asks the server and broadcasts the answer."""
-        told = [False]
-        if self.accelerator.is_main_process:
-            client = self.vllm_generation.vllm_client
-            answer = client.session.get(f"{client.base_url}/server_info", params={"config_format": "json"})
-            told = [answer.ok and answer.json().get("vllm_env", {}).get(NEWER_RUNNER) is False]
-        return bool(broadcast_object_list(told)[0])
 
     def log_alone(self, logs: dict[str, float]) -> None:
         """Log only `logs`; metrics gathered for the next log of a step are kept for it."""
@@ -182,35 +176,19 @@ class TRLAdapter(DistillationTrainer):
     def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
         """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``, with the metrics of the method.
 
-        The draws are seeded, each process's with its own seed: the same student has the same numbers, and training is
-        the same with and without. The loss is the mean over tokens: it does not depend on how they are batched.
+        The draws are seeded, on each process differently: the same student has the same numbers, and training is the
+        same with and without. The loss is the mean over all tokens, not over batches.
 
         Raises:
             ConfigurationError: before training, if FSDP or DeepSpeed places the student together with its optimizer.
         """
-        if self.placement.managed and self.optimizer is None:
-            raise ConfigurationError(
-                f"{self.placement.launcher} places the student when training starts; set eval_on_start=true to "
-                "evaluate before the first step, or run vopd eval"
-            )
+        self.placement.check_placed(self.optimizer)
         self._metrics["eval"].clear()
-        seed = batch_seed(self.args.seed, self.accelerator.process_index)
-        with random_state(self.accelerator.device, seed):
+        with random_state(self.accelerator.device, batch_seed(self.args.seed, self.accelerator.process_index)):
             output = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **named)
-        found = self.step_metrics("eval")  # with a loss over all tokens in place of the mean over batches
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        found = self.step_metrics("eval").items()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found})
         return output
-
-    def _repeated(self, rows: int) -> Tensor | None:
-        """Which `rows` of an evaluation's last batch are there a second time, so that all processes have equally many.
-
-        None where none can be.
-        """
-        dataloader = self.accelerator.gradient_state
-        if self.model.training or not dataloader.end_of_dataloader or dataloader.remainder <= 0:
-            return None
-        places = self.accelerator.process_index * rows + torch.arange(rows, device=self.accelerator.device)
-        return places >= dataloader.remainder if self.accelerator.num_processes > 1 else None
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
@@ -281,7 +259,7 @@ class TRLAdapter(DistillationTrainer):
         return self.order.sampler(len(prompts), self.args.step_completions)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return SequentialSampler(eval_dataset)  # TRL's shuffles, and with persistent workers differently each time
+        return SequentialSampler(eval_dataset)  # TRL's shuffles, with persistent workers differently each time
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it notices that the resumed run is complete.
@@ -313,7 +291,8 @@ class TRLAdapter(DistillationTrainer):
         count = len(batch.completion_ids)
         batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
-        batch = replace(self.rows_drawn(inputs, batch), repeated_rows=self._repeated(count))
+        repeated = None if self.model.training else repeated_rows(self.accelerator, count)
+        batch = replace(self.rows_drawn(inputs, batch), repeated_rows=repeated)
         self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
         return self.rollout_done(inputs, batch).entries()

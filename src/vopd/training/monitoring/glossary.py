@@ -77,7 +77,8 @@ _DIVERGENCE = (
         "go back to an earlier checkpoint and lower `learning_rate`.",
     ),
     Metric(
-        "teacher_reward/mean", "nats/token", "Mean of the token reward r = log q(y) - log p(y): minus `sampled_reverse_kl`.",
+        "teacher_reward/mean", "nats/token", "Mean of the token reward r = log q(y) - log p(y): minus "
+        "`sampled_reverse_kl`.",
         "Rises towards 0.",
     ),
     Metric(

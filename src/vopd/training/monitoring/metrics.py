@@ -12,7 +12,6 @@ from vopd.estimators import DistillationOutput
 
 from ..batch import Batch
 
-
 ZERO_SPREAD_SHARE = "/zero_spread_share"
 """Of one reward function: the end of the metric's name, ``rewards/NAME/zero_spread_share``."""
 # Names of the last release, logged too for one more: "reward" was taken for the reward functions', `rewards/NAME`.
