@@ -160,9 +160,8 @@ class TRLAdapter(DistillationTrainer):
             sampling = self.vllm_generation.generation_kwargs or {}
             bias = partial(vllm_bias, tail, sampling.get("logit_bias"))
             if self.vllm_mode == "server":
-                found = bias(
-                    engine="vllm serve", older_runner=partial(older_runner, self.accelerator, self.vllm_generation)
-                )
+                asked = partial(older_runner, self.accelerator, self.vllm_generation)
+                found = bias(engine="vllm serve", older_runner=asked)
             else:
                 found = bias(engine="the training processes")
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
