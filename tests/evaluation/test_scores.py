@@ -119,7 +119,8 @@ class TestGradesByKind:
         (tmp_path / "module_of_graders.py").write_text(
             "def close(completions, answer, level, **rest):\n"
             "    assert set(rest) == {'prompts', 'problem'}\n"
-            "    return [None if l is None else float(abs(float(c) - a) < l) for c, a, l in zip(completions, answer, level)]\n"
+            "    rows = zip(completions, answer, level)\n"
+            "    return [None if l is None else float(abs(float(c) - a) < l) for c, a, l in rows]\n"
             "def fails(completions):\n    raise KeyError('level')\n"
         )
         monkeypatch.chdir(tmp_path)
@@ -129,7 +130,7 @@ class TestGradesByKind:
         grades = grade_completions(questions, ["7.3"] * 3)
         assert [grade.outcome for grade in grades] == ["right", "wrong", "ungradable"]
         with pytest.raises(
-            ConfigurationError, match=says("grader 'fails' ... KeyError ... module_of_graders.py, line 5")
+            ConfigurationError, match=says("grader 'fails' ... KeyError ... module_of_graders.py, line 6")
         ):
             grade_completions([Question("a", "", "7", "module_of_graders:fails")], ["7"])
 

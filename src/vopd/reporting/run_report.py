@@ -20,7 +20,7 @@ from .run_files import GUARDS_FILE, SAMPLES_FILE, read_json, read_metrics, read_
 from .samples_page import KEY, chosen, samples_html
 from .variance_report import RESULTS_FILE, variance_beside
 
-TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
+TIMING = {"rollout": BLUE, "scoring": GREEN, "reward": GREY, "update": ORANGE}
 
 # Value and origin of each setting, as written.
 Settings = dict[str, tuple[str, str]]
@@ -140,7 +140,7 @@ def _given(settings: Settings, name: str) -> str:
 
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Wall seconds of rollout, scoring and update, each summed over the run; parts that were not logged are absent."""
+    """Wall seconds of each phase of a step, summed over the run; phases that were not logged are absent."""
     parts = {name: _total(records, f"seconds/{name}") for name in TIMING}
     return {name: seconds for name, seconds in parts.items() if seconds is not None}
 
@@ -255,7 +255,9 @@ def _facts(
         score = Score(**evaluation["trained"]["avg_at_k"])
         facts.append(("accuracy", f"{score.value:.1%}", f"95 %: {score.low:.1%} to {score.high:.1%}"))
     if split := timing_split(records):
-        facts.append(("time", _seconds(sum(split.values())), "wall time of the optimizer steps"))
+        spent = processor_seconds(records)
+        beside = "" if spent is None else f"; {_seconds(spent)} of the processor"
+        facts.append(("time", _seconds(sum(split.values())), f"wall time of the optimizer steps{beside}"))
     return facts
 
 
