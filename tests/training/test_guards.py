@@ -34,7 +34,10 @@ TROUBLE: dict[str, tuple[Step, str]] = {
     "length": ({"completion_length": 100.0, "truncated_share": 0.5}, "30 to 100 tokens ... 50% are cut off"),
     "logprobs": ({MEAN_DIFFERENCE: 0.06}, "0.060 nats/token ... 0.05 ... stale"),
     "logprobs_stop": ({MEAN_DIFFERENCE: 0.6}, "0.600 nats/token ... 0.5"),
-    "zero_spread": ({"rewards/math/zero_spread_share": 1.0}, "reward 'math' ... 100% of the prompts ... samples.jsonl"),
+    "zero_spread": (
+        {"rewards/math/zero_spread_share": 1.0},
+        "100% of the prompts ... same reward from math ... samples.jsonl",
+    ),
     "no_signal": ({"grad_norm": 0.0, "advantage/std": 0.0}, "gradient ... 0 ... 4 logged steps"),
 }
 

@@ -251,6 +251,11 @@ def _facts(
         kind = "exact" if name == "reverse_kl" else "sampled"
         detail = f"nats/token, {kind}, last fifth of the steps; first fifth: {ends[0]:.3f}"
         facts.append(("reverse KL", f"{ends[1]:.3f}", detail))
+    for label, metric in _reward_means(records).items():
+        first, last_fifth = _first_and_last_fifth(records, metric) or (0.0, 0.0)
+        facts.append(
+            (f"reward {label}", f"{last_fifth:.3g}", f"mean, last fifth of the steps; first fifth: {first:.3g}")
+        )
     if "trained" in evaluation:
         score = Score(**evaluation["trained"]["avg_at_k"])
         facts.append(("accuracy", f"{score.value:.1%}", f"95 %: {score.low:.1%} to {score.high:.1%}"))
@@ -288,9 +293,14 @@ def _names_under(records: Sequence[dict[str, Any]], pattern: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _reward_means(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The metric of each reward function's mean."""
+    return {name: f"rewards/{name}/mean" for name in _names_under(records, "rewards/(.+)/mean")}
+
+
 def _reward_figures(records: Sequence[dict[str, Any]]) -> list[Figure]:
     """The mean of each reward function; and how many prompts had no spread, and so no group advantage."""
-    means = {name: f"rewards/{name}/mean" for name in _names_under(records, "rewards/(.+)/mean")}
+    means = _reward_means(records)
     spec = ("rewards", "Reward by function", "mean over completions, before reward_weights", "")
     return [*_named_figures(spec, means, records), *_metric_figures([_ZERO_SPREAD], records)]
 

@@ -71,11 +71,8 @@ def _benchmarks(config: Any) -> dict[str, Any]:
 
 
 def answer_kind(rewards: Sequence[str], folder: Path) -> str | None:
-    """How the run's answers are graded: as its rewards did, or by the form that most of its samples have.
-
-    None if neither is known.
-    """
-    named = next((name for name in rewards if name in GRADED or ":" in name), None)
+    """How the run's answers are graded: as by its reward, or by the form that most of its samples have; else None."""
+    named = next((name for name in rewards if name in GRADED), None)
     if named is not None:
         return named
     texts = [str(record.get("completion", "")) for record in read_records(folder / SAMPLES_FILE)]

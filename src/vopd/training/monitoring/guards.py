@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
@@ -27,6 +27,8 @@ from .stopping import Stopping
 logger = logging.getLogger("vopd")
 
 Metrics = dict[str, Any]
+# Which runs log what a guard reads.
+Reading = Literal["every run", "divergence", "engine", "rewards"]
 
 # Nats/token that the reverse KL has to rise by, whatever the ratio: a rise from 0.01 to 0.05 is no explosion.
 _RISE = 0.2
@@ -58,6 +60,7 @@ class Guard:
 
     name: str
     triggers: str  # when, for the documents, with "this" for the limit
+    reads: Reading = "every run"
 
     def __init__(self, limit: float, window: int) -> None:
         self.limit, self.window = limit, Window(window)
@@ -72,6 +75,7 @@ class ReverseKL(Guard):
 
     name = "reverse_kl"
     triggers = "the mean reverse KL is this many times its lowest so far, and at least 0.2 nats/token above it"
+    reads = "divergence"
     lowest = float("inf")
     metric = "sampled_reverse_kl"
 
@@ -139,6 +143,7 @@ class Logprobs(Guard):
 
     name = "logprobs"
     triggers = "rollout engine and trainer differ by this many nats/token: stale weights, or another temperature"
+    reads = "engine"
 
     def check(self, metrics: Metrics) -> str | None:
         mean = metrics.get(MEAN_DIFFERENCE, 0.0)
@@ -164,6 +169,7 @@ class SameTeacher(Guard):
 
     name = "same_teacher"
     triggers = "the teacher never differed from the student by more than this many nats in the first window"
+    reads = "divergence"
     largest = 0.0
 
     def __init__(self, limit: float, window: int) -> None:
@@ -208,6 +214,7 @@ class ZeroSpread(Guard):
 
     name = "zero_spread"
     triggers = "in this share of prompts a reward function gives every completion the same reward"
+    reads = "rewards"
 
     def __init__(self, limit: float, window: int) -> None:
         super().__init__(limit, window)
@@ -216,14 +223,13 @@ class ZeroSpread(Guard):
     def check(self, metrics: Metrics) -> str | None:
         shares = {name: value for name, value in metrics.items() if name.endswith(ZERO_SPREAD_SHARE)}
         means = {name: self.windows[name].add(value) for name, value in shares.items()}
-        found = {name.split("/")[1]: mean for name, mean in means.items() if mean is not None and mean >= self.limit}
+        found = [name.split("/")[1] for name, mean in means.items() if mean is not None and mean >= self.limit]
         if not found:
             return None
-        name, mean = max(found.items(), key=lambda entry: entry[1])
         return (
-            f"the reward '{name}' was the same for all completions of a prompt in {mean:.0%} of the prompts, and "
-            "teaches nothing there; try prompts that the student answers right only sometimes, a larger "
-            "num_generations, and read samples.jsonl to see whether the reward function can read the answers"
+            f"in {self.limit:.0%} of the prompts or more every completion got the same reward from {', '.join(found)}, "
+            "which teaches nothing there; try prompts that the student answers right only sometimes, or a larger "
+            "num_generations, and see in samples.jsonl whether the reward function can read the answers"
         )
 
 
@@ -240,6 +246,23 @@ def check_guards(args: Any) -> None:
             raise ConfigurationError(
                 f"guard_stop names {name!r}, which guard_{name}=none turns off; remove one of the two"
             )
+
+
+def watching(args: Any, *, rewarded: bool, served: bool) -> list[str]:
+    """The names of the guards that are on in a run and find there what they read.
+
+    Args:
+        args: a VOPDConfig.
+        rewarded: whether the run has reward functions.
+        served: whether a teacher is on a server, which scores the sampled token for every estimator.
+    """
+    logged = {
+        "every run": True,
+        "divergence": args.chosen_estimator.needs.full_teacher or served,
+        "engine": args.use_vllm,
+        "rewards": rewarded,
+    }
+    return [guard.name for guard in GUARDS if getattr(args, f"guard_{guard.name}") is not None and logged[guard.reads]]
 
 
 def make_guards(args: Any) -> list[Guard]:

@@ -142,9 +142,10 @@ def _texts(metrics: dict[str, Any], wanted: Sequence[tuple[str, str, str]]) -> l
 
 
 def _rewards(metrics: dict[str, Any]) -> list[str]:
-    """The mean of each reward function; by its name where there are several."""
-    means = {name: value for name, value in metrics.items() if name.startswith("rewards/") and name.endswith("/mean")}
-    return [f"{'reward' if len(means) == 1 else name.split('/')[1]} {value:.3g}" for name, value in means.items()]
+    """The mean of each reward function; with its name where there are several."""
+    found = [(name.split("/"), value) for name, value in metrics.items()]
+    means = {parts[1]: value for parts, value in found if parts[0] == "rewards" and parts[-1] == "mean"}
+    return [f"reward{'' if len(means) == 1 else f' {name}'} {value:.3g}" for name, value in means.items()]
 
 
 def _accuracies(logs: dict[str, Any]) -> list[str]:
