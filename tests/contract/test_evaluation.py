@@ -30,15 +30,15 @@ def module(place: Place) -> None:
 
 
 def problems(place: Place) -> None:
-    """Six held-out problems of the embedded pair, and the graders."""
+    """Twelve held-out problems of the embedded pair, and the graders."""
     module(place)
-    rows = [{"problem": one.question, "answer": one.answer} for one in pair_problems("held_out", 6, 0)]
+    rows = [{"problem": one.question, "answer": one.answer} for one in pair_problems("held_out", 12, 0)]
     (place.work / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def task_rows(place: Place) -> None:
     """The same with what the task's verifier needs, as a comparison writes its held-out problems."""
-    rows = [vars(one) | {"prompt": one.question} for one in pair_problems("held_out", 6, 0)]
+    rows = [vars(one) | {"prompt": one.question} for one in pair_problems("held_out", 12, 0)]
     (place.work / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -142,7 +142,7 @@ def test_the_command_after_a_run_works(there: Place, capfd: pytest.CaptureFixtur
     (command,) = (line.strip() for line in capfd.readouterr().out.splitlines() if line.strip().startswith("vopd eval"))
     assert there.call(command.removeprefix("vopd ") + " --samples 1 --temperature 0 --output_dir {out}") == 0
     (results,) = there.out.glob("eval-*/results.json")
-    assert json.loads(results.read_text())["results"][0]["avg_at_k"]["value"] == pytest.approx(5 / 6)
+    assert json.loads(results.read_text())["results"][0]["avg_at_k"]["value"] == pytest.approx(10 / 12)
 
 
 def test_the_start_model_is_loaded_once(there: Place, capfd: pytest.CaptureFixture[str]) -> None:
