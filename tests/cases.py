@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class Place:
         """The exit code of `vopd COMMAND`: RUN, {S}, {T}, {p}, {out} and {work} stand for the above."""
         names = {"S": self.student, "T": self.teacher, "p": self.prompts, "out": self.out, "work": self.work}
         words = shlex.split(command.replace("RUN", RUN))
-        return cli.main([word if word[0] in "{[" and ":" in word else word.format(**names) for word in words])
+        return cli.main(
+            [re.sub(r"\{(\w+)\}", lambda found: str(names.get(found[1], found[0])), word) for word in words]
+        )
 
     def files(self) -> set[str]:
         """All that is in the output folder, folders with a slash at the end."""

@@ -107,6 +107,14 @@ class Placement:
         # To keep the wrapper of torch.compile, accelerate would remove that of DDP for good, and average no gradients.
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
+    def check_placed(self, optimizer: Any) -> None:
+        """Raises ConfigurationError before training, if the student is placed together with its `optimizer`."""
+        if self.managed and optimizer is None:
+            raise ConfigurationError(
+                f"{self.launcher} places the student when training starts; set eval_on_start=true to evaluate before "
+                "the first step, or run vopd eval"
+            )
+
     def release(self) -> None:
         """Free the models. A model that is loaded afterwards is not sharded, even on one process."""
         self.accelerator.free_memory()  # DeepSpeed's engine has to be released by accelerate

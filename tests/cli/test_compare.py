@@ -10,6 +10,7 @@ import pytest
 from messages import told
 from vopd import cli
 from vopd.experiments import compare as comparing
+from vopd.experiments.grid import measured_of
 from vopd.reporting.comparison import read_comparison
 from vopd.reporting.run_files import read_metrics
 
@@ -105,7 +106,10 @@ def test_runs_measures_reports_and_does_nothing_twice(
         assert len(run.outcomes) == 6 and [step for step, _ in run.accuracy_curve] == [0, 1, 2, 3, 4]
         assert len(read_metrics(folder / run.directory)) == 4
         assert (folder / run.directory / "model" / "model.safetensors").is_file()
+    assert {run.curve[0] for run in comparison.runs} == {(0, measured_of(folder / "start")["curve_point"][0])}
+    assert comparison.curve_note == "On the first 3 of the 6 held-out problems."
     text = (folder / "comparison.txt").read_text()
+    assert comparison.curve_note in text and comparison.curve_note in (folder / "report.html").read_text()
     assert "Stability and samples needed" in text and "processor seconds" in text and "wall time" not in text
     assert all(run.processor_seconds and run.processor_seconds > 0 for run in comparison.runs)
     page = (folder / "report.html").read_text()

@@ -46,10 +46,13 @@ def test_a_run_is_resumed_and_ends_as_it_did(written: Path) -> None:
     before, now = steps(WRITTEN / "run"), steps(written / "run")
     assert [record["step"] for record in now] == [0, 1, 2, 2, 3, 4, 4]
     for old, new in zip(before, now, strict=True):
-        assert new == pytest.approx(old, rel=1e-3)
+        assert {name: new.get(name) for name in old} == pytest.approx(old, rel=1e-3)  # later names may stand beside
     old, new = (load_file(folder / "run/model/model.safetensors") for folder in (WRITTEN, written))
     torch.testing.assert_close(new, old, atol=1e-4, rtol=0)
-    assert Path("run/results.json").read_text() == (WRITTEN / "run/results.json").read_text()
+    # The file's columns decide on --kind now.
+    assert Path("run/results.json").read_text() == (WRITTEN / "run/results.json").read_text().replace(
+        " --kind math", ""
+    )
 
 
 def test_the_page_of_a_run_has_its_numbers(written: Path) -> None:

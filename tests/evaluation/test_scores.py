@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from messages import says
@@ -111,6 +113,26 @@ class TestGradesByKind:
     def test_without_answer_tags_there_is_no_answer(self, kind: str) -> None:
         question = Question("a", "", "7", kind, Problem("chain_sum", "3 + 4 =", "7"))
         assert grade_completions([question], ["7"]) == [Grade("no_answer")]
+
+    def test_a_function_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It gets the rows as a reward function does; None is no verdict on the completion."""
+        (tmp_path / "module_of_graders.py").write_text(
+            "def close(completions, answer, level, **rest):\n"
+            "    assert set(rest) == {'prompts', 'problem'}\n"
+            "    rows = zip(completions, answer, level)\n"
+            "    return [None if l is None else float(abs(float(c) - a) < l) for c, a, l in rows]\n"
+            "def fails(completions):\n    raise KeyError('level')\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", list(__import__("sys").path))
+        rows = [{"problem": "", "answer": 7, "level": level} for level in (0.5, 0.1, None)]
+        questions = [Question(str(n), "", "7", "module_of_graders:close", row=row) for n, row in enumerate(rows)]
+        grades = grade_completions(questions, ["7.3"] * 3)
+        assert [grade.outcome for grade in grades] == ["right", "wrong", "ungradable"]
+        with pytest.raises(
+            ConfigurationError, match=says("grader 'fails' ... KeyError ... module_of_graders.py, line 6")
+        ):
+            grade_completions([Question("a", "", "7", "module_of_graders:fails")], ["7"])
 
     def test_refusals(self) -> None:
         with pytest.raises(ConfigurationError, match="unknown kind 'essay'"):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vopd.experiments.measure import greedy_texts, held_out_reverse_kl
+from vopd.experiments.held_out import HeldOut, write_held_out
+from vopd.experiments.measure import (
+    Evaluator,
+    Measurement,
+    greedy_texts,
+    held_out_reverse_kl,
+    measure_run,
+    measure_start,
+)
 from vopd.experiments.rollouts import pad, sample_rollouts
 from vopd.models import load_model
 
@@ -58,3 +70,23 @@ def test_greedy_texts_are_the_most_likely_tokens(models: tuple[Any, Any], tiny_t
         ids = torch.tensor([tiny_tokenizer(PROMPTS[0])["input_ids"]])
         first = models[0](ids).logits[0, -1, : len(tiny_tokenizer)].argmax()
     assert text == tiny_tokenizer.decode([int(first)], skip_special_tokens=True)
+
+
+def test_every_point_of_a_curve_is_on_its_problems(
+    tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    """The start and the end too, which are also measured on all problems."""
+    write_held_out([HeldOut(prompt, "8") for prompt in PROMPTS], tmp_path / "held_out.jsonl")
+    run = tmp_path / "run"
+    for name in ("checkpoint-1", "checkpoint-2", "model"):  # three models that do not differ
+        shutil.copytree(tiny_student_dir, run / name)
+    (run / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
+    plan = Measurement(str(tiny_student_dir), str(tiny_teacher_dir), str(tmp_path / "held_out.jsonl"), 6, 3, LENGTH)
+    evaluator = Evaluator(plan)
+    start, end = measure_start(evaluator), measure_run(evaluator, run)
+    few = measure_start(Evaluator(replace(plan, problems=3)))
+    assert start["curve_point"] == (few["reverse_kl"]["value"], sum(few["student_outcomes"]) / 3)
+    assert end["curve"] == [(1, start["curve_point"][0]), (2, start["curve_point"][0])]
+    assert end["accuracy_curve"] == [(1, start["curve_point"][1]), (2, start["curve_point"][1])]
+    assert end["reverse_kl"] == start["reverse_kl"] and end["reverse_kl"]["value"] != end["curve"][-1][1]
+    assert few["curve_point"] == start["curve_point"]

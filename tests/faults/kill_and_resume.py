@@ -112,7 +112,7 @@ class Result:
     @classmethod
     def of(cls, run: Path) -> Result:
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        clock = ("seconds/", "tokens_per_second")
+        clock = ("seconds/", "tokens_per_second", "step_time")
         return cls(
             next((run / "model").glob("*model.safetensors")).read_bytes(),
             (run / "samples.jsonl").read_text(),

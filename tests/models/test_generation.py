@@ -132,11 +132,13 @@ def test_lora_adapter_is_sampled_and_left_as_it_was(model: Any, tokenizer: Any) 
     assert model.generation_config is config
 
 
-def test_a_model_that_diverged_is_told_in_one_line(model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_model_that_diverged_is_told_in_one_line(model: Any, tokenizer: Any, temperature: float) -> None:
+    """Greedy too, which would take any token."""
     with torch.no_grad():
         model.lm_head.weight[7] = torch.nan
     with pytest.raises(NonFiniteError, match=says("no token can be sampled ... learning_rate")):
-        draw(model, tokenizer)
+        draw(model, tokenizer, temperature=temperature)
 
 
 def test_no_prompts(model: Any, tokenizer: Any) -> None:

@@ -209,7 +209,7 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     assert {"rewards", "zero_spread_share", "reverse_kl_by_teacher"} <= set(page.ids("figure"))
     rows = re.findall(r'<tr><th scope="row">([\w ]+)</th><td>(.*?)</td></tr>', text)
     found = {name: cells.split("</td><td>") for name, cells in rows}
-    assert "step 4 · guard length" in page.text
+    assert "step 4 · guard length" in page.text and "reward math" in page.text and "0.25" in page.text
     assert "<p>completions grew to &lt;b&gt;</p><p>look for repetition; and stop</p>" in text
     assert found["default"] == ["big/math", "in the training process", "0.750", "0.750"]
     assert found["code"] == ["http://gpu:8000", "server", "0.125", "0.125"]

@@ -108,7 +108,7 @@ def test_evaluation_asks_the_server_too(serve: Make, make_trainer: Make) -> None
 
     data = Dataset.from_dict({"prompt": ["What is 2 + 3?", "What is 4 + 3?"]})
     trainer = make_trainer(teacher_server_url=serve().url, trainer={"eval_dataset": data})
-    assert "eval_reward/mean" in trainer.evaluate()
+    assert "eval_teacher_reward/mean" in trainer.evaluate()
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(

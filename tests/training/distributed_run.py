@@ -64,12 +64,15 @@ def make(
         eval_benchmark_samples=2,
         eval_benchmark_limit=5,
         per_device_eval_batch_size=4,
+        eval_strategy="steps",  # on five prompts: for two processes the last batches are filled up
+        eval_steps=2,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         num_generations=GROUP if more else 1,
         teacher_drop_limit=1.0,
     )
-    trainer = VOPDTrainer(student, teacher, args, Dataset.from_dict({"prompt": PROMPTS}), peft_config=adapters, **more)
+    prompts, few = Dataset.from_dict({"prompt": PROMPTS}), Dataset.from_dict({"prompt": PROMPTS[:5]})
+    trainer = VOPDTrainer(student, teacher, args, prompts, few, peft_config=adapters, **more)
     if drop:
         trainer.teacher.settle = some_without_scores
     return trainer

@@ -45,7 +45,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if not name.startswith(("seconds", "tokens_per"))}
+    return {
+        name: value for name, value in record.items() if not name.startswith(("seconds", "tokens_per", "step_time"))
+    }
 
 
 @pytest.mark.parametrize("more", [{}, {"lora": True, "gradient_accumulation_steps": 2}], ids=["full", "lora"])

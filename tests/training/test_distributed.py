@@ -45,13 +45,17 @@ def check_equal_gradients(one: Path, two: Path) -> None:
 
 
 def check_equal_runs(one: Path, two: Path) -> None:
-    """Weights and metrics of two runs on the same completions, up to the order of summation."""
+    """Weights and metrics of two runs on the same completions, up to the order of summation.
+
+    Evaluations too: what fills up the last batches of two processes counts for nothing.
+    """
+    assert any("eval_reverse_kl" in record for record in metrics(one))
     found = weights(two)
     for name, value in weights(one).items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
     for ours, theirs in zip(metrics(two), metrics(one), strict=True):
-        for name in theirs.keys() - {"tokens_per_second"}:
-            if not name.startswith("seconds"):
+        for name in theirs.keys() - {"tokens_per_second", "step_time"}:
+            if not name.startswith("seconds") and not name.endswith(("_runtime", "_per_second")):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 

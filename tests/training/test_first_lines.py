@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,7 +63,7 @@ def test_a_run_in_python_begins_with_what_it_is_going_to_do(
     assert told("2 prompts ... 8 tokens", found["each step"])
     assert told("2 ... 2 per epoch ... 16 tokens", found["steps"])
     assert found["loss"] == "vopd, torch on cpu" and "rewards" not in found
-    assert told("length can stop ... 5 warn", found["guards"])
+    assert told("length can stop ... 4 warn", found["guards"])
     assert found["watch it"] == f"vopd report {found['run folder']} --watch"
 
 
@@ -87,6 +88,9 @@ def test_teachers_engines_and_plurals(tmp_path: Path) -> None:
     assert told("9 ... 1,234 per epoch ... step 4 ... 36.0 million", found["steps"])
     assert told("vopd_top_k ... loss_top_k=5", found["loss"]) and found["rewards"] == "math (weight 1)"
     assert told("none stops ... 6 warn", found["guards"]) and "transformers" in found["rollouts"]
+    config.estimator = "vopd_sparse"  # of a local teacher's scores too few to compare the distributions
+    assert told("4 warn", rows(first_lines(config, replace(facts, teachers={"default": "a"})))["guards"])
+    assert told("6 warn", rows(first_lines(config, facts))["guards"])
     config.use_vllm, config.vllm_mode = True, "server"  # as if vLLM were here
     config.vllm_server_base_url = "https://key@rollouts:1"
     found = rows(first_lines(config, facts))

@@ -21,8 +21,9 @@ Make = Callable[..., Any]
 Step = dict[str, float]
 
 HEALTHY: Step = {
-    "loss": 1.0, "reverse_kl": 0.4, "sampled_reverse_kl": 0.41, "reward/std": 0.8, "advantage/std": 0.7,
+    "loss": 1.0, "reverse_kl": 0.4, "sampled_reverse_kl": 0.41, "teacher_reward/std": 0.8, "advantage/std": 0.7,
     "grad_norm": 2.0, "completion_length": 30.0, "truncated_share": 0.05, MEAN_DIFFERENCE: 0.02,
+    "rewards/math/zero_spread_share": 0.9,
 }  # fmt: skip
 WINDOW = 4
 
@@ -33,6 +34,10 @@ TROUBLE: dict[str, tuple[Step, str]] = {
     "length": ({"completion_length": 100.0, "truncated_share": 0.5}, "30 to 100 tokens ... 50% are cut off"),
     "logprobs": ({MEAN_DIFFERENCE: 0.06}, "0.060 nats/token ... 0.05 ... stale"),
     "logprobs_stop": ({MEAN_DIFFERENCE: 0.6}, "0.600 nats/token ... 0.5"),
+    "zero_spread": (
+        {"rewards/math/zero_spread_share": 1.0},
+        "100% of the prompts ... same reward from math ... samples.jsonl",
+    ),
     "no_signal": ({"grad_norm": 0.0, "advantage/std": 0.0}, "gradient ... 0 ... 4 logged steps"),
 }
 
@@ -52,7 +57,7 @@ def test_says_what_it_saw(name: str, tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_never_differed(tmp_path: Path) -> None:
-    twin = HEALTHY | {"reverse_kl": 1e-8, "sampled_reverse_kl": -1e-7, "reward/std": 1e-7}
+    twin = HEALTHY | {"reverse_kl": 1e-8, "sampled_reverse_kl": -1e-7, "teacher_reward/std": 1e-7}
     guard = guards(tmp_path)["same_teacher"]
     said = [guard.check(twin) for _ in range(WINDOW)]
     assert said[:-1] == [None] * (WINDOW - 1) and told("1e-07 nats ... teacher_model", said[-1])

@@ -148,4 +148,4 @@ def test_key_numbers_fall_back_to_what_is_there() -> None:
     assert key_numbers({"loss": 1.0, "sampled_reverse_kl": 2.0}) == ["loss 1", "sampled reverse KL 2"]
     assert key_numbers({"eval_loss": 1.0, "eval_entropy": 0.5}) == ["loss 1", "entropy 0.5"]
     rewards = {"rewards/math/mean": 0.5, "rewards/math/std": 9.0, "rewards/short/mean": 1.0}
-    assert key_numbers(rewards) == ["math 0.5", "short 1"]
+    assert key_numbers(rewards) == ["reward math 0.5", "reward short 1"]

@@ -19,7 +19,8 @@ from vopd.training.monitoring.metrics import Averages, add_completion_metrics
 CPU = torch.device("cpu")
 ALWAYS = {
     "step", "epoch", "loss", "grad_norm", "learning_rate", "completion_length", "truncated_share",
-    "tokens_per_second", "seconds/rollout", "seconds/scoring", "seconds/update", "seconds/processor",
+    "tokens_per_second", "num_tokens", "step_time",
+    "seconds/rollout", "seconds/scoring", "seconds/update", "seconds/processor",
 }  # fmt: skip
 EXACT = {"reverse_kl", "variance/none", "variance/value", "variance/optimal", "value_hurts_share"}
 
@@ -153,12 +154,13 @@ def test_a_step_logs_the_metrics_of_its_estimator_and_nothing_of_trl(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [1, 2]
-    sampled = {"reward/mean", "reward/std", "sampled_reverse_kl"}
+    sampled = {"teacher_reward/mean", "teacher_reward/std", "reward/mean", "reward/std", "sampled_reverse_kl"}
     advantage = set() if estimator == "full_rkl" else {"advantage/mean", "advantage/std"}
     for record in records:
         assert record.keys() == ALWAYS | EXACT | sampled | advantage | {"entropy"}
         assert record["completion_length"] <= 4 and record["reverse_kl"] > 0
-        assert record["sampled_reverse_kl"] == pytest.approx(-record["reward/mean"])
+        assert record["sampled_reverse_kl"] == pytest.approx(-record["teacher_reward/mean"])
+        assert all(record[f"reward/{part}"] == record[f"teacher_reward/{part}"] for part in ("mean", "std"))
 
 
 def test_exact_metrics_are_absent_on_steps_that_do_not_measure(
@@ -186,7 +188,8 @@ def test_metrics_are_those_of_the_completions_that_were_trained_on(
         )
         take_step(trainer, recorded_completions)
         logged.append(trainer.state.log_history[0])
-    for name in ("reverse_kl", "reward/mean", "reward/std", "advantage/std", "variance/optimal", "completion_length"):
+    means = ("reverse_kl", "teacher_reward/mean", "advantage/std", "variance/optimal", "completion_length")
+    for name in means:
         assert logged[0][name] == pytest.approx(logged[1][name], rel=1e-4), name
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 2  # samples_per_step

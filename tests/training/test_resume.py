@@ -36,7 +36,7 @@ def run(make_trainer: Callable[..., Any], folder: Path, resume_from: Path | None
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = ("seconds/", "tokens_per_second")
+    clock = ("seconds/", "tokens_per_second", "step_time")
     return [{name: value for name, value in record.items() if not name.startswith(clock)} for record in records]
 
 

@@ -29,7 +29,7 @@ def rewards(given: Any, **settings: Any) -> Rewards:
 def scores(given: Any, completions: list[Any], **columns: Any) -> list[float]:
     """The rewards of one function for these completions."""
     (reward,) = rewards(given).rewards
-    return reward({"prompts": ["p"] * len(completions), "completions": completions, **columns})
+    return reward.scorer({"prompts": ["p"] * len(completions), "completions": completions, **columns})
 
 
 def test_math_and_choice_grade_against_the_column() -> None:
@@ -88,7 +88,7 @@ def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        ("maths", {}, "'maths' ... math, choice, reasoning_gym"),
+        ("maths", {}, "'maths' ... math, choice, tags, reasoning_gym"),
         ("math", {"num_generations": 1}, "num_generations ... 2"),
         (["math", "choice"], {"weights": [1.0]}, "reward_weights ... 1 value ... 2 reward functions"),
         ([], {"weights": [1.0]}, "reward_weights ... 1 value ... 0 reward functions"),

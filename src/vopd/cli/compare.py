@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vopd.errors import ConfigurationError, check_at_least, check_known, require
+from vopd.errors import ConfigurationError, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
 
@@ -37,7 +37,7 @@ class CompareOptions:
     held_out: str | None = setting(
         None, "held-out problems: JSON lines with prompt and answer; required with your own models"
     )
-    held_out_kind: str = setting("math", "how held-out answers are graded: math, choice, or tags for <answer> tags")
+    held_out_kind: str = setting("math", "how held-out answers are graded, as --kind of vopd eval")
     problems: int = setting(300, "number of held-out problems for the student before training and the trained models")
     curve_problems: int = setting(100, "number of held-out problems for intermediate checkpoints")
     target_accuracy: float | None = setting(
@@ -46,11 +46,11 @@ class CompareOptions:
     device: str = setting("auto", "device of the measurements: auto, cpu or cuda")
 
     def __post_init__(self) -> None:
-        from vopd.experiments.held_out import KINDS
+        from vopd.evaluation.benchmarks import check_kind
 
         for name in ("jobs", "problems", "curve_problems"):
             check_at_least(name, getattr(self, name), 1)
-        check_known("kind", self.held_out_kind, KINDS)
+        check_kind(self.held_out_kind)
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
             raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
 

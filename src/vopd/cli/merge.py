@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"note: {note}")
     print(f"merged {options.model} into {merged.base} ({merged.dtype}): {output}")
     print(f"next: vopd eval --model {shlex.quote(str(output))} --data problems.jsonl")
+    print("(--template, --kind and --max_new_tokens as in the command that the run printed at its end)")
     return 0
 
 

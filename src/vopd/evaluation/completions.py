@@ -28,7 +28,7 @@ Batch = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model to evaluate: its name in the results, and the folder or Hub id, or the loaded model and tokenizer."""
+    """A model to evaluate: its name in the results, its folder or Hub id, and model and tokenizer if it is loaded."""
 
     name: str
     source: str | None = None
@@ -37,7 +37,7 @@ class Checkpoint:
 
     def open(self, settings: Settings) -> Sampler:
         """The sampler of this checkpoint."""
-        if self.source is None:
+        if self.source is None or self.model is not None:
             return transformers_sampler(self.model, self.tokenizer)
         return open_sampler(self.source, settings.engine, settings.dtype, settings.device, settings.revision)
 

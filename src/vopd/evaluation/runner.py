@@ -40,8 +40,8 @@ def evaluate(
     or not at all; plan.json and completions/ on the way; accuracy.png for several checkpoints.
 
     Args:
-        models: a folder or Hub id; a list of them, or a mapping from names to them; or a loaded model (with
-            `tokenizer`). A LoRA adapter is loaded onto its base model.
+        models: a folder or Hub id; a list of them, or a mapping from names to them; a loaded model (with `tokenizer`),
+            or a `Checkpoint`. A LoRA adapter is loaded onto its base model.
         benchmarks: names as in `vopd.evaluation.benchmarks.load_benchmark`, or loaded benchmarks.
         output_dir: folder of this evaluation.
         tokenizer: tokenizer of a loaded model.
@@ -81,6 +81,8 @@ def evaluate(
 
 
 def _checkpoints(models: Any, tokenizer: Any, settings: Settings) -> list[Checkpoint]:
+    if isinstance(models, Checkpoint):
+        return [models]
     if isinstance(models, Mapping):
         return [Checkpoint(str(name), str(source)) for name, source in models.items()]
     if isinstance(models, str | Path):

@@ -14,44 +14,47 @@ from vopd.data.reasoning import extract_answer, is_right
 from vopd.errors import DataError, counted
 from vopd.statistics import Score, avg_at_k, mean_score, pass_at_k
 
-from .benchmarks import Benchmark, Question
+from .benchmarks import TASK, Benchmark, Question, grade_by, own_grader
 from .completions import Record
 from .grading import KINDS, Grade, compare_many, grade_many, ungradable
 
 # Suggested prompt templates that ask for a readable answer, by kind.
 FORM_TEMPLATES = {
     "math": r"{problem} Put your final answer within \boxed{}.",
-    "task": "{problem} Answer in <answer></answer> tags.",
+    **dict.fromkeys(("tags", TASK), "{problem} Answer in <answer></answer> tags."),
 }
 
 
 def grade_completions(questions: Sequence[Question], completions: Sequence[str]) -> list[Grade]:
     """Grade one completion per question, in order, for evaluations, training runs and comparisons alike.
 
-    The question's kind decides how: "math" and "choice" like `vopd.evaluation.grade`, in the pool of killable workers;
-    "task" by the task's own verifier, where only the full score is right; "tags" by the exact text in answer tags.
+    The question's kind decides how: "math", "choice" and "tags" like `vopd.evaluation.grade`; "task" by the task's own
+    verifier, where only the full score is right; module:function by that function, where 1 is right.
 
     Raises:
-        ConfigurationError: a kind is unknown.
+        ConfigurationError: a kind is unknown, or a function cannot be imported or returns something else than numbers.
     """
     pairs = list(zip(questions, completions, strict=True))
     grades: dict[int, Grade] = {}
     for kind in dict.fromkeys(question.kind for question in questions):
-        places = [place for place, (question, _) in enumerate(pairs) if question.kind == kind]
-        if kind in ("task", "tags"):
-            found = [_grade_tags(*pairs[place]) for place in places]
-        else:
-            found = grade_many([(completions[place], questions[place].gold) for place in places], kind)
-        grades.update(zip(places, found, strict=True))
+        places = [place for place, question in enumerate(questions) if question.kind == kind]
+        grades.update(zip(places, _grade(kind, [pairs[place] for place in places]), strict=True))
     return [grades[place] for place in range(len(pairs))]
 
 
-def _grade_tags(question: Question, completion: str) -> Grade:
+def _grade(kind: str, pairs: Sequence[tuple[Question, str]]) -> list[Grade]:
+    if (grader := own_grader(kind)) is not None:
+        return grade_by(grader, pairs)
+    if kind == TASK:
+        return [_grade_task(question, text) for question, text in pairs]
+    return grade_many([(text, question.gold) for question, text in pairs], kind)
+
+
+def _grade_task(question: Question, completion: str) -> Grade:
     answer = extract_answer(completion)
     if answer is None:
         return Grade("no_answer")
-    right = answer == question.gold if question.kind == "tags" else is_right(question.problem, completion)
-    return Grade("right" if right else "wrong", answer)
+    return Grade("right" if is_right(question.problem, completion) else "wrong", answer)
 
 
 def score(checkpoint: str, benchmark: Benchmark, drawn: Sequence[Record]) -> tuple[dict[str, Any], list[Record]]:
@@ -97,8 +100,9 @@ def _scores(benchmark: Benchmark, grades: Sequence[Grade]) -> tuple[dict[str, An
     out; and the share of right samples for each of these problems."""
     questions, kind = benchmark.questions, benchmark.kind
     golds = [question.gold for question in questions]
-    left_out = ungradable(golds, kind) if kind in KINDS else [False] * len(golds)
     rows = _rows(grades, len(questions))
+    unread = [all(grade.outcome == "ungradable" for grade in row) for row in rows]
+    left_out = ungradable(golds, kind) if kind in KINDS else unread
     majority = _majority_score(rows, left_out, kind)
     scored = [(question.id, _right(row)) for question, row, skip in zip(questions, rows, left_out) if not skip]
     samples, kept = len(rows[0]), [right for _, right in scored]

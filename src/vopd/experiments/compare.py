@@ -14,6 +14,7 @@ from vopd.errors import ConfigurationError
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators
 from vopd.evaluation.journal import write_lines
+from vopd.models import best_device
 from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.run_files import read_json
@@ -157,6 +158,8 @@ def _settings(
         "learning_rates": sorted({run.learning_rate for run in runs}),
         "seeds": sorted({run.seed for run in runs}),
         "held_out_problems": measurement.problems,
+        "curve_problems": min(measurement.curve_problems, measurement.problems),
+        "device": "cpu" if options.get("use_cpu") else best_device(),
         "jobs": jobs,
     }
     return found if target is None else {**found, "target_accuracy": target}

@@ -82,6 +82,6 @@ def demo_runs(grid: Grid, folder: Path, steps: int, problems: int) -> tuple[list
         for run in runs
     ]
     return named, replace(
-        measurement, accuracy_curve=False, ends_on_all=True, noise_estimators=list(map(spelled, grid.estimators)),
+        measurement, accuracy_curve=False, noise_estimators=list(map(spelled, grid.estimators)),
         noise_top_k=EMBEDDED_TOP_K,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,9 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
 
 def read_measurement(folder: Path) -> Measurement:
-    """The measurement of a grid, from its folder."""
-    return Measurement(**read_json(folder / MEASUREMENT_FILE))
+    """The measurement of a grid, from its folder; an older one may have fields that there are no longer."""
+    known, found = {field.name for field in fields(Measurement)}, read_json(folder / MEASUREMENT_FILE)
+    return Measurement(**{name: value for name, value in found.items() if name in known})
 
 
 def config_of(folder: Path, name: str) -> Path:
@@ -218,14 +219,26 @@ def collect(runs: Sequence[GridRun], folder: Path, settings: dict[str, Any]) -> 
         raw["student_outcomes"], raw["teacher_outcomes"], Interval(**raw["reverse_kl"]), raw["gradient_noise"]
     )
     several = len({run.learning_rate for run in runs}) > 1
-    found = [_run(run, folder, start, several) for run in runs if is_finished(folder / run.directory)]
+    first = _curve_point(raw, start, read_measurement(folder))
+    found = [_run(run, folder, start, first, several) for run in runs if is_finished(folder / run.directory)]
     if not found:
         raise DataError(f"{folder} has no finished run")
     own = {run.estimator.name: run.estimator.colour for run in runs if run.estimator.name not in ESTIMATORS}
     return Comparison(settings, start, found, own)
 
 
-def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
+def _curve_point(raw: dict[str, Any], start: Start, plan: Measurement) -> list[float] | None:
+    """Reverse KL and accuracy with which all curves begin, on the problems of their other points.
+
+    None in a folder of before they were measured, unless those are all problems.
+    """
+    if "curve_point" in raw:
+        return list(raw["curve_point"])
+    whole = plan.curve_problems >= len(start.student_outcomes)
+    return [start.reverse_kl.value, start.student_score.value] if whole else None
+
+
+def _run(run: GridRun, folder: Path, start: Start, first: Sequence[float] | None, several: bool) -> Run:
     measured, seconds = measured_of(folder / run.directory), training_seconds(folder / run.directory)
     processor = processor_seconds(read_records(folder / run.directory / METRICS_FILE))
     name = f"{run.estimator.name} {run.learning_rate:g}" if several else run.estimator.name
@@ -234,9 +247,9 @@ def _run(run: GridRun, folder: Path, start: Start, several: bool) -> Run:
         wrong = [False] * len(start.student_outcomes)
         return Run(name, run.seed, run.directory, wrong, nothing, [], seconds, processor_seconds=processor)
     accuracy, curve = (list(map(tuple, measured[name])) for name in ("accuracy_curve", "curve"))
-    if accuracy:
-        accuracy.insert(0, (0, sum(start.student_outcomes) / len(start.student_outcomes)))
-    curve.insert(0, (0, start.reverse_kl.value))
+    if first is not None:
+        curve.insert(0, (0, first[0]))
+        accuracy = [(0, first[1]), *accuracy] if accuracy else []
     divergence = Interval(**measured["reverse_kl"])
     right = measured["outcomes"]
     return Run(name, run.seed, run.directory, right, divergence, curve, seconds, accuracy, processor)

@@ -13,12 +13,10 @@ from typing import Any
 
 from vopd.data.files import read_rows
 from vopd.data.reasoning import Problem
-from vopd.errors import DataError, check_known
-from vopd.evaluation.benchmarks import Question
+from vopd.errors import DataError
+from vopd.evaluation.benchmarks import TASK, Question, check_kind
 from vopd.evaluation.journal import write_lines
 from vopd.evaluation.scores import grade_completions
-
-KINDS = ("math", "choice", "tags")
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class HeldOut:
     def question(self, kind: str) -> Question:
         """The problem for grading: by its task's verifier if it has a task, else as `kind` says."""
         if self.task is None:
-            return Question("", self.prompt, self.answer, kind)
+            return Question("", self.prompt, self.answer, kind, row=vars(self))
         problem = Problem(self.task, self.prompt, self.answer, self.metadata)
-        return Question("", self.prompt, self.answer, "task", problem)
+        return Question("", self.prompt, self.answer, TASK, problem)
 
 
 def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:
@@ -70,11 +68,11 @@ def outcomes(problems: Sequence[HeldOut], texts: Sequence[str], kind: str) -> li
     """Whether each completion is right.
 
     Args:
-        kind: of the problems without a library's verifier: math, choice, or tags (exact text in answer tags).
+        kind: of the problems without a library's verifier, as in `vopd.evaluation.benchmarks.load_benchmark`.
 
     Raises:
         ConfigurationError: unknown kind.
     """
-    check_known("kind", kind, KINDS)
+    check_kind(kind)
     questions = [problem.question(kind) for problem in problems]
     return [grade.outcome == "right" for grade in grade_completions(questions, texts)]

@@ -14,9 +14,18 @@ from typing import Any
 
 import torch
 
-from vopd.estimators import distillation_loss
+from vopd.estimators import linear_distillation_loss
 from vopd.estimators.exact import FULL_RKL
-from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
+from vopd.models import (
+    common_vocabulary,
+    end_ids,
+    last_hidden_states,
+    load_model,
+    load_tokenizer,
+    read_head,
+    sample,
+    set_end_ids,
+)
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -50,18 +59,20 @@ def held_out_reverse_kl(
     means, by its linear form: a bootstrap over problems, keeping the tokens of a completion together. `vocabulary` is
     the size of the common vocabulary; default: the tokenizer's.
     """
-    sums, counts = [], []
+    sums, counts, heads = [], [], (read_head(student, "student"), read_head(teacher, "teacher"))
     for start in range(0, len(prompts), _BATCH):
         rollouts = sample_rollouts(
             student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
             seed=seed + start,
         )  # fmt: skip
         inputs, completion_mask = pad(rollouts, student.device)
-        mask = completion_mask[:, 1:]
-        output = distillation_loss(
-            student(**inputs).logits[:, :-1], teacher(**inputs).logits[:, :-1],
+        mask, sequence = completion_mask[:, 1:], (inputs["input_ids"], inputs["attention_mask"])
+        states = [last_hidden_states(model, *sequence, mask.shape[1]) for model in (student, teacher)]
+        output = linear_distillation_loss(
+            states[0], heads[0].weight, states[1], heads[1].weight,
             torch.zeros_like(mask),  # the exact divergence does not depend on the sampled token
             mask, estimator=FULL_RKL, vocab_size=vocabulary or len(tokenizer),
+            **heads[0].options("student"), **heads[1].options("teacher"),
         )  # fmt: skip
         assert output.reverse_kl is not None  # FULL_RKL always computes it
         sums.append((output.reverse_kl * mask).sum(1).cpu())
@@ -80,12 +91,10 @@ class Measurement:
         student: the model that all runs start from.
         held_out: file of problems, see `vopd.experiments.held_out`.
         problems: how many of them the start and the final models answer.
-        curve_problems: how many of them checkpoints are measured on.
+        curve_problems: how many of them every point of the curves is measured on: the start, checkpoints, the end.
         kind: how answers without a library's verifier are graded.
         device: of both models.
         accuracy_curve: whether the accuracy of checkpoints is measured, besides their reverse KL.
-        ends_on_all: whether the last point of the curves, the final model, is on all problems, or on those of the
-            checkpoints.
         noise_estimators: whose gradient noise is measured at the start, on `noise_contexts` rollouts, resampling every
             token `noise_resamples` times; `noise_top_k` is the k of the top-k estimators.
     """
@@ -99,7 +108,6 @@ class Measurement:
     kind: str = "math"
     device: str = "cpu"
     accuracy_curve: bool = True
-    ends_on_all: bool = False
     noise_estimators: list[str] = field(default_factory=list)
     noise_top_k: int | None = None
     noise_contexts: int = 64
@@ -143,6 +151,12 @@ class Evaluator:
             max_new_tokens=self.plan.max_new_tokens, vocabulary=self.models.vocabulary,
         )  # fmt: skip
 
+    def curve_point(self, model: Any, right: Sequence[bool], divergence: Interval) -> tuple[float, float]:
+        """Reverse KL and accuracy, on the problems of the curves, of a model that was measured on all problems."""
+        few = self.problems[: self.plan.curve_problems]
+        found = divergence if len(few) == len(self.problems) else self.reverse_kl(model, few)
+        return found.value, _share(right[: len(few)])
+
     def gradient_noise(self, student: Any) -> dict[str, float]:
         """Variance that sampling the tokens adds to the gradient of one batch, by estimator."""
         plan, models = self.plan, self.models
@@ -160,15 +174,20 @@ class Evaluator:
 
 
 def measure_start(evaluator: Evaluator) -> dict[str, Any]:
-    """Outcomes of the student before training and of the teacher, the student's divergence and gradient noise."""
+    """Outcomes of the student before training and of the teacher, the student's divergence and gradient noise.
+
+    Also where the student's curves begin, on their problems.
+    """
     plan, problems = evaluator.plan, evaluator.problems
     student = evaluator.models.student(plan.student)
     student_right, student_texts = evaluator.answers(student, problems)
     teacher_right, teacher_texts = evaluator.answers(evaluator.models.teacher, problems)
+    divergence = evaluator.reverse_kl(student, problems)
     return {
         "student_outcomes": student_right,
         "teacher_outcomes": teacher_right,
-        "reverse_kl": asdict(evaluator.reverse_kl(student, problems)),
+        "reverse_kl": asdict(divergence),
+        "curve_point": evaluator.curve_point(student, student_right, divergence),
         "gradient_noise": evaluator.gradient_noise(student),
         "samples": {"student before": student_texts[:SHOWN_SAMPLES], "teacher": teacher_texts[:SHOWN_SAMPLES]},
     }
@@ -181,20 +200,24 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     (right, texts), final = evaluator.answers(model, problems), evaluator.reverse_kl(model, problems)
     last = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     divergence, accuracy = [], []
-    for step, path in [*((step, path) for step, path in _checkpoints(folder) if step < last), (last, None)]:
-        whole = path is None and plan.ends_on_all
-        student = model if path is None else evaluator.models.student(path)
-        divergence.append((step, (final if whole else evaluator.reverse_kl(student, few)).value))
-        if plan.accuracy_curve:
-            found = right if whole else evaluator.answers(student, few)[0]
-            accuracy.append((step, sum(found) / len(found)))
+    for step, path in _checkpoints(folder):
+        if step < last:
+            student = evaluator.models.student(path)
+            divergence.append((step, evaluator.reverse_kl(student, few).value))
+            if plan.accuracy_curve:
+                accuracy.append((step, _share(evaluator.answers(student, few)[0])))
+    end, share = evaluator.curve_point(model, right, final)
     return {
         "outcomes": right,
         "reverse_kl": asdict(final),
-        "curve": divergence,
-        "accuracy_curve": accuracy,
+        "curve": [*divergence, (last, end)],
+        "accuracy_curve": [*accuracy, (last, share)] if plan.accuracy_curve else [],
         "samples": texts[:SHOWN_SAMPLES],
     }
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right)
 
 
 def _prompts(problems: Sequence[HeldOut]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vopd.errors import ConfigurationError, DataError, NonFiniteError, check_at_least, counted, require
 
@@ -134,10 +135,30 @@ def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Comple
     # The mask is computed from lengths: where the end token is also the padding token, ids cannot distinguish them.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
+    watch = _Watch()
     with torch.no_grad(), finite_probabilities():
-        sequences = model.generate(input_ids=input_ids, attention_mask=mask)
+        sequences = model.generate(input_ids=input_ids, attention_mask=mask, logits_processor=[watch])
+        watch.check()
     stops = set(model.generation_config.eos_token_id or ())
     return [read_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
+
+
+class _Watch:
+    """Sees the scores from which each token is chosen. Greedy decoding takes some token of a row of NaN, too."""
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores unchanged, without waiting for the device."""
+        finite = scores.amax(-1).isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        return scores
+
+    def check(self) -> None:
+        """Raises as torch does where it samples."""
+        if self._finite is not None and not bool(self._finite):
+            raise RuntimeError("probability tensor contains nan or inf")
 
 
 @contextmanager

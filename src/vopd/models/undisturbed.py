@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -23,11 +25,21 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Context with a separate random state on the host and on `device`, seeded if a seed is given."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    """Context with separate random states of Python, numpy and torch, on the host and on `device`.
+
+    Seeded if a seed is given.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if seed is not None:
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager

@@ -92,11 +92,23 @@ class Comparison:
 
     @property
     def by_processor(self) -> bool:
-        """Whether times are processor seconds: runs that shared the machine slowed each other's wall time."""
-        return self.jobs != 1 and all(run.processor_seconds is not None for run in self.runs)
+        """Whether estimators are compared by processor seconds, which other programs on the machine do not change.
+
+        On a GPU only if several runs shared the machine: there the processor waits.
+        """
+        measured = all(run.processor_seconds is not None for run in self.runs)
+        return measured and (self.jobs != 1 or self.settings.get("device") == "cpu")
+
+    @property
+    def curve_note(self) -> str:
+        """Which problems the curves are on, if not on all; else empty."""
+        few, all_of_them = self.settings.get("curve_problems"), len(self.start.student_outcomes)
+        return (
+            "" if few is None or few >= all_of_them else f"On the first {few} of the {all_of_them} held-out problems."
+        )
 
     def seconds(self, run: Run) -> float:
-        """The training time that estimators are compared by: wall seconds of runs one at a time, else processor's."""
+        """The training time that estimators are compared by."""
         return run.processor_seconds if self.by_processor and run.processor_seconds is not None else run.seconds
 
     def runs_of(self, estimator: str) -> list[Run]:

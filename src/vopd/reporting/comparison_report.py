@@ -122,14 +122,13 @@ def _results(comparison: Comparison) -> str:
 
 
 def _outcome_figures(comparison: Comparison) -> list[Figure]:
-    start, note = comparison.start, _seeds_note(comparison)
+    note = f"{comparison.curve_note} {_seeds_note(comparison)}".strip()
     figures: list[Figure] = []
     if held_out := seed_lines([(run.estimator, run.curve) for run in comparison.runs], comparison.colours):
         title, unit = "Distance from the teacher", "held-out reverse KL, exact, nats/token"
-        remark, marks = (
-            f"Dashed: the student before training. {note}".rstrip(),
-            [("student before", start.reverse_kl.value)],
-        )
+        remark = f"Dashed: the student before training. {note}".rstrip()
+        before = next((run.curve[0][1] for run in comparison.runs if run.curve and run.curve[0][0] == 0), None)
+        marks = [] if before is None else [("student before", before)]
         figures.append(Curves("held_out", title, unit, held_out, remark, marks=marks))
     bars = [
         Row(name, f"{value:.2g}" if value else "0, exact", [(name, value, colour_of(name, comparison.colours))])
@@ -221,9 +220,7 @@ def _timing_figures(comparison: Comparison, records: Records) -> list[Figure]:
     unit, note = "wall seconds of one run, all steps", ""
     if comparison.by_processor:
         unit = "processor seconds of one run, all steps"
-        note = (
-            "Runs shared the machine, so their wall time is not compared; it only sets the proportions of the phases."
-        )
+        note = "Wall time is not compared; it only sets the proportions of the phases."
     elif comparison.jobs != 1:
         note = "Runs may have shared the processor: do not compare their wall time."
     return [Rows("timing", "Time by phase", unit, rows, note)] if rows else []
@@ -262,9 +259,10 @@ def _greedy(folder: Path, first: dict[str, Path]) -> str:
 
 def _settings(comparison: Comparison) -> str:
     rows: Sequence[Sequence[str]] = [[name, str(value)] for name, value in comparison.settings.items()]
-    kind = "processor seconds" if comparison.by_processor else "wall time"
-    runs = [
-        [run.directory, run.estimator, str(run.seed), f"{comparison.seconds(run):.0f} s"] for run in comparison.runs
-    ]
-    folders = folded(f"folders of {counted(len(runs), 'run')}", table(["folder", "estimator", "seed", kind], runs))
+    headers = ["folder", "estimator", "seed", "processor seconds", "wall time"]
+    runs = []
+    for run in comparison.runs:
+        spent = "-" if run.processor_seconds is None else f"{run.processor_seconds:.0f} s"
+        runs.append([run.directory, run.estimator, str(run.seed), spent, f"{run.seconds:.0f} s"])
+    folders = folded(f"folders of {counted(len(runs), 'run')}", table(headers, runs))
     return f'<div class="settings">{table(["setting", "value"], rows)}{folders}</div>'

@@ -20,11 +20,12 @@ from .run_files import GUARDS_FILE, SAMPLES_FILE, read_json, read_metrics, read_
 from .samples_page import KEY, chosen, samples_html
 from .variance_report import RESULTS_FILE, variance_beside
 
-TIMING = {"rollout": BLUE, "scoring": GREEN, "update": ORANGE}
+TIMING = {"rollout": BLUE, "scoring": GREEN, "reward": GREY, "update": ORANGE}
 
 # Value and origin of each setting, as written.
 Settings = dict[str, tuple[str, str]]
-# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out.
+# Name, title, unit, note, label -> metric; a figure with none of its metrics is left out. `reward/std` is the older
+# name of `teacher_reward/std`, which runs of both releases have.
 _Spec = tuple[str, str, str, str, dict[str, str]]
 _PROGRESS: tuple[_Spec, ...] = (
     ("reverse_kl", "Distance from the teacher", "reverse KL, nats/token", "On the training prompts of each step.",
@@ -32,7 +33,7 @@ _PROGRESS: tuple[_Spec, ...] = (
     ("entropy", "Entropy of the student", "nats/token", "", {"entropy": "entropy"}),
     ("grad_norm", "Gradient norm", "before clipping", "", {"gradient norm": "grad_norm"}),
     ("spread", "Spread of rewards and advantages", "standard deviation over tokens, nats", "",
-     {"reward": "reward/std", "advantage": "advantage/std"}),
+     {"teacher's reward": "reward/std", "advantage": "advantage/std"}),
     ("completion_length", "Completion length", "tokens", "", {"mean length": "completion_length"}),
     ("truncated_share", "Completions cut off at max_completion_length", "share", "", {"cut off": "truncated_share"}),
     ("loss", "Loss", "the estimator's own scale", "", {"loss": "loss", "evaluation": "eval_loss"}),
@@ -58,7 +59,8 @@ _TEACHER_KINDS = {"http": "server", "self:": "the student itself (self-distillat
 _LOCAL = "in the training process"
 # The main line of a figure is blue; what it is compared with is not.
 _LINE_COLOURS = {
-    "sampled": GREY, "reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE, "optimal": ORANGE,
+    "sampled": GREY, "teacher's reward": GREY, "no baseline": GREY, "evaluation": ORANGE, "largest": ORANGE,
+    "optimal": ORANGE,
 }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def _given(settings: Settings, name: str) -> str:
 
 
 def timing_split(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Wall seconds of rollout, scoring and update, each summed over the run; parts that were not logged are absent."""
+    """Wall seconds of each phase of a step, summed over the run; phases that were not logged are absent."""
     parts = {name: _total(records, f"seconds/{name}") for name in TIMING}
     return {name: seconds for name, seconds in parts.items() if seconds is not None}
 
@@ -249,11 +251,18 @@ def _facts(
         kind = "exact" if name == "reverse_kl" else "sampled"
         detail = f"nats/token, {kind}, last fifth of the steps; first fifth: {ends[0]:.3f}"
         facts.append(("reverse KL", f"{ends[1]:.3f}", detail))
+    for label, metric in _reward_means(records).items():
+        first, last_fifth = _first_and_last_fifth(records, metric) or (0.0, 0.0)
+        facts.append(
+            (f"reward {label}", f"{last_fifth:.3g}", f"mean, last fifth of the steps; first fifth: {first:.3g}")
+        )
     if "trained" in evaluation:
         score = Score(**evaluation["trained"]["avg_at_k"])
         facts.append(("accuracy", f"{score.value:.1%}", f"95 %: {score.low:.1%} to {score.high:.1%}"))
     if split := timing_split(records):
-        facts.append(("time", _seconds(sum(split.values())), "wall time of the optimizer steps"))
+        spent = processor_seconds(records)
+        beside = "" if spent is None else f"; {_seconds(spent)} of the processor"
+        facts.append(("time", _seconds(sum(split.values())), f"wall time of the optimizer steps{beside}"))
     return facts
 
 
@@ -284,9 +293,14 @@ def _names_under(records: Sequence[dict[str, Any]], pattern: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _reward_means(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The metric of each reward function's mean."""
+    return {name: f"rewards/{name}/mean" for name in _names_under(records, "rewards/(.+)/mean")}
+
+
 def _reward_figures(records: Sequence[dict[str, Any]]) -> list[Figure]:
     """The mean of each reward function; and how many prompts had no spread, and so no group advantage."""
-    means = {name: f"rewards/{name}/mean" for name in _names_under(records, "rewards/(.+)/mean")}
+    means = _reward_means(records)
     spec = ("rewards", "Reward by function", "mean over completions, before reward_weights", "")
     return [*_named_figures(spec, means, records), *_metric_figures([_ZERO_SPREAD], records)]
 

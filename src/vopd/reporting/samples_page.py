@@ -62,7 +62,7 @@ def _article(record: dict[str, Any], source: str) -> str:
         f"step {record.get('step', '?')}",
         counted(len(tokens), "token"),
         "cut off at max_completion_length" if record.get("truncated") else "",
-        f"mean reward {sum(rewards) / len(rewards):.3f} nats/token" if rewards else "",
+        f"mean reward of the teacher {sum(rewards) / len(rewards):.3f} nats/token" if rewards else "",
         *_scores(record),
     ]
     return (

@@ -6,17 +6,27 @@ import statistics
 
 from .comparison import Comparison
 
-STABILITY_NOTE = (
+_NOTE = (
     "Samples (completions) and training time until the first checkpoint with that accuracy: medians over the runs that "
     "reached it."
 )
 
 
+def stability_note(comparison: Comparison) -> str:
+    """The note below the table."""
+    return f"{_NOTE} {comparison.curve_note}".rstrip()
+
+
 def target_accuracy(comparison: Comparison) -> float:
-    """The accuracy to reach: as set, or what the first estimator ends with, but never below the start's."""
+    """The accuracy to reach: as set, or what the first estimator ends with, but never below the start's.
+
+    On the problems of the curves, which have to reach it. A run that crashed ends with 0.
+    """
     if "target_accuracy" in comparison.settings:
         return float(comparison.settings["target_accuracy"])
-    return max(comparison.start.student_score.value, comparison.score(comparison.estimators[0]).value)
+    curves = [run.accuracy_curve for run in comparison.runs_of(comparison.estimators[0])]
+    begins = next((run.accuracy_curve[0][1] for run in comparison.runs if run.accuracy_curve), 0.0)
+    return max(begins, statistics.mean(curve[-1][1] if curve else 0.0 for curve in curves))
 
 
 def stability_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

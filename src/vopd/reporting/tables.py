@@ -10,7 +10,7 @@ from vopd.errors import counted
 from vopd.estimators.policy_gradient import OPD
 
 from .comparison import Comparison, Run
-from .stability import STABILITY_NOTE, stability_rows
+from .stability import stability_note, stability_rows
 
 _ABSENT = "-"
 _DIFFERENCE_NOTE = (
@@ -59,7 +59,7 @@ def comparison_tables(comparison: Comparison, *, differences: bool = True) -> li
     found = [build(comparison) for build in builders]
     tables = [table._replace(title=f"{table.title} ({comparison.seeds_label})") for table in found]
     if any(run.accuracy_curve for run in comparison.runs):
-        tables.append(Table("Stability and samples needed", *stability_rows(comparison), STABILITY_NOTE))
+        tables.append(Table("Stability and samples needed", *stability_rows(comparison), stability_note(comparison)))
     return tables
 
 
@@ -96,7 +96,7 @@ def _time_table(comparison: Comparison) -> Table:
     columns: dict[str, Callable[[Run], float]] = {}
     if all(run.processor_seconds is not None for run in comparison.runs):
         columns["processor seconds"] = lambda run: run.processor_seconds or 0.0
-    if not comparison.by_processor:
+    if comparison.jobs == 1 or not comparison.by_processor:
         columns["wall time"] = lambda run: run.seconds
     rows = [
         [name, *(f"{statistics.mean(map(seconds, comparison.runs_of(name))):.0f} s" for seconds in columns.values())]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from vopd.errors import counted
 from vopd.evaluation.benchmarks import warn_of_overlaps
 
-from .evaluation import EvalOptions, evaluate, find_problems
+from .evaluation import EvalOptions, Loaded, command, evaluate, find_problems
 
 
 class Accuracy:
@@ -33,17 +32,18 @@ class Accuracy:
         self.name = self._benchmark.short_name
         self._found: dict[str, dict[str, Any]] = {}
 
-    def measure(self, which: str, prompts: Sequence[str] = ()) -> None:
+    def measure(self, which: str, prompts: Sequence[str] = (), loaded: Loaded | None = None) -> None:
         """Sample and grade the "start" or the "trained" model, print its accuracy, and write the results so far.
 
-        `prompts` are the training prompts: a warning counts the problems that occur among them.
+        `prompts` are the training prompts: a warning counts the problems that occur among them. `loaded` is the model,
+        if it has been loaded already.
         """
         if which in self._found:
             return
         warn_of_overlaps([self._benchmark], prompts)
         folder = self._folder / "evaluation" / which
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed: the weights have changed
-        self._found[which] = evaluate(self._options[which], [self._benchmark], folder)
+        self._found[which] = evaluate(self._options[which], [self._benchmark], folder, loaded)
         text = json.dumps(self.results(), indent=2) + "\n"
         (self._folder / "results.json").write_text(text, encoding="ascii")
         print(f"accuracy of the {which} model on {self.name}: {self._score(which)}")
@@ -78,15 +78,3 @@ class Accuracy:
         (entry,) = self._found[which]["results"]
         cut = f", {entry['truncation_rate']:.0%} cut off at the length limit" if entry["truncation_rate"] else ""
         return f"{Score(**entry['avg_at_k'])} ({counted(entry['problems'], 'problem')}, greedy{cut})"
-
-
-def command(options: EvalOptions) -> str:
-    """Return the `vopd eval` command with these options, without those at their defaults."""
-    words = ["vopd", "eval"]
-    for entry in dataclasses.fields(options):
-        value = getattr(options, entry.name)
-        if value == entry.default:
-            continue
-        text = json.dumps(value) if isinstance(value, dict) else str(value)
-        words += [f"--{entry.name}", shlex.quote(text)]
-    return " ".join(words)

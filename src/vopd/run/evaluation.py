@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vopd.data.sources import TASK_PREFIX
-from vopd.errors import ConfigurationError, check_at_least, check_known
+from vopd.errors import ConfigurationError, check_at_least
 from vopd.evaluation.backend import Backend
-from vopd.evaluation.benchmarks import Benchmark, load_benchmark, training_texts
-from vopd.evaluation.grading import KINDS
+from vopd.evaluation.benchmarks import Benchmark, check_kind, load_benchmark, training_texts
+from vopd.models.undisturbed import own_generation_config
 
 from .options import needed, setting
 
@@ -25,7 +27,9 @@ class EvalOptions:
     benchmark: str | None = setting(None, "names, such as math500,amc23; NAME=FILE reads one from a file or hub id")
     task: str | None = setting(None, "reasoning_gym task, as reasoning_gym:NAME")
     data: str | None = setting(None, ".jsonl, .json or .parquet file with columns problem and answer")
-    kind: str | None = setting(None, "how to grade --data: math or choice; default: decided by its columns")
+    kind: str | None = setting(
+        None, "how to grade --data: math, choice, tags (for <answer> tags) or module:function; default: by its columns"
+    )
     count: int | None = setting(None, "use only the first N problems; for --task, how many to generate (default 100)")
     task_options: dict | None = setting(None, "options of the task, such as {min_terms: 2}")
     template: str | None = setting(
@@ -66,11 +70,19 @@ class EvalOptions:
             raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
         if self.task is not None and not self.task.startswith(TASK_PREFIX):
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or use --data for a file")
-        if self.kind is not None:
-            check_known("kind", self.kind, KINDS)
+        check_kind(self.kind)
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             check_at_least(name, getattr(self, name), 1)
         Backend(self.backend, self.gpu_memory_utilization, self.max_model_len)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that has been loaded already, its tokenizer, and the generation configuration that it was saved with."""
+
+    model: Any
+    tokenizer: Any
+    generation_config: Any
 
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:
@@ -84,17 +96,40 @@ def find_problems(options: EvalOptions) -> list[Benchmark]:
     ]
 
 
-def evaluate(options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path) -> dict[str, Any]:
-    """Sample the models on `benchmarks`, grade, and write into `folder`; return the content of results.json."""
+def evaluate(
+    options: EvalOptions, benchmarks: Sequence[Benchmark], folder: Path, loaded: Loaded | None = None
+) -> dict[str, Any]:
+    """Sample the models on `benchmarks`, grade, and write into `folder`; return the content of results.json.
+
+    `loaded` is sampled in place of loading the model that `options` name.
+    """
     from vopd.evaluation import runner
-    from vopd.evaluation.completions import Settings
+    from vopd.evaluation.completions import Checkpoint, Settings
 
     renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
     names = {field.name for field in fields(Settings)} - renamed.keys()
     settings = {name: getattr(options, name) for name in names} | renamed
     prompts = None if options.training_prompts is None else training_texts(options.training_prompts)
-    return runner.evaluate(models_of(options), list(benchmarks), folder, training_prompts=prompts, **settings)
+    given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **settings}
+    if loaded is None:
+        return runner.evaluate(models_of(options), **given)
+    (source,) = models_of(options)
+    checkpoint = Checkpoint(runner.short_names([source])[0], source, loaded.model, loaded.tokenizer)
+    with own_generation_config(loaded.model, loaded.generation_config):
+        return runner.evaluate(checkpoint, **given)
 
 
 def models_of(options: EvalOptions) -> list[str]:
     return [name.strip() for name in options.model.split(",") if name.strip()]
+
+
+def command(options: EvalOptions) -> str:
+    """Return the `vopd eval` command with these options, without those at their defaults."""
+    words = ["vopd", "eval"]
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if value == entry.default:
+            continue
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        words += [f"--{entry.name}", shlex.quote(text)]
+    return " ".join(words)

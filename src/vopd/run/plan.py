@@ -11,6 +11,7 @@ from typing import Any
 from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError, check_at_least, check_known
 from vopd.estimators import find_estimator
+from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import backend_name
 from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
@@ -104,7 +105,7 @@ class TrainOptions:
     lora_alpha: int | None = setting(None, "LoRA scaling is lora_alpha / lora_rank; default: twice the rank")
     lora_target_modules: list[str] = setting(["all-linear"], "modules that get an adapter; never the output head")
     reward_funcs: list[str] = setting(
-        [], "rewards added to the teacher's signal: math, choice, reasoning_gym, or module:function of your own"
+        [], "rewards added to the teacher's signal: math, choice, tags, reasoning_gym, or module:function of your own"
     )
     push_to_hub: bool = setting(
         False, "upload the trained model to hub_model_id, private unless hub_private_repo=false"
@@ -113,7 +114,10 @@ class TrainOptions:
     eval_data: str | None = setting(
         None, "measure accuracy before and after training on a file with problem and answer"
     )
-    eval_kind: str = setting("math", "how to grade the answers of eval_data: math or choice")
+    eval_kind: str | None = setting(
+        None,
+        "how to grade eval_data: math, choice, tags (for <answer> tags) or module:function; default: by its columns",
+    )
     eval_count: int | None = setting(None, "number of problems; default: 100 of eval_task, all of eval_data")
     eval_task_options: dict | None = setting(None, "options of eval_task, such as {min_terms: 2}")
     eval_template: str | None = setting(None, "prompt text for these problems; default: prompt_template")
@@ -132,6 +136,7 @@ class TrainOptions:
         check_at_least("lora_rank", self.lora_rank, 0)
         if self.lora_rank == 0 and self.lora_alpha is not None:
             raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
+        check_kind(self.eval_kind)
         if self.eval_task is not None and self.eval_data is not None:
             raise ConfigurationError("eval_task and eval_data both name problems; give only one of them")
 

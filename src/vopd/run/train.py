@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,10 @@ from vopd.training.saving.card import write_card
 
 from . import directory, publish
 from .accuracy import Accuracy
-from .evaluation import EvalOptions
+from .evaluation import EvalOptions, Loaded
 from .facts import Facts, gather_facts, teacher_paths
 from .lora import lora_config
+from .next_steps import next_steps
 from .plan import Plan, write_resolved
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,14 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     The trainer with its models and the optimizer is freed when this returns: an evaluation after it loads the saved
     model and needs the memory.
     """
-    trainer = build_trainer(plan, gather_facts(plan))
+    facts = gather_facts(plan)
+    trainer = build_trainer(plan, facts)
     prompts = trainer.train_dataset["prompt"]
     if directory.is_main_process():
         write_resolved(plan)
     # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
-        accuracy.measure("start", prompts)
+        accuracy.measure("start", prompts, _start_model(plan, facts, trainer))
     trainer.train(resume_from_checkpoint=plan.options.resume)
     model = plan.folder / "model"
     trainer.save_model(str(model))
@@ -66,6 +67,18 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
         print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
+
+
+def _start_model(plan: Plan, facts: Facts, trainer: VOPDTrainer) -> Loaded | None:
+    """The student in the trainer, to measure it without loading it a second time.
+
+    It ends where the start model ends, not where its teachers do. None if it is not what `vopd eval` would load:
+    quantized, or not placed yet.
+    """
+    assert facts.student is not None
+    if plan.options.quantization or trainer.placement.managed:
+        return None
+    return Loaded(trainer.model, trainer.tokenizer, facts.student.skeleton.generation_config)
 
 
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
@@ -150,18 +163,7 @@ def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts
     _report(plan.folder)
     if plan.options.push_to_hub:
         print(f"uploaded to {publish.push(model, plan.config)}")
-    print("\n".join(["next:", *(f"  {command}" for command in _next(plan))]))
-
-
-def _next(plan: Plan) -> list[str]:
-    """The commands that a user may want next."""
-    folder, model = (shlex.quote(str(path)) for path in (plan.folder, plan.folder / "model"))
-    limit = plan.config.max_completion_length
-    evaluation = f"vopd eval --model {model} --data problems.jsonl --max_new_tokens {limit}"
-    commands = [evaluation, f"vopd report {folder}"]
-    if plan.options.lora_rank:
-        commands.append(f"vopd merge --model {model} --output {shlex.quote(str(plan.folder / 'merged'))}")
-    return commands
+    print("\n".join(["next:", *(f"  {line}" for line in next_steps(plan, measured=accuracy is not None))]))
 
 
 def _report(folder: Path) -> None:

@@ -27,6 +27,7 @@ class Batch(Texts):
         rollout_logprobs: (B, T), log p(y) as reported by the rollout engine; None if it does not report it.
         rollout_rows: (B,), a number that identifies each row to its teacher, on the host.
         scored_rows: (B,) booleans: rows that have scores; None if all do.
+        repeated_rows: (B,) booleans: rows that fill up an evaluation's last batch and count for nothing; None if none.
         teacher_places: (B,), index of each row's teacher among several, on the host.
         teacher_prompt_ids, teacher_prompt_mask: (B, P'), prompts that the teacher reads instead, padded on the left.
         scores: (B, F) of the reward functions, NaN where a function gave none.
@@ -38,6 +39,7 @@ class Batch(Texts):
     rollout_logprobs: Tensor | None = None
     rollout_rows: Tensor | None = None
     scored_rows: Tensor | None = None
+    repeated_rows: Tensor | None = None
     teacher_places: Tensor | None = None
     teacher_prompt_ids: Tensor | None = None
     teacher_prompt_mask: Tensor | None = None
@@ -62,11 +64,19 @@ class Batch(Texts):
     def loss_mask(self) -> Tensor:
         """(B, T): 1 where a completion token was sampled by the student and has a score.
 
-        0 on padding, on tokens that a tool returned, and in rows that no teacher scored.
+        0 on padding, on tokens that a tool returned, and in rows that no teacher scored or that are repeated.
         """
         mask = self.completion_mask
         mask = mask if self.tool_mask is None else mask * self.tool_mask
+        mask = mask if self.repeated_rows is None else mask * self.counted_rows.to(mask.dtype).unsqueeze(-1)
         return mask if self.scored_rows is None else mask * self.scored_rows.to(mask.dtype).unsqueeze(-1)
+
+    @property
+    def counted_rows(self) -> Tensor:
+        """(B,) booleans: rows that are not repeated."""
+        if self.repeated_rows is None:
+            return torch.ones_like(self.completion_ids[:, 0], dtype=torch.bool)
+        return ~self.repeated_rows
 
     @property
     def rollouts(self) -> Rollouts:

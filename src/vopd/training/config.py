@@ -12,6 +12,7 @@ import torch
 from vopd.errors import ConfigurationError, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.estimators.exact import FULL_RKL
+from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
@@ -76,6 +77,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         eval_benchmark_samples: k of avg@k: completions per question.
         eval_benchmark_limit: use only the first N questions of each benchmark; None uses all.
         eval_benchmark_max_new_tokens: length limit of these completions; None uses max_completion_length.
+        eval_benchmark_kind: how the answers of files are graded: "math", "choice", "tags" or module:function; None
+            decides by their columns.
         eval_benchmark_template: prompt template with {problem}; None uses the benchmark's own.
         eval_benchmark_chat_template: apply the chat template to the questions; None does so if the training prompts
             are chat messages.
@@ -93,8 +96,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the dataset with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
-            guard_no_signal: limits of the guards in ``guards.py``; None turns one off. Guards warn, but
-            guard_logprobs_stop ends the run.
+            guard_no_signal, guard_zero_spread: limits of the guards in ``guards.py``; None turns one off. Guards warn,
+            but guard_logprobs_stop ends the run.
         guard_stop: guards that end the run instead of warning, with a checkpoint and exit code 7.
         guard_window: number of logged steps that guards average over.
 
@@ -139,6 +142,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     eval_benchmark_max_new_tokens: int | None = own(
         None, "Length limit of benchmark completions. Default: max_completion_length."
     )
+    eval_benchmark_kind: str | None = own(
+        None,
+        "How to grade files: math, choice, tags (for <answer> tags) or module:function. Default: by their columns.",
+    )
     eval_benchmark_template: str | None = own(
         None, "Prompt template of the benchmarks, with {problem}. Default: each benchmark's own."
     )
@@ -157,6 +164,9 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     )
     guard_same_teacher: float | None = own(1e-5, "Warn if teacher and student never differ by more than this, in nats.")
     guard_no_signal: float | None = own(1e-7, "Warn if the gradient norm stays at or below this.")
+    guard_zero_spread: float | None = own(
+        1.0, "Warn if a reward is the same for all completions of a prompt in this share of the prompts."
+    )
     guard_stop: list[str] = field(
         default_factory=list,
         metadata={"help": "Guards that save a checkpoint and end the run instead of warning, such as reverse_kl."},
@@ -181,6 +191,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         self._check_estimator()
         self._check_ranges()
         check_guards(self)
+        check_kind(self.eval_benchmark_kind)
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = accelerated and not self.fp16 and _supports_bf16()

@@ -35,7 +35,7 @@ from .monitoring.finite import FiniteGuard
 from .monitoring.first_lines import Start, first_lines, size, teacher_sizes
 from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
-from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
+from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics, with_old_names
 from .monitoring.progress import Progress
 from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.stopping import Stopping
@@ -119,7 +119,7 @@ class VOPDTrainer(TRLAdapter):
         self._benchmarks = load_benchmarks(args)
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
-        self._rollout = RolloutDifference()
+        self._rollout = {"train": RolloutDifference(), "eval": RolloutDifference()}
         self._tokens = 0.0
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
@@ -220,18 +220,21 @@ class VOPDTrainer(TRLAdapter):
 
     def token_loss(self, batch: Batch, student: States, scored: Sequence[Scored], normalizer: Any) -> Tensor:
         training = self.model.training
+        mode = "train" if training else "eval"
         if training and self.args.loss_normalizer is not None:
             normalizer = self.args.loss_normalizer / self.accelerator.num_processes
         every = self.args.metrics_every
-        measures = every > 0 and self.state.global_step % every == 0
+        measures = every > 0 and (not training or self.state.global_step % every == 0)
         parts = self._objective.parts(batch, student, scored, normalizer=normalizer, diagnostics=measures)
-        averages, output = self._averages["train" if training else "eval"], combined(parts)
+        averages, output = self._averages[mode], combined(parts)
         for part, entry in zip(parts, scored, strict=True):
             add_token_metrics(averages, part, own_mask(entry, batch.loss_mask), entry.name)
         if batch.rollout_logprobs is not None:
-            self._rollout.add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
+            self._rollout[mode].add(averages, output.student_logprobs, batch.rollout_logprobs, batch.loss_mask)
         if training:
             self._samples.offer(batch, output)
+        else:  # the mean over a batch's tokens, which an evaluation weights by their number
+            averages.add("loss", output.loss.expand(batch.loss_mask.shape), batch.loss_mask)
         return output.loss
 
     def rows_drawn(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:
@@ -275,7 +278,7 @@ class VOPDTrainer(TRLAdapter):
             self._tokens = 0.0
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
-        return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
+        return {**with_old_names(averages.reduce(self.accelerator)), **self._rollout[mode].reduce(self.accelerator)}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Like ``transformers.Trainer.train``; also restores the terminal after an error.

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
-from vopd.models import States
+from vopd.models import States, batch_seed
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
-from vopd.models.textless import NEWER_RUNNER, vllm_bias
+from vopd.models.textless import vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
@@ -37,12 +37,13 @@ from .batch import Batch
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
+from .processes import older_runner, repeated_rows
 from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
 check_trl_version(require("trl", "train").__version__)
 
-from accelerate.utils import broadcast_object_list, is_peft_model  # noqa: E402
+from accelerate.utils import is_peft_model  # noqa: E402
 from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
@@ -57,6 +58,8 @@ _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
+# TRL's metrics that are logged; it averages the others over micro-batches regardless of their length.
+_KEPT_METRICS = {"train": ("tools/", "num_tokens", "step_time"), "eval": ("tools/",)}
 
 
 class TRLAdapter(DistillationTrainer):
@@ -157,19 +160,11 @@ class TRLAdapter(DistillationTrainer):
             sampling = self.vllm_generation.generation_kwargs or {}
             bias = partial(vllm_bias, tail, sampling.get("logit_bias"))
             if self.vllm_mode == "server":
-                found = bias(engine="vllm serve", older_runner=self._older_runner_of_server)
+                asked = partial(older_runner, self.accelerator, self.vllm_generation)
+                found = bias(engine="vllm serve", older_runner=asked)
             else:
                 found = bias(engine="the training processes")
             self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
-
-    def _older_runner_of_server(self) -> bool:
-        """The first rank asks the server and broadcasts the answer."""
-        told = [False]
-        if self.accelerator.is_main_process:
-            client = self.vllm_generation.vllm_client
-            answer = client.session.get(f"{client.base_url}/server_info", params={"config_format": "json"})
-            told = [answer.ok and answer.json().get("vllm_env", {}).get(NEWER_RUNNER) is False]
-        return bool(broadcast_object_list(told)[0])
 
     def log_alone(self, logs: dict[str, float]) -> None:
         """Log only `logs`; metrics gathered for the next log of a step are kept for it."""
@@ -177,18 +172,22 @@ class TRLAdapter(DistillationTrainer):
         super(DistillationTrainer, self).log(logs)
         self.control.should_log = due
 
-    def evaluation_loop(self, *given: Any, **named: Any) -> Any:
-        """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``.
+    def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        """Like ``transformers.Trainer``, for ``evaluate`` and ``predict``, with the metrics of the method.
+
+        The draws are seeded, on each process differently: the same student has the same numbers, and training is the
+        same with and without. The loss is the mean over all tokens, not over batches.
 
         Raises:
             ConfigurationError: before training, if FSDP or DeepSpeed places the student together with its optimizer.
         """
-        if self.placement.managed and self.optimizer is None:
-            raise ConfigurationError(
-                f"{self.placement.launcher} places the student when training starts; set eval_on_start=true to "
-                "evaluate before the first step, or run vopd eval"
-            )
-        return super().evaluation_loop(*given, **named)
+        self.placement.check_placed(self.optimizer)
+        self._metrics["eval"].clear()
+        with random_state(self.accelerator.device, batch_seed(self.args.seed, self.accelerator.process_index)):
+            output = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **named)
+        found = self.step_metrics("eval").items()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found})
+        return output
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
@@ -258,6 +257,9 @@ class TRLAdapter(DistillationTrainer):
         prompts = self.train_dataset if dataset is None else dataset
         return self.order.sampler(len(prompts), self.args.step_completions)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)  # TRL's shuffles, with persistent workers differently each time
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers would take one more step before it notices that the resumed run is complete.
         if self.state.global_step >= self.state.max_steps:
@@ -288,7 +290,8 @@ class TRLAdapter(DistillationTrainer):
         count = len(batch.completion_ids)
         batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
-        batch = self.rows_drawn(inputs, batch)
+        repeated = None if self.model.training else repeated_rows(self.accelerator, count)
+        batch = replace(self.rows_drawn(inputs, batch), repeated_rows=repeated)
         self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
         return self.rollout_done(inputs, batch).entries()
@@ -354,9 +357,10 @@ class TRLAdapter(DistillationTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode].clear()  # TRL's own, averaged over micro-batches regardless of length
-        prefix = "" if mode == "train" else "eval_"
-        logs.update({prefix + name: value for name, value in self.step_metrics(mode).items()})
+        for name in [name for name in self._metrics[mode] if not name.startswith(_KEPT_METRICS[mode])]:
+            del self._metrics[mode][name]
+        if mode == "train":  # `evaluation_loop` has added those of an evaluation
+            logs.update(self.step_metrics(mode))
         super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:

@@ -16,15 +16,17 @@ from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX, recorded_commit
 from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, first_line, require
 
-from .fields import Question, find, is_choice, read_question
+from .fields import TASK, Question, find, is_choice, is_task, read_question
+from .kinds import check_columns, check_kind, own_grader
 
 logger = logging.getLogger(__name__)
 
 _TEMPLATES = {
     "math": "{question}\nPlease reason step by step, and put your final answer within \\boxed{}.",
     "choice": "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}.",
-    "task": "{question}",
+    "tags": "{question}\nPlease reason step by step, and put your final answer in <answer></answer> tags.",
 }
+_PLAIN = "{question}"  # of tasks, whose questions ask for the form, and for graders that vopd does not know
 _DEFAULT_TASK_COUNT = 100
 Rows = tuple[list[dict[str, Any]], str, str | None]
 """Rows of a source, the source's name, and its commit."""
@@ -145,7 +147,8 @@ def load_benchmark(
     Args:
         name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file or Hub id instead of its first source; a
             .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
-        kind: "math" or "choice" for a file; by default, its columns decide.
+        kind: how a file's answers are graded: "math", "choice", "tags", or module:function for a grader of your own; by
+            default, its columns decide.
         count: use only the first `count` questions; for a task, the number to generate (100).
         seed: seed of a task's problems.
         revision: branch, tag or commit on the Hub; it is resolved to a commit, which is recorded.
@@ -159,7 +162,8 @@ def load_benchmark(
     name, _, source = name.partition("=")
     if name.startswith(TASK_PREFIX):
         return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
-    definition = DEFINITIONS.get(name) or _file_definition(name, kind)
+    check_kind(kind)
+    definition = DEFINITIONS.get(name) or _file_definition(name)
     rows, where, commit = _read(definition, source or (None if name in DEFINITIONS else name), revision)
     rows = [row for row in rows if _wanted(row, definition)]
     if not rows:
@@ -170,7 +174,8 @@ def load_benchmark(
     if count is None and definition.count not in (None, len(questions)):
         logger.warning("'%s' has %s, but %s has %d", where, counted(len(questions), "question"), name, definition.count)
     asked = tuple(questions[:count])
-    return Benchmark(definition.name, kind, asked, where, commit, _TEMPLATES[kind], definition.protocol)
+    template = _TEMPLATES.get(kind, _PLAIN)
+    return Benchmark(definition.name, kind, asked, where, commit, template, definition.protocol)
 
 
 def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmark:
@@ -178,16 +183,13 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
 
     problems = reasoning_problems(name.removeprefix(TASK_PREFIX), count, seed, **options)
     questions = [
-        Question(str(index), problem.question, problem.answer, "task", problem)
-        for index, problem in enumerate(problems)
+        Question(str(index), problem.question, problem.answer, TASK, problem) for index, problem in enumerate(problems)
     ]
     source = f"{name} seed {seed}" + (f" {json.dumps(options, sort_keys=True)}" if options else "")
-    return Benchmark(name, "task", tuple(questions), source, None, _TEMPLATES["task"], OTHER_PROTOCOL)
+    return Benchmark(name, TASK, tuple(questions), source, None, _PLAIN, OTHER_PROTOCOL)
 
 
-def _file_definition(name: str, kind: str | None) -> Definition:
-    if kind not in (None, "math", "choice"):
-        raise ConfigurationError(f"unknown kind '{kind}'; choose math or choice")
+def _file_definition(name: str) -> Definition:
     if Path(name).suffix not in SUFFIXES:
         hint = did_you_mean(name, DEFINITIONS)
         choose = f"{hint} Otherwise choose" if hint else "choose"
@@ -206,14 +208,20 @@ def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
 
 
 def _kind_of(rows: list[dict[str, Any]]) -> str:
-    kinds = {is_choice(row) for row in rows}
+    kinds = {"choice" if is_choice(row) else TASK if is_task(row) else "math" for row in rows}
     if len(kinds) > 1:
-        raise DataError("some rows have options and some have none; split the file, or set kind to math or choice")
-    return "choice" if kinds.pop() else "math"
+        raise DataError(
+            "some rows have options, or task and metadata of reasoning_gym, and some have none; split the file, or set "
+            "kind"
+        )
+    return kinds.pop()
 
 
 def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Question]:
     questions = [read_question(row, kind, f"'{where}' row {index}") for index, row in enumerate(rows)]
+    grader = own_grader(kind)
+    if grader is not None:
+        check_columns(grader, questions, f"'{where}'")
     repeated = {identity for identity, times in Counter(question.id for question in questions).items() if times > 1}
     return [
         replace(question, id=f"{question.id}#{index}") if question.id in repeated else question

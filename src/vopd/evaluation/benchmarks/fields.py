@@ -7,12 +7,14 @@ Names are compared ignoring case, spaces, dashes and underscores, so that "Corre
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
+from vopd.data.reasoning import Problem
 from vopd.errors import DataError, counted
 
 QUESTION = ("problem", "question", "prompt", "query")
@@ -25,6 +27,8 @@ CORRECT, INCORRECT = ("correct_answer",), ("incorrect_answer_1", "incorrect_answ
 IDENTITY = (
     "unique_id", "record_id", "problem_id", "question_id", "id", "problem_idx", "uid", "idx", "extra_info.index",
 )  # fmt: skip
+TASK = "task"
+"""The kind of reasoning_gym problems, which their task's own verifier grades."""
 _LONGEST_ANSWER = 400
 
 
@@ -33,7 +37,7 @@ class Question:
     """One problem of a benchmark.
 
     `text` is the question, including its options if there are any; `gold` is the reference answer, a letter for
-    "choice"; `problem` is the item of a reasoning_gym task; `columns` are the texts of the row, for templates.
+    "choice"; `problem` is the item of a reasoning_gym task; `row` is where it was read from.
     """
 
     id: str
@@ -41,7 +45,12 @@ class Question:
     gold: str
     kind: str
     problem: Any = field(default=None, hash=False, compare=False)
-    columns: dict[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
+    row: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The texts of the row, for templates."""
+        return {name.lower(): value for name, value in self.row.items() if isinstance(value, str)}
 
 
 def find(row: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -91,8 +100,17 @@ def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
         text, gold = _choice(row, text, identity, where)
     else:
         gold = _answer(find(row, ANSWER), where)
-    columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
-    return Question(identity, text, gold, kind, columns=columns)
+    problem = Problem(row["task"], text, gold, _facts(row["metadata"])) if kind == TASK else None
+    return Question(identity, text, gold, kind, problem, row)
+
+
+def is_task(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a problem of a reasoning_gym task, with what the task's verifier needs."""
+    return isinstance(row.get("task"), str) and isinstance(row.get("metadata"), str | Mapping)
+
+
+def _facts(metadata: Any) -> dict[str, Any]:
+    return json.loads(metadata) if isinstance(metadata, str) else dict(metadata)
 
 
 def _question_text(value: Any) -> str | None:

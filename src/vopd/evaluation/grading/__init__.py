@@ -1,4 +1,4 @@
-"""Grading of completions against reference answers: mathematics and multiple choice.
+"""Grading of completions against reference answers: mathematics, multiple choice, text in answer tags.
 
 This package could stand alone: from vopd it uses only the errors. Nothing here imports torch, because its worker
 processes start often.

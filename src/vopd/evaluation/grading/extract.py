@@ -26,6 +26,15 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _KNOWN_WORDS = {"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "frac", "abs"}
 
 
+def tagged_answer(text: str) -> str | None:
+    """The stripped text in the last ``<answer>`` tags of a completion, or None if there are none."""
+    answer, start = None, text.find("<answer>")
+    while start >= 0 and (end := text.find("</answer>", start)) >= 0:
+        answer = text[start + len("<answer>") : end].strip()
+        start = text.find("<answer>", end)
+    return answer
+
+
 def strip_thinking(text: str) -> str | None:
     """The part of a completion outside its thinking, or None if a thinking block was opened and never closed.
 

@@ -1,4 +1,4 @@
-"""Grade completions against reference ("gold") answers: mathematics and multiple choice."""
+"""Grade completions against reference ("gold") answers: mathematics, multiple choice, and text in answer tags."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 from vopd.errors import ConfigurationError, DataError, check_known
 
 from .choices import gold_letter, read_choice
-from .extract import last_box, math_answer, strip_thinking
+from .extract import last_box, math_answer, strip_thinking, tagged_answer
 from .latex import normalize
 from .pool import Reply, shared_pool
 from .structure import plainly_readable, same
 
 Outcome = Literal["right", "wrong", "no_answer", "ungradable"]
-KINDS = ("math", "choice")
+KINDS = ("math", "choice", "tags")
 LIMIT_S = 5
 _REMEMBERED = 50_000
 _LONGEST = 2000  # characters; a longer text is not an answer
@@ -44,12 +44,12 @@ def grade(prediction_text: str, gold: str, kind: str = "math", *, limit_s: int =
 
     For "math", the answer is the last balanced ``\\boxed{}`` outside the thinking, compared mathematically. A text
     without a box has an answer only if it is a single expression. For "choice", the answer is the letter that the text
-    decides on.
+    decides on. For "tags", it is the text in the last ``<answer>`` tags, which must be the reference answer.
 
     Args:
         prediction_text: the completion, including its thinking.
         gold: the reference answer, in LaTeX with or without dollars or a box; for "choice" a letter.
-        kind: "math" or "choice".
+        kind: "math", "choice" or "tags".
         limit_s: time limit of a comparison, a whole number of seconds; beyond it the answer is "wrong", with a note.
 
     Raises:
@@ -72,6 +72,8 @@ def grade_many(pairs: Iterable[tuple[str, str]], kind: str = "math", *, limit_s:
             raise DataError(f"pair {index}: completion and gold must be text; pass str(gold) if it is a number")
     if kind == "choice":
         return [_grade_choice(text, gold) for text, gold in pairs]
+    if kind == "tags":
+        return [_grade_tags(text, gold) for text, gold in pairs]
     return _grade_math(pairs, limit_s)
 
 
@@ -95,6 +97,8 @@ def ungradable(golds: Sequence[str], kind: str) -> list[bool]:
     check_known("kind", kind, KINDS)
     if kind == "choice":
         return [gold_letter(gold) is None for gold in golds]
+    if kind == "tags":
+        return [False] * len(golds)
     # Compare with any other text: its own would be equal without being read.
     return [reply.verdict == "ungradable" for reply in compare_many([(gold, "0") for gold in golds])]
 
@@ -120,6 +124,11 @@ def _grade_choice(text: str, gold: str) -> Grade:
     if expected is None:
         return Grade("ungradable", letter, boxed)
     return Grade("right" if letter == expected else "wrong", letter, boxed)
+
+
+def _grade_tags(text: str, gold: str) -> Grade:
+    answer = tagged_answer(text)
+    return Grade("no_answer") if answer is None else Grade("right" if answer == gold else "wrong", answer)
 
 
 def _key(gold: str, answer: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from vopd.errors import ConfigurationError, DataError, counted
-from vopd.evaluation.benchmarks import Benchmark, load_benchmark, warn_of_overlaps
+from vopd.evaluation.benchmarks import DEFINITIONS, Benchmark, load_benchmark, warn_of_overlaps
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
 from vopd.evaluation.journal import write_lines
 from vopd.evaluation.scores import FORM_TEMPLATES, score
@@ -42,7 +42,8 @@ def load_benchmarks(args: Any) -> list[Benchmark]:
 
 def load_one(name: str, args: Any) -> Benchmark:
     """The benchmark of that name, cut to ``eval_benchmark_limit`` questions."""
-    return load_benchmark(name, count=args.eval_benchmark_limit)
+    kind = None if name.partition("=")[0] in DEFINITIONS else args.eval_benchmark_kind
+    return load_benchmark(name, kind=kind, count=args.eval_benchmark_limit)
 
 
 def check_names(benchmarks: Sequence[Benchmark]) -> None:

@@ -18,7 +18,7 @@ from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
 from vopd.teachers.local import LocalTeacher
 
 from ..config import VOPDConfig
-from .guards import MAY_STOP, LogprobsStop
+from .guards import LogprobsStop, watching
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def first_lines(config: VOPDConfig, start: Start) -> list[str]:
         "loss": _loss(config, start),
         "rollouts": _rollouts(config),
         "rewards": start.rewards,
-        "guards": _guards(config),
+        "guards": _guards(config, start),
         "run folder": config.output_dir,
         "watch it": f"vopd report {shlex.quote(str(config.output_dir))} --watch",
     }
@@ -169,11 +169,10 @@ def _rollouts(config: VOPDConfig) -> str:
     return f"vLLM server at {_address(url)}"
 
 
-def _guards(config: VOPDConfig) -> str:
-    """Those that stop the run; the engine's log-probabilities are there to be compared with vLLM alone."""
-    stopping = list(config.guard_stop)
-    if config.use_vllm and config.guard_logprobs_stop is not None:
-        stopping.append(LogprobsStop.name)
-    warning = [name for name in MAY_STOP if name not in stopping and getattr(config, f"guard_{name}") is not None]
+def _guards(config: VOPDConfig, start: Start) -> str:
+    """How many watch the run, and those that stop it."""
+    served = any(isinstance(source, Served) for source in start.teachers.values())
+    names = watching(config, rewarded=bool(start.rewards), served=served)
+    stopping = [name for name in names if name in config.guard_stop or name == LogprobsStop.name]
     stops = f"{', '.join(stopping)} can stop the run" if stopping else "none stops the run"
-    return f"{len(warning)} warn, {stops}"
+    return f"{len(names) - len(stopping)} warn, {stops}"

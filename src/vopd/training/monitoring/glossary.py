@@ -77,13 +77,20 @@ _DIVERGENCE = (
         "go back to an earlier checkpoint and lower `learning_rate`.",
     ),
     Metric(
-        "reward/mean", "nats/token", "Mean of the token reward r = log q(y) - log p(y): minus `sampled_reverse_kl`.",
+        "teacher_reward/mean", "nats/token", "Mean of the token reward r = log q(y) - log p(y): minus "
+        "`sampled_reverse_kl`.",
         "Rises towards 0.",
     ),
     Metric(
-        "reward/std", "nats", "Spread of the token reward over the step's tokens.",
+        "teacher_reward/std", "nats", "Spread of the token reward over the step's tokens.",
         "Falls as the models agree. 0 from the start: teacher and student are the same (guard `guard_same_teacher`).",
     ),
+    Metric(
+        "reward/mean", "nats/token", "Deprecated: the older name of `teacher_reward/mean`, logged for one more "
+        "release.",
+        "Read `teacher_reward/mean`; the reward of a reward function is `rewards/NAME/mean`.",
+    ),
+    Metric("reward/std", "nats", "Deprecated: the older name of `teacher_reward/std`.", "Read `teacher_reward/std`."),
 )  # fmt: skip
 _NOISE = (
     Metric(
@@ -94,7 +101,7 @@ _NOISE = (
     ),
     Metric(
         "advantage/std", "nats", "Spread of the advantage: what scales the noise of the gradient.",
-        "Lower is better. Compare it with `reward/std`, the spread without a baseline.",
+        "Lower is better. Compare it with `teacher_reward/std`, the spread without a baseline.",
     ),
     Metric(
         "variance/none", "nats^2", "Exact variance of the one-sample token gradient in logit space without a baseline, "
@@ -131,6 +138,19 @@ _COMPLETIONS = (
         "tokens_per_second", "tokens/s", "Sampled tokens of all processes per second of a whole step.",
         "Higher is better.",
     ),
+    Metric("num_tokens", "tokens", "Tokens of all prompts and completions so far, as TRL counts them.", ""),
+    Metric(
+        "step_time", "seconds/step", "Wall time of a step's micro-batches, as TRL measures it: without the optimizer.",
+        "The parts below are a whole step's.",
+    ),
+    Metric(
+        "tools/call_frequency", "calls/completion", "Tool calls, as TRL counts them. Only with `tools` (Python API).",
+        "0: the student does not call its tools.",
+    ),
+    Metric(
+        "tools/failure_frequency", "share of calls", "Tool calls that raised an error, as TRL counts them.",
+        "Lower is better.",
+    ),
     Metric(
         "seconds/rollout", "seconds/step", "Sampling the completions.",
         "If this is the largest part: use vLLM, or shorter completions.",
@@ -160,6 +180,11 @@ _REWARDS = (
     Metric(
         "rewards/NAME/std", "reward", "Spread of that reward over the completions.",
         "0: every completion gets the same reward, and it teaches nothing.",
+    ),
+    Metric(
+        "rewards/NAME/zero_spread_share", "share of prompts", "Prompts whose completions all got the same reward of "
+        "NAME, or none.",
+        "Near 1 for long: this reward gives no signal (guard `guard_zero_spread`).",
     ),
     Metric(
         "group_advantage/mean", "nats", "Mean of the completions' group advantages: reward less the mean of the "

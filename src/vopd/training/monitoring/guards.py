@@ -7,10 +7,11 @@ it saves a checkpoint and ends the run instead. NaN and infinities are caught ea
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
@@ -20,11 +21,14 @@ from vopd.reporting.run_files import GUARDS_FILE
 
 from ..rollout_logprobs import MEAN_DIFFERENCE
 from ..saving.logs import append
+from .metrics import ZERO_SPREAD_SHARE
 from .stopping import Stopping
 
 logger = logging.getLogger("vopd")
 
 Metrics = dict[str, Any]
+# Which runs log what a guard reads.
+Reading = Literal["every run", "divergence", "engine", "rewards"]
 
 # Nats/token that the reverse KL has to rise by, whatever the ratio: a rise from 0.01 to 0.05 is no explosion.
 _RISE = 0.2
@@ -56,6 +60,7 @@ class Guard:
 
     name: str
     triggers: str  # when, for the documents, with "this" for the limit
+    reads: Reading = "every run"
 
     def __init__(self, limit: float, window: int) -> None:
         self.limit, self.window = limit, Window(window)
@@ -70,6 +75,7 @@ class ReverseKL(Guard):
 
     name = "reverse_kl"
     triggers = "the mean reverse KL is this many times its lowest so far, and at least 0.2 nats/token above it"
+    reads = "divergence"
     lowest = float("inf")
     metric = "sampled_reverse_kl"
 
@@ -137,6 +143,7 @@ class Logprobs(Guard):
 
     name = "logprobs"
     triggers = "rollout engine and trainer differ by this many nats/token: stale weights, or another temperature"
+    reads = "engine"
 
     def check(self, metrics: Metrics) -> str | None:
         mean = metrics.get(MEAN_DIFFERENCE, 0.0)
@@ -162,6 +169,7 @@ class SameTeacher(Guard):
 
     name = "same_teacher"
     triggers = "the teacher never differed from the student by more than this many nats in the first window"
+    reads = "divergence"
     largest = 0.0
 
     def __init__(self, limit: float, window: int) -> None:
@@ -169,7 +177,9 @@ class SameTeacher(Guard):
         self.left = window
 
     def check(self, metrics: Metrics) -> str | None:
-        found = [metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "reward/std") if name in metrics]
+        found = [
+            metrics[name] for name in ("reverse_kl", "sampled_reverse_kl", "teacher_reward/std") if name in metrics
+        ]
         if not found or self.left == 0:
             return None
         self.left -= 1
@@ -199,8 +209,32 @@ class NoSignal(Guard):
         )
 
 
+class ZeroSpread(Guard):
+    """A reward function gave the completions of a prompt one reward, in a share of `limit` of a window's prompts."""
+
+    name = "zero_spread"
+    triggers = "in this share of prompts a reward function gives every completion the same reward"
+    reads = "rewards"
+
+    def __init__(self, limit: float, window: int) -> None:
+        super().__init__(limit, window)
+        self.windows: defaultdict[str, Window] = defaultdict(partial(Window, window))
+
+    def check(self, metrics: Metrics) -> str | None:
+        shares = {name: value for name, value in metrics.items() if name.endswith(ZERO_SPREAD_SHARE)}
+        means = {name: self.windows[name].add(value) for name, value in shares.items()}
+        found = [name.split("/")[1] for name, mean in means.items() if mean is not None and mean >= self.limit]
+        if not found:
+            return None
+        return (
+            f"in {self.limit:.0%} of the prompts or more every completion got the same reward from {', '.join(found)}, "
+            "which teaches nothing there; try prompts that the student answers right only sometimes, or a larger "
+            "num_generations, and see in samples.jsonl whether the reward function can read the answers"
+        )
+
+
 # A guard's limit is the field of VOPDConfig called "guard_" and its name; None turns it off.
-GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal)
+GUARDS = (ReverseKL, Truncation, Length, Logprobs, LogprobsStop, SameTeacher, NoSignal, ZeroSpread)
 MAY_STOP = tuple(guard.name for guard in GUARDS if guard is not LogprobsStop)
 
 
@@ -212,6 +246,23 @@ def check_guards(args: Any) -> None:
             raise ConfigurationError(
                 f"guard_stop names {name!r}, which guard_{name}=none turns off; remove one of the two"
             )
+
+
+def watching(args: Any, *, rewarded: bool, served: bool) -> list[str]:
+    """The names of the guards that are on in a run and find there what they read.
+
+    Args:
+        args: a VOPDConfig.
+        rewarded: whether the run has reward functions.
+        served: whether a teacher is on a server, which scores the sampled token for every estimator.
+    """
+    logged = {
+        "every run": True,
+        "divergence": args.chosen_estimator.needs.full_teacher or served,
+        "engine": args.use_vllm,
+        "rewards": rewarded,
+    }
+    return [guard.name for guard in GUARDS if getattr(args, f"guard_{guard.name}") is not None and logged[guard.reads]]
 
 
 def make_guards(args: Any) -> list[Guard]:

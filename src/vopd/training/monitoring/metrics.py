@@ -12,6 +12,16 @@ from vopd.estimators import DistillationOutput
 
 from ..batch import Batch
 
+ZERO_SPREAD_SHARE = "/zero_spread_share"
+"""Of one reward function: the end of the metric's name, ``rewards/NAME/zero_spread_share``."""
+# Names of the last release, logged too for one more: "reward" was taken for the reward functions', `rewards/NAME`.
+OLD_NAMES = {"teacher_reward/mean": "reward/mean", "teacher_reward/std": "reward/std"}
+
+
+def with_old_names(metrics: dict[str, float]) -> dict[str, float]:
+    """`metrics`, those that were renamed under both names."""
+    return metrics | {old: metrics[name] for name, old in OLD_NAMES.items() if name in metrics}
+
 
 class Averages:
     """Means and spreads, weighted over everything that was added since the last ``reduce``.
@@ -74,7 +84,7 @@ def _wide(device: torch.device) -> torch.dtype:
 
 def add_token_metrics(averages: Averages, output: DistillationOutput, mask: Tensor, teacher: str | None = None) -> None:
     """Add what the loss computed, token by token; what it left out stays absent. `teacher`: one of several, by name."""
-    averages.add("reward", output.rewards, mask, spread=True)
+    averages.add("teacher_reward", output.rewards, mask, spread=True)
     averages.add("advantage", output.advantages, mask, spread=True)
     sampled = None if output.teacher_logprobs is None else output.student_logprobs - output.teacher_logprobs
     # With several teachers also for each one, at its own tokens.
@@ -94,5 +104,5 @@ def add_completion_metrics(averages: Averages, batch: Batch, end_ids: list[int])
     lengths = batch.completion_mask.sum(1)
     last = batch.completion_ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     ended = torch.isin(last, torch.tensor(end_ids, device=last.device)) & (lengths > 0)
-    averages.add("completion_length", batch.loss_mask.sum(1))
-    averages.add("truncated_share", (~ended).to(torch.float32))
+    averages.add("completion_length", batch.loss_mask.sum(1), batch.counted_rows)
+    averages.add("truncated_share", (~ended).to(torch.float32), batch.counted_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +53,8 @@ class Progress(TrainerCallback):
             return
         numbers = key_numbers(logs)
         if "loss" not in logs:
-            self._print("  ".join([f"step {state.global_step}/{state.max_steps}", "evaluation", *numbers]))
+            of = f"evaluation {_evaluation(logs)[5:-1]}".rstrip()
+            self._print("  ".join([f"step {state.global_step}/{state.max_steps}", of, *numbers]))
             return
         self._done, self._numbers = state.global_step, numbers
         if self._began is not None and self._done > self._before:
@@ -124,10 +126,15 @@ _OTHERS = (
 
 def key_numbers(logs: dict[str, Any]) -> list[str]:
     """The numbers of a step or an evaluation that say whether the run is healthy, the most important ones first."""
-    metrics = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    metrics = {name.removeprefix(_evaluation(logs)): value for name, value in logs.items()}
     if "reverse_kl" in metrics:  # exact, where the other is an estimate from the sampled tokens
         metrics.pop("sampled_reverse_kl", None)
     return [*_texts(metrics, _OBJECTIVE), *_rewards(metrics), *_texts(metrics, _OTHERS), *_accuracies(logs)]
+
+
+def _evaluation(logs: dict[str, Any]) -> str:
+    """What the names of an evaluation's metrics begin with: "eval_", with several datasets "eval_NAME_"."""
+    return next((name[: -len("runtime")] for name in logs if re.fullmatch("eval_.*runtime", name)), "eval_")
 
 
 def _texts(metrics: dict[str, Any], wanted: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -135,9 +142,10 @@ def _texts(metrics: dict[str, Any], wanted: Sequence[tuple[str, str, str]]) -> l
 
 
 def _rewards(metrics: dict[str, Any]) -> list[str]:
-    """The mean of each reward function; by its name where there are several."""
-    means = {name: value for name, value in metrics.items() if name.startswith("rewards/") and name.endswith("/mean")}
-    return [f"{'reward' if len(means) == 1 else name.split('/')[1]} {value:.3g}" for name, value in means.items()]
+    """The mean of each reward function; with its name where there are several."""
+    found = [(name.split("/"), value) for name, value in metrics.items()]
+    means = {parts[1]: value for parts, value in found if parts[0] == "rewards" and parts[-1] == "mean"}
+    return [f"reward{'' if len(means) == 1 else f' {name}'} {value:.3g}" for name, value in means.items()]
 
 
 def _accuracies(logs: dict[str, Any]) -> list[str]:

@@ -6,29 +6,27 @@ of each of its tokens. The teacher scores every token; the reward scores the who
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS
-from vopd.errors import ConfigurationError, DataError, NonFiniteError, counted
+from vopd.errors import ConfigurationError, DataError, counted
 from vopd.functional import groups_without_spread, leave_one_out_advantages
-from vopd.user_code import imported
+from vopd.scoring import GIVEN, Scorer
 
 from ..batch import Batch
-from ..monitoring.metrics import Averages
+from ..monitoring.metrics import ZERO_SPREAD_SHARE, Averages
 from ..sampling_rules import check_sampling
-from .named import GRADED, RewardFunction, named_reward
+from .named import GRADED, named_reward
 
 if TYPE_CHECKING:
     from ..config import VOPDConfig
 
-_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state")
+_KIND = "reward function"
 # Columns that are not passed on: the arguments above replace them, or the trainer added them.
 _HIDDEN = ("prompt", "completion", "completion_ids", PROMPT_IDS, TEACHER_PROMPT_IDS)
 
@@ -38,48 +36,19 @@ class Reward:
     """One reward function.
 
     Attributes:
-        name: its name in metrics and errors.
-        function: (prompts, completions, completion_ids, **columns) -> a number or None for each completion.
+        scorer: the function.
         columns: columns of the dataset that it requires.
         gold: the column with reference answers, if it grades against one.
     """
 
-    name: str
-    function: RewardFunction
+    scorer: Scorer
     columns: tuple[str, ...]
     gold: str | None = None
 
-    def __call__(self, given: Mapping[str, Any]) -> list[float]:
-        """Its rewards, NaN for None.
-
-        Raises:
-            ConfigurationError: the number of rewards differs from that of completions, or one is not a number.
-            NonFiniteError: a reward is NaN or infinite.
-        """
-        found = self.function(**_accepted(self.function, given))
-        wanted = len(given["completions"])
-        if not isinstance(found, Sequence | Tensor) or len(found) != wanted:
-            got = len(found) if isinstance(found, Sequence | Tensor) else type(found).__name__
-            raise ConfigurationError(
-                f"reward function '{self.name}' returned {got} for {counted(wanted, 'completion')}; return a list "
-                "with one number or None per completion"
-            )
-        return [self._number(value) for value in found]
-
-    def _number(self, value: Any) -> float:
-        if value is None:
-            return math.nan
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"reward function '{self.name}' returned {value!r}, which is not a number; return a float or None"
-            ) from error
-        if not math.isfinite(number):
-            raise NonFiniteError(
-                f"reward function '{self.name}' returned {number}; return None for completions without a reward"
-            )
-        return number
+    @property
+    def name(self) -> str:
+        """Its name in metrics and errors."""
+        return self.scorer.name
 
 
 class Rewards:
@@ -164,9 +133,9 @@ class Rewards:
             state: the trainer's state in training; None in evaluation, where each prompt has one completion.
         """
         given = _arguments(rows, batch, tokenizer, state)
-        scores = torch.tensor([reward(given) for reward in self.rewards], dtype=torch.float32).T
+        scores = torch.tensor([reward.scorer(given) for reward in self.rewards], dtype=torch.float32).T
         scores = scores.to(batch.completion_ids.device)
-        known = (~scores.isnan()).long()
+        known = (~scores.isnan() & batch.counted_rows.unsqueeze(-1)).long()
         for place, name in enumerate(self.names):
             averages.add(f"rewards/{name}", scores[:, place].nan_to_num(), known[:, place], spread=True)
         if state is None:
@@ -174,46 +143,18 @@ class Rewards:
         advantages = leave_one_out_advantages(scores, torch.tensor(self.weights), self.num_generations)
         averages.add("group_advantage", advantages, spread=True)
         averages.add("zero_spread_share", groups_without_spread(scores, self.num_generations).float())
+        for place, name in enumerate(self.names):
+            equal = groups_without_spread(scores[:, [place]], self.num_generations).float()
+            averages.add(f"rewards/{name}{ZERO_SPREAD_SHARE}", equal)
         return replace(batch, scores=scores, group_advantages=advantages)
 
 
 def _reward(given: Any, column: str) -> Reward:
-    name = given
-    if isinstance(given, str) and ":" in given:
-        given = imported(given, "reward function")
-    elif isinstance(given, str):
+    if isinstance(given, str) and ":" not in given:
         function, columns = named_reward(given, column)
-        return Reward(given, function, columns, column if given in GRADED else None)
-    if not callable(given):
-        what = f"'{name}' is of type {type(given).__name__}"
-        raise ConfigurationError(f"a reward function must be a name or a callable, but {what}")
-    if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004
-        raise ConfigurationError(
-            f"reward function '{_name(given)}' is asynchronous, which is not supported; make it a plain function"
-        )
-    return Reward(_name(given), given, _needed(given))
-
-
-def _name(function: Any) -> str:
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _needed(function: Any) -> tuple[str, ...]:
-    """The required arguments of `function` that must come from columns of the dataset."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(function).parameters.values()
-    named = [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
-    return tuple(name for name in named if name not in _GIVEN)
-
-
-def _accepted(function: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in `given` that the function accepts: all if it has **kwargs, as in TRL, else those it names."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(given)
-    return {name: value for name, value in given.items() if name in parameters}
+        return Reward(Scorer(_KIND, given, function), columns, column if given in GRADED else None)
+    scorer = Scorer.of(given, _KIND)
+    return Reward(scorer, tuple(name for name in scorer.needed if name not in GIVEN))
 
 
 def _arguments(rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, state: Any) -> dict[str, Any]:

@@ -25,9 +25,9 @@ def named_reward(name: str, column: str) -> tuple[RewardFunction, tuple[str, ...
     """The reward function called `name` and the columns of the dataset that it needs.
 
     Args:
-        name: "math" or "choice" (1 for the right answer, 0 for a wrong one or none), or "reasoning_gym" (the score in
-            [0, 1] of the task's own verifier).
-        column: the column with the reference answers of "math" and "choice".
+        name: "math", "choice" or "tags" (1 for the right answer, 0 for a wrong one or none), or "reasoning_gym" (the
+            score in [0, 1] of the task's own verifier).
+        column: the column with the reference answers of the first three.
 
     Raises:
         ConfigurationError: the name is unknown.
