@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vopd.errors import counted
-from vopd.run.directory import nearest_existing
+from vopd.folders import nearest_existing
 from vopd.run.options import read_options, setting
 from vopd.versions import versions
 

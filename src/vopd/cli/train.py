@@ -19,17 +19,17 @@ from typing import Any
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import first_ids, token_lengths
 from vopd.errors import counted
+from vopd.folders import nearest_existing
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
-from vopd.run.directory import is_main_process, nearest_existing
-from vopd.run.facts import Facts, gather_facts, planned_start, teacher_paths
-from vopd.run.plan import Plan, plan_run
-from vopd.run.train import plan_accuracy, train
+from vopd.run.directory import is_main_process
+from vopd.run.facts import Facts, planned_start, teacher_paths
+from vopd.run.plan import Plan
+from vopd.run.train import check_run, train
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
 from vopd.training.monitoring.first_lines import first_lines
-from vopd.training.rollout_logprobs import check_engine
 
 _SHOWN_IDS = 40
 _GIB = 1 << 30
@@ -37,14 +37,13 @@ _GIB = 1 << 30
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
-    plan = plan_run("train", __doc__, arguments)
-    if plan.options.dry_run:
-        plan_accuracy(plan)  # its problems must exist
-        text = dry_run(plan, gather_facts(plan))
-        if is_main_process():
-            print(text)
-    else:
-        train(plan)
+    checked = check_run("train", __doc__, arguments)
+    if not checked.plan.options.dry_run:
+        train(checked)
+        return 0
+    text = dry_run(checked.plan, checked.facts)
+    if is_main_process():
+        print(text)
     return 0
 
 
@@ -52,7 +51,6 @@ def dry_run(plan: Plan, facts: Facts) -> str:
     """Return what a run would do and need, found without loading weights."""
     config = plan.config
     assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
-    check_engine(config.use_vllm, config.importance_sampling, None)
     memory = estimate(plan, facts)
     frozen = any(not weight.requires_grad for weight in facts.student.skeleton.parameters())
     start = planned_start(plan, facts)

@@ -14,9 +14,18 @@ from typing import Any
 
 import torch
 
+from vopd.errors import Faults
 from vopd.estimators import distillation_loss
 from vopd.estimators.exact import FULL_RKL
-from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
+from vopd.models import (
+    common_vocabulary,
+    end_ids,
+    load_configuration,
+    load_model,
+    load_tokenizer,
+    sample,
+    set_end_ids,
+)
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -104,6 +113,16 @@ class Measurement:
     noise_top_k: int | None = None
     noise_contexts: int = 64
     noise_resamples: int = 32
+
+
+def check_pair(student: str, teacher: str, faults: Faults) -> Any:
+    """Check two models without loading their weights; returns the student's tokenizer, or None if it has none."""
+    tokenizers = [faults.check(load_tokenizer, name) for name in (student, teacher)]
+    if None not in tokenizers:
+        for name in (student, teacher):
+            faults.check(load_configuration, name)
+        faults.check(common_vocabulary, *tokenizers)
+    return tokenizers[0]
 
 
 class ModelPair:

@@ -53,7 +53,7 @@ def merge_adapter(
         ConfigurationError: PEFT cannot merge this kind of adapter.
     """
     peft, unreadable = require("peft", "train"), require("safetensors", "train").SafetensorError
-    folder = _adapter_folder(source, revision)
+    folder = adapter_folder(source, revision)
     config = peft.PeftConfig.from_pretrained(str(folder))
     base, base_revision = base_model or config.base_model_name_or_path, None if base_model else config.revision
     if not base:
@@ -98,8 +98,12 @@ def _merged(adapted: Any, source: str) -> Any:
         raise ConfigurationError(f"{cannot} ({first_line(error)}); {_INSTEAD}") from error
 
 
-def _adapter_folder(source: str, revision: str | None) -> Path:
-    """The folder of an adapter; that of a hub id is downloaded, without anything that belongs to no adapter."""
+def adapter_folder(source: str, revision: str | None) -> Path:
+    """Return the folder of an adapter; that of a hub id is downloaded, without anything that belongs to no adapter.
+
+    Raises:
+        MismatchError: there is no such adapter.
+    """
     folder = Path(source)
     if folder.is_dir():
         if (folder / _CONFIG).exists():

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError, counted
+from vopd.folders import check_writable
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
@@ -45,7 +46,7 @@ from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
-from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
+from .saving.checkpoints import Checkpoints, clear_save_errors
 from .saving.logs import RunLog
 from .trl import TRLAdapter
 
