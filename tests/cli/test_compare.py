@@ -51,9 +51,8 @@ def test_without_models_it_is_the_embedded_pair(asked: list[dict[str, Any]], tmp
 
 def test_a_recipe_with_lists_is_a_grid(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     path = recipe(tmp_path, estimator=["opd", "vopd"], seed=[0, 1], learning_rate=[1e-5], max_completion_length=64)
-    assert (
-        cli.main(["compare", "--config", str(path), "--held_out", str(tmp_path / "h.jsonl"), "--run_name", "mine"]) == 0
-    )
+    held_out = str(tmp_path / "h.jsonl")
+    assert cli.main(["compare", "--config", str(path), "--held_out", held_out, "--run_name", "mine"]) == 0
     (call,) = asked
     varied = [(run.estimator.name, run.seed) for run in call["runs"]]
     assert varied == [("opd", 0), ("vopd", 0), ("opd", 1), ("vopd", 1)]

@@ -33,10 +33,12 @@ a guard, 130 Ctrl-C, 143 SIGTERM (saved first). VOPD_DEBUG=1 shows tracebacks.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from vopd.errors import ConfigurationError, Faults, did_you_mean, require
+from vopd.processes import check_alone
 from vopd.run.early import check_places
 from vopd.run.exit_codes import report_error, tell
 
@@ -44,6 +46,7 @@ from vopd.run.exit_codes import report_error, tell
 COMMANDS = ("demo", "train", "eval", "merge", "report", "validate", "doctor", "variance", "compare")
 # The options of a run are fields of TRL's configuration: without TRL these commands cannot be parsed.
 _OF_A_RUN = {"demo", "train", "validate", "compare"}
+_ALONE = {"demo", "eval", "merge", "variance", "compare"}
 _ON_MODELS = {"train", "validate", "compare", "variance", "eval"}
 
 
@@ -66,6 +69,8 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
+    if command in _ALONE:
+        check_alone(command, os.environ)
     early = check_places(command, rest) if command in _ON_MODELS else Faults()
     for fault in early.found:
         tell(fault)  # at once; the command checks the same with all the rest, and tells what is more

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vopd.errors import Faults, require
+from vopd.folders import check_writable
 from vopd.run import directory
 from vopd.run.evaluation import EvalOptions, evaluate, find_problems, models_of
 from vopd.run.options import read_options
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     from vopd.models import load_configuration, load_tokenizer
 
     faults = Faults()
+    faults.check(check_writable, options.output_dir)
     for model in models_of(options):
         if faults.check(load_tokenizer, model, revision=options.model_revision) is not None:
             faults.check(load_configuration, model, revision=options.model_revision)
@@ -41,7 +43,6 @@ def run(arguments: Sequence[str]) -> int:
     faults.tell()
     names = [benchmark.short_name for benchmark in benchmarks]
     folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
-    directory.check_free(folder, resume=True)
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))
     print("\n".join(remarks(results)))

@@ -22,6 +22,7 @@ from vopd.errors import counted
 from vopd.folders import nearest_existing
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
+from vopd.placement import Placement
 from vopd.run.directory import is_main_process
 from vopd.run.facts import Facts, planned_start, teacher_paths
 from vopd.run.plan import Plan
@@ -58,7 +59,7 @@ def dry_run(plan: Plan, facts: Facts) -> str:
         first_lines(config, start),
         _prompts(facts.prompts, facts.student.tokenizer),
         _vocabularies(plan, facts),
-        _memory(config, memory),
+        _memory(config, memory, start.placement),
         _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, start.steps),
         facts.benchmarks,
         [f"note: {note}" for note in facts.notes],
@@ -124,7 +125,9 @@ def _vocabularies(plan: Plan, facts: Facts) -> list[str]:
     return lines
 
 
-def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
+def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list[str]:
+    if placement.divided:
+        needed = needed.sharded(config.world_size)
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
     # On a machine without a GPU these are not the defaults of the machine that will train.
@@ -135,7 +138,9 @@ def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:
-        lines.append("  without FSDP or ZeRO-3, which divide weights, gradients and optimizer states among the devices")
+        divided = f"weights, gradients and optimizer states are divided among {config.world_size} devices"
+        whole = f"estimated as if each of {config.world_size} devices held all of it"
+        lines.append(f"  {placement.launcher}: {divided if placement.divided else whole}")
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError, first_line, require
+from vopd.folders import check_model_folder
 
 from .adapters import tied_and_trained_apart
 from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
@@ -113,6 +114,7 @@ def adapter_folder(source: str, revision: str | None) -> Path:
                 f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is"
             )
         raise MismatchError(f"'{source}' has no {_CONFIG}; give the folder of an adapter, such as runs/NAME/model")
+    check_model_folder(source)
     hub = require("huggingface_hub", "train")
     try:
         hub.hf_hub_download(source, _CONFIG, revision=revision)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vopd.data.files import SUFFIXES
 from vopd.data.sources import Source, parse_sources
 from vopd.errors import DataError, Faults
 from vopd.folders import check_model_folder
@@ -28,12 +29,15 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
     """Check the configuration file, local models and data files, and the folder of a run.
 
     The commands check the same later, in the same words: with the other options, and after more imports.
+
+    Raises:
+        ConfigurationError: the configuration file cannot be read; nothing else can be known then.
     """
     faults = Faults()
     if {"-h", "--help"} & set(arguments):
         return faults
     texts = dict.fromkeys((*_MODELS, *_DATA), str)
-    given = faults.check(peek, arguments, {**texts, "dataset": str | list, "teachers": dict, **_RUN}) or {}
+    given = peek(arguments, {**texts, "dataset": str | list, "teachers": dict, **_RUN})
     if command == "eval":  # one or several models
         models = [name.strip() for name in given.get("model", "").split(",") if name.strip()]
     else:
@@ -41,6 +45,8 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
     for model in models:
         if isinstance(model, str) and not model.startswith(_NO_FOLDERS):
             faults.check(check_model_folder, model)
+    if Path(given.get("data", "")).suffix not in SUFFIXES:
+        given.pop("data", None)  # the name of a benchmark
     if "held_out" in given:  # from here on by its full path, for processes that start elsewhere
         given["held_out"] = str(Path(given["held_out"]).resolve())
     for value in filter(None, map(given.get, _DATA)):

@@ -165,9 +165,10 @@ def peek(arguments: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: the file cannot be read.
     """
     parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
-    for name in ("config", *kinds):
-        parser.add_argument(f"--{name}", nargs="?", const="true")
-    typed = vars(parser.parse_known_args([_underscored(argument) for argument in arguments])[0])
+    for name, kind in {"config": str, **kinds}.items():
+        parser.add_argument(f"--{name}", nargs="?", const="true" if kind is bool else None)
+    parsed = vars(parser.parse_known_args([_underscored(argument) for argument in arguments])[0])
+    typed = {name: value for name, value in parsed.items() if value is not None}
     path = typed.pop("config", None)
     found = (_read_file(path) if path is not None else {}) | typed
     values = {}

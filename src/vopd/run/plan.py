@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vopd.data.prompts import TEACHER_PROMPT
 from vopd.errors import ConfigurationError, Faults, VOPDError, check_at_least, check_known
@@ -22,6 +22,8 @@ from vopd.training.rewards.functions import Rewards
 
 from . import directory
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
+
+T = TypeVar("T")
 
 # Fields of the trainer's configuration that --help lists; all the others are accepted as well.
 MAIN_FIELDS = (
@@ -63,8 +65,11 @@ _ELSEWHERE = {
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
     "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
 }
-# Fields that decide what is checked of models and prompts: these checks are made even if other fields are wrong.
+# Options that decide what is checked of models and prompts: these checks are made even if other options are wrong.
 _OF_FACTS = (
+    "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name", "resume",
+    "dry_run", "dataset", "dataset_split", "dataset_revision", "dataset_options", "max_prompts", "prompt_template",
+    "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
     "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
     "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "report_to", "use_cpu",
@@ -182,13 +187,12 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
     """
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments, faults)
-    options = faults.check(settings.build, TrainOptions)
+    options = _build(settings, TrainOptions, faults)
     for name, instead in _ELSEWHERE.items():
         if name in known and settings.values[name] != known[name].default:
             faults.add(ConfigurationError(f"{name} has no effect in vopd train: {instead}"))
     estimator = faults.check(find_estimator, settings.values["estimator"])
     if options is None:
-        faults.check(settings.build, VOPDConfig)
         return None
     names = options.model or "", "" if estimator is None else estimator.name
     folder = faults.check(directory.run_directory, options.output_dir, options.run_name, *names)
@@ -201,13 +205,19 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
     if settings.values["eval_benchmark_chat_template"] is None:
         fixed["eval_benchmark_chat_template"] = options.chat_template
-    config = faults.check(settings.build, VOPDConfig, **fixed)
-    if config is None:
-        with suppress(VOPDError):
-            config = settings.only(_OF_FACTS).build(VOPDConfig, **fixed)
+    config = _build(settings, VOPDConfig, faults, **fixed)
     if config is None or options.model is None or options.dataset is None:
         return None
     return Plan(options, config, settings, folder, _teachers(options, config, faults))
+
+
+def _build(settings: Settings, target: type[T], faults: Faults, **fixed: Any) -> T | None:
+    """What `Settings.build` makes; if settings are wrong, without those that checks of models and prompts do not need."""
+    built = faults.check(settings.build, target, **fixed)
+    if built is None:
+        with suppress(VOPDError):
+            return settings.only(_OF_FACTS).build(target, **fixed)
+    return built
 
 
 def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict[str, Any]:

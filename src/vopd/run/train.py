@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import release_memory
+from accelerate.utils import broadcast_object_list, release_memory
 
 from vopd.errors import Faults, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
@@ -51,6 +51,8 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
     if plan is not None:
         facts = faults.check(gather_facts, plan, far=far)
         accuracy = faults.check(plan_accuracy, plan)
+        for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder
+            faults.add(fault)
     faults.tell()
     assert plan is not None and facts is not None
     return Checked(plan, facts, accuracy)

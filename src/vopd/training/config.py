@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from vopd.errors import ConfigurationError, Faults, check_at_least, check_known,
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.estimators.exact import FULL_RKL
 from vopd.kernels import BACKENDS
+from vopd.processes import check_together
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
 from .monitoring.guards import GUARDS, check_guards
-from .processes import check_processes
 from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
@@ -200,7 +201,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         try:
             super().__post_init__()
             self.beta = None  # so that a saved configuration loads again
-            for check_all in (check_processes, check_sampling, check_server, VOPDConfig._check_groups):
+            for check_all in (_check_processes, check_sampling, check_server, VOPDConfig._check_groups):
                 faults.check(check_all, self)
         except (ValueError, TypeError, ArithmeticError):  # of a value that was found to be wrong above
             faults.tell()
@@ -307,6 +308,11 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if isinstance(chosen, Estimator):
             chosen = spelling_of(chosen) or chosen.name
         return {**_without_tokens(values), "estimator": chosen}
+
+
+def _check_processes(config: VOPDConfig) -> None:
+    # accelerate may connect processes and still combine nothing, as with ddp_backend=gloo without use_cpu.
+    check_together(config.world_size if config.parallel_mode.value == "distributed" else 1, os.environ)
 
 
 def _supports_bf16() -> bool:
