@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import largest_file
 from messages import says
 from vopd.errors import ConfigurationError
 from vopd.folders import nearest_existing
@@ -73,6 +74,10 @@ class TestFree:
         for folder in (tmp_path / "runs" / "first", tmp_path / "runs"):
             with pytest.raises(ConfigurationError, match=says(f"{folder} ... Not a directory ... output_dir")):
                 check_free(folder, resume=False)
+
+    def test_a_full_disk(self, tmp_path: Path) -> None:
+        with largest_file(0), pytest.raises(ConfigurationError, match=says(f"cannot write ... {tmp_path}")):
+            check_free(tmp_path / "first", resume=False)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_read_only_output(self, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
 
     Raises:
         DataError: the folder has runs that were measured differently, or trained with other options. What a
-            comparison left that failed before its first run was measured or has logged a step is written anew.
+            comparison left that failed before its first run was measured or has logged a step is replaced.
         ConfigurationError: an estimator cannot be imported by the process of its run.
     """
     yaml = require("yaml", "train")

@@ -67,6 +67,6 @@ def _check_folder(given: dict[str, Any]) -> None:
     """Raises ConfigurationError if the folder of a run is in use or cannot be written to."""
     name, estimator = given.get("run_name"), given.get("estimator", "vopd")
     if name is None and (":" in estimator or "model" not in given):
-        return  # the name of an estimator of one's own is known only once it is imported
+        return  # a custom estimator has a name only once it is imported
     folder = directory.run_directory(given.get("output_dir", "runs"), name, given.get("model", ""), estimator)
     directory.check_free(folder, resume=given.get("resume", False))

@@ -67,9 +67,9 @@ _ELSEWHERE = {
 }
 # Options that decide what is checked of models and prompts: these checks are made even if other options are wrong.
 _OF_FACTS = (
-    "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name", "resume",
-    "dry_run", "dataset", "dataset_split", "dataset_revision", "dataset_options", "max_prompts", "prompt_template",
-    "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
+    "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name",
+    "resume", "dry_run", "dataset", "dataset_split", "dataset_revision", "dataset_options", "max_prompts",
+    "prompt_template", "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
     "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
     "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "report_to", "use_cpu",
@@ -212,7 +212,7 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
 
 
 def _build(settings: Settings, target: type[T], faults: Faults, **fixed: Any) -> T | None:
-    """What `Settings.build` makes; if settings are wrong, without those that checks of models and prompts do not need."""
+    """Build `target`; if settings are wrong, without those that checks of models and prompts do not need."""
     built = faults.check(settings.build, target, **fixed)
     if built is None:
         with suppress(VOPDError):

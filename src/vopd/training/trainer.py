@@ -109,6 +109,7 @@ class VOPDTrainer(TRLAdapter):
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
         faults = Faults()
+        faults.check(check_writable, args.output_dir)
         faults.check(check_engine, args.use_vllm, args.importance_sampling, tools)
         faults.check(check_trackers, args.report_to)
         faults.check(check_worth, given, args.teacher_prompt_column, bool(self._rewards.names))
@@ -120,7 +121,6 @@ class VOPDTrainer(TRLAdapter):
                 check_prompts(dataset, name)
                 for part in (self._rewards, self._routes, self._teacher_prompts):
                     part.check(dataset, name)
-        faults.check(check_writable, args.output_dir)
         with faults:
             self.loss_backend = backend_name(args.loss_backend, args.device)
         with faults:
