@@ -229,6 +229,24 @@ class TestFailedRuns:
             place.call("RUN")
         assert {"r/metrics.jsonl", "r/resolved_config.yaml"} <= place.files()
 
+    @pytest.mark.parametrize(
+        ("command", "fails"),
+        [
+            (f"variance {PAIR} --dataset {{p}}", "vopd.experiments.measure.load_model"),
+            ("compare --output_dir {out} --max_steps 4 --problems 5", "vopd.experiments.compare.run_grid"),
+            ("demo --output_dir {out} --steps 5 --problems 5", "vopd.experiments.compare.run_grid"),
+        ],
+    )
+    def test_other_commands(
+        self, command: str, fails: str, place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail(*given: object, **more: object) -> None:
+            raise MismatchError("boom")
+
+        monkeypatch.setattr(fails, fail)
+        Case(command, 4, "boom").check(place, capfd.readouterr)
+        assert not place.out.exists()
+
     @pytest.mark.parametrize("name", ["load_model", "VOPDTrainer"])
     def test_ctrl_c_while_a_run_is_set_up(
         self, name: str, place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from vopd.data.chat import thinking_options
 from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
 from vopd.data.sources import Source, load_rows, parse_sources
-from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
+from vopd.data.tokenized import TEACHER_PROMPT_IDS, add_ids, text_tokenizer, without_ids
 from vopd.errors import Faults, VOPDError, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
@@ -124,7 +124,8 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     if prompts is not None and student is not None:
         positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
         limit, name = config.max_completion_length, f"'{prompts.name}'"
-        faults.check(check_room, prompts.dataset, name, positions, limit, config.teacher_prompt_column)
+        of_teacher = config.teacher_prompt_column if TEACHER_PROMPT_IDS in prompts.dataset.column_names else None
+        faults.check(check_room, prompts.dataset, name, positions, limit, of_teacher)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     faults.check(check_names, benchmarks)
@@ -232,37 +233,31 @@ def _check_models(
     plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str], faults: Faults
 ) -> int | None:
     """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    if student is not None:
-        with faults:
-            check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
-            read_head(student.skeleton, "student")
-            if plan.config.use_vllm:
-                check_sendable(student.skeleton)
-    for teacher in teachers.values():
-        faults.check(read_head, teacher.skeleton, "teacher")
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
-        if model is None:
-            continue
-        if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
+        if model is not None and model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name} has one token for EOS and padding; vopd tells them apart by sequence lengths")
+    sound = [
+        teacher for teacher in teachers.values() if faults.check(read_head, teacher.skeleton, "teacher") is not None
+    ]
     if student is None:
         return None
-    common = [
-        faults.check(
-            common_vocabulary,
-            *(student.tokenizer, other.tokenizer),
-            student_rows=student.head_rows,
-            teacher_rows=other.head_rows,
-        )
-        for other in [student, *teachers.values()]
-    ]
-    vocabulary = common[-1]
-    if vocabulary is not None:
-        faults.check(check_top_k, "loss_top_k", plan.config.loss_top_k, vocabulary)
-    for teacher in teachers.values():
-        difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
-        notes += [] if difference is None else [f"{difference} (vopd train does this)"]
-    return vocabulary
+    with faults:
+        check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
+        read_head(student.skeleton, "student")
+        if plan.config.use_vllm:
+            check_sendable(student.skeleton)
+        sizes = [
+            common_vocabulary(
+                student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
+            )
+            for other in [student, *sound]
+        ]
+        check_top_k("loss_top_k", plan.config.loss_top_k, sizes[-1])
+        for teacher in sound:
+            difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
+            notes += [] if difference is None else [f"{difference} (vopd train does this)"]
+        return sizes[-1]
+    return None
 
 
 def _rows(plan: Plan) -> list[Any]:
