@@ -45,6 +45,7 @@ class Case:
     """`command` ends with exit code `code`, and a line of the output has the facts `says` ("a ... b").
 
     Attributes:
+        also: facts of further faults, each on a line of its own; there are no others.
         leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and as it was
             if `before` left something there.
         lacks: facts that no line may have.
@@ -57,6 +58,7 @@ class Case:
     leaves: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     before: Callable[[Place], object] | None = None
+    also: tuple[str, ...] = ()
 
     def check(self, place: Place, output: Callable[[], tuple[str, str]]) -> None:
         """Run it; `output` is ``capfd.readouterr``."""
@@ -70,6 +72,9 @@ class Case:
         assert "Traceback" not in text
         assert told(self.says, text), text
         assert not [facts for facts in self.lacks if told(facts, text)], text
+        faults = [line for line in text.splitlines() if line.startswith("vopd: error:")]
+        assert all(told(facts, "\n".join(faults)) for facts in self.also), text
+        assert not self.also or len(faults) == 1 + len(self.also), text
         if self.leaves:
             assert set(self.leaves) <= place.files()
         else:

@@ -1,20 +1,32 @@
 """The errors that vopd raises, each with the exit code of the `vopd` command.
 
-A message is a single line that names what is wrong and how to fix it.
+A message is a single line that names what is wrong and how to fix it; of several faults, one line each.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class VOPDError(Exception):
-    """Base class of every error that vopd raises deliberately."""
+    """Base class of every error that vopd raises deliberately.
+
+    Attributes:
+        exit_code: of the `vopd` command.
+        more: further faults that were found by independent checks; each is a further line of the message.
+    """
 
     exit_code = 1
+    more: tuple[VOPDError, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *map(str, self.more)])
 
 
 class ConfigurationError(VOPDError, ValueError):
@@ -62,6 +74,46 @@ class Terminated(VOPDError, SystemExit):
 
     exit_code = 143
     code = 143
+
+
+class Faults:
+    """The failures of independent checks, collected to tell all of them at once: ``with faults: ...`` keeps the error
+    that vopd raises in its block.
+
+    Attributes:
+        found: the errors so far, each with one fault, and each text once.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[VOPDError] = []
+
+    def check(self, check: Callable[..., T], *given: object, **named: object) -> T | None:
+        """Return the result of a check; None if it fails."""
+        with self:
+            return check(*given, **named)
+        return None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, VOPDError):
+            self.add(error)
+        return isinstance(error, VOPDError)
+
+    def add(self, error: VOPDError) -> None:
+        """Keep the faults of an error."""
+        faults, error.more = (error, *error.more), ()
+        for fault in faults:
+            if str(fault) not in map(str, self.found):
+                self.found.append(fault)
+
+    def tell(self) -> None:
+        """Raise the first fault, with its type and exit code, and all the others as further lines of its message."""
+        if self.found:
+            first, *others = self.found
+            first.more = tuple(others)
+            raise first
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -28,7 +28,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def recipe(folder: Path, **more: Any) -> Path:
-    values = {"model": "s", "teacher_model": "t", "dataset": "p.jsonl", "output_dir": str(folder), **more}
+    values = {"model": "s", "teacher_model": "t", "dataset": str(folder / "p.jsonl"), "output_dir": str(folder), **more}
+    for name in ("p.jsonl", "h.jsonl"):
+        (folder / name).touch()
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(values))
     return path
@@ -50,14 +52,15 @@ def test_without_models_it_is_the_embedded_pair(asked: list[dict[str, Any]], tmp
 
 def test_a_recipe_with_lists_is_a_grid(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     path = recipe(tmp_path, estimator=["opd", "vopd"], seed=[0, 1], learning_rate=[1e-5], max_completion_length=64)
-    assert cli.main(["compare", "--config", str(path), "--held_out", "h.jsonl", "--run_name", "mine"]) == 0
+    held_out = str(tmp_path / "h.jsonl")
+    assert cli.main(["compare", "--config", str(path), "--held_out", held_out, "--run_name", "mine"]) == 0
     (call,) = asked
     varied = [(run.estimator.name, run.seed) for run in call["runs"]]
     assert varied == [("opd", 0), ("vopd", 0), ("opd", 1), ("vopd", 1)]
     assert call["runs"][0].options == {
-        "model": "s", "teacher_model": "t", "dataset": "p.jsonl", "max_completion_length": 64,
+        "model": "s", "teacher_model": "t", "dataset": str(tmp_path / "p.jsonl"), "max_completion_length": 64,
     }  # fmt: skip
-    assert call["measurement"].max_new_tokens == 64 and call["measurement"].held_out.endswith("h.jsonl")
+    assert call["measurement"].max_new_tokens == 64 and call["measurement"].held_out == held_out
     assert call["folder"] == tmp_path / "mine" and not call["offline"]
 
 
@@ -70,7 +73,7 @@ def test_a_recipe_with_lists_is_a_grid(asked: list[dict[str, Any]], tmp_path: Pa
         (["--jobs", "0"], "jobs ... 1"),
         (["--problems", "0"], "1"),
         (["--model", "s"], "--teacher_model ... --dataset"),
-        (["--model", "s", "--teacher_model", "t", "--dataset", "p.jsonl"], "--held_out"),
+        (["--model", "s", "--teacher_model", "t", "--dataset", "reasoning_gym:chain_sum"], "--held_out"),
         (["--estimators", "opd"], "estimators ... 'estimator'"),
     ],
 )
@@ -84,7 +87,7 @@ def test_impossible_comparisons_are_refused_at_once(
 def test_an_estimator_with_a_k_needs_one_in_a_recipe(
     asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = recipe(tmp_path, estimator=["vopd_top_k"], held_out="h.jsonl")
+    path = recipe(tmp_path, estimator=["vopd_top_k"], held_out=str(tmp_path / "h.jsonl"))
     assert cli.main(["compare", "--config", str(path)]) == 2
     assert told("vopd_top_k ... loss_top_k", capsys.readouterr().err) and not asked
 

@@ -18,6 +18,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     experiment = ModuleType("vopd.experiments.demo")
 
     def run_demo(folder: Path, **options: Any) -> None:
+        folder.mkdir(parents=True)
         (folder / "report.html").write_text(json.dumps(options))
 
     experiment.run_demo = run_demo  # type: ignore[attr-defined]

@@ -116,9 +116,16 @@ def test_memory_of_weights_is_exact(dry: Callable[..., str], tiny_teacher_dir: P
     assert found is not None and float(found.group(1)) == pytest.approx(size, abs=0.05)
 
 
-def test_what_training_would_refuse_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("--dry-run", "--use_vllm", "true", "--vllm_mode", "colocate") == 2
+def test_an_engine_that_is_not_here_is_noted(
+    dry: Callable[..., str], train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = ("--use_vllm", "true", "--vllm_mode", "colocate")
+    assert told("note ... vllm is not installed", dry(*engine))
+    assert train(*engine) == 2
     assert told("vllm ... use_vllm", capsys.readouterr().err)
+
+
+def test_what_training_would_refuse_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "--max_prompts", "1") == 3
     assert told("1 prompt ... 2", capsys.readouterr().err)
     assert train("--dry-run", "--model", "nobody/no-such-model") == 4

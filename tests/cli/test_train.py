@@ -291,14 +291,14 @@ class TestAccuracy:
         [
             (["--eval_data", "missing.jsonl"], 3, "no file 'missing.jsonl'"),
             (["--eval_task", "chain_sum"], 2, "reasoning_gym:NAME"),
-            (["--eval_task", "reasoning_gym:a", "--eval_data", "b.jsonl"], 2, "eval_task ... eval_data"),
+            (["--eval_task", "reasoning_gym:a", "--eval_data", "PROMPTS"], 2, "eval_task ... eval_data"),
             (["--eval_task", "reasoning_gym:nothing"], 2, "nothing"),
         ],
     )
     def test_wrong_problems_stop_the_run_before_it_begins(
-        self, train: Train, run: Path, arguments: list[str], code: int, message: str, capsys: Any
+        self, train: Train, run: Path, prompts: Path, arguments: list[str], code: int, message: str, capsys: Any
     ) -> None:
-        assert train(*arguments) == code
+        assert train(*[word.replace("PROMPTS", str(prompts)) for word in arguments]) == code
         assert told(message, capsys.readouterr().err) and not run.exists()
 
 

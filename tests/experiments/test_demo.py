@@ -123,14 +123,14 @@ def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch
 def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, plan: Any = demo.demo_runs) -> Any:
         runs, measurement = plan(*arguments)
-        return [replace(run, options={**run.options, "lora_rank": -1}) for run in runs], measurement
+        return [replace(run, options={**run.options, "dataset": "gone.jsonl"}) for run in runs], measurement
 
     monkeypatch.setattr(demo, "demo_runs", broken)
     (tmp_path / "demo").mkdir()
     grid.write_measured(tmp_path / "demo" / grid.START, {})  # so that nothing runs but what fails
-    with pytest.raises(VOPDError, match=r"^\w+ failed: vopd: error: lora_rank") as caught:
+    with pytest.raises(VOPDError, match=says("failed ... no file 'gone.jsonl' ... opd.log")) as caught:
         run_demo(tmp_path / "demo", **{**SMALL, "estimators": ("opd",)}, say=lambda line: None)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 3 and (tmp_path / "demo" / "logs" / "opd.log").is_file()
 
 
 def test_seeds_have_directories_and_prompts_of_their_own(tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, entry: st
         go(folder, entry, changed)
 
 
+def test_a_comparison_that_never_began_does_not_keep_its_settings(tmp_path: Path, entry: str) -> None:
+    folder = tmp_path / "grid"
+    with pytest.raises(VOPDError, match="no such estimator"):
+        go(folder, entry, runs(WRONG))
+    (folder / "start" / "measured.json").unlink()
+    changed = [replace(run, options={"max_steps": 3}) for run in runs(WRONG)]
+    with pytest.raises(VOPDError, match="no such estimator"):
+        go(folder, entry, changed)
+
+
 def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
     go(folder, entry, runs(OPD))

@@ -181,9 +181,9 @@ def test_arguments_of_the_wrong_kind(make_trainer: Callable[..., Any], tmp_path:
 
     with pytest.raises(ConfigurationError, match=says("teacher_model ... missing")):
         make_trainer(trainer={"teacher_model": None})
-    with pytest.raises(MismatchError, match=says(f"student ... {tmp_path / 'nowhere'}")):
+    with pytest.raises(MismatchError, match=says(f"model folder ... {tmp_path / 'nowhere'}")):
         make_trainer(model=str(tmp_path / "nowhere"))
-    with pytest.raises(MismatchError, match=says(f"teacher ... {tmp_path / 'nowhere'}")):
+    with pytest.raises(MismatchError, match=says(f"model folder ... {tmp_path / 'nowhere'}")):
         make_trainer(trainer={"teacher_model": str(tmp_path / "nowhere")})
     with pytest.raises(ConfigurationError, match=says("VOPDConfig ... DistillationConfig")):
         VOPDTrainer("x", "y", args=DistillationConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True))

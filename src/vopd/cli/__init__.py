@@ -33,16 +33,21 @@ a guard, 130 Ctrl-C, 143 SIGTERM (saved first). VOPD_DEBUG=1 shows tracebacks.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError, did_you_mean, require
-from vopd.run.exit_codes import report_error
+from vopd.errors import ConfigurationError, Faults, did_you_mean, require
+from vopd.processes import check_alone
+from vopd.run.early import check_places
+from vopd.run.exit_codes import report_error, tell
 
 # The module of the same name in this package has run(arguments), and is imported only when the command is called.
 COMMANDS = ("demo", "train", "eval", "merge", "report", "validate", "doctor", "variance", "compare")
 # The options of a run are fields of TRL's configuration: without TRL these commands cannot be parsed.
 _OF_A_RUN = {"demo", "train", "validate", "compare"}
+_ALONE = {"demo", "eval", "merge", "variance", "compare"}
+_ON_MODELS = {"train", "validate", "compare", "variance", "eval"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +69,15 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise ConfigurationError(f"unknown command '{command}'; {hint}")
-    if command in _OF_A_RUN:
-        require("trl", "train")
-    code: int = importlib.import_module(f"vopd.cli.{command}").run(rest)
+    if command in _ALONE:
+        check_alone(command, os.environ)
+    early = check_places(command, rest) if command in _ON_MODELS else Faults()
+    for fault in early.found:
+        tell(fault)  # at once; the command checks the same with all the rest, and tells what is more
+    code = 0
+    with early:
+        if command in _OF_A_RUN:
+            require("trl", "train")
+        code = importlib.import_module(f"vopd.cli.{command}").run(rest)
+    early.tell()
     return code

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vopd.errors import ConfigurationError, check_at_least, require
+from vopd.errors import ConfigurationError, Faults, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
 
@@ -48,24 +48,29 @@ class CompareOptions:
     def __post_init__(self) -> None:
         from vopd.evaluation.benchmarks import check_kind
 
+        faults = Faults()
         for name in ("jobs", "problems", "curve_problems"):
-            check_at_least(name, getattr(self, name), 1)
-        check_kind(self.held_out_kind)
+            faults.check(check_at_least, name, getattr(self, name), 1)
+        faults.check(check_kind, self.held_out_kind)
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
-            raise ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}")
+            faults.add(ConfigurationError(f"target_accuracy must be between 0 and 1, got {self.target_accuracy}"))
+        faults.tell()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd compare` with these arguments and return its exit code."""
     # Needed at the end; check now, not after hours of training.
     require("matplotlib", "report")
-    from vopd.experiments.compare import compare, embedded_runs, recipe_runs
+    from vopd.experiments.compare import INPUTS, compare, embedded_runs, recipe_runs
     from vopd.experiments.measure import Measurement
     from vopd.models import best_device
     from vopd.run.plan import train_options
 
-    settings = parse("compare", __doc__, _options(train_options()), arguments)
-    options = settings.build(CompareOptions)
+    faults = Faults()
+    settings = parse("compare", __doc__, _options(train_options()), arguments, faults)
+    options = faults.check(settings.build, CompareOptions)
+    faults.tell()
+    assert options is not None
     own = {entry.name for entry in dataclasses.fields(CompareOptions)}
     recipe = {
         name: value
@@ -76,18 +81,20 @@ def run(arguments: Sequence[str]) -> int:
     grid = _grid(settings, embedded)
     name = str(settings.values["run_name"] or "compare")
     folder = directory.run_directory(str(settings.values["output_dir"]), name).resolve()
-    if embedded:
-        runs, measurement = embedded_runs(
-            grid, folder, recipe, problems=options.problems, curve_problems=options.curve_problems
-        )
-    else:
-        held_out = _check_recipe(recipe, options)
-        runs = recipe_runs(grid, recipe)
-        measurement = Measurement(
-            recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
-            int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
-        )  # fmt: skip
-    compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
+    directory.check_free(folder, resume=True)
+    with directory.created(folder, *INPUTS):
+        if embedded:
+            runs, measurement = embedded_runs(
+                grid, folder, recipe, problems=options.problems, curve_problems=options.curve_problems
+            )
+        else:
+            held_out = _check_recipe(recipe, options)
+            runs = recipe_runs(grid, recipe)
+            measurement = Measurement(
+                recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
+                int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
+            )  # fmt: skip
+        compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
     return 0
 
 

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
 
     output_dir, name = chosen.pop("output_dir"), chosen.pop("run_name")
     folder = directory.run_directory(output_dir, name or _free_name(output_dir))
-    directory.create(folder)
+    directory.check_free(folder)
     run_demo(folder, **{name: value for name, value in chosen.items() if value is not None})
     return 0
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vopd.errors import counted
-from vopd.run.directory import nearest_existing
+from vopd.errors import Faults, counted
+from vopd.folders import check_writable, nearest_existing
 from vopd.run.options import read_options, setting
 from vopd.versions import versions
 
@@ -121,12 +121,14 @@ def _estimators() -> list[str]:
 
 def _environment(output_dir: str) -> list[str]:
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-    folder = nearest_existing(Path(output_dir))
+    folder, writable = nearest_existing(Path(output_dir)), Faults()
+    writable.check(check_writable, output_dir)
     return [
         f"Hugging Face Hub: {'offline (HF_HUB_OFFLINE)' if offline else 'online'}, telemetry off",
         # Whether it is set, never the token itself.
         f"hub token: {'set' if os.environ.get('HF_TOKEN') else 'not set in HF_TOKEN'}",
         f"free disk space for runs in {folder}: {shutil.disk_usage(folder).free / _GIB:.0f} GiB",
+        *map(str, writable.found),
     ]
 
 

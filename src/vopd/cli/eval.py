@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vopd.errors import require
+from vopd.errors import Faults, require
+from vopd.folders import check_writable
 from vopd.run import directory
 from vopd.run.evaluation import EvalOptions, evaluate, find_problems, models_of
 from vopd.run.options import read_options
@@ -30,9 +31,16 @@ def run(arguments: Sequence[str]) -> int:
     options = read_options(EvalOptions, "eval", __doc__, arguments)
     require("transformers", "eval")
     from vopd.evaluation.results import compare_results, comparison_rows, load_results, print_table, remarks, table_rows
+    from vopd.models import load_configuration, load_tokenizer
 
-    earlier = load_results(options.against) if options.against else None
-    benchmarks = find_problems(options)
+    faults = Faults()
+    faults.check(check_writable, options.output_dir)
+    for model in models_of(options):
+        if faults.check(load_tokenizer, model, revision=options.model_revision) is not None:
+            faults.check(load_configuration, model, revision=options.model_revision)
+    earlier = faults.check(load_results, options.against) if options.against else None
+    benchmarks = faults.check(find_problems, options) or []
+    faults.tell()
     names = [benchmark.short_name for benchmark in benchmarks]
     folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
     results = evaluate(options, benchmarks, folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, check_known
+from vopd.errors import ConfigurationError, Faults, check_known
+from vopd.folders import nearest_existing, new_folder
 from vopd.models.loading import DTYPES
-from vopd.run.directory import nearest_existing
 from vopd.run.options import needed, read_options, setting
 
 
@@ -41,9 +40,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd merge` with these arguments and return its exit code."""
     options = read_options(MergeOptions, "merge", __doc__, arguments)
     output = Path(options.output).resolve()  # a link or "." could not be replaced by a folder
-    _check_free(output)
-    from vopd.models.merging import merge_adapter
+    from vopd.models.merging import adapter_folder, merge_adapter
 
+    faults = Faults()
+    faults.check(_check_free, output)
+    faults.check(adapter_folder, options.model, options.model_revision)
+    faults.tell()
     merged = merge_adapter(
         options.model, dtype=options.dtype, revision=options.model_revision, base_model=options.base_model
     )
@@ -60,7 +62,8 @@ def run(arguments: Sequence[str]) -> int:
 def _check_free(output: Path) -> None:
     """Raises ConfigurationError unless `output` is a new or empty folder that can be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigurationError(f"'{output}' is not empty; choose another --output, or delete it first")
+        what = "is not empty" if output.is_dir() else "is a file"
+        raise ConfigurationError(f"'{output}' {what}; choose another --output, or delete it first")
     # The folder appears in its parent in one move, which a mount point cannot be the target of.
     if os.path.ismount(output) or not os.access(nearest_existing(output.parent), os.W_OK):
         raise ConfigurationError(f"'{output}' cannot be written; choose another --output, such as a folder in it")
@@ -97,17 +100,14 @@ def _trained_in(adapter: Path) -> dict[str, Any]:
 
 def _save(merged: Any, source: str, output: Path, notes: Sequence[str]) -> None:
     """Write the model into `output`, whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    with new_folder(output.parent), tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as place:
+        part = Path(place, "model")
+        part.mkdir()
         # To write the original format transformers would quantize again, which it cannot.
         merged.model.save_pretrained(part, save_original_format=not merged.dequantized)
         merged.tokenizer.save_pretrained(part)
         _card(merged, source, output.name, notes).save(part / "README.md")
-        part.chmod(0o755)  # a temporary folder is its owner's alone
         os.replace(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _card(merged: Any, source: str, name: str, notes: Sequence[str]) -> Any:

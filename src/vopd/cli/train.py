@@ -19,17 +19,18 @@ from typing import Any
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import first_ids, token_lengths
 from vopd.errors import counted
+from vopd.folders import nearest_existing
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
-from vopd.run.directory import is_main_process, nearest_existing
-from vopd.run.facts import Facts, gather_facts, planned_start, teacher_paths
-from vopd.run.plan import Plan, plan_run
-from vopd.run.train import plan_accuracy, train
+from vopd.placement import Placement
+from vopd.run.directory import is_main_process
+from vopd.run.facts import Facts, planned_start, teacher_paths
+from vopd.run.plan import Plan
+from vopd.run.train import check_run, train
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
 from vopd.training.monitoring.first_lines import first_lines
-from vopd.training.rollout_logprobs import check_engine
 
 _SHOWN_IDS = 40
 _GIB = 1 << 30
@@ -37,14 +38,13 @@ _GIB = 1 << 30
 
 def run(arguments: Sequence[str]) -> int:
     """Run `vopd train` with these arguments and return its exit code."""
-    plan = plan_run("train", __doc__, arguments)
-    if plan.options.dry_run:
-        plan_accuracy(plan)  # its problems must exist
-        text = dry_run(plan, gather_facts(plan))
-        if is_main_process():
-            print(text)
-    else:
-        train(plan)
+    checked = check_run("train", __doc__, arguments)
+    if not checked.plan.options.dry_run:
+        train(checked)
+        return 0
+    text = dry_run(checked.plan, checked.facts)
+    if is_main_process():
+        print(text)
     return 0
 
 
@@ -52,7 +52,6 @@ def dry_run(plan: Plan, facts: Facts) -> str:
     """Return what a run would do and need, found without loading weights."""
     config = plan.config
     assert facts.student is not None and facts.prompts is not None  # `gather_facts` insisted on them
-    check_engine(config.use_vllm, config.importance_sampling, None)
     memory = estimate(plan, facts)
     frozen = any(not weight.requires_grad for weight in facts.student.skeleton.parameters())
     start = planned_start(plan, facts)
@@ -60,7 +59,7 @@ def dry_run(plan: Plan, facts: Facts) -> str:
         first_lines(config, start),
         _prompts(facts.prompts, facts.student.tokenizer),
         _vocabularies(plan, facts),
-        _memory(config, memory),
+        _memory(config, memory, start.placement),
         _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, start.steps),
         facts.benchmarks,
         [f"note: {note}" for note in facts.notes],
@@ -126,7 +125,9 @@ def _vocabularies(plan: Plan, facts: Facts) -> list[str]:
     return lines
 
 
-def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
+def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list[str]:
+    if placement.divided:
+        needed = needed.sharded(config.world_size)
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
     # On a machine without a GPU these are not the defaults of the machine that will train.
@@ -137,7 +138,9 @@ def _memory(config: VOPDConfig, needed: Footprint) -> list[str]:
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:
-        lines.append("  without FSDP or ZeRO-3, which divide weights, gradients and optimizer states among the devices")
+        divided = f"weights, gradients and optimizer states are divided among {config.world_size} devices"
+        whole = f"estimated as if each of {config.world_size} devices held all of it"
+        lines.append(f"  {placement.launcher}: {divided if placement.divided else whole}")
     return lines
 
 

@@ -6,13 +6,8 @@ nothing. Models and datasets that are not on this machine are skipped and listed
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vopd.run.plan import Plan
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,15 +16,11 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from vopd.errors import counted
     from vopd.run.directory import is_main_process
-    from vopd.run.facts import gather_facts
-    from vopd.run.plan import plan_run
-    from vopd.run.train import plan_accuracy
+    from vopd.run.train import check_run
 
-    plan = plan_run("validate", __doc__, arguments)
-    facts = gather_facts(plan, far=False)
-    accuracy = plan_accuracy(plan)
+    checked = check_run("validate", __doc__, arguments, far=False)
+    facts, accuracy = checked.facts, checked.accuracy
     lines = [f"note: {note}" for note in facts.notes]
-    lines += [f"note: {package} is not installed here; training needs it" for package in _missing(plan)]
     if facts.vocabulary is not None:
         lines.append(f"common vocabulary: {facts.vocabulary} tokens")
     if facts.prompts is not None:
@@ -40,14 +31,3 @@ def run(arguments: Sequence[str]) -> int:
     if is_main_process():
         print("\n".join([*lines, "the settings are valid"]))
     return 0
-
-
-def _missing(plan: Plan) -> list[str]:
-    """The packages that these settings need and this machine, perhaps not the one that trains, does not have."""
-    quantized = plan.options.quantization or plan.options.teacher_quantization
-    needed = {
-        "vllm": plan.config.use_vllm,
-        "bitsandbytes": quantized is not None,
-        "triton": plan.config.loss_backend == "triton",
-    }
-    return [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, check_at_least, counted, require
+from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, counted, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
 
@@ -64,17 +64,44 @@ def run(arguments: Sequence[str]) -> int:
     from vopd.reporting.variance_report import draw_variance, variance_text
 
     folder = directory.run_directory(options.output_dir, options.run_name, "variance", options.model)
-    directory.create(folder)
-    results = measure(options)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
-    draw_variance(results, folder / "variance.png")
+    faults = Faults()
+    faults.check(directory.check_free, folder)
+    prompts = _check(options, faults)
+    faults.tell()
+    with directory.created(folder):
+        results = measure(options, prompts)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="ascii")
+        draw_variance(results, folder / "variance.png")
     print(f"written to {folder}\n\n{variance_text(results)}")
     return 0
 
 
-def measure(options: VarianceOptions) -> dict[str, Any]:
-    """Return the content of results.json: settings, the context part, each estimator's parts, and the profile."""
+def _check(options: VarianceOptions, faults: Faults) -> list[str]:
+    """Check the models without their weights, and the prompts; returns the prompts."""
     from vopd.data.prompts import read_prompts
+    from vopd.experiments.measure import check_pair
+
+    tokenizer = check_pair(options.model, options.teacher_model, faults)
+    prompts: list[str] = []
+    if tokenizer is not None or not options.chat_template:
+        with faults:
+            prompts = list(
+                read_prompts(
+                    options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
+                    options=options.dataset_options, template=options.prompt_template, tokenizer=tokenizer,
+                    chat_template=options.chat_template,
+                ).dataset["prompt"]
+            )  # fmt: skip
+            if len(prompts) < 2:
+                raise DataError(
+                    f"'{options.dataset}' has {counted(len(prompts), 'prompt')}; a variance over contexts needs 2 or "
+                    "more"
+                )
+    return prompts
+
+
+def measure(options: VarianceOptions, prompts: list[str]) -> dict[str, Any]:
+    """Return the content of results.json: settings, the context part, each estimator's parts, and the profile."""
     from vopd.estimators.catalogue import ESTIMATORS, find_estimators
     from vopd.experiments.measure import ModelPair
     from vopd.experiments.rollouts import sample_rollouts
@@ -87,17 +114,8 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
     _train_what_a_run_would(student)
     sizes = [f"{name} {described(model, model.device)}" for name, model in (("student", student), ("teacher", teacher))]
     print(f"parameters: {'; '.join(sizes)}, on {device_name(student.device)}", file=sys.stderr, flush=True)
-    prompts = read_prompts(
-        options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
-        options=options.dataset_options, template=options.prompt_template, tokenizer=models.tokenizer,
-        chat_template=options.chat_template,
-    ).dataset["prompt"]  # fmt: skip
-    if len(prompts) < 2:
-        raise DataError(
-            f"'{options.dataset}' has {counted(len(prompts), 'prompt')}; a variance over contexts needs 2 or more"
-        )
     rollouts = sample_rollouts(
-        student, models.tokenizer, list(prompts), temperature=options.temperature, seed=options.seed,
+        student, models.tokenizer, prompts, temperature=options.temperature, seed=options.seed,
         max_new_tokens=options.max_completion_length, batch_size=16,
     )  # fmt: skip
     estimators = find_estimators(options.estimators or ())

@@ -69,6 +69,16 @@ def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any
     return render
 
 
+def lacks_template(tokenizer: Any, prompts: Sequence[Any]) -> str:
+    """Return what is wrong if prompts are chat messages and the tokenizer has no chat template; otherwise ""."""
+    if getattr(tokenizer, "chat_template", None) or not any(isinstance(prompt, list) for prompt in prompts):
+        return ""
+    return (
+        "they are chat messages, and it has no chat template; set its chat_template, use an instruct model with its "
+        "tokenizer, or pass prompts that are texts"
+    )
+
+
 def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
     """Return the chat template options that turn thinking on or off; None keeps the template's default.
 

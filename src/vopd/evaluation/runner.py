@@ -12,6 +12,7 @@ from typing import Any
 
 from vopd.atomic import write_whole
 from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.folders import new_folder
 from vopd.reporting.benchmark_curves import draw_accuracy
 from vopd.versions import versions
 
@@ -64,8 +65,8 @@ def evaluate(
         raise ConfigurationError("set at least one benchmark, and none twice")
     loaded = [chosen.applied_to(benchmark) for benchmark in loaded]
     folder = Path(output_dir)
-    (folder / "completions").mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
+    with new_folder(folder, "plan.json", ".lock"), only_one(folder):
+        (folder / "completions").mkdir(exist_ok=True)
         head = _head(checkpoints, loaded, chosen)
         same_plan(folder, head)
         entries = _run(checkpoints, loaded, chosen, folder)

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from vopd.atomic import write_whole
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, Faults
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators
 from vopd.evaluation.journal import write_lines
 from vopd.models import best_device
-from vopd.reporting.comparison import Comparison, write_comparison
+from vopd.reporting.comparison import MEASUREMENT_FILE, Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.run_files import read_json
 from vopd.reporting.tables import comparison_text
+from vopd.run.facts import gather_facts
+from vopd.run.plan import read_plan
 
-from .grid import GridRun, Say, collect, is_finished, run_grid, run_name
-from .held_out import HeldOut, write_held_out
+from .grid import GridRun, Say, collect, config_of, is_finished, prepare, run_grid, run_name
+from .held_out import HeldOut, read_held_out, write_held_out
 from .measure import Measurement
 from .pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
@@ -33,6 +35,8 @@ HELD_OUT_FILE = "held_out.jsonl"
 _EMBEDDED_STEPS = 160
 _CHECKPOINTS = 4
 _JOBS_FILE = "jobs.json"
+# What a comparison writes before its first run starts.
+INPUTS = (HELD_OUT_FILE, "train-seed*.jsonl", _JOBS_FILE, MEASUREMENT_FILE, "configs")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,28 @@ def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
     return runs
 
 
+def _check_runs(runs: Sequence[GridRun], folder: Path, held_out: str | None) -> None:
+    """Check the runs that are not finished as `vopd train` does before it loads weights.
+
+    Args:
+        held_out: file of problems; if given it is checked too, and so are the models and prompts of the first run.
+
+    Raises:
+        VOPDError: of the first fault, with a line of the message for each.
+    """
+    faults = Faults()
+    waiting = {(run.estimator.name, run.learning_rate): run for run in runs if not is_finished(folder / run.directory)}
+    plans = [
+        read_plan("compare", "", ["--config", str(config_of(folder, run.directory)), "--resume", "true"], faults)
+        for run in waiting.values()
+    ]
+    if plans and held_out is not None:
+        faults.check(read_held_out, held_out)
+        if plans[0] is not None:
+            faults.check(gather_facts, plans[0])
+    faults.tell()
+
+
 def compare(
     folder: Path,
     runs: Sequence[GridRun],
@@ -122,6 +148,8 @@ def compare(
         target: report the samples needed to reach this accuracy; default: what the first estimator ends with.
     """
     jobs = most_jobs(folder, runs, processes)
+    prepare(runs, folder, measurement)
+    _check_runs(runs, folder, None if offline else measurement.held_out)
     run_grid(runs, folder, measurement, processes=processes, offline=offline, say=say)
     comparison = collect(runs, folder, _settings(runs, measurement, target, jobs))
     write_comparison(comparison, folder)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vopd.errors import check_at_least, counted, require
+from vopd.errors import Faults, check_at_least, counted, require
 from vopd.estimators import Estimator
 from vopd.estimators.catalogue import find_estimators, spelled
+from vopd.folders import new_folder
 from vopd.reporting.comparison import Comparison
 from vopd.reporting.comparison_report import draw_comparison
 
-from .compare import EMBEDDED_RATE, EMBEDDED_TOP_K, Grid, compare, embedded_runs
+from .compare import EMBEDDED_RATE, EMBEDDED_TOP_K, INPUTS, Grid, compare, embedded_runs
 from .grid import GridRun, Say
 from .measure import SHOWN_SAMPLES, Measurement
 
@@ -51,22 +52,25 @@ def run_demo(
         ConfigurationError: an unknown estimator or a number out of range.
         VOPDError: a run failed; the message has the last line of its log.
     """
-    check_at_least("seeds", seeds, 1)
-    check_at_least("processes", processes, 1)
-    check_at_least("steps", steps, _CHECKPOINTS)
-    check_at_least("problems", problems, SHOWN_SAMPLES)
-    grid = Grid(find_estimators(estimators), range(seeds), (EMBEDDED_RATE,))
+    faults = Faults()
+    least = {"seeds": (seeds, 1), "processes": (processes, 1), "steps": (steps, _CHECKPOINTS)}
+    for name, (value, smallest) in {**least, "problems": (problems, SHOWN_SAMPLES)}.items():
+        faults.check(check_at_least, name, value, smallest)
+    found = faults.check(find_estimators, estimators)
     # Needed at the end; check now, not after minutes of training.
-    require("matplotlib", "report")
+    faults.check(require, "matplotlib", "report")
+    faults.tell()
+    grid = Grid(found or (), range(seeds), (EMBEDDED_RATE,))
     started, folder = time.monotonic(), Path(output_dir).resolve()
-    runs, measurement = demo_runs(grid, folder, steps, problems)
     names = ", ".join(estimator.name for estimator in grid.estimators)
-    say(
-        f"{counted(len(runs), 'run')} of {counted(steps, 'step')} from one student, with {names}; on the CPU, nothing "
-        "is downloaded"
-    )
-    comparison = compare(folder, runs, measurement, processes=processes, say=say)
-    draw_comparison(comparison, folder, folder / "comparison.png")
+    with new_folder(folder, *INPUTS):
+        runs, measurement = demo_runs(grid, folder, steps, problems)
+        say(
+            f"{counted(len(runs), 'run')} of {counted(steps, 'step')} from one student, with {names}; on the CPU, "
+            "nothing is downloaded"
+        )
+        comparison = compare(folder, runs, measurement, processes=processes, say=say)
+        draw_comparison(comparison, folder, folder / "comparison.png")
     say(f"{time.monotonic() - started:.0f} s in total")
     return comparison
 

@@ -95,7 +95,8 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     """Write the measurement and every run's configuration.
 
     Raises:
-        DataError: the folder has runs that were measured differently, or trained with other options.
+        DataError: the folder has runs that were measured differently, or trained with other options. What a
+            comparison left that failed before its first run was measured or has logged a step is replaced.
         ConfigurationError: an estimator cannot be imported by the process of its run.
     """
     yaml = require("yaml", "train")
@@ -107,15 +108,21 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     config_of(folder, START).parent.mkdir(exist_ok=True)
     path = folder / MEASUREMENT_FILE
+    begun = any(path.stat().st_size for name in (MEASURED_FILE, METRICS_FILE) for path in folder.glob(f"*/{name}"))
+    keep = _keep if begun else _write
     # Not compared as text: an older folder lacks fields that were added since, and means their defaults.
     known = path.is_file() and read_measurement(folder) == measurement
-    _keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
+    keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
     for run in runs:
-        options = {
-            **run.options, "estimator": spelled(run.estimator), "seed": run.seed, "learning_rate": run.learning_rate,
-            "output_dir": str(folder), "run_name": run.directory,
-        }  # fmt: skip
-        _keep(config_of(folder, run.directory), yaml.safe_dump(options))
+        keep(config_of(folder, run.directory), yaml.safe_dump(options_of(run, folder)))
+
+
+def options_of(run: GridRun, folder: Path) -> dict[str, Any]:
+    """The options of `vopd train` for a run in the folder of its grid."""
+    return {
+        **run.options, "estimator": spelled(run.estimator), "seed": run.seed, "learning_rate": run.learning_rate,
+        "output_dir": str(folder), "run_name": run.directory,
+    }  # fmt: skip
 
 
 def read_measurement(folder: Path) -> Measurement:
@@ -133,6 +140,10 @@ def _keep(path: Path, text: str) -> None:
     """Write a file once: an existing one must be the same, or finished runs would mean something else."""
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise DataError(f"{path} was written with other settings; choose a new run_name for a new comparison")
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
+from vopd.errors import Faults
 from vopd.estimators import linear_distillation_loss
 from vopd.estimators.exact import FULL_RKL
 from vopd.models import (
     common_vocabulary,
     end_ids,
     last_hidden_states,
+    load_configuration,
     load_model,
     load_tokenizer,
     read_head,
@@ -112,6 +114,16 @@ class Measurement:
     noise_top_k: int | None = None
     noise_contexts: int = 64
     noise_resamples: int = 32
+
+
+def check_pair(student: str, teacher: str, faults: Faults) -> Any:
+    """Check two models without loading their weights; returns the student's tokenizer, or None if it has none."""
+    tokenizers = [faults.check(load_tokenizer, name) for name in (student, teacher)]
+    if None not in tokenizers:
+        for name in (student, teacher):
+            faults.check(load_configuration, name)
+        faults.check(common_vocabulary, *tokenizers)
+    return tokenizers[0]
 
 
 class ModelPair:

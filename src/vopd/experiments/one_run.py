@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.run.exit_codes import report_error
-from vopd.run.plan import plan_run
-from vopd.run.train import train
+from vopd.run.train import check_run, train
 
 from . import grid
 from .measure import Evaluator, measure_run, measure_start
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str], measure: Callable[[Evaluator, Path], dict[str
     run = given.folder / given.run
     if given.run != grid.START and not _is_trained(run):
         resume = ["--resume", "true"] if grid.may_resume(run) else []
-        train(plan_run("train", "", ["--config", str(grid.config_of(given.folder, given.run)), *resume]))
+        train(check_run("train", "", ["--config", str(grid.config_of(given.folder, given.run)), *resume]))
     evaluator = Evaluator(grid.read_measurement(given.folder))
     grid.write_measured(run, measure_start(evaluator) if given.run == grid.START else measure(evaluator, run))
     return 0

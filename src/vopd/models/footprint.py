@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ _STATES_OF_ADAM = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Estimated bytes of one training step on one device without sharding, good to a factor of about 1.5.
+    """Estimated bytes of one training step on one device, good to a factor of about 1.5.
 
     Attributes:
         student: the student's weights.
@@ -45,6 +46,11 @@ class Footprint:
         """Peak bytes of a step. Rollout, scoring and loss run one after another, so the largest of them counts."""
         fixed = self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
         return fixed + max(self.rollout, self.activations + max(self.loss, self.offloaded))
+
+    def sharded(self, devices: int) -> Footprint:
+        """The same with weights, gradients and optimizer states divided among so many devices."""
+        parts = ("student", "teacher", "gradients", "optimizer", "offloaded")
+        return replace(self, **{name: math.ceil(getattr(self, name) / devices) for name in parts})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Code in a model's repository (`trust_remote_code`) is never run.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from vopd.errors import MismatchError, check_known, first_line, require
+from vopd.folders import CONFIGURATIONS, check_model_folder, nearest_model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Quantizations of linear layers, and their bits per weight.
@@ -25,8 +25,6 @@ BITS = {"8bit": 8, "4bit": 4}
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 _PATIENCE_S = 10
-# Every model folder contains one of these.
-_CONFIGURATIONS = ("config.json", "adapter_config.json")
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
@@ -191,7 +189,8 @@ def load_skeleton(source: str | Path, *, revision: str | None = None) -> Any:
 @contextmanager
 def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[Any]:
     """Yield transformers; raise MismatchError if there is nothing to load or loading fails."""
-    _check_source(source, revision)
+    if not check_model_folder(source):
+        _check_hub(os.fspath(source), revision)
     transformers = require("transformers", "train")
     try:
         yield transformers
@@ -202,23 +201,8 @@ def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[An
                 "use a model with an architecture that transformers supports"
             ) from error
         reach = "; pass a local folder, or a hub id that this machine can reach"
-        where = "" if Path(source).is_dir() else _nearest(Path(source)) or reach
+        where = "" if Path(source).is_dir() else nearest_model(Path(source)) or reach
         raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
-
-
-def _check_source(source: str | Path, revision: str | None) -> None:
-    path = Path(source)
-    if not path.is_dir():
-        text = os.fspath(source)
-        if path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or not text:
-            raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
-        _check_hub(text, revision)
-        return
-    if not any((path / name).exists() for name in _CONFIGURATIONS):
-        raise MismatchError(
-            f"'{source}' has no config.json; pass a folder written by save_pretrained (for a training run, one of its "
-            "checkpoints or its model folder)"
-        )
 
 
 def _check_hub(source: str, revision: str | None) -> None:
@@ -230,31 +214,23 @@ def _check_hub(source: str, revision: str | None) -> None:
     if hub.constants.HF_HUB_OFFLINE:
         return
     try:
-        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
+        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in CONFIGURATIONS)
         if not any(isinstance(path, str) for path in cached):
             hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
     except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
         return  # the error of the download is clear
     except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
         raise MismatchError(
-            f"there is no folder '{source}' here and no such model on the hub{_nearest(Path(source))}; "
+            f"there is no folder '{source}' here and no such model on the hub{nearest_model(Path(source))}; "
             "if it is private, log in with `hf auth login`"
         ) from error
     except hub.errors.HfHubHTTPError:
         return
     except Exception as error:  # of whichever library makes the request
         raise MismatchError(
-            f"there is no folder '{source}' here{_nearest(Path(source))}, and the hub is unreachable: "
+            f"there is no folder '{source}' here{nearest_model(Path(source))}, and the hub is unreachable: "
             f"{str(error).strip() or type(error).__name__}"
         ) from error
-
-
-def _nearest(path: Path) -> str:
-    """Return a hint that names the model folder with the closest name in the same place, if there is one."""
-    parent = path.expanduser().parent
-    names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError, first_line, require
+from vopd.folders import check_model_folder
 
 from .adapters import tied_and_trained_apart
 from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
@@ -53,7 +54,7 @@ def merge_adapter(
         ConfigurationError: PEFT cannot merge this kind of adapter.
     """
     peft, unreadable = require("peft", "train"), require("safetensors", "train").SafetensorError
-    folder = _adapter_folder(source, revision)
+    folder = adapter_folder(source, revision)
     config = peft.PeftConfig.from_pretrained(str(folder))
     base, base_revision = base_model or config.base_model_name_or_path, None if base_model else config.revision
     if not base:
@@ -98,8 +99,12 @@ def _merged(adapted: Any, source: str) -> Any:
         raise ConfigurationError(f"{cannot} ({first_line(error)}); {_INSTEAD}") from error
 
 
-def _adapter_folder(source: str, revision: str | None) -> Path:
-    """The folder of an adapter; that of a hub id is downloaded, without anything that belongs to no adapter."""
+def adapter_folder(source: str, revision: str | None) -> Path:
+    """Return the folder of an adapter; that of a hub id is downloaded, without anything that belongs to no adapter.
+
+    Raises:
+        MismatchError: there is no such adapter.
+    """
     folder = Path(source)
     if folder.is_dir():
         if (folder / _CONFIG).exists():
@@ -109,6 +114,7 @@ def _adapter_folder(source: str, revision: str | None) -> Path:
                 f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is"
             )
         raise MismatchError(f"'{source}' has no {_CONFIG}; give the folder of an adapter, such as runs/NAME/model")
+    check_model_folder(source)
     hub = require("huggingface_hub", "train")
     try:
         hub.hf_hub_download(source, _CONFIG, revision=revision)

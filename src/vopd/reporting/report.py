@@ -35,6 +35,8 @@ def write_report(folder: str | Path) -> Path:
         DataError: the folder is none of these, or has a file that vopd did not write.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}'; give that of a run, such as runs/first")
     if (folder / COMPARISON_FILE).is_file():
         text, figures = comparison_report(folder)
     elif (folder / METRICS_FILE).is_file():

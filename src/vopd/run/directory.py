@@ -1,12 +1,16 @@
-"""The folder of a run: one per run, created once, always inside the output directory, never overwritten."""
+"""The folder of a run: one per run, created once, always inside the output directory, never overwritten. A run that
+fails before its first step leaves none."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vopd.errors import ConfigurationError
+from vopd.folders import check_writable, new_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -46,8 +50,8 @@ def _label(part: str) -> str:
     return path.stem if path.suffix in {".jsonl", ".json", ".parquet"} else path.name
 
 
-def create(folder: Path, *, resume: bool | None = None) -> None:
-    """Create the folder of a run. With several processes, only the first one does so.
+def check_free(folder: Path, *, resume: bool | None = None) -> None:
+    """Check that a run may be written to a folder, without creating it. Only the first of several processes does so.
 
     Args:
         folder: of the run.
@@ -58,18 +62,17 @@ def create(folder: Path, *, resume: bool | None = None) -> None:
     """
     if not is_main_process():
         return
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not resume:
+    check_writable(folder)
+    if any(folder.iterdir() if folder.is_dir() else ()) and not resume:
         instead = "choose another --run_name" + (" or continue its run with --resume" if resume is not None else "")
         raise ConfigurationError(f"the run directory '{folder}' is not empty; {instead}")
-    from vopd.training.saving.checkpoints import check_writable
-
-    check_writable(folder)
 
 
-def nearest_existing(folder: Path) -> Path:
-    """Return `folder`, or its nearest parent that exists."""
-    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+@contextmanager
+def created(folder: Path, *own: str) -> Iterator[None]:
+    """`vopd.folders.new_folder` in the first of several processes; nothing in the others."""
+    with new_folder(folder, *own) if is_main_process() else nullcontext():
+        yield
 
 
 def is_main_process() -> bool:

@@ -24,10 +24,16 @@ for _quiet in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_D
 # Errors of a disk in the middle of a file, for which Python does not name the file.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
+_told: set[str] = set()  # the lines on faults that this command has printed
+
 
 def report_error(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code. An error that vopd raises becomes one line on stderr and its own code."""
+    """Run a command and return its exit code.
+
+    An error that vopd raises becomes one line on stderr, or one per fault, and its own code.
+    """
     _log_to_stderr()
+    _told.clear()
     # peft and trl use names that transformers has renamed; users cannot fix that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
@@ -99,9 +105,20 @@ def _log_to_stderr() -> None:
     logger.handlers[0].setFormatter(logging.Formatter("vopd: %(message)s"))
 
 
+def tell(error: Exception) -> None:
+    """Print a line on stderr for each fault of an error that was not told yet."""
+    faults, own = getattr(error, "more", ()), Exception.__str__ if isinstance(error, VOPDError) else str
+    # Always a single line, without control characters from quoted data.
+    line = "vopd: error: " + printable(" ".join(own(error).split()))
+    if line not in _told:
+        print(line, file=sys.stderr, flush=True)
+    _told.add(line)
+    for fault in faults:
+        tell(fault)
+
+
 def _report(error: Exception, code: int) -> int:
     if os.environ.get("VOPD_DEBUG") == "1":
         raise error
-    # Always a single line, without control characters from quoted data.
-    print("vopd: error: " + printable(" ".join(str(error).split())), file=sys.stderr)
+    tell(error)
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from vopd.data.chat import thinking_options
 from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
 from vopd.data.sources import Source, load_rows, parse_sources
-from vopd.data.tokenized import add_ids, text_tokenizer, without_ids
-from vopd.errors import VOPDError, require
+from vopd.data.tokenized import TEACHER_PROMPT_IDS, add_ids, text_tokenizer, without_ids
+from vopd.errors import Faults, VOPDError, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
 from vopd.models import (
@@ -36,7 +37,9 @@ from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_
 from vopd.training.monitoring.first_lines import Start
 from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
+from vopd.training.rollout_logprobs import check_engine
 
+from . import directory
 from .exit_codes import told_by_the_first
 from .lora import check_lora
 from .plan import Plan
@@ -96,37 +99,57 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         ConfigurationError, DataError, MismatchError: as training would, but before weights are loaded.
     """
     options, config = plan.options, plan.config
-    notes: list[str] = []
-    check_trackers(config.report_to)
-    if far and (options.quantization or options.teacher_quantization):
-        require("bitsandbytes", "quantization")
+    faults = Faults()
+    notes = _check_machine(plan, far, faults)
 
     def reach(source: Any, load: Callable[..., T], *given: Any) -> T | None:
         try:
             return load(*given)
-        except VOPDError:
+        except VOPDError as error:
             if far or not only_on_hub(source):
-                raise
-            notes.append(f"not checked, because it is not on this machine: {', '.join(_names(source))}")
+                faults.add(error)
+            else:
+                notes.append(f"not checked, because it is not on this machine: {', '.join(_names(source))}")
             return None
 
     student = reach(options.model, _model, options.model, options.model_revision)
     found = {path: reach(path, _model, path, revision) for path, revision in teacher_paths(plan).items()}
     teachers = {path: teacher for path, teacher in found.items() if teacher is not None}
-    vocabulary = _check_models(plan, student, teachers, notes)
+    vocabulary = _check_models(plan, student, teachers, notes, faults)
     prompts = None
     if student is not None or not options.chat_template:
-        prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer)
+        prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
     elif reach(options.dataset, _rows, plan) is not None:
         notes.append("prompts not checked: they need the chat template of the student, which is not on this machine")
     if prompts is not None and student is not None:
         positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
-        limit = config.max_completion_length
-        check_room(prompts.dataset, f"'{prompts.name}'", positions, limit, config.teacher_prompt_column)
+        limit, name = config.max_completion_length, f"'{prompts.name}'"
+        of_teacher = config.teacher_prompt_column if TEACHER_PROMPT_IDS in prompts.dataset.column_names else None
+        faults.check(check_room, prompts.dataset, name, positions, limit, of_teacher)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
-    check_names(benchmarks)
+    faults.check(check_names, benchmarks)
+    faults.tell()
     return Facts(student, teachers, vocabulary, prompts, plan_lines(config, benchmarks), notes)
+
+
+def _check_machine(plan: Plan, far: bool, faults: Faults) -> list[str]:
+    """Check the run's folder, packages and device; returns notes: what a dry run can do without, and perhaps another
+    machine has."""
+    options, config = plan.options, plan.config
+    quantized = options.quantization or options.teacher_quantization
+    needed = {"vllm": config.use_vllm, "bitsandbytes": quantized, "triton": config.loss_backend == "triton"}
+    missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
+    faults.check(check_trackers, config.report_to)
+    if far and quantized:
+        faults.check(require, "bitsandbytes", "quantization")
+    starts, later = far and not options.dry_run, Faults()
+    (faults if starts else later).check(directory.check_free, plan.folder, resume=options.resume)
+    if starts:
+        faults.check(check_engine, config.use_vllm, config.importance_sampling, None)
+    if far or "triton" not in missing:
+        (faults if far or config.use_cpu else later).check(backend_name, config.loss_backend, config.device)
+    return [*map(str, later.found), *(f"{package} is not installed here; training needs it" for package in missing)]
 
 
 def planned_start(plan: Plan, facts: Facts) -> Start:
@@ -207,30 +230,34 @@ def _model(source: str, revision: str | None) -> ModelFacts:
 
 
 def _check_models(
-    plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str]
+    plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str], faults: Faults
 ) -> int | None:
     """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
-    if student is not None:
-        check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
-        if plan.config.use_vllm:
-            check_sendable(student.skeleton)
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
-        if model is None:
-            continue
-        read_head(model.skeleton, name)
-        if model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
+        if model is not None and model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name} has one token for EOS and padding; vopd tells them apart by sequence lengths")
+    sound = [
+        teacher for teacher in teachers.values() if faults.check(read_head, teacher.skeleton, "teacher") is not None
+    ]
     if student is None:
         return None
-    for other in [student, *teachers.values()]:
-        vocabulary = common_vocabulary(
-            student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
-        )
-    check_top_k("loss_top_k", plan.config.loss_top_k, vocabulary)
-    for teacher in teachers.values():
-        difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
-        notes += [] if difference is None else [f"{difference} (vopd train does this)"]
-    return vocabulary
+    with faults:
+        check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
+        read_head(student.skeleton, "student")
+        if plan.config.use_vllm:
+            check_sendable(student.skeleton)
+        sizes = [
+            common_vocabulary(
+                student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
+            )
+            for other in [student, *sound]
+        ]
+        check_top_k("loss_top_k", plan.config.loss_top_k, sizes[-1])
+        for teacher in sound:
+            difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
+            notes += [] if difference is None else [f"{difference} (vopd train does this)"]
+        return sizes[-1]
+    return None
 
 
 def _rows(plan: Plan) -> list[Any]:
@@ -246,7 +273,7 @@ def _rows(plan: Plan) -> list[Any]:
     ]
 
 
-def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
+def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:
     """The prompts, read and checked; with their token ids if there is a tokenizer."""
     options, config = plan.options, plan.config
     if switch := thinking_options(options.thinking, options.chat_template, tokenizer):
@@ -270,11 +297,13 @@ def _prompts(plan: Plan, tokenizer: Any) -> Prompts:
     if tokenizer is not None:
         dataset = add_ids(dataset, text_tokenizer(tokenizer))
         dataset = keep_short(dataset, config.max_prompt_length, f"'{prompts.name}'")
-    check_enough(len(dataset), config.step_prompts)
-    plain = without_ids(dataset)
-    Rewards.of(config, options.reward_funcs).check(plain, "the data")
-    Routes(list(plan.teachers), config.teacher_column).check(plain, "the data")
-    TeacherPrompts(config.teacher_prompt_column).check(plain, "the data")
-    if tokenizer is not None:
+    faults.check(check_enough, len(dataset), config.step_prompts)
+    plain, before = without_ids(dataset), len(faults.found)
+    if rewards := faults.check(Rewards.of, config, options.reward_funcs):
+        faults.check(rewards.check, plain, "the data")
+    if plan.teachers:
+        faults.check(Routes(list(plan.teachers), config.teacher_column).check, plain, "the data")
+    faults.check(TeacherPrompts(config.teacher_prompt_column).check, plain, "the data")
+    if tokenizer is not None and len(faults.found) == before:
         dataset = add_ids(dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
     return replace(prompts, dataset=dataset)

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union
+from typing import Any, NoReturn, TypeVar, Union, cast
 
-from vopd.errors import ConfigurationError, VOPDError, did_you_mean, first_line, require
+from vopd.errors import ConfigurationError, Faults, VOPDError, did_you_mean, first_line, require
 
 T = TypeVar("T")
 
@@ -53,6 +53,10 @@ class Settings:
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+
+    def only(self, names: Iterable[str]) -> Settings:
+        """The same settings, with all but those of `names` left at their defaults in what is built from them."""
+        return Settings(self.values, {name: self.origins[name] for name in names})
 
     def build(self, target: type[T], **fixed: Any) -> T:
         """Make the dataclass `target` from the values that were set; the others keep the defaults of `target`.
@@ -99,38 +103,79 @@ def options_of(target: type, *, group: str = "options", shown: Sequence[str] | N
 
 def read_options(kind: type[T], command: str, summary: str, arguments: Sequence[str]) -> T:
     """Parse the command line of a command whose options are the fields of `kind`; see `parse` and `Settings.build`."""
-    return parse(command, summary, options_of(kind), arguments).build(kind)
+    faults = Faults()
+    settings = parse(command, summary, options_of(kind), arguments, faults)
+    built = faults.check(settings.build, kind)
+    faults.tell()
+    return cast(T, built)
 
 
-def parse(command: str, summary: str, options: Mapping[str, Option], arguments: Sequence[str]) -> Settings:
+def parse(
+    command: str,
+    summary: str,
+    options: Mapping[str, Option],
+    arguments: Sequence[str],
+    faults: Faults | None = None,
+) -> Settings:
     """Parse the command line, and the file that it names with `--config`, into settings.
 
-    `--help` prints the options and ends the program.
+    `--help` prints the options and ends the program. With `faults` nothing is raised: what is wrong is added to them,
+    and its option keeps its default.
 
     Raises:
         ConfigurationError: a key is unknown or has no value, a value has the wrong type, the file cannot be read, or a
             required option is missing.
     """
+    own = Faults()
     parser = _parser(command, summary, options)
-    given, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
-    if rest:
-        raise _unknown(rest[0].partition("=")[0].lstrip("-"), options, "")
+    parsed = own.check(parser.parse_known_args, [_underscored(argument) for argument in arguments])
+    given, rest = parsed or (argparse.Namespace(), [])
+    for word in rest[:1] + [word for word in rest[1:] if word.startswith("--")]:  # the others may be their values
+        own.add(_unknown(word.partition("=")[0].lstrip("-"), options, ""))
     values = {name: option.default for name, option in options.items()}
     origins = dict.fromkeys(options, "default")
     typed = vars(given)
     path = typed.pop("config", None)
     sources = [("command line", "", typed)]
     if path is not None:
-        sources.insert(0, (Path(path).name, f"{path}: ", _read_file(path)))
+        sources.insert(0, (Path(path).name, f"{path}: ", own.check(_read_file, path) or {}))
     for origin, where, found in sources:
         for name, value in found.items():
             if name not in options:
-                raise _unknown(name, options, where)
-            values[name], origins[name] = _checked(value, options[name], where), origin
+                own.add(_unknown(name, options, where))
+                continue
+            with own:
+                values[name], origins[name] = _checked(value, options[name], where), origin
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
-    if missing:
-        raise ConfigurationError(f"vopd {command} needs {' and '.join(missing)}; --help lists the options")
+    if missing and not own.found:  # it may be there under a name that is misspelt, or in a file that cannot be read
+        own.add(ConfigurationError(f"vopd {command} needs {' and '.join(missing)}; --help lists the options"))
+    if faults is None:
+        own.tell()
+    else:
+        faults.found += own.found
     return Settings(values, origins)
+
+
+def peek(arguments: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given options among `kinds`, names with their types, from the command line or its `--config` file.
+
+    Other options need not be known; values of another type are left out.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    for name, kind in {"config": str, **kinds}.items():
+        parser.add_argument(f"--{name}", nargs="?", const="true" if kind is bool else None)
+    parsed = vars(parser.parse_known_args([_underscored(argument) for argument in arguments])[0])
+    typed = {name: value for name, value in parsed.items() if value is not None}
+    path = typed.pop("config", None)
+    found = (_read_file(path) if path is not None else {}) | typed
+    values = {}
+    for name in kinds.keys() & found.keys():
+        with suppress(ConfigurationError):
+            values[name] = _checked(found[name], Option(name, kinds[name], None, ""), "")
+    return values
 
 
 def convert(text: str, kind: Any, name: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vopd.data.prompts import TEACHER_PROMPT
-from vopd.errors import ConfigurationError, check_at_least, check_known
+from vopd.errors import ConfigurationError, Faults, VOPDError, check_at_least, check_known
 from vopd.estimators import find_estimator
 from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import backend_name
@@ -22,6 +23,8 @@ from vopd.training.rewards.functions import Rewards
 
 from . import directory
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
+
+T = TypeVar("T")
 
 # Fields of the trainer's configuration that --help lists; all the others are accepted as well.
 MAIN_FIELDS = (
@@ -63,6 +66,15 @@ _ELSEWHERE = {
     "hub_strategy": "push_to_hub uploads the trained model once, at the end",
     "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
 }
+# Options that decide what is checked of models and prompts: these checks are made even if other options are wrong.
+_OF_FACTS = (
+    "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name",
+    "resume", "dry_run", "dataset", "dataset_split", "dataset_revision", "dataset_options", "max_prompts",
+    "prompt_template", "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
+    "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
+    "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "report_to", "use_cpu",
+)  # fmt: skip
 _MORE = (
     "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too. In option\n"
     "names, - and _ are the same. The value in brackets is the default.\n"
@@ -127,13 +139,19 @@ class TrainOptions:
     )
 
     def __post_init__(self) -> None:
+        faults = Faults()
         for dtype in (self.dtype, self.teacher_dtype):
-            check_known("dtype", dtype, DTYPES)
+            faults.check(check_known, "dtype", dtype, DTYPES)
         for quantization in filter(None, (self.quantization, self.teacher_quantization)):
-            check_known("quantization", quantization, BITS)
+            faults.check(check_known, "quantization", quantization, BITS)
+        faults.check(check_at_least, "lora_rank", self.lora_rank, 0)
+        faults.check(self._check_pairs)
+        faults.tell()
+
+    def _check_pairs(self) -> None:
+        """Raises ConfigurationError for an option that another one rules out."""
         if self.quantization is not None and self.lora_rank == 0:
             raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
-        check_at_least("lora_rank", self.lora_rank, 0)
         if self.lora_rank == 0 and self.lora_alpha is not None:
             raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
         check_kind(self.eval_kind)
@@ -159,33 +177,67 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigurationError: an option is unknown, has the wrong type, is out of range, or conflicts with another one.
     """
+    faults = Faults()
+    plan = read_plan(command, summary, arguments, faults)
+    faults.tell()
+    assert plan is not None
+    return plan
+
+
+def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faults) -> Plan | None:
+    """As `plan_run`, but add what is wrong to `faults` instead of raising it.
+
+    The plan is then good only for further checks, of models and prompts: other settings of the trainer are left out.
+    None if there is too little for them.
+    """
     known = train_options()
-    settings = parse(command, summary + _MORE, known, arguments)
-    options = settings.build(TrainOptions)
+    settings = parse(command, summary + _MORE, known, arguments, faults)
+    options = _build(settings, TrainOptions, faults)
     for name, instead in _ELSEWHERE.items():
         if name in known and settings.values[name] != known[name].default:
-            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
-    estimator = find_estimator(settings.values["estimator"])
-    folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator.name)
+            faults.add(ConfigurationError(f"{name} has no effect in vopd train: {instead}"))
+    estimator = faults.check(find_estimator, settings.values["estimator"])
+    if options is None:
+        return None
+    names = options.model or "", "" if estimator is None else estimator.name
+    folder = faults.check(directory.run_directory, options.output_dir, options.run_name, *names)
+    folder = folder or Path(options.output_dir)
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
-            raise ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both")
+            faults.add(ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both"))
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
     if settings.values["eval_benchmark_chat_template"] is None:
         fixed["eval_benchmark_chat_template"] = options.chat_template
-    config = settings.build(VOPDConfig, **fixed)
+    config = _build(settings, VOPDConfig, faults, **fixed)
+    if config is None or options.model is None or options.dataset is None:
+        return None
+    return Plan(options, config, settings, folder, _teachers(options, config, faults))
+
+
+def _build(settings: Settings, target: type[T], faults: Faults, **fixed: Any) -> T | None:
+    """Build `target`; if settings are wrong, without those that checks of models and prompts do not need."""
+    built = faults.check(settings.build, target, **fixed)
+    if built is None:
+        with suppress(VOPDError):
+            return settings.only(_OF_FACTS).build(target, **fixed)
+    return built
+
+
+def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict[str, Any]:
+    """The teachers by name; checks them and the rewards."""
     if options.quantization is not None and config.use_vllm:
-        raise ConfigurationError(QUANTIZED)
+        faults.add(ConfigurationError(QUANTIZED))
     if options.push_to_hub and not config.hub_model_id:
-        raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
-    rewards = Rewards.of(config, options.reward_funcs)  # checks them
-    teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
-    check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
+        faults.add(ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model"))
+    rewards = faults.check(Rewards.of, config, options.reward_funcs)
+    teachers = faults.check(sources, options.teacher_model, options.teachers, config.teacher_server_url) or {}
+    if rewards is not None:
+        faults.check(check_worth, teachers, config.teacher_prompt_column, bool(rewards.names))
     for teacher in filter(is_self, teachers.values()):
-        check_self(teacher, adapters=options.lora_rank > 0, in_an_engine=False)
-    return Plan(options, config, settings, folder, teachers)
+        faults.check(check_self, teacher, adapters=options.lora_rank > 0, in_an_engine=False)
+    return teachers
 
 
 def train_options() -> dict[str, Option]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import release_memory
+from accelerate.utils import broadcast_object_list, release_memory
 
-from vopd.errors import VOPDError, counted
+from vopd.errors import Faults, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
 from vopd.reporting.report import write_report
@@ -24,40 +25,68 @@ from .evaluation import EvalOptions, Loaded
 from .facts import Facts, gather_facts, teacher_paths
 from .lora import lora_config
 from .next_steps import next_steps
-from .plan import Plan, write_resolved
+from .plan import Plan, read_plan, write_resolved
 
 logger = logging.getLogger(__name__)
 
 
-def train(plan: Plan) -> None:
-    """Train as `plan` says and leave a complete run directory.
+@dataclass(frozen=True)
+class Checked:
+    """A run that was asked for, what is known about it without weights, and what measures its accuracy, if wanted."""
+
+    plan: Plan
+    facts: Facts
+    accuracy: Accuracy | None
+
+
+def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool = True) -> Checked:
+    """Read the options of a run and check everything that is known without weights; `far` as in `gather_facts`.
+
+    Raises:
+        VOPDError: of the first fault, with a line of the message for each.
+    """
+    faults = Faults()
+    plan = read_plan(command, summary, arguments, faults)
+    facts = accuracy = None
+    if plan is not None:
+        facts = faults.check(gather_facts, plan, far=far)
+        accuracy = faults.check(plan_accuracy, plan)
+        for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder
+            faults.add(fault)
+    faults.tell()
+    assert plan is not None and facts is not None
+    return Checked(plan, facts, accuracy)
+
+
+def train(run: Checked) -> None:
+    """Train as planned and leave a complete run directory, or none if training fails before its first step.
 
     Raises:
         VOPDError: see its subclasses.
     """
-    accuracy = plan_accuracy(plan)
-    directory.create(plan.folder, resume=plan.options.resume)
-    card, prompts = _train(plan, accuracy)
-    release_memory()  # of the trainer, whose parts refer to each other
-    part()
-    if directory.is_main_process():
-        _finish(plan, accuracy, card, prompts)
+    plan = run.plan
+    with directory.created(plan.folder, "resolved_config.yaml", "evaluation", "results.json"):
+        if directory.is_main_process():
+            write_resolved(plan)  # first: from now on the folder is in use
+        card, prompts = _train(run)
+        release_memory()  # of the trainer, whose parts refer to each other
+        part()
+        if directory.is_main_process():
+            _finish(plan, run.accuracy, card, prompts)
 
 
-def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Sequence[Any]]:
+def _train(run: Checked) -> tuple[dict[str, Any], Sequence[Any]]:
     """Train and save the model; returns the facts of its model card, and the prompts.
 
     The trainer with its models and the optimizer is freed when this returns: an evaluation after it loads the saved
     model and needs the memory.
     """
-    facts = gather_facts(plan)
-    trainer = build_trainer(plan, facts)
+    plan, accuracy = run.plan, run.accuracy
+    trainer = build_trainer(plan, run.facts)
     prompts = trainer.train_dataset["prompt"]
-    if directory.is_main_process():
-        write_resolved(plan)
     # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
-        accuracy.measure("start", prompts, _start_model(plan, facts, trainer))
+        accuracy.measure("start", prompts, _start_model(plan, run.facts, trainer))
     trainer.train(resume_from_checkpoint=plan.options.resume)
     model = plan.folder / "model"
     trainer.save_model(str(model))

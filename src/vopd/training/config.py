@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vopd.errors import ConfigurationError, check_at_least, check_known, counted
+from vopd.errors import ConfigurationError, Faults, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.estimators.exact import FULL_RKL
 from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
+from vopd.processes import check_together
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
 from .monitoring.guards import GUARDS, check_guards
-from .processes import check_processes
 from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
@@ -188,10 +190,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     def __post_init__(self) -> None:
         if isinstance(self.eval_benchmarks, str):
             self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
-        self._check_estimator()
-        self._check_ranges()
-        check_guards(self)
-        check_kind(self.eval_benchmark_kind)
+        faults = Faults()
+        for check in (self._check_estimator, self._check_ranges, partial(check_guards, self)):
+            faults.check(check)
+        faults.check(check_kind, self.eval_benchmark_kind)
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = accelerated and not self.fp16 and _supports_bf16()
@@ -200,17 +202,22 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if getattr(self, _CHECKPOINTING) is None and self.gradient_checkpointing is None:
             setattr(self, _CHECKPOINTING, accelerated)
         if self.beta is not None:
-            raise ConfigurationError(
-                f"beta={self.beta} chooses a divergence in TRL and has no effect here; remove it and choose the "
-                f"objective with estimator (estimator={FULL_RKL.name!r} is TRL's beta=1)"
+            faults.add(
+                ConfigurationError(
+                    f"beta={self.beta} chooses a divergence in TRL and has no effect here; remove it and choose the "
+                    f"objective with estimator (estimator={FULL_RKL.name!r} is TRL's beta=1)"
+                )
             )
         self.beta = 1.0  # passes TRL's own check
-        super().__post_init__()
-        self.beta = None  # so that a saved configuration loads again
-        check_processes(self)
-        check_sampling(self)
-        check_server(self)
-        self._check_groups()
+        try:
+            super().__post_init__()
+            self.beta = None  # so that a saved configuration loads again
+            for check_all in (_check_processes, check_sampling, check_server, VOPDConfig._check_groups):
+                faults.check(check_all, self)
+        except (ValueError, TypeError, ArithmeticError):  # of a value that was found to be wrong above
+            faults.tell()
+            raise
+        faults.tell()
 
     @property
     def chosen_estimator(self) -> Estimator:
@@ -258,15 +265,20 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             )
 
     def _check_ranges(self) -> None:
+        faults = Faults()
         for name, least in _LEAST.items():
-            check_at_least(name, getattr(self, name), least)
+            faults.check(check_at_least, name, getattr(self, name), least)
         for name in (*_ABOVE_0, *(f"guard_{guard.name}" for guard in GUARDS)):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 off = ", or none to turn it off" if name.startswith("guard_") else ""
-                raise ConfigurationError(f"{name} must be positive{off}, got {value}")
-        check_known("loss_backend", self.loss_backend, BACKENDS)
-        if not 0 <= self.show_samples <= self.samples_per_step:
+                faults.add(ConfigurationError(f"{name} must be positive{off}, got {value}"))
+        faults.check(check_known, "loss_backend", self.loss_backend, BACKENDS)
+        faults.check(self._check_others)
+        faults.tell()
+
+    def _check_others(self) -> None:
+        if not 0 <= self.show_samples <= max(0, self.samples_per_step):
             raise ConfigurationError(
                 f"show_samples must be between 0 and samples_per_step={self.samples_per_step}, got {self.show_samples}"
             )
@@ -307,6 +319,11 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if isinstance(chosen, Estimator):
             chosen = spelling_of(chosen) or chosen.name
         return {**_without_tokens(values), "estimator": chosen}
+
+
+def _check_processes(config: VOPDConfig) -> None:
+    # accelerate may connect processes and still combine nothing, as with ddp_backend=gloo without use_cpu.
+    check_together(config.world_size if config.parallel_mode.value == "distributed" else 1, os.environ)
 
 
 def _supports_bf16() -> bool:

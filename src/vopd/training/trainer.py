@@ -16,7 +16,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, GuardError, MismatchError, counted
+from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, counted
+from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
@@ -24,7 +25,7 @@ from vopd.placement import head_rows
 from vopd.teachers import Scored
 from vopd.teachers.build import set_up_teachers, sources
 from vopd.teachers.columns import Routes, TeacherPrompts
-from vopd.teachers.itself import check_worth
+from vopd.teachers.itself import check_worth, is_self
 
 from .batch import Batch
 from .config import VOPDConfig
@@ -45,7 +46,7 @@ from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
-from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
+from .saving.checkpoints import Checkpoints, clear_save_errors
 from .saving.logs import RunLog
 from .trl import TRLAdapter
 
@@ -104,19 +105,27 @@ class VOPDTrainer(TRLAdapter):
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
         self._sources = given = sources(teacher_model, teachers, args.teacher_server_url)
-        self.loss_backend = backend_name(args.loss_backend, args.device)
-        check_engine(args.use_vllm, args.importance_sampling, tools)
-        check_trackers(args.report_to)
         self._rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
-        check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
+        faults = Faults()
+        faults.check(check_writable, args.output_dir)
+        faults.check(check_engine, args.use_vllm, args.importance_sampling, tools)
+        faults.check(check_trackers, args.report_to)
+        faults.check(check_worth, given, args.teacher_prompt_column, bool(self._rewards.names))
+        for source in (model, *given.values()):
+            if isinstance(source, str) and not is_self(source):
+                faults.check(check_model_folder, source)
         for name, dataset in _named(train_dataset, eval_dataset):
-            check_prompts(dataset, name)
-            for part in (self._rewards, self._routes, self._teacher_prompts):
-                part.check(dataset, name)
-        check_writable(args.output_dir)
-        self._benchmarks = load_benchmarks(args)
+            with faults:
+                check_prompts(dataset, name)
+                for part in (self._rewards, self._routes, self._teacher_prompts):
+                    part.check(dataset, name)
+        with faults:
+            self.loss_backend = backend_name(args.loss_backend, args.device)
+        with faults:
+            self._benchmarks = load_benchmarks(args)
+        faults.tell()
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
         self._rollout = {"train": RolloutDifference(), "eval": RolloutDifference()}
@@ -124,22 +133,23 @@ class VOPDTrainer(TRLAdapter):
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-        )
-        self._tokenize_datasets()
-        self._prepare_teacher(given)
-        self._prepare_prompts()
-        self._prepare_callbacks()
+        with new_folder(Path(args.output_dir)) if args.should_save else nullcontext():
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+            )
+            self._tokenize_datasets()
+            self._prepare_teacher(given)
+            self._prepare_prompts()
+            self._prepare_callbacks()
 
     # ---- setting up -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
+from vopd.data.chat import lacks_template
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
@@ -33,11 +34,11 @@ from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
 from vopd.versions import check_trl_version
 
+from .agreement import older_runner, repeated_rows
 from .batch import Batch
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
-from .processes import older_runner, repeated_rows
 from .prompt_order import PromptOrder
 from .rollout_logprobs import check_completions, padded, sampled_logprobs
 
@@ -126,7 +127,8 @@ class TRLAdapter(DistillationTrainer):
         try:
             return self._tokenize_prompts(prompts)[0]
         except (ValueError, TypeError, TemplateError) as error:
-            raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
+            why = lacks_template(self.tokenizer, prompts) or error
+            raise MismatchError(f"the student's tokenizer cannot encode the prompts: {why}") from error
 
     def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host. A path is loaded in the dtype it was saved in."""

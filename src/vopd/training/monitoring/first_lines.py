@@ -12,6 +12,7 @@ from typing import Any
 from vopd.errors import counted
 from vopd.models import device_name
 from vopd.placement import Placement, described
+from vopd.processes import remark
 from vopd.teachers.build import Served, TeacherSet
 from vopd.teachers.columns import DEFAULT
 from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
@@ -97,6 +98,8 @@ def _device(placement: Placement) -> str:
         processes += f" on {machines} machines"
     if count > 1 or placement.managed:
         processes += f" ({placement.launcher})"
+    if why := remark(count, os.environ):
+        processes += f" ({why})"
     precision = accelerator.mixed_precision
     return f"{device_name(accelerator.device)}, {processes}, {'no' if precision == 'no' else precision} mixed precision"
 

@@ -130,17 +130,6 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def check_writable(folder: str | Path) -> None:
-    """Raises ConfigurationError if `folder` cannot be written to; creates it if needed."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        probe = Path(folder, f".writable-{os.getpid()}")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(f"cannot write to '{folder}': {error.strerror}; choose another output_dir") from error
-
-
 class Checkpoints:
     """Saves a trainer's checkpoints and chooses the one to resume from.
 

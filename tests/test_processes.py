@@ -9,7 +9,7 @@ import pytest
 from messages import says, told
 from vopd import VOPDConfig
 from vopd.errors import ConfigurationError
-from vopd.training.processes import alone
+from vopd.processes import check_alone, check_together, remark
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,24 @@ from vopd.training.processes import alone
     ],
 )
 def test_who_is_alone(together: int, environment: dict[str, str], named: str | None) -> None:
-    problem = alone(together, environment)
-    assert (problem is None) == (named is None)
-    if problem is not None and named is not None:
-        assert told(f"{named}={environment[named]} ... training sees {together} ... unset {named}", problem)
+    if named is None:
+        check_together(together, environment)
+        return
+    facts = f"{named}={environment[named]} ... training sees {together} ... unset {named}"
+    with pytest.raises(ConfigurationError, match=says(facts)):
+        check_together(together, environment)
+
+
+def test_a_command_of_one_process_is_not_started_twice() -> None:
+    check_alone("eval", {"WORLD_SIZE": "1"})
+    with pytest.raises(ConfigurationError, match=says("vopd eval ... one process ... PMI_SIZE=2 ... unset PMI_SIZE")):
+        check_alone("eval", {"PMI_SIZE": "2"})
+
+
+def test_what_accelerate_does_without_a_word_is_remarked() -> None:
+    alone = {"ACCELERATE_USE_CPU": "True"}
+    assert told("--cpu starts one ... --num_processes ... torchrun", remark(1, alone))
+    assert remark(2, alone) == remark(1, {"ACCELERATE_USE_CPU": "False"}) == remark(1, {}) == ""
 
 
 def test_a_launcher_whose_processes_are_not_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
