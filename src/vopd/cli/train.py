@@ -22,7 +22,7 @@ from vopd.errors import counted
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.directory import is_main_process, nearest_existing
-from vopd.run.facts import Facts, gather_facts, planned_start, teacher_paths
+from vopd.run.facts import Facts, gather_facts, planned_start, teacher_places
 from vopd.run.plan import Plan, plan_run
 from vopd.run.train import plan_accuracy, train
 from vopd.teachers.build import Served
@@ -83,7 +83,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        [facts.teachers[path].skeleton for path in teacher_paths(plan, served=False)],
+        [facts.teachers[place].skeleton for place in {*teacher_places(plan, served=False).values()}],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         quantization=options.quantization,

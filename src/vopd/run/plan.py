@@ -20,6 +20,7 @@ from vopd.training import VOPDConfig
 from vopd.training.rewards.functions import Rewards
 
 from . import directory
+from .lora import check_lora_options
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
 
 # Fields of the trainer's configuration that --help lists; all the others are accepted as well.
@@ -72,7 +73,7 @@ _MORE = (
 class TrainOptions:
     """What `vopd train` needs besides the trainer's configuration."""
 
-    model: str = needed("student: folder or hub id")
+    model: str = needed("student: folder or hub id of a model, or of an adapter to train further")
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     teacher_model: str | None = setting(
         None,
@@ -127,11 +128,7 @@ class TrainOptions:
             check_known("dtype", dtype, DTYPES)
         for quantization in filter(None, (self.quantization, self.teacher_quantization)):
             check_known("quantization", quantization, BITS)
-        if self.quantization is not None and self.lora_rank == 0:
-            raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
         check_at_least("lora_rank", self.lora_rank, 0)
-        if self.lora_rank == 0 and self.lora_alpha is not None:
-            raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
         if self.eval_task is not None and self.eval_data is not None:
             raise ConfigurationError("eval_task and eval_data both name problems; give only one of them")
 
@@ -178,8 +175,9 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     rewards = Rewards.of(config, options.reward_funcs)  # checks them
     teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
     check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
+    adapts = check_lora_options(options)
     for teacher in filter(is_self, teachers.values()):
-        check_self(teacher, adapters=options.lora_rank > 0, in_an_engine=False)
+        check_self(teacher, adapters=adapts, in_an_engine=False)
     return Plan(options, config, settings, folder, teachers)
 
 

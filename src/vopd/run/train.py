@@ -13,6 +13,7 @@ from accelerate.utils import release_memory
 
 from vopd.errors import VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
+from vopd.models.adapter_folders import CONFIG
 from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
@@ -22,7 +23,7 @@ from vopd.training.saving.card import write_card
 from . import directory, publish
 from .accuracy import Accuracy
 from .evaluation import EvalOptions
-from .facts import Facts, gather_facts, teacher_paths
+from .facts import Facts, gather_facts, teacher_places
 from .lora import lora_config
 from .plan import Plan, write_resolved
 
@@ -62,7 +63,7 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     trainer.save_model(str(model))
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
-        kind = "LoRA adapter" if plan.options.lora_rank else "model"
+        kind = "LoRA adapter" if hasattr(trainer.model, "peft_config") else "model"
         print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
@@ -77,11 +78,13 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
 
-    def load(path: str, revision: str | None, dtype: str, quantization: str | None) -> Any:
+    def load(path: str, revision: str | None, dtype: str, quantization: str | None, trainable: bool = False) -> Any:
         device = str(plan.config.device) if quantization else "cpu"  # quantized weights are loaded onto it
-        return load_model(path, dtype=dtype, revision=revision, quantization=quantization, device=device)
+        return load_model(
+            path, dtype=dtype, revision=revision, quantization=quantization, device=device, trainable=trainable
+        )
 
-    student = load(options.model, options.model_revision, options.dtype, options.quantization)
+    student = load(options.model, options.model_revision, options.dtype, options.quantization, trainable=True)
     tokenizer = facts.student.tokenizer
     for teacher in facts.teachers.values():
         difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
@@ -89,12 +92,10 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
             set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
             if directory.is_main_process():
                 logger.warning("%s (done for this run)", difference)
-    loaded = {
-        path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
-        for path, revision in teacher_paths(plan, served=False).items()
-    }
+    places = teacher_places(plan, served=False)
+    loaded = {place: load(*place, options.teacher_dtype, options.teacher_quantization) for place in {*places.values()}}
     named = {
-        name: source.urls if isinstance(source, Served) else loaded.get(source, source)
+        name: source.urls if isinstance(source, Served) else loaded.get(places.get(name), source)
         for name, source in plan.teachers.items()
     }
     served = isinstance(plan.teachers.get(DEFAULT), Served)
@@ -159,7 +160,7 @@ def _next(plan: Plan) -> list[str]:
     limit = plan.config.max_completion_length
     evaluation = f"vopd eval --model {model} --data problems.jsonl --max_new_tokens {limit}"
     commands = [evaluation, f"vopd report {folder}"]
-    if plan.options.lora_rank:
+    if (plan.folder / "model" / CONFIG).exists():
         commands.append(f"vopd merge --model {model} --output {shlex.quote(str(plan.folder / 'merged'))}")
     return commands
 

@@ -154,9 +154,9 @@ def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
     """
     placed, made = {}, {}
     for name, source in given.items():
-        key = str(source) if isinstance(source, str | Served) else id(source)
+        revision = trainer.args.teacher_model_revision if name == DEFAULT else None
+        key = (str(source), revision) if isinstance(source, str | Served) else id(source)
         if key not in made:
-            revision = trainer.args.teacher_model_revision if name == DEFAULT else None
             if is_self(source):
                 made[key] = _place_student(trainer, source)
             elif isinstance(source, Served):
@@ -173,7 +173,7 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
     vocab_size = _common_vocabulary(trainer, tokenizer, head_rows(model, "teacher"))
     _warn_of_ends(trainer, model, tokenizer)
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
     offload = trainer.args.teacher_offload
     if offload and trainer.placement.managed:
@@ -246,7 +246,7 @@ def _warn_of_ends(trainer: VOPDTrainer, teacher: Any, tokenizer: Any) -> None:
 
 def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
     """The tokenizer saved with the teacher; None if there is none to compare."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
+    source = teacher_model if isinstance(teacher_model, str) else teacher.name_or_path
     if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
         return None
     try:

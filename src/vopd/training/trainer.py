@@ -197,7 +197,7 @@ class VOPDTrainer(TRLAdapter):
     def _first_lines(self) -> list[str]:
         start = Start(
             placement=self.placement,
-            student=self.model.config.name_or_path or type(self.model).__name__,
+            student=self.model.name_or_path or type(self.model).__name__,
             student_size=size(self.placement, self.placement.unwrap(self.model_wrapped)),
             teachers=self._sources,
             teacher_sizes=teacher_sizes(self.placement, self._teachers),
@@ -343,7 +343,8 @@ class VOPDTrainer(TRLAdapter):
             "name": name,
             "tags": self._tag_names,
             "adapter": hasattr(self.model, "peft_config"),
-            "student": self.model.config.name_or_path,
+            "student": self.model.name_or_path,
+            "base_model": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             "teachers": {name: (placed.name, placed.revision) for name, placed in self._teachers.placed.items()},
             "data": [counted(len(self.train_dataset), "prompt")],

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from torch.utils.data import Sampler
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
-from vopd.models import States
+from vopd.models import States, load_model, load_tokenizer
+from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
 from vopd.models.textless import NEWER_RUNNER, vllm_bias
@@ -48,7 +50,6 @@ from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl import models as trl_models  # noqa: E402
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
-from trl.trainer.utils import create_model_from_path  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
 
@@ -78,13 +79,21 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        with _clear_errors():
-            super().__init__(teacher_model=None, **arguments)
+        with _clear_errors(), self._own_student(arguments) as loaded, warnings.catch_warnings():
+            # PEFT calls what transformers renamed.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            super().__init__(teacher_model=None, **loaded)
         if self._is_vlm:
             raise ConfigurationError(
                 "vision-language models are not supported; to train one on text only, pass its tokenizer as "
                 "processing_class"
             )
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise ConfigurationError(
+                "no weight of the student requires gradient, so nothing would be trained; load an adapter with "
+                "PeftModel.from_pretrained(base, folder, is_trainable=True), or pass its folder as model"
+            )
+        name_bases_absolutely(self.model)
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
         self._prepare_rollouts()
 
@@ -125,6 +134,26 @@ class TRLAdapter(DistillationTrainer):
         except (ValueError, TypeError, TemplateError) as error:
             raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
 
+    @staticmethod
+    @contextmanager
+    def _own_student(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The arguments with the student and its tokenizer loaded, if it is a path: TRL loads no adapter, and fills
+        missing weights with random numbers. It would warn of arguments for loading that are left."""
+        model, args = arguments["model"], arguments["args"]
+        if not isinstance(model, str | PathLike):
+            yield arguments
+            return
+        source, options = str(model), _loading_options(args, args.model_init_kwargs)
+        if (quantization := arguments.get("quantization_config")) is not None:
+            options["quantization_config"] = quantization
+        with _telling("student"):
+            student = load_model(source, trainable=True, **options)
+            tokenizer = arguments.get("processing_class") or load_tokenizer(
+                source, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
+            )
+        with replaced(args, model_init_kwargs=None):
+            yield {**arguments, "model": student, "processing_class": tokenizer, "quantization_config": None}
+
     def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host. A path is loaded in the dtype it was saved in."""
         if not isinstance(teacher, str):
@@ -134,14 +163,9 @@ class TRLAdapter(DistillationTrainer):
                     "teacher's path"
                 )
             return teacher
-        options = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
-        options |= self.args.teacher_model_init_kwargs or {}
-        if revision is not None:
-            options.setdefault("revision", revision)
-        try:
-            return create_model_from_path(teacher, **(options | self.placement.loading_options()))
-        except (OSError, ValueError) as error:
-            raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
+        options = {"dtype": "auto", "revision": revision, **(self.args.teacher_model_init_kwargs or {})}
+        with _telling("teacher"):
+            return load_model(teacher, **(_loading_options(self.args, options) | self.placement.loading_options()))
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
         """Never sample the head rows beyond `vocab_size`: they are no tokens, and the loss gives them no probability.
@@ -375,6 +399,22 @@ class _Engine(VLLMGeneration):
         adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
         named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
         yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
+
+
+def _loading_options(args: Any, given: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `load_model` for a path, with TRL's defaults: float32, on all devices of a single process."""
+    alone = args.distributed_state.distributed_type not in ("MULTI_GPU", "DEEPSPEED")
+    spread = {"device_map": "auto"} if alone and args.device.type not in ("cpu", "mps") else {}
+    return {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **spread, **(given or {})}
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """Errors of loading say which model it was."""
+    try:
+        yield
+    except MismatchError as error:
+        raise MismatchError(f"the {name} cannot be loaded: {error}") from error
 
 
 @contextmanager
