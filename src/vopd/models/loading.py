@@ -308,7 +308,10 @@ def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[An
                 "use a model with an architecture that transformers supports"
             ) from error
         if Path(source).is_dir():
-            otherwise = f"{_reason(error)}; download it again, or install the version of transformers that saved it"
+            fix = "download it again, or install the version of transformers that saved it"
+            if isinstance(error, ImportError):  # of a quantization
+                fix = "install what it needs, or name the model that was quantized"
+            otherwise = f"{_reason(error)}; {fix}"
             raise MismatchError(f"cannot load the {what} of '{source}': {damage(source) or otherwise}") from error
         where = _nearest(Path(source)) or "; pass a local folder, or a hub id that this machine can reach"
         raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error

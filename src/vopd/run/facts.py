@@ -28,7 +28,7 @@ from vopd.models import (
     load_tokenizer,
     read_head,
 )
-from vopd.models.adapters import check_sendable
+from vopd.models.adapters import check_mergeable, check_sendable
 from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
@@ -224,6 +224,7 @@ def _check_models(
         add_adapter(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
         if plan.config.use_vllm:
             check_sendable(student.skeleton)
+            check_mergeable(student.skeleton)
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
         if model is None:
             continue

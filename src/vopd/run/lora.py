@@ -87,3 +87,8 @@ def add_adapter(options: TrainOptions, skeleton: Any) -> None:
         except ValueError as error:
             raise ConfigurationError(f"lora_target_modules: {first_line(error)}") from error
     check_adapters(skeleton, "student")
+    if hasattr(skeleton.config, "quantization_config") and not hasattr(skeleton, "peft_config"):
+        raise ConfigurationError(
+            f"the weights of '{options.model}' are stored quantized, and cannot be trained themselves; set lora_rank, for "
+            "example lora_rank=64, or name the model that was quantized"
+        )

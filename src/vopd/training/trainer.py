@@ -37,6 +37,7 @@ from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
 from .monitoring.progress import Progress
+from .monitoring.rounding import RoundedUpdates
 from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.stopping import Stopping
 from .monitoring.trackers import check_trackers
@@ -189,6 +190,8 @@ class VOPDTrainer(TRLAdapter):
         watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
+        if not self.placement.managed:  # whose optimizer holds the student's own weights
+            self.add_callback(RoundedUpdates())
         if self.placement.managed:  # after the first lines: a checked head stays gathered until training
             self.add_callback(HeadCheck(self._check_head))
         if self._benchmarks:  # last: the log is open and the trackers have started

@@ -27,7 +27,7 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, V
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, load_model, load_tokenizer
 from vopd.models.adapter_folders import name_bases_absolutely
-from vopd.models.adapters import check_sendable, merged_weights, whole_weights
+from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
 from vopd.models.textless import NEWER_RUNNER, vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
@@ -79,7 +79,9 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
+        own: dict[int, Tensor] = {}
         with _clear_errors(), self._own_student(arguments) as loaded, warnings.catch_warnings():
+            own = {id(weight): weight.data for weight in _quantized_adapters(loaded["model"])}
             # PEFT calls what transformers renamed.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
             super().__init__(teacher_model=None, **loaded)
@@ -95,6 +97,9 @@ class TRLAdapter(DistillationTrainer):
             )
         name_bases_absolutely(self.model)
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
+        if not self.placement.managed:  # which may need one dtype for all weights
+            for weight in _quantized_adapters(self.model):  # TRL rounds them to bf16, where small updates are lost
+                weight.data = own.get(id(weight), weight.data).float()
         self._prepare_rollouts()
 
     # ---- extension points -------------------------------------------------------------------------------------
@@ -226,6 +231,8 @@ class TRLAdapter(DistillationTrainer):
         if not self.use_vllm:
             return
         check_sendable(self.model)
+        if not self.placement.managed:  # whose weights cannot be read one layer at a time
+            check_mergeable(self.model)
         engine = self.vllm_generation
         if isinstance(engine, VLLMGeneration):
             engine.__class__ = _Engine  # TRL's trainer creates it, and takes no other class
@@ -399,6 +406,13 @@ class _Engine(VLLMGeneration):
         adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
         named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
         yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
+
+
+def _quantized_adapters(model: Any) -> list[nn.Parameter]:
+    """The trained weights of a model whose other weights are quantized."""
+    if getattr(model, "quantization_method", None) is None:
+        return []
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _loading_options(args: Any, given: dict[str, Any] | None) -> dict[str, Any]:
