@@ -185,4 +185,3 @@ class TestRefusals:
         assert merge(adapter, tmp_path / "used") == 2
         assert told("used ... --output", capsys.readouterr().err)
         assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes"]
-

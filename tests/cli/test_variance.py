@@ -43,7 +43,9 @@ def test_measures_prints_and_writes(arguments: list[str], tmp_path: Path, capsys
     assert cli.main(arguments) == 2  # never overwritten
 
 
-def test_a_lora_adapter_is_measured_in_its_own_parameters(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+def test_a_lora_adapter_is_measured_in_its_own_parameters(
+    tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
     peft = pytest.importorskip("peft")
     from vopd.models import load_model
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cases import Case, Place
-from vopd.models import load_model, load_tokenizer
+from vopd.models import load_model
 
 EVAL = "eval --data {p} --kind math --samples 1 --max_new_tokens 2 --device cpu --output_dir {work}/o --run_name e"
 VARIANCE = (
@@ -149,69 +149,169 @@ CASES = [
     # An adapter is trained further
     Case(f"{ON_A} --lora_rank 3", 0, "trained 2 steps ... LoRA adapter ... model", SAVED, before=adapter()),
     Case(ON_A, 0, "trained 2 steps ... LoRA adapter", SAVED, before=adapter(use_dora=True, use_rslora=True)),
-    Case(
-        ON_A, 0, "LoRA adapter", SAVED, before=adapter(trainable_token_indices=[3, 4])
-    ),
+    Case(ON_A, 0, "LoRA adapter", SAVED, before=adapter(trainable_token_indices=[3, 4])),
     Case(f"{ON_A} --lora_rank 8", 2, "lora_rank=8 ... a ... lora_rank=3 ... vopd merge", before=adapter()),
     Case(f"{ON_A} --lora_alpha 5", 2, "lora_alpha=5 ... a ... lora_alpha=8", before=adapter()),
+    Case(f"{ON_A} --lora_target_modules k_proj", 2, "lora_target_modules=k_proj ... q_proj,v_proj", before=adapter()),
     Case(
-        f"{ON_A} --lora_target_modules k_proj", 2, "lora_target_modules=k_proj ... q_proj,v_proj", before=adapter()
+        f"{ON_A} --dry_run",
+        2,
+        "student ... PROMPT_TUNING ... LoRA",
+        before=adapter("PromptTuningConfig", num_virtual_tokens=2),
     ),
-    Case(f"{ON_A} --dry_run", 2, "student ... PROMPT_TUNING ... LoRA",
-         before=adapter("PromptTuningConfig", num_virtual_tokens=2)),
-    Case(f"{ON_A} --dry_run --use_vllm true", 2, "adapters merged ... use_vllm=false",
-         before=adapter("LilyConfig", r=2, target_modules=["q_proj"])),
+    Case(
+        f"{ON_A} --dry_run --use_vllm true",
+        2,
+        "adapters merged ... use_vllm=false",
+        before=adapter("LilyConfig", r=2, target_modules=["q_proj"]),
+    ),
     # Everywhere else it is a model too
-    Case("RUN --teacher_model {work}/a", 0, "teacher ... a ... float32", ("r/model/model.safetensors",),
-         before=adapter(base="teacher")),
-    Case(f"{ON_A} --teacher_model self:base --teacher_prompt_column hint", 0, "self:base ... without its adapter", SAVED,
-         before=then(adapter(), hinted)),
-    Case(ON_A.replace("RUN", "validate --teacher_model {T} --dataset {p} --max_completion_length 8 "
-                      "--per_device_train_batch_size 4"), 0, "settings are valid", before=adapter()),
+    Case(
+        "RUN --teacher_model {work}/a",
+        0,
+        "teacher ... a ... float32",
+        ("r/model/model.safetensors",),
+        before=adapter(base="teacher"),
+    ),
+    Case(
+        f"{ON_A} --teacher_model self:base --teacher_prompt_column hint",
+        0,
+        "self:base ... without its adapter",
+        SAVED,
+        before=then(adapter(), hinted),
+    ),
+    Case(
+        ON_A.replace(
+            "RUN",
+            "validate --teacher_model {T} --dataset {p} --max_completion_length 8 --per_device_train_batch_size 4",
+        ),
+        0,
+        "settings are valid",
+        before=adapter(),
+    ),
     Case(f"{ON_A} --dry_run", 0, "student ... a ... trained", lacks=("float32, all trained",), before=adapter()),
     Case(EVAL + " --model {work}/a", 0, "parameters ... a ... float32", before=adapter(use_dora=True)),
-    Case(VARIANCE + " --model {work}/a", 0, "parameters ... trained", lacks=("float32, all trained",), before=adapter()),
+    Case(
+        VARIANCE + " --model {work}/a", 0, "parameters ... trained", lacks=("float32, all trained",), before=adapter()
+    ),
     Case("merge --model {work}/a --output {work}/merged", 0, "merged ... a", before=adapter(use_dora=True)),
+    Case(
+        "validate --model me/adapter --teacher_model {T} --dataset {p} --max_completion_length 8 "
+        "--per_device_train_batch_size 4",
+        0,
+        "common vocabulary",
+        lacks=("not checked",),
+        before=then(adapter(), lambda place: on_the_hub(place.work / "a", "me/adapter")),
+    ),
+    Case(
+        "validate --model {work}/a --teacher_model {T} --dataset {p} --max_completion_length 8 "
+        "--per_device_train_batch_size 4",
+        0,
+        "not checked ... {work}/a",
+        before=changed(base_model_name_or_path="me/base"),
+    ),
     # Adapters that cannot be loaded
-    Case(f"{ON_A} --dry_run", 4, "base model ... /gone/base ... adapter ... a ... base_model_name_or_path",
-         before=changed(base_model_name_or_path="/gone/base")),
-    Case(f"{ON_A} --dry_run", 4, "base model ... models/base ... adapter ... a ... base_model_name_or_path",
-         before=changed(base_model_name_or_path="models/base")),
-    Case(EVAL + " --model {work}/a", 4, "../base ... adapter ... a ... in ... base_model_name_or_path",
-         before=changed(base_model_name_or_path="../base")),
-    Case(VARIANCE + " --model {work}/a", 4, "a ... no base model ... base_model_name_or_path",
-         before=changed(base_model_name_or_path=None)),
-    Case("RUN --dry_run --teacher_model {work}/a", 4, "a ... does not fit ... teacher ... size mismatch",
-         before=changed(base_model_name_or_path="{T}")),
-    Case(f"{ON_A} --dry_run", 4, "a ... adapter itself ... vopd merge",
-         before=changed(base_model_name_or_path="{work}/a")),
+    Case(
+        f"{ON_A} --dry_run",
+        4,
+        "base model ... /gone/base ... adapter ... a ... base_model_name_or_path",
+        before=changed(base_model_name_or_path="/gone/base"),
+    ),
+    Case(
+        f"{ON_A} --dry_run",
+        4,
+        "base model ... models/base ... adapter ... a ... base_model_name_or_path",
+        before=changed(base_model_name_or_path="models/base"),
+    ),
+    Case(
+        EVAL + " --model {work}/a",
+        4,
+        "../base ... adapter ... a ... in ... base_model_name_or_path",
+        before=changed(base_model_name_or_path="../base"),
+    ),
+    Case(
+        VARIANCE + " --model {work}/a",
+        4,
+        "a ... no base model ... base_model_name_or_path",
+        before=changed(base_model_name_or_path=None),
+    ),
+    Case(
+        "RUN --dry_run --teacher_model {work}/a",
+        4,
+        "a ... does not fit ... teacher ... size mismatch",
+        before=changed(base_model_name_or_path="{T}"),
+    ),
+    Case(
+        f"{ON_A} --dry_run",
+        4,
+        "a ... adapter itself ... vopd merge",
+        before=changed(base_model_name_or_path="{work}/a"),
+    ),
     Case(f"{ON_A} --dry_run", 4, "a ... SEQ_CLS ... CAUSAL_LM", before=changed(task_type="SEQ_CLS")),
     Case(EVAL + " --model {work}/a", 4, "NEWER ... PEFT", before=changed(peft_type="NEWER")),
-    Case(f"{ON_A} --dry_run", 4, "adapter_model.safetensors is cut off ... bytes",
-         before=in_work(cut("adapter_model.safetensors"))),
-    Case(EVAL + " --model {work}/a", 4, "adapter_config.json ... JSON ... download",
-         before=in_work(cut("adapter_config.json"))),
-    Case(f"{ON_A} --dry_run", 4, "both ... adapter_config.json ... whole model",
-         before=then(model(sharded), adapter(), lambda place: shutil.copytree(place.work / "m", place.work / "a",
-                                                                              dirs_exist_ok=True))),
+    Case(
+        f"{ON_A} --dry_run",
+        4,
+        "adapter_model.safetensors is cut off ... bytes",
+        before=in_work(cut("adapter_model.safetensors")),
+    ),
+    Case(
+        EVAL + " --model {work}/a",
+        4,
+        "adapter_config.json ... JSON ... download",
+        before=in_work(cut("adapter_config.json")),
+    ),
+    Case(
+        f"{ON_A} --dry_run",
+        4,
+        "both ... adapter_config.json ... whole model",
+        before=then(
+            model(sharded),
+            adapter(),
+            lambda place: shutil.copytree(place.work / "m", place.work / "a", dirs_exist_ok=True),
+        ),
+    ),
     # Models that cannot be loaded
     Case(ON_M, 4, "model.safetensors is cut off ... bytes ... download", before=model(cut("model.safetensors"))),
-    Case("RUN --dry_run --teacher_model {work}/m", 4, "model.safetensors is cut off",
-         before=model(cut("model.safetensors"))),
+    Case(
+        "RUN --dry_run --teacher_model {work}/m",
+        4,
+        "model.safetensors is cut off",
+        before=model(cut("model.safetensors")),
+    ),
     Case(EVAL + " --model {work}/m", 4, "model.safetensors is cut off", before=model(cut("model.safetensors"))),
     Case(VARIANCE + " --model {work}/m", 4, "model.safetensors is cut off", before=model(cut("model.safetensors"))),
-    Case(ON_M, 4, "Git LFS ... git lfs pull", before=model(holds("model.safetensors", "version https://git-lfs.github"))),
+    Case(
+        ON_M, 4, "Git LFS ... git lfs pull", before=model(holds("model.safetensors", "version https://git-lfs.github"))
+    ),
     Case(ON_M, 4, "no weights ... model.safetensors", before=model(lambda at: (at / "model.safetensors").unlink())),
     Case(ON_M, 4, "model.safetensors.index.json names ... not in ... download", before=model(sharded, without_a_shard)),
-    Case(ON_M, 4, "model.safetensors.index.json ... model-00009-of-00009.safetensors", before=model(sharded, names_another_shard)),
+    Case(
+        ON_M,
+        4,
+        "model.safetensors.index.json ... model-00009-of-00009.safetensors",
+        before=model(sharded, names_another_shard),
+    ),
     Case(ON_M, 4, "pytorch_model.bin is cut off", before=model(pickled, cut("pytorch_model.bin"))),
-    Case(EVAL + " --model {work}/m", 4, "lacks ... transformer.model.embed_tokens.weight ... config.json",
-         before=model(of_another_architecture)),
-    Case(EVAL + " --model {work}/m", 4, "another shape ... model.embed_tokens.weight ... (304, 32) ... (304, 64)",
-         before=model(renamed(hidden_size=64))),
+    Case(
+        EVAL + " --model {work}/m",
+        4,
+        "lacks ... transformer.model.embed_tokens.weight ... config.json",
+        before=model(of_another_architecture),
+    ),
+    Case(
+        EVAL + " --model {work}/m",
+        4,
+        "another shape ... model.embed_tokens.weight ... (304, 32) ... (304, 64)",
+        before=model(renamed(hidden_size=64)),
+    ),
     Case(ON_M, 4, "encoder ... BertForMaskedLM ... causal language model", before=model(encoder)),
-    Case(ON_M, 4, "sequence-to-sequence ... causal language model",
-         before=model(holds("config.json", '{"model_type": "t5"}'))),
+    Case(
+        ON_M,
+        4,
+        "sequence-to-sequence ... causal language model",
+        before=model(holds("config.json", '{"model_type": "t5"}')),
+    ),
     Case(ON_M, 4, "vit ... causal language model", before=model(holds("config.json", '{"model_type": "vit"}'))),
     Case(ON_M, 4, "config.json ... JSON ... download", before=model(cut("config.json"))),
     Case(ON_M, 4, "num_hidden_layers ... transformers", before=model(renamed(num_hidden_layers="two"))),

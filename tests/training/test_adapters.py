@@ -63,7 +63,7 @@ def test_the_adapter_itself_is_trained_on(
 ) -> None:
     adapted = save(KINDS[kind]())
     skeleton = load_skeleton(tmp_path / "adapter", trainable=True)
-    trainer = make_trainer(model=str(tmp_path / "adapter"))
+    trainer = make_trainer(model=tmp_path / "adapter")
     assert torch.equal(trainer.model.eval()(IDS).logits, adapted(IDS).logits)
     trained = {name: weight.requires_grad for name, weight in trainer.model.named_parameters()}
     assert any(trained.values()) and trained == {
@@ -96,7 +96,7 @@ def test_teachers_that_are_adapters(
     save: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path, tiny_student_dir: Path
 ) -> None:
     adapted = save(KINDS["DoRA"]())
-    trainer = make_trainer(trainer={"teacher_model": str(tmp_path / "adapter")})
+    trainer = make_trainer(trainer={"teacher_model": tmp_path / "adapter"})
     assert torch.equal(trainer.teacher_model(IDS).logits, adapted(IDS).logits)
     assert not any(weight.requires_grad for weight in trainer.teacher_model.parameters())
     assert trainer.card_facts("a")["teachers"] == {"default": (str(tmp_path / "adapter"), None)}

@@ -116,4 +116,3 @@ def measure(options: VarianceOptions) -> dict[str, Any]:
         # A report may be written where the module of a custom estimator cannot be imported.
         "colours": {estimator.name: estimator.colour for estimator in estimators if estimator.name not in ESTIMATORS},
     }
-

@@ -11,7 +11,7 @@ from typing import Any
 from vopd.errors import MismatchError, MissingExtraError
 from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
 from vopd.models.adapter_folders import Adapter, find_adapter
-from vopd.models.loading import check_source
+from vopd.models.model_paths import check_source
 from vopd.models.textless import vllm_bias
 
 from .benchmarks import Protocol
@@ -83,8 +83,8 @@ def _served_rank(adapter: Adapter) -> int:
     if adapter.kind != "LORA" or other:
         what = ", ".join([adapter.kind, *other])
         raise MismatchError(
-            f"vLLM serves plain LoRA, and the adapter '{adapter.source}' is another ({what}); use backend=transformers, or "
-            "vopd merge"
+            f"vLLM serves plain LoRA, and the adapter '{adapter.source}' is another ({what}); use backend=transformers "
+            "or vopd merge"
         )
     rank = next((size for size in _LORA_RANKS if size >= adapter.config["r"]), None)
     if rank is None:

@@ -43,17 +43,15 @@ class Adapter:
             raise MismatchError(f"the adapter '{self.source}' names no base model; {self.fix}")
         if (Path(base) / CONFIG).is_file() and not has_weights(Path(base)):
             raise MismatchError(
-                f"the base model '{base}' of the adapter '{self.source}' is an adapter itself; merge that one with vopd "
-                f"merge, then {self.fix}"
+                f"the base model '{base}' of the adapter '{self.source}' is an adapter itself; merge that one with "
+                f"vopd merge, then {self.fix}"
             )
         return str(base)
 
     @property
     def fix(self) -> str:
         """How to name another base."""
-        return (
-            f"write the full path or hub id of its base as base_model_name_or_path in {Path(self.source) / CONFIG}"
-        )
+        return f"write the full path or hub id of its base as base_model_name_or_path in {Path(self.source) / CONFIG}"
 
     @property
     def base_revision(self) -> str | None:
@@ -76,9 +74,7 @@ class Adapter:
         hub = require("huggingface_hub", "train")
         try:
             return Path(
-                hub.snapshot_download(
-                    self.source, revision=self.revision, allow_patterns=_PARTS, ignore_patterns="*/*"
-                )
+                hub.snapshot_download(self.source, revision=self.revision, allow_patterns=_PARTS, ignore_patterns="*/*")
             )
         except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
             raise MismatchError(f"the adapter '{self.source}' cannot be downloaded ({first_line(error)})") from error
@@ -97,8 +93,8 @@ def find_adapter(source: str | Path, revision: str | None = None) -> Adapter | N
         return None
     if Path(source).is_dir() and has_weights(Path(source)):
         raise MismatchError(
-            f"'{source}' has both an adapter ({CONFIG}) and the weights of a whole model; move one of them into a folder "
-            "of its own"
+            f"'{source}' has both an adapter ({CONFIG}) and the weights of a whole model; move one of them into "
+            "a folder of its own"
         )
     try:
         config = json.loads(Path(found).read_text(encoding="utf-8"))

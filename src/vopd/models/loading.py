@@ -5,7 +5,6 @@ Code in a model's repository (`trust_remote_code`) is never run.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ import torch
 
 from vopd.errors import MismatchError, VOPDError, check_known, first_line, require
 
-from .adapter_folders import CONFIG, Adapter, attach, find_adapter
+from .adapter_folders import Adapter, attach, find_adapter
 from .model_files import damage, damaged_weights
+from .model_paths import check_source, has_file, nearest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Quantizations of linear layers, and their bits per weight.
@@ -26,16 +26,11 @@ BITS = {"8bit": 8, "4bit": 4}
 # Names of tokens that exist in tokenizers for padding and that no text contains.
 _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
-_PATIENCE_S = 10
-# Every model folder contains one of these.
-_CONFIGURATIONS = ("config.json", CONFIG)
 # Ends of the names of classes that transformers saves for other tasks than the next token.
 _OTHER_TASKS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
-def load_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Any:
+def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a local folder or hub id, with left padding and a padding token.
 
     An adapter that was saved without one has that of its base model.
@@ -56,7 +51,7 @@ def load_tokenizer(
     """
     check_source(source, revision)
     adapter = find_adapter(source, revision)
-    if adapter is not None and not _has_file(source, "tokenizer_config.json", revision):
+    if adapter is not None and not has_file(source, "tokenizer_config.json", revision):
         with _naming(adapter):
             return load_tokenizer(adapter.base, revision=adapter.base_revision)
     with _loading("tokenizer", source, revision) as transformers:
@@ -136,8 +131,8 @@ def _load_whole(source: str | Path, dtype: Any, device: str, revision: str | Non
         unused = sorted(report.get("unexpected_keys", ()))
         other = f", and has {len(unused)} that it does not know, starting with {unused[0]}" if unused else ""
         raise MismatchError(
-            f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}{other}; take the whole "
-            "checkpoint of a causal language model, with the config.json of its weights"
+            f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}{other}; take the "
+            "whole checkpoint of a causal language model, with the config.json of its weights"
         )
     return (model if "device_map" in more else model.to(device)).eval()
 
@@ -218,8 +213,8 @@ def saved_generation_config(source: str | Path, otherwise: Any, revision: str | 
 def load_skeleton(source: str | Path, *, revision: str | None = None, trainable: bool = False) -> Any:
     """Return the model of a local folder or hub id without weights: every parameter is on the device "meta".
 
-    It has the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. An adapter is
-    on it as `load_model` would put it there; its own weights are read, which finds those of another model.
+    It has the sizes, the modules, the end tokens and, as ``config.dtype``, the dtype of the saved weights. An adapter
+    is on it as `load_model` would put it there; its own weights are read, which finds those of another model.
 
     Raises:
         MismatchError: there is no such model, its files are damaged or do not fit, or it requires custom code.
@@ -313,79 +308,13 @@ def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[An
                 fix = "install what it needs, or name the model that was quantized"
             otherwise = f"{_reason(error)}; {fix}"
             raise MismatchError(f"cannot load the {what} of '{source}': {damage(source) or otherwise}") from error
-        where = _nearest(Path(source)) or "; pass a local folder, or a hub id that this machine can reach"
+        where = nearest(Path(source)) or "; pass a local folder, or a hub id that this machine can reach"
         raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
 
 
 def _reason(error: Exception) -> str:
     """The first two lines of an error: the second one often says what the first one announces."""
     return " ".join(line.strip() for line in (str(error) or type(error).__name__).splitlines()[:2]).rstrip(". ")
-
-
-def check_source(source: str | Path, revision: str | None = None) -> None:
-    """Raises MismatchError if there is no such folder with a model, and no such model on the hub."""
-    path = Path(source)
-    if not path.is_dir():
-        text = os.fspath(source)
-        if path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or not text:
-            raise MismatchError(f"there is no model folder '{source}'{_nearest(path)}")
-        _check_hub(text, revision)
-        return
-    if not any((path / name).exists() for name in _CONFIGURATIONS):
-        raise MismatchError(
-            f"'{source}' has no config.json; pass a folder written by save_pretrained (for a training run, one of its "
-            "checkpoints or its model folder)"
-        )
-
-
-def _has_file(source: str | Path, name: str, revision: str | None) -> bool:
-    """Whether a folder or hub id has a file of this name."""
-    if Path(source).is_dir():
-        return (Path(source) / name).exists()
-    found = require("transformers.utils", "train").cached_file(
-        source,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found is not None
-
-
-def _check_hub(source: str, revision: str | None) -> None:
-    """Raise MismatchError if there is no model of this name, neither in the local cache nor on the hub.
-
-    A download would retry six times, with a warning each. This finds a misspelled folder name with a single request.
-    """
-    hub = require("huggingface_hub", "train")
-    if hub.constants.HF_HUB_OFFLINE:
-        return
-    try:
-        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
-        if not any(isinstance(path, str) for path in cached):
-            hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
-    except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
-        return  # the error of the download is clear
-    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
-        raise MismatchError(
-            f"there is no folder '{source}' here and no such model on the hub{_nearest(Path(source))}; "
-            "if it is private, log in with `hf auth login`"
-        ) from error
-    except hub.errors.HfHubHTTPError:
-        return
-    except Exception as error:  # of whichever library makes the request
-        raise MismatchError(
-            f"there is no folder '{source}' here{_nearest(Path(source))}, and the hub is unreachable: "
-            f"{str(error).strip() or type(error).__name__}"
-        ) from error
-
-
-def _nearest(path: Path) -> str:
-    """Return a hint that names the model folder with the closest name in the same place, if there is one."""
-    parent = path.expanduser().parent
-    names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
 
 
 def _choose_pad_token(tokenizer: Any, source: str | Path) -> None:

@@ -10,7 +10,8 @@ from vopd.errors import ConfigurationError, MismatchError, first_line, require
 
 from .adapter_folders import CONFIG, Adapter, attach, find_adapter
 from .adapters import tied_and_trained_apart
-from .loading import check_source, load_configuration, load_model, load_tokenizer, saved_generation_config
+from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
+from .model_paths import check_source
 
 _INSTEAD = "load the adapter on its base model with PEFT instead"
 
@@ -94,5 +95,7 @@ def _adapter(source: str, revision: str | None) -> Adapter:
     if adapter is None and Path(source).is_dir():
         raise MismatchError(f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is")
     if adapter is None:
-        raise MismatchError(f"there is no folder '{source}' here, and no adapter of that name that this machine can reach")
+        raise MismatchError(
+            f"there is no folder '{source}' here, and no adapter of that name that this machine can reach"
+        )
     return adapter

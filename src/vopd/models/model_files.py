@@ -91,4 +91,3 @@ def _broken_json(folder: Path) -> str | None:
         if path.name.endswith("config.json") and not isinstance(content, dict):
             return f"{path} is not a configuration, but a {type(content).__name__}; {_AGAIN}"
     return None
-

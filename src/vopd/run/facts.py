@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from vopd.models import (
     load_tokenizer,
     read_head,
 )
+from vopd.models.adapter_folders import find_adapter
 from vopd.models.adapters import check_mergeable, check_sendable
 from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
@@ -199,8 +201,15 @@ def teacher_places(plan: Plan, *, served: bool = True) -> dict[str, Place]:
 
 
 def only_on_hub(source: Any) -> bool:
-    """True for the hub id of a model or dataset, unless a file or folder of that name exists here."""
-    return any(Source(text).on_hub for text in _names(source) if text)
+    """True for the hub id of a model or dataset, unless a file or folder of that name exists here; of an adapter here,
+    for that of its base model."""
+    return any(Source(text).on_hub for text in [*_names(source), *_bases(source)] if text)
+
+
+def _bases(source: Any) -> list[str]:
+    """The base model of an adapter's folder, which is one more thing that has to be on this machine."""
+    adapter = find_adapter(source) if isinstance(source, str) and Path(source).is_dir() else None
+    return [] if adapter is None else [adapter.base]
 
 
 def _names(source: Any) -> list[str]:

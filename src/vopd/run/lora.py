@@ -50,17 +50,17 @@ def check_lora_options(options: TrainOptions) -> bool:
 
 def _check_continued(options: TrainOptions, adapter: Adapter) -> None:
     """Training goes on with the student's own adapter: options of a new one may only repeat what it has."""
-    has = adapter.config
-    asked = {"lora_rank": (options.lora_rank or None, has.get("r")), "lora_alpha": (options.lora_alpha, has.get("lora_alpha"))}
-    for name, (given, own) in asked.items():
+    for name, given, own in (
+        ("lora_rank", options.lora_rank or None, adapter.config.get("r")),
+        ("lora_alpha", options.lora_alpha, adapter.config.get("lora_alpha")),
+    ):
         if given is not None and given != own:
-            raise _contradiction(adapter, f"{name}={given}", f"{name}={own}" if own is not None else adapter.kind)
-    given, own = options.lora_target_modules, has.get("target_modules") or []
-    names = {own} if isinstance(own, str) else {str(module).split(".")[-1] for module in own}
-    if given != ["all-linear"] and {module.split(".")[-1] for module in given} != names:
-        raise _contradiction(
-            adapter, f"lora_target_modules={','.join(given)}", f"lora_target_modules={','.join(sorted(names))}"
-        )
+            raise _contradiction(adapter, f"{name}={given}", adapter.kind if own is None else f"{name}={own}")
+    asked, has = options.lora_target_modules, adapter.config.get("target_modules") or []
+    names = {has} if isinstance(has, str) else {str(module).split(".")[-1] for module in has}
+    if asked != ["all-linear"] and {module.split(".")[-1] for module in asked} != names:
+        shown = (f"lora_target_modules={','.join(modules)}" for modules in (asked, sorted(names)))
+        raise _contradiction(adapter, *shown)
 
 
 def _contradiction(adapter: Adapter, given: str, own: str) -> ConfigurationError:
@@ -89,6 +89,6 @@ def add_adapter(options: TrainOptions, skeleton: Any) -> None:
     check_adapters(skeleton, "student")
     if hasattr(skeleton.config, "quantization_config") and not hasattr(skeleton, "peft_config"):
         raise ConfigurationError(
-            f"the weights of '{options.model}' are stored quantized, and cannot be trained themselves; set lora_rank, for "
-            "example lora_rank=64, or name the model that was quantized"
+            f"the weights of '{options.model}' are stored quantized, and cannot be trained themselves; set lora_rank, "
+            "for example lora_rank=64, or name the model that was quantized"
         )

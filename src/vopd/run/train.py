@@ -95,7 +95,7 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     places = teacher_places(plan, served=False)
     loaded = {place: load(*place, options.teacher_dtype, options.teacher_quantization) for place in {*places.values()}}
     named = {
-        name: source.urls if isinstance(source, Served) else loaded.get(places.get(name), source)
+        name: source.urls if isinstance(source, Served) else loaded[places[name]] if name in places else source
         for name, source in plan.teachers.items()
     }
     served = isinstance(plan.teachers.get(DEFAULT), Served)

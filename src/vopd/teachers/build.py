@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
-    named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
+    teacher_model = _written(teacher_model)
+    named = {name: Served(source) if _is_url(source) else _written(source) for name, source in (teachers or {}).items()}
     if server_url is not None:
         if teacher_model is not None and not isinstance(teacher_model, str):
             raise ConfigurationError(
@@ -80,6 +82,11 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
                 f"teachers: {name!r}: {source!r} is not a teacher with a name; write name: path, with no '/' in name"
             )
     return named
+
+
+def _written(source: Any) -> Any:
+    """A path as text."""
+    return os.fspath(source) if isinstance(source, os.PathLike) else source
 
 
 def _is_url(source: Any) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from os import PathLike
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch.utils.data import Sampler
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
-from vopd.models import States, load_model, load_tokenizer
+from vopd.models import States
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
@@ -36,6 +35,7 @@ from vopd.teachers import Scored, Teacher
 from vopd.versions import check_trl_version
 
 from .batch import Batch
+from .models import adapters_of_quantized, check_trained, student_loaded, teacher_of
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
@@ -79,27 +79,22 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        own: dict[int, Tensor] = {}
-        with _clear_errors(), self._own_student(arguments) as loaded, warnings.catch_warnings():
-            own = {id(weight): weight.data for weight in _quantized_adapters(loaded["model"])}
+        with _clear_errors(), student_loaded(arguments) as loaded, warnings.catch_warnings():
             # PEFT calls what transformers renamed.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            unrounded = adapters_of_quantized(loaded["model"])
             super().__init__(teacher_model=None, **loaded)
         if self._is_vlm:
             raise ConfigurationError(
                 "vision-language models are not supported; to train one on text only, pass its tokenizer as "
                 "processing_class"
             )
-        if not any(weight.requires_grad for weight in self.model.parameters()):
-            raise ConfigurationError(
-                "no weight of the student requires gradient, so nothing would be trained; load an adapter with "
-                "PeftModel.from_pretrained(base, folder, is_trainable=True), or pass its folder as model"
-            )
+        check_trained(self.model)
         name_bases_absolutely(self.model)
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
         if not self.placement.managed:  # which may need one dtype for all weights
-            for weight in _quantized_adapters(self.model):  # TRL rounds them to bf16, where small updates are lost
-                weight.data = own.get(id(weight), weight.data).float()
+            for weight, own in adapters_of_quantized(self.model).items():
+                weight.data = unrounded.get(weight, own).float()  # TRL rounds them to bf16, where updates are lost
         self._prepare_rollouts()
 
     # ---- extension points -------------------------------------------------------------------------------------
@@ -139,38 +134,9 @@ class TRLAdapter(DistillationTrainer):
         except (ValueError, TypeError, TemplateError) as error:
             raise MismatchError(f"the student's tokenizer cannot encode the prompts: {error}") from error
 
-    @staticmethod
-    @contextmanager
-    def _own_student(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The arguments with the student and its tokenizer loaded, if it is a path: TRL loads no adapter, and fills
-        missing weights with random numbers. It would warn of arguments for loading that are left."""
-        model, args = arguments["model"], arguments["args"]
-        if not isinstance(model, str | PathLike):
-            yield arguments
-            return
-        source, options = str(model), _loading_options(args, args.model_init_kwargs)
-        if (quantization := arguments.get("quantization_config")) is not None:
-            options["quantization_config"] = quantization
-        with _telling("student"):
-            student = load_model(source, trainable=True, **options)
-            tokenizer = arguments.get("processing_class") or load_tokenizer(
-                source, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
-            )
-        with replaced(args, model_init_kwargs=None):
-            yield {**arguments, "model": student, "processing_class": tokenizer, "quantization_config": None}
-
     def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host. A path is loaded in the dtype it was saved in."""
-        if not isinstance(teacher, str):
-            if self.args.teacher_model_init_kwargs is not None:
-                raise ConfigurationError(
-                    "teacher_model_init_kwargs has no effect when teacher_model is a model; remove it or pass the "
-                    "teacher's path"
-                )
-            return teacher
-        options = {"dtype": "auto", "revision": revision, **(self.args.teacher_model_init_kwargs or {})}
-        with _telling("teacher"):
-            return load_model(teacher, **(_loading_options(self.args, options) | self.placement.loading_options()))
+        return teacher_of(teacher, self.args, revision, self.placement.loading_options())
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
         """Never sample the head rows beyond `vocab_size`: they are no tokens, and the loss gives them no probability.
@@ -406,29 +372,6 @@ class _Engine(VLLMGeneration):
         adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
         named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
         yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
-
-
-def _quantized_adapters(model: Any) -> list[nn.Parameter]:
-    """The trained weights of a model whose other weights are quantized."""
-    if getattr(model, "quantization_method", None) is None:
-        return []
-    return [weight for weight in model.parameters() if weight.requires_grad]
-
-
-def _loading_options(args: Any, given: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of `load_model` for a path, with TRL's defaults: float32, on all devices of a single process."""
-    alone = args.distributed_state.distributed_type not in ("MULTI_GPU", "DEEPSPEED")
-    spread = {"device_map": "auto"} if alone and args.device.type not in ("cpu", "mps") else {}
-    return {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **spread, **(given or {})}
-
-
-@contextmanager
-def _telling(name: str) -> Iterator[None]:
-    """Errors of loading say which model it was."""
-    try:
-        yield
-    except MismatchError as error:
-        raise MismatchError(f"the {name} cannot be loaded: {error}") from error
 
 
 @contextmanager

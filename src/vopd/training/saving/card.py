@@ -44,7 +44,8 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
 
     Args:
         facts: name, student, teachers (source and revision by name), settings (by title, "" for none), adapter (bool),
-            tags for the Hub; and, if known, base_model (of a student that was an adapter), student_revision, data (lines), datasets (hub ids) and results (lines).
+            tags for the Hub; and, if known, base_model (of a student that was an adapter), student_revision, data
+            (lines), datasets (hub ids) and results (lines).
     """
     base = facts.get("base_model", facts["student"])
     metadata = ModelCardData(

@@ -1,0 +1,81 @@
+"""What a path or a hub id names: whether there is such a model, and what was meant if there is none."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from vopd.errors import MismatchError, require
+
+from .adapter_folders import CONFIG
+
+_PATIENCE_S = 10
+# Every model folder contains one of these.
+_CONFIGURATIONS = ("config.json", CONFIG)
+
+
+def check_source(source: str | Path, revision: str | None = None) -> None:
+    """Raises MismatchError if there is no such folder with a model, and no such model on the hub."""
+    path = Path(source)
+    if not path.is_dir():
+        text = os.fspath(source)
+        if path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1 or not text:
+            raise MismatchError(f"there is no model folder '{source}'{nearest(path)}")
+        _check_hub(text, revision)
+        return
+    if not any((path / name).exists() for name in _CONFIGURATIONS):
+        raise MismatchError(
+            f"'{source}' has no config.json; pass a folder written by save_pretrained (for a training run, one of its "
+            "checkpoints or its model folder)"
+        )
+
+
+def has_file(source: str | Path, name: str, revision: str | None) -> bool:
+    """Whether a folder or hub id has a file of this name."""
+    if Path(source).is_dir():
+        return (Path(source) / name).exists()
+    found = require("transformers.utils", "train").cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _check_hub(source: str, revision: str | None) -> None:
+    """Raise MismatchError if there is no model of this name, neither in the local cache nor on the hub.
+
+    A download would retry six times, with a warning each. This finds a misspelled folder name with a single request.
+    """
+    hub = require("huggingface_hub", "train")
+    if hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in _CONFIGURATIONS)
+        if not any(isinstance(path, str) for path in cached):
+            hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
+    except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
+        return  # the error of the download is clear
+    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
+        raise MismatchError(
+            f"there is no folder '{source}' here and no such model on the hub{nearest(Path(source))}; "
+            "if it is private, log in with `hf auth login`"
+        ) from error
+    except hub.errors.HfHubHTTPError:
+        return
+    except Exception as error:  # of whichever library makes the request
+        raise MismatchError(
+            f"there is no folder '{source}' here{nearest(Path(source))}, and the hub is unreachable: "
+            f"{str(error).strip() or type(error).__name__}"
+        ) from error
+
+
+def nearest(path: Path) -> str:
+    """Return a hint that names the model folder with the closest name in the same place, if there is one."""
+    parent = path.expanduser().parent
+    names = [entry.name for entry in parent.iterdir() if (entry / "config.json").exists()] if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
