@@ -113,7 +113,9 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         except VOPDError:
             if far or not only_on_hub(source):
                 raise
-            notes.append(f"not checked, because it is not on this machine: {', '.join(_names(source))}")
+            notes.append(
+                f"not checked, because it is not on this machine: {', '.join([*_names(source), *_bases(source)])}"
+            )
             return None
 
     student = reach(options.model, partial(_model, trainable=True), options.model, options.model_revision)
