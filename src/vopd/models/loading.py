@@ -134,7 +134,8 @@ def _load_whole(source: str | Path, dtype: Any, device: str, revision: str | Non
             f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}{other}; take the "
             "whole checkpoint of a causal language model, with the config.json of its weights"
         )
-    return (model if "device_map" in more else model.to(device)).eval()
+    placed = "device_map" in more or getattr(model, "quantization_method", None) is not None
+    return (model if placed else model.to(device)).eval()
 
 
 def best_device(device: str = "auto") -> str:
