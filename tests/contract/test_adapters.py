@@ -281,6 +281,7 @@ CASES = [
         EVAL + " --model {work}/m",
         4,
         "lacks ... transformer.model.embed_tokens.weight ... config.json",
+        lacks=("LOAD REPORT",),
         before=model(of_another_architecture),
     ),
     Case(
@@ -299,6 +300,13 @@ CASES = [
     Case(ON_M, 4, "vit ... causal language model", before=model(holds("config.json", '{"model_type": "vit"}'))),
     Case(ON_M, 4, "config.json ... JSON ... download", before=model(cut("config.json"))),
     Case(ON_M, 4, "num_hidden_layers ... transformers", before=model(renamed(num_hidden_layers="two"))),
+    Case(
+        EVAL + " --model {work}/m",
+        0,
+        "11 weights ... does not use ... model.layers.1",
+        lacks=("LOAD REPORT",),
+        before=model(renamed(num_hidden_layers=1, layer_types=["full_attention"])),
+    ),
     Case(ON_M, 4, "generation_config.json ... JSON", before=model(cut("generation_config.json"))),
     Case(ON_M, 4, "tokenizer.json ... JSON ... download", before=model(cut("tokenizer.json"))),
     Case(ON_M, 2, "stored quantized ... lora_rank", before=model(quantized)),

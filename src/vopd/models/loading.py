@@ -5,8 +5,9 @@ Code in a model's repository (`trust_remote_code`) is never run.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 
-from vopd.errors import MismatchError, VOPDError, check_known, first_line, require
+from vopd.errors import MismatchError, VOPDError, check_known, counted, first_line, require
 
 from .adapter_folders import Adapter, attach, find_adapter
 from .model_files import damage, damaged_weights
 from .model_paths import check_source, has_file, nearest
+
+logger = logging.getLogger("vopd")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Quantizations of linear layers, and their bits per weight.
@@ -120,22 +123,45 @@ def _load_whole(source: str | Path, dtype: Any, device: str, revision: str | Non
         _check_class(transformers, source, revision, bool(options["trust_remote_code"]))
         # Shapes that differ are refused below, by their names.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
-    # transformers initializes these randomly and only warns.
+        with _without_report():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
+    _check_report(source, report)
+    placed = "device_map" in more or getattr(model, "quantization_method", None) is not None
+    return (model if placed else model.to(device)).eval()
+
+
+def _check_report(source: str | Path, report: Mapping[str, Any]) -> None:
+    """Raises MismatchError if weights were not loaded: transformers makes them random and only warns."""
     for name, saved, expected in sorted(report.get("mismatched_keys", ())):
         raise MismatchError(
             f"'{source}' has weights of another shape than its config.json says: {name} is {tuple(saved)}, not "
             f"{tuple(expected)}; put the config.json of these weights there"
         )
-    if missing := sorted(report["missing_keys"]):
-        unused = sorted(report.get("unexpected_keys", ()))
+    missing, unused = sorted(report["missing_keys"]), sorted(report.get("unexpected_keys", ()))
+    if missing:
         other = f", and has {len(unused)} that it does not know, starting with {unused[0]}" if unused else ""
         raise MismatchError(
             f"'{source}' lacks {len(missing)} of the model's weights, starting with {missing[0]}{other}; take the "
             "whole checkpoint of a causal language model, with the config.json of its weights"
         )
-    placed = "device_map" in more or getattr(model, "quantization_method", None) is not None
-    return (model if placed else model.to(device)).eval()
+    if unused:
+        what = counted(len(unused), "weight")
+        logger.warning("'%s' has %s that its model does not use, starting with %s", source, what, unused[0])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Context without the table of transformers about the weights of a checkpoint."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    speaker = logging.getLogger("transformers.modeling_utils")
+    speaker.addFilter(other)
+    try:
+        yield
+    finally:
+        speaker.removeFilter(other)
 
 
 def best_device(device: str = "auto") -> str:
