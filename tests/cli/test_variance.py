@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vopd import cli
-from vopd.cli.variance import VarianceOptions, _train_what_a_run_would
+from vopd.cli.variance import VarianceOptions
 from vopd.errors import ConfigurationError
 from vopd.experiments.rollouts import Rollout
 from vopd.experiments.variance import decompose_variance
@@ -43,15 +43,16 @@ def test_measures_prints_and_writes(arguments: list[str], tmp_path: Path, capsys
     assert cli.main(arguments) == 2  # never overwritten
 
 
-def test_a_lora_adapter_is_measured_in_its_own_parameters(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+def test_a_lora_adapter_is_measured_in_its_own_parameters(
+    tiny_student_dir: Path, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
     peft = pytest.importorskip("peft")
     from vopd.models import load_model
 
-    student = load_model(tiny_student_dir)
-    _train_what_a_run_would(student)
-    assert all(parameter.requires_grad for parameter in student.parameters())
-    student.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    _train_what_a_run_would(student)
+    assert all(parameter.requires_grad for parameter in load_model(tiny_student_dir, trainable=True).parameters())
+    adapted = peft.get_peft_model(load_model(tiny_student_dir), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    student = load_model(tmp_path, trainable=True)
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained)
     rollouts = [Rollout([5, 6], [7, 8, 9]), Rollout([6], [8, 5])]

@@ -93,7 +93,7 @@ CASES = [
     Case(f"{TINY} --kind graders:words", 2, "grader 'words' ... 'good' ... number", leaves=("e/",), before=problems),
     Case(f"{TINY} --kind graders:fails", 2, "'fails' ... graders.py, line 6", leaves=("e/",), before=problems),
     Case(TINY, 3, "options ... kind", before=mixed),
-    Case(TINY.replace("{S}", "diverged"), 6, "NaN ... learning_rate", leaves=("e/",), before=diverged),
+    Case(TINY.replace("{S}", "diverged"), 6, "NaN ... learning_rate", before=diverged),
     # In training
     Case("RUN --eval_data problems.jsonl --eval_kind essay", 2, "'essay' ... tags", before=problems),
     Case("RUN --eval_benchmarks problems.jsonl --eval_benchmark_kind essay", 2, "'essay' ... tags", before=problems),

@@ -40,11 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd merge` with these arguments and return its exit code."""
     options = read_options(MergeOptions, "merge", __doc__, arguments)
     output = Path(options.output).resolve()  # a link or "." could not be replaced by a folder
-    from vopd.models.merging import adapter_folder, merge_adapter
+    from vopd.models.merging import adapter_of, merge_adapter
 
     faults = Faults()
     faults.check(_check_free, output)
-    faults.check(adapter_folder, options.model, options.model_revision)
+    faults.check(adapter_of, options.model, options.model_revision)
     faults.tell()
     merged = merge_adapter(
         options.model, dtype=options.dtype, revision=options.model_revision, base_model=options.base_model

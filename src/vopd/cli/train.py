@@ -24,7 +24,7 @@ from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
 from vopd.placement import Placement
 from vopd.run.directory import is_main_process
-from vopd.run.facts import Facts, planned_start, teacher_paths
+from vopd.run.facts import Facts, planned_start, teacher_places
 from vopd.run.plan import Plan
 from vopd.run.train import check_run, train
 from vopd.teachers.build import Served
@@ -82,7 +82,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     )
     return footprint(
         facts.student.skeleton,
-        [facts.teachers[path].skeleton for path in teacher_paths(plan, served=False)],
+        [facts.teachers[place].skeleton for place in {*teacher_places(plan, served=False).values()}],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         quantization=options.quantization,

@@ -23,7 +23,7 @@ from vopd.run.options import needed, read_options, setting
 class VarianceOptions:
     """The options of `vopd variance`."""
 
-    model: str = needed("student: folder or hub id of the model, or folder of a LoRA adapter")
+    model: str = needed("student: folder or hub id of a model or an adapter")
     teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
     dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
     dataset_split: str = setting("train", "split of a hub dataset")
@@ -111,7 +111,6 @@ def measure(options: VarianceOptions, prompts: list[str]) -> dict[str, Any]:
 
     models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=best_device(options.device))
     student, teacher = models.student(options.model, options.dtype), models.teacher
-    _train_what_a_run_would(student)
     sizes = [f"{name} {described(model, model.device)}" for name, model in (("student", student), ("teacher", teacher))]
     print(f"parameters: {'; '.join(sizes)}, on {device_name(student.device)}", file=sys.stderr, flush=True)
     rollouts = sample_rollouts(
@@ -135,10 +134,3 @@ def measure(options: VarianceOptions, prompts: list[str]) -> dict[str, Any]:
         # A report may be written where the module of a custom estimator cannot be imported.
         "colours": {estimator.name: estimator.colour for estimator in estimators if estimator.name not in ESTIMATORS},
     }
-
-
-def _train_what_a_run_would(student: Any) -> None:
-    """Require gradients of the adapter only if the student is one, otherwise of every weight."""
-    adapter = any("lora_" in name for name, _ in student.named_parameters())
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(not adapter or "lora_" in name)

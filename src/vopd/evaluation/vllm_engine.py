@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import MismatchError, MissingExtraError
 from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
+from vopd.models.adapter_folders import Adapter, find_adapter
+from vopd.models.model_paths import check_source
 from vopd.models.textless import vllm_bias
 
 from .benchmarks import Protocol
 from .engines import Sampler
 
+# Settings of LoRA that change more than vLLM applies.
+_NOT_SERVED = ("use_dora", "modules_to_save", "trainable_token_indices")
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SECONDS_TO_END = 60
 
@@ -38,19 +41,14 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
     vllm = importlib.import_module("vllm")
-    folder, adapter = Path(model), None
     options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision, **limits}
-    if (folder / "adapter_config.json").exists():
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = next((size for size in _LORA_RANKS if size >= config["r"]), None)
-        if rank is None:
-            raise MismatchError(
-                f"the adapter '{model}' has rank {config['r']}, but vLLM serves ranks up to {_LORA_RANKS[-1]}; use "
-                "backend=transformers"
-            )
-        options |= {"model": config["base_model_name_or_path"], "revision": None}
-        options |= {"enable_lora": True, "max_lora_rank": rank}
-        adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(folder))
+    check_source(model, revision)
+    found_adapter, adapter = find_adapter(model, revision), None
+    if found_adapter is not None:
+        options |= {"model": found_adapter.base, "revision": found_adapter.base_revision}
+        options |= {"enable_lora": True, "max_lora_rank": _served_rank(found_adapter)}
+        folder = str(found_adapter.folder())
+        adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, folder)
     # Before the engine starts, so that a failure here does not leave one running.
     tokenizer, found = load_tokenizer(model, revision=revision), load_configuration(model, revision=revision)
     rows = found.config.get_text_config().vocab_size
@@ -77,3 +75,21 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         engine.llm_engine.engine_core.shutdown(timeout=_SECONDS_TO_END)
 
     return Sampler(tokenizer, draw, close)
+
+
+def _served_rank(adapter: Adapter) -> int:
+    """The limit of ranks that vLLM has to be started with for this adapter."""
+    other = [name for name in _NOT_SERVED if adapter.config.get(name)]
+    if adapter.kind != "LORA" or other:
+        what = ", ".join([adapter.kind, *other])
+        raise MismatchError(
+            f"vLLM serves plain LoRA, and the adapter '{adapter.source}' is another ({what}); use backend=transformers "
+            "or vopd merge"
+        )
+    rank = next((size for size in _LORA_RANKS if size >= adapter.config["r"]), None)
+    if rank is None:
+        raise MismatchError(
+            f"the adapter '{adapter.source}' has rank {adapter.config['r']}, but vLLM serves ranks up to "
+            f"{_LORA_RANKS[-1]}; use backend=transformers"
+        )
+    return rank

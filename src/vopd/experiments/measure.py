@@ -28,6 +28,7 @@ from vopd.models import (
     sample,
     set_end_ids,
 )
+from vopd.models.head_checks import check_adapters
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -134,12 +135,14 @@ class ModelPair:
         self.tokenizer = load_tokenizer(student)
         teacher_tokenizer = load_tokenizer(teacher)
         self.teacher = load_model(teacher, dtype=teacher_dtype, device=device).requires_grad_(False)
+        check_adapters(self.teacher, "teacher")
         self.vocabulary = common_vocabulary(self.tokenizer, teacher_tokenizer)
         self._teacher_end_ids = end_ids(self.teacher, teacher_tokenizer)
 
     def student(self, source: str | Path, dtype: str = "float32") -> Any:
-        """Load a student, or a checkpoint of one."""
-        model = load_model(source, dtype=dtype, device=self.device)
+        """Load a student, or a checkpoint of one. What a run would train requires gradient."""
+        model = load_model(source, dtype=dtype, device=self.device, trainable=True)
+        check_adapters(model, "student")
         set_end_ids(model, {*end_ids(model, self.tokenizer), *self._teacher_end_ids})
         return model
 

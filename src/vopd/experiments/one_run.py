@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vopd.models.adapter_folders import CONFIG
 from vopd.run.exit_codes import report_error
 from vopd.run.train import check_run, train
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str], measure: Callable[[Evaluator, Path], dict[str
 
 def _is_trained(folder: Path) -> bool:
     """Whether training had ended when the run was killed: the state is written after the model."""
-    return (folder / "trainer_state.json").is_file() and (folder / "model" / "config.json").is_file()
+    saved = any((folder / "model" / name).is_file() for name in ("config.json", CONFIG))
+    return saved and (folder / "trainer_state.json").is_file()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from vopd.estimators import DistillationOutput, Estimator, linear_distillation_l
 from vopd.estimators.catalogue import find_estimators
 from vopd.estimators.exact import FULL_RKL
 from vopd.estimators.policy_gradient import VOPD
-from vopd.models import read_head
+from vopd.models import layers_of, read_head
 from vopd.statistics import Interval, positive_t_interval, ratio_of_means, t_interval
 
 from .rollouts import Rollout, pad
@@ -204,7 +204,7 @@ class _Contexts:
         self.tokens = inputs["input_ids"][:, 1:][predicts]
 
         def hidden(model: PreTrainedModel) -> Tensor:
-            states: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+            states: Tensor = layers_of(model)(**inputs, use_cache=False).last_hidden_state
             return states[:, :-1][predicts]
 
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
 from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
-from .states import States, last_hidden_states
+from .states import States, last_hidden_states, layers_of
 from .vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "end_ids",
     "end_token_difference",
     "last_hidden_states",
+    "layers_of",
     "load_configuration",
     "load_model",
     "load_skeleton",

@@ -33,7 +33,7 @@ def check_sendable(model: Any) -> None:
 
     If the configuration ties output head and embedding, vLLM keeps one weight for both and ignores a separate head.
     """
-    if getattr(model, "quantization_method", None) is not None:
+    if getattr(model, "quantization_method", None) is not None or hasattr(model.config, "quantization_config"):
         raise ConfigurationError(QUANTIZED)
     if any(config.peft_type == "ADAPTION_PROMPT" for config in getattr(model, "peft_config", {}).values()):
         raise ConfigurationError("adaption prompts cannot be merged for vLLM; set use_vllm=false or use LoRA")
@@ -42,6 +42,16 @@ def check_sendable(model: Any) -> None:
             "vLLM has one weight for the student's output head and its embedding, which are trained apart here; leave "
             "both out of target_modules and modules_to_save, or set use_vllm=false"
         )
+
+
+def check_mergeable(model: Any) -> None:
+    """Merge one adapted layer of each kind, on a copy.
+
+    Raises:
+        ConfigurationError: PEFT cannot merge it, so that vLLM could not sample from the model.
+    """
+    for layer in {type(layer): layer for layer in _adapted(model)}.values():
+        _merged(layer, (), Tensor.detach)
 
 
 def tied_and_trained_apart(model: Any) -> bool:

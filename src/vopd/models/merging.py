@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError, first_line, require
-from vopd.folders import check_model_folder
 
+from .adapter_folders import CONFIG, Adapter, attach, find_adapter
 from .adapters import tied_and_trained_apart
 from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
+from .model_paths import check_source
 
-_CONFIG = "adapter_config.json"
 _INSTEAD = "load the adapter on its base model with PEFT instead"
 
 
@@ -53,12 +52,8 @@ def merge_adapter(
         MismatchError: there is no adapter, no such base model, or they do not fit together.
         ConfigurationError: PEFT cannot merge this kind of adapter.
     """
-    peft, unreadable = require("peft", "train"), require("safetensors", "train").SafetensorError
-    folder = adapter_folder(source, revision)
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    base, base_revision = base_model or config.base_model_name_or_path, None if base_model else config.revision
-    if not base:
-        raise MismatchError(f"the adapter '{source}' names no base model; give it with --base_model")
+    adapter = adapter_of(source, revision)
+    base, base_revision = (base_model, None) if base_model else (adapter.base, adapter.base_revision)
     try:
         dequantized = hasattr(load_configuration(base, revision=base_revision).config, "quantization_config")
         model = load_model(base, dtype=dtype, revision=base_revision)
@@ -67,18 +62,11 @@ def merge_adapter(
     if dequantized:
         model = model.dequantize()
         model = model if dtype == "auto" else model.to(dtype=getattr(require("torch", "train"), dtype))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # random weights would be merged
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # checked below
-            adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning, unreadable) as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # a shape that differs is in the second
-        raise MismatchError(f"the adapter '{source}' does not fit its base model '{base}' ({reason})") from error
+    adapted, folder = attach(model, adapter), adapter.folder()
     merged = _merged(adapted, source)
     merged.generation_config = saved_generation_config(folder, merged.generation_config)
-    tokenizer_of = (folder, None) if (folder / "tokenizer_config.json").exists() else (base, base_revision)
-    tokenizer = load_tokenizer(tokenizer_of[0], revision=tokenizer_of[1])
+    own = (folder / "tokenizer_config.json").exists()
+    tokenizer = load_tokenizer(folder) if own else load_tokenizer(base, revision=base_revision)
     return Merged(merged, tokenizer, folder, base, str(merged.dtype).removeprefix("torch."), dequantized)
 
 
@@ -99,36 +87,20 @@ def _merged(adapted: Any, source: str) -> Any:
         raise ConfigurationError(f"{cannot} ({first_line(error)}); {_INSTEAD}") from error
 
 
-def adapter_folder(source: str, revision: str | None) -> Path:
-    """Return the folder of an adapter; that of a hub id is downloaded, without anything that belongs to no adapter.
+def adapter_of(source: str, revision: str | None) -> Adapter:
+    """Return the adapter of a folder or hub id.
 
     Raises:
         MismatchError: there is no such adapter.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        if (folder / _CONFIG).exists():
-            return folder
-        if (folder / "config.json").exists():
-            raise MismatchError(
-                f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is"
-            )
-        raise MismatchError(f"'{source}' has no {_CONFIG}; give the folder of an adapter, such as runs/NAME/model")
-    check_model_folder(source)
-    hub = require("huggingface_hub", "train")
-    try:
-        hub.hf_hub_download(source, _CONFIG, revision=revision)
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
-        return Path(hub.snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
-    except hub.errors.LocalEntryNotFoundError as error:
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in (CONFIG, "config.json")):
+        raise MismatchError(f"'{source}' has no {CONFIG}; give the folder of an adapter, such as runs/NAME/model")
+    check_source(source, revision)
+    adapter = find_adapter(source, revision)
+    if adapter is None and Path(source).is_dir():
+        raise MismatchError(f"'{source}' is a whole model, no LoRA adapter: there is nothing to merge, use it as it is")
+    if adapter is None:
         raise MismatchError(
-            f"there is no folder '{source}' here, and no adapter of that name that this machine has or can reach"
-        ) from error
-    except hub.errors.EntryNotFoundError as error:
-        raise MismatchError(
-            f"'{source}' has no {_CONFIG}: it is no LoRA adapter, and there is nothing to merge"
-        ) from error
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise MismatchError(
-            f"there is no folder '{source}' here and no such adapter on the hub ({first_line(error)})"
-        ) from error
+            f"there is no folder '{source}' here, and no adapter of that name that this machine can reach"
+        )
+    return adapter

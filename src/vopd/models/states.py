@@ -29,6 +29,11 @@ class States:
         return States(self.hidden.to(device), self.head.to(device))
 
 
+def layers_of(model: Any) -> Any:
+    """Return what is below the output head of a model, with or without adapters, not wrapped otherwise."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
 def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, count: int) -> Tensor:
     """Return the hidden states, (B, count, H), that predict the last `count` tokens.
 
@@ -41,7 +46,7 @@ def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, co
         attention_mask: (B, L).
         count: number of last tokens.
     """
-    backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    backbone = layers_of(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)

@@ -7,6 +7,8 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +30,9 @@ from vopd.models import (
     load_tokenizer,
     read_head,
 )
-from vopd.models.adapters import check_sendable
+from vopd.models.adapter_folders import find_adapter
+from vopd.models.adapters import check_mergeable, check_sendable
+from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts
@@ -41,10 +45,12 @@ from vopd.training.rollout_logprobs import check_engine
 
 from . import directory
 from .exit_codes import told_by_the_first
-from .lora import check_lora
+from .lora import add_adapter
 from .plan import Plan
 
 T = TypeVar("T")
+Place = tuple[str, str | None]
+"""The folder or hub id of a model, and the revision of a hub id."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Facts:
 
     Attributes:
         student: the model.
-        teachers: by path, the teachers with a model; one behind a server only if it has a path too.
+        teachers: by place, the teachers with a model; one behind a server only if it has a path too.
         vocabulary: number of token ids that they share.
         prompts: the training prompts without those that are too long; with token ids if the student's tokenizer is
             available.
@@ -74,7 +80,7 @@ class Facts:
     """
 
     student: ModelFacts | None
-    teachers: dict[str, ModelFacts]
+    teachers: dict[Place, ModelFacts]
     vocabulary: int | None
     prompts: Prompts | None
     benchmarks: list[str]
@@ -109,12 +115,16 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
             if far or not only_on_hub(source):
                 faults.add(error)
             else:
-                notes.append(f"not checked, because it is not on this machine: {', '.join(_names(source))}")
+                away = ", ".join([*_names(source), *_bases(source)])
+                notes.append(f"not checked, because it is not on this machine: {away}")
             return None
 
-    student = reach(options.model, _model, options.model, options.model_revision)
-    found = {path: reach(path, _model, path, revision) for path, revision in teacher_paths(plan).items()}
-    teachers = {path: teacher for path, teacher in found.items() if teacher is not None}
+    student = reach(options.model, partial(_model, trainable=True), options.model, options.model_revision)
+    here = set(teacher_places(plan, served=False).values())
+    found = {
+        place: reach(place[0], partial(_model, loaded=place in here), *place) for place in teacher_places(plan).values()
+    }
+    teachers = {place: teacher for place, teacher in found.items() if teacher is not None}
     vocabulary = _check_models(plan, student, teachers, notes, faults)
     prompts = None
     if student is not None or not options.chat_template:
@@ -163,9 +173,9 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
     def size(model: ModelFacts, dtype: str, quantization: str | None) -> str:
         return described(_as_loaded(model.skeleton, dtype, quantization), torch.device("meta"), spread)
 
-    sizes = {}
+    sizes, places = {}, teacher_places(plan)
     for name, source in plan.teachers.items():
-        model = None if isinstance(source, Served) else facts.teachers.get(str(source))
+        model = None if isinstance(source, Served) else facts.teachers.get(places.get(name, ("", None)))
         if model is not None:
             model.skeleton.requires_grad_(False)
             sizes[name] = size(model, options.teacher_dtype, options.teacher_quantization)
@@ -200,23 +210,30 @@ def _as_loaded(skeleton: Any, dtype: str, quantization: str | None) -> Any:
     return model
 
 
-def teacher_paths(plan: Plan, *, served: bool = True) -> dict[str, str | None]:
-    """The folder or hub id of every teacher that has one, each once, with its revision.
+def teacher_places(plan: Plan, *, served: bool = True) -> dict[str, Place]:
+    """The folder or hub id of every teacher that has one, with its revision, by the teacher's name.
 
     The path of a teacher behind a server is only that of its tokenizer: it is left out unless `served`.
     """
-    found: dict[str, str | None] = {}
+    found: dict[str, Place] = {}
     for name, source in plan.teachers.items():
         if isinstance(source, Served):
             source = source.path if served else None
         if source is not None and not is_self(source):
-            found[str(source)] = plan.options.teacher_model_revision if name == DEFAULT else None
+            found[name] = str(source), plan.options.teacher_model_revision if name == DEFAULT else None
     return found
 
 
 def only_on_hub(source: Any) -> bool:
-    """True for the hub id of a model or dataset, unless a file or folder of that name exists here."""
-    return any(Source(text).on_hub for text in _names(source) if text)
+    """True for the hub id of a model or dataset, unless a file or folder of that name exists here; of an adapter here,
+    for that of its base model."""
+    return any(Source(text).on_hub for text in [*_names(source), *_bases(source)] if text)
+
+
+def _bases(source: Any) -> list[str]:
+    """The base model of an adapter's folder, which is one more thing that has to be on this machine."""
+    adapter = find_adapter(source) if isinstance(source, str) and Path(source).is_dir() else None
+    return [] if adapter is None else [adapter.base]
 
 
 def _names(source: Any) -> list[str]:
@@ -225,12 +242,15 @@ def _names(source: Any) -> list[str]:
     return [str(entry.get("source") if isinstance(entry, dict) else entry) for entry in entries]
 
 
-def _model(source: str, revision: str | None) -> ModelFacts:
-    return ModelFacts(load_skeleton(source, revision=revision), load_tokenizer(source, revision=revision))
+def _model(source: str, revision: str | None, *, trainable: bool = False, loaded: bool = True) -> ModelFacts:
+    if loaded:
+        check_weights(source, revision)
+    skeleton = load_skeleton(source, revision=revision, trainable=trainable)
+    return ModelFacts(skeleton, load_tokenizer(source, revision=revision))
 
 
 def _check_models(
-    plan: Plan, student: ModelFacts | None, teachers: dict[str, ModelFacts], notes: list[str], faults: Faults
+    plan: Plan, student: ModelFacts | None, teachers: dict[Place, ModelFacts], notes: list[str], faults: Faults
 ) -> int | None:
     """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
@@ -242,10 +262,11 @@ def _check_models(
     if student is None:
         return None
     with faults:
-        check_lora(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
+        add_adapter(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
         read_head(student.skeleton, "student")
         if plan.config.use_vllm:
             check_sendable(student.skeleton)
+            check_mergeable(student.skeleton)
         sizes = [
             common_vocabulary(
                 student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows

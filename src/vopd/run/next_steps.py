@@ -9,6 +9,7 @@ from typing import Any
 
 from vopd.data.sources import TASK_PREFIX
 from vopd.evaluation.grading.extract import last_box, tagged_answer
+from vopd.models.adapter_folders import CONFIG
 from vopd.reporting.run_files import SAMPLES_FILE, read_records
 from vopd.training.rewards.named import GRADED
 
@@ -24,7 +25,7 @@ def next_steps(plan: Plan, *, measured: bool) -> list[str]:
     """The lines. `measured`: the run has already printed the command that measures its accuracy."""
     lines = [] if measured else evaluation_lines(plan)
     lines.append(f"vopd report {shlex.quote(str(plan.folder))}")
-    if plan.options.lora_rank:
+    if (plan.folder / "model" / CONFIG).exists():
         model, merged = (shlex.quote(str(plan.folder / name)) for name in ("model", "merged"))
         lines.append(f"vopd merge --model {model} --output {merged}")
     return lines

@@ -22,6 +22,7 @@ from vopd.training import VOPDConfig
 from vopd.training.rewards.functions import Rewards
 
 from . import directory
+from .lora import check_lora_options
 from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ _MORE = (
 class TrainOptions:
     """What `vopd train` needs besides the trainer's configuration."""
 
-    model: str = needed("student: folder or hub id")
+    model: str = needed("student: folder or hub id of a model, or of an adapter to train further")
     dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
     teacher_model: str | None = setting(
         None,
@@ -150,10 +151,6 @@ class TrainOptions:
 
     def _check_pairs(self) -> None:
         """Raises ConfigurationError for an option that another one rules out."""
-        if self.quantization is not None and self.lora_rank == 0:
-            raise ConfigurationError("quantization freezes the student: set lora_rank, for example lora_rank=64")
-        if self.lora_rank == 0 and self.lora_alpha is not None:
-            raise ConfigurationError("lora_alpha needs lora_rank, for example lora_rank=64")
         check_kind(self.eval_kind)
         if self.eval_task is not None and self.eval_data is not None:
             raise ConfigurationError("eval_task and eval_data both name problems; give only one of them")
@@ -235,8 +232,9 @@ def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict
     teachers = faults.check(sources, options.teacher_model, options.teachers, config.teacher_server_url) or {}
     if rewards is not None:
         faults.check(check_worth, teachers, config.teacher_prompt_column, bool(rewards.names))
+    adapts = bool(faults.check(check_lora_options, options))
     for teacher in filter(is_self, teachers.values()):
-        faults.check(check_self, teacher, adapters=options.lora_rank > 0, in_an_engine=False)
+        faults.check(check_self, teacher, adapters=adapts, in_an_engine=False)
     return teachers
 
 

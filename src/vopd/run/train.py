@@ -22,7 +22,7 @@ from vopd.training.saving.card import write_card
 from . import directory, publish
 from .accuracy import Accuracy
 from .evaluation import EvalOptions, Loaded
-from .facts import Facts, gather_facts, teacher_paths
+from .facts import Facts, gather_facts, teacher_places
 from .lora import lora_config
 from .next_steps import next_steps
 from .plan import Plan, read_plan, write_resolved
@@ -92,7 +92,7 @@ def _train(run: Checked) -> tuple[dict[str, Any], Sequence[Any]]:
     trainer.save_model(str(model))
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
-        kind = "LoRA adapter" if plan.options.lora_rank else "model"
+        kind = "LoRA adapter" if hasattr(trainer.model, "peft_config") else "model"
         print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
@@ -119,11 +119,13 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     options = plan.options
     assert facts.student is not None and facts.prompts is not None
 
-    def load(path: str, revision: str | None, dtype: str, quantization: str | None) -> Any:
+    def load(path: str, revision: str | None, dtype: str, quantization: str | None, trainable: bool = False) -> Any:
         device = str(plan.config.device) if quantization else "cpu"  # quantized weights are loaded onto it
-        return load_model(path, dtype=dtype, revision=revision, quantization=quantization, device=device)
+        return load_model(
+            path, dtype=dtype, revision=revision, quantization=quantization, device=device, trainable=trainable
+        )
 
-    student = load(options.model, options.model_revision, options.dtype, options.quantization)
+    student = load(options.model, options.model_revision, options.dtype, options.quantization, trainable=True)
     tokenizer = facts.student.tokenizer
     for teacher in facts.teachers.values():
         difference = end_token_difference(student, teacher.skeleton, tokenizer, teacher.tokenizer)
@@ -131,12 +133,10 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
             set_end_ids(student, {*end_ids(student, tokenizer), *end_ids(teacher.skeleton, teacher.tokenizer)})
             if directory.is_main_process():
                 logger.warning("%s (done for this run)", difference)
-    loaded = {
-        path: load(path, revision, options.teacher_dtype, options.teacher_quantization)
-        for path, revision in teacher_paths(plan, served=False).items()
-    }
+    places = teacher_places(plan, served=False)
+    loaded = {place: load(*place, options.teacher_dtype, options.teacher_quantization) for place in {*places.values()}}
     named = {
-        name: source.urls if isinstance(source, Served) else loaded.get(source, source)
+        name: source.urls if isinstance(source, Served) else loaded[places[name]] if name in places else source
         for name, source in plan.teachers.items()
     }
     served = isinstance(plan.teachers.get(DEFAULT), Served)

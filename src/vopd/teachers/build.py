@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     """
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
-    named = {name: Served(source) if _is_url(source) else source for name, source in (teachers or {}).items()}
+    teacher_model = _written(teacher_model)
+    named = {name: Served(source) if _is_url(source) else _written(source) for name, source in (teachers or {}).items()}
     if server_url is not None:
         if teacher_model is not None and not isinstance(teacher_model, str):
             raise ConfigurationError(
@@ -80,6 +82,11 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
                 f"teachers: {name!r}: {source!r} is not a teacher with a name; write name: path, with no '/' in name"
             )
     return named
+
+
+def _written(source: Any) -> Any:
+    """A path as text."""
+    return os.fspath(source) if isinstance(source, os.PathLike) else source
 
 
 def _is_url(source: Any) -> bool:
@@ -154,9 +161,9 @@ def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
     """
     placed, made = {}, {}
     for name, source in given.items():
-        key = str(source) if isinstance(source, str | Served) else id(source)
+        revision = trainer.args.teacher_model_revision if name == DEFAULT else None
+        key = (str(source), revision) if isinstance(source, str | Served) else id(source)
         if key not in made:
-            revision = trainer.args.teacher_model_revision if name == DEFAULT else None
             if is_self(source):
                 made[key] = _place_student(trainer, source)
             elif isinstance(source, Served):
@@ -173,7 +180,7 @@ def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Pla
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
     vocab_size = _common_vocabulary(trainer, tokenizer, head_rows(model, "teacher"))
     _warn_of_ends(trainer, model, tokenizer)
-    name, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
     offload = trainer.args.teacher_offload
     if offload and trainer.placement.managed:
@@ -246,7 +253,7 @@ def _warn_of_ends(trainer: VOPDTrainer, teacher: Any, tokenizer: Any) -> None:
 
 def _tokenizer_of(teacher_model: Any, teacher: Any, revision: str | None) -> Any:
     """The tokenizer saved with the teacher; None if there is none to compare."""
-    source = teacher_model if isinstance(teacher_model, str) else teacher.config.name_or_path
+    source = teacher_model if isinstance(teacher_model, str) else teacher.name_or_path
     if not isinstance(teacher_model, str) and not Path(source, "tokenizer_config.json").is_file():
         return None
     try:

@@ -38,6 +38,7 @@ from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics, with_old_names
 from .monitoring.progress import Progress
+from .monitoring.rounding import RoundedUpdates
 from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.stopping import Stopping
 from .monitoring.trackers import check_trackers
@@ -199,6 +200,8 @@ class VOPDTrainer(TRLAdapter):
         watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
+        if not self.placement.managed:  # whose optimizer holds the student's own weights
+            self.add_callback(RoundedUpdates())
         if self.placement.managed:  # after the first lines: a checked head stays gathered until training
             self.add_callback(HeadCheck(self._check_head))
         if self._benchmarks:  # last: the log is open and the trackers have started
@@ -207,7 +210,7 @@ class VOPDTrainer(TRLAdapter):
     def _first_lines(self) -> list[str]:
         start = Start(
             placement=self.placement,
-            student=self.model.config.name_or_path or type(self.model).__name__,
+            student=self.model.name_or_path or type(self.model).__name__,
             student_size=size(self.placement, self.placement.unwrap(self.model_wrapped)),
             teachers=self._sources,
             teacher_sizes=teacher_sizes(self.placement, self._teachers),
@@ -356,7 +359,8 @@ class VOPDTrainer(TRLAdapter):
             "name": name,
             "tags": self._tag_names,
             "adapter": hasattr(self.model, "peft_config"),
-            "student": self.model.config.name_or_path,
+            "student": self.model.name_or_path,
+            "base_model": self.model.config.name_or_path,
             "student_revision": getattr(self.model.config, "_commit_hash", None),
             "teachers": {name: (placed.name, placed.revision) for name, placed in self._teachers.placed.items()},
             "data": [counted(len(self.train_dataset), "prompt")],

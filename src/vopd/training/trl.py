@@ -26,7 +26,8 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
-from vopd.models.adapters import check_sendable, merged_weights, whole_weights
+from vopd.models.adapter_folders import name_bases_absolutely
+from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
 from vopd.models.textless import vllm_bias
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
@@ -36,6 +37,7 @@ from vopd.versions import check_trl_version
 
 from .agreement import older_runner, repeated_rows
 from .batch import Batch
+from .models import adapters_of_quantized, check_trained, student_loaded, teacher_of
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
@@ -50,7 +52,6 @@ from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl import models as trl_models  # noqa: E402
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
-from trl.trainer.utils import create_model_from_path  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
 
@@ -82,14 +83,22 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        with _clear_errors():
-            super().__init__(teacher_model=None, **arguments)
+        with _clear_errors(), student_loaded(arguments) as loaded, warnings.catch_warnings():
+            # PEFT calls what transformers renamed.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            unrounded = adapters_of_quantized(loaded["model"])
+            super().__init__(teacher_model=None, **loaded)
         if self._is_vlm:
             raise ConfigurationError(
                 "vision-language models are not supported; to train one on text only, pass its tokenizer as "
                 "processing_class"
             )
+        check_trained(self.model)
+        name_bases_absolutely(self.model)
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
+        if not self.placement.managed:  # which may need one dtype for all weights
+            for weight, own in adapters_of_quantized(self.model).items():
+                weight.data = unrounded.get(weight, own).float()  # TRL rounds them to bf16, where updates are lost
         self._prepare_rollouts()
 
     # ---- extension points -------------------------------------------------------------------------------------
@@ -132,21 +141,7 @@ class TRLAdapter(DistillationTrainer):
 
     def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host. A path is loaded in the dtype it was saved in."""
-        if not isinstance(teacher, str):
-            if self.args.teacher_model_init_kwargs is not None:
-                raise ConfigurationError(
-                    "teacher_model_init_kwargs has no effect when teacher_model is a model; remove it or pass the "
-                    "teacher's path"
-                )
-            return teacher
-        options = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
-        options |= self.args.teacher_model_init_kwargs or {}
-        if revision is not None:
-            options.setdefault("revision", revision)
-        try:
-            return create_model_from_path(teacher, **(options | self.placement.loading_options()))
-        except (OSError, ValueError) as error:
-            raise MismatchError(f"the teacher {teacher!r} cannot be loaded: {error}") from error
+        return teacher_of(teacher, self.args, revision, self.placement.loading_options())
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
         """Never sample the head rows beyond `vocab_size`: they are no tokens, and the loss gives them no probability.
@@ -203,6 +198,8 @@ class TRLAdapter(DistillationTrainer):
         if not self.use_vllm:
             return
         check_sendable(self.model)
+        if not self.placement.managed:  # whose weights cannot be read one layer at a time
+            check_mergeable(self.model)
         engine = self.vllm_generation
         if isinstance(engine, VLLMGeneration):
             engine.__class__ = _Engine  # TRL's trainer creates it, and takes no other class

@@ -130,7 +130,7 @@ def _teacher(source: Any, config: VOPDConfig) -> str:
     }
     if isinstance(source, str):
         return f"{source}, {itself[source]}" if source in itself else source
-    return str(source.config.name_or_path) or type(source).__name__
+    return str(source.name_or_path) or type(source).__name__
 
 
 def _address(url: str) -> str:

@@ -44,13 +44,14 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
 
     Args:
         facts: name, student, teachers (source and revision by name), settings (by title, "" for none), adapter (bool),
-            tags for the Hub; and, if known, student_revision, data (lines), datasets (hub ids) and results (lines).
+            tags for the Hub; and, if known, base_model (of a student that was an adapter), student_revision, data
+            (lines), datasets (hub ids) and results (lines).
     """
-    student = facts["student"]
+    base = facts.get("base_model", facts["student"])
     metadata = ModelCardData(
         library_name="peft" if facts["adapter"] else "transformers",
         # The Hub resolves base_model and datasets by their ids; a local folder means nothing to other people.
-        base_model=student if student and not Path(student).exists() else None,
+        base_model=base if base and not Path(base).exists() else None,
         datasets=facts.get("datasets") or None,
         tags=facts["tags"],
     )
@@ -72,12 +73,19 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
 
 def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     return {
-        "student": _with_revision(facts["student"], facts.get("student_revision")),
+        "student": _student(facts),
         "teacher": _teachers(facts["teachers"]),
         "data": "<br>".join(facts.get("data", [])) or "unknown",
         **{title: value for title, value in facts["settings"].items() if value != ""},
         "versions": ", ".join(f"{name} {found}" for name, found in versions(*_PACKAGES).items()),
     }
+
+
+def _student(facts: dict[str, Any]) -> str:
+    """The student; one that was an adapter before training with its base model."""
+    student, base = facts["student"], facts.get("base_model", facts["student"])
+    described = _with_revision(base, facts.get("student_revision"))
+    return described if student == base else f"{_with_revision(student, None)}, an adapter of {described}"
 
 
 def _with_revision(source: str, revision: str | None) -> str:
