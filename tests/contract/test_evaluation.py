@@ -116,7 +116,7 @@ CASES = [
         f"{REWARDED} --reward_funcs graders:same --guard_stop zero_spread", 7,
         "zero_spread at step 2 ... num_generations", ("r/checkpoint-2/",), before=module,
     ),
-    Case(f"{REWARDED} --reward_funcs graders:fails", 2, "'fails' ... graders.py, line 6", ("r/",), before=module),
+    Case(f"{REWARDED} --reward_funcs graders:fails", 2, "'fails' ... graders.py, line 6", before=module),
     Case("RUN --guard_zero_spread 0", 2, "guard_zero_spread ... none"),
 ]  # fmt: skip
 
