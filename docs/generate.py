@@ -127,7 +127,6 @@ def exit_codes() -> str:
         ("0", "", "Success."),
         ("1", "", "Any other error: a full disk, a file that cannot be written, a bug (with a traceback)."),
         *((f"{code}", f"`{error.__name__}`", _summary(error)) for code, error in sorted(found.items())),
-        ("130", "`KeyboardInterrupt`", "Interrupted with Ctrl-C; nothing was saved since the last checkpoint."),
     ]
     return rows(("exit code", "exception in Python", "meaning"), sorted(body, key=lambda line: int(line[0])))
 

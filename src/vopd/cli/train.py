@@ -24,7 +24,7 @@ from vopd.models.footprint import Footprint, Step, footprint
 from vopd.run.directory import is_main_process, nearest_existing
 from vopd.run.facts import Facts, gather_facts, planned_start, teacher_paths
 from vopd.run.plan import Plan, plan_run
-from vopd.run.train import plan_accuracy, train
+from vopd.run.train import check_resume, plan_accuracy, train
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
@@ -40,7 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     plan = plan_run("train", __doc__, arguments)
     if plan.options.dry_run:
         plan_accuracy(plan)  # its problems must exist
-        text = dry_run(plan, gather_facts(plan))
+        facts = gather_facts(plan)
+        check_resume(plan, facts)
+        text = dry_run(plan, facts)
         if is_main_process():
             print(text)
     else:

@@ -23,10 +23,12 @@ def run(arguments: Sequence[str]) -> int:
     from vopd.run.directory import is_main_process
     from vopd.run.facts import gather_facts
     from vopd.run.plan import plan_run
-    from vopd.run.train import plan_accuracy
+    from vopd.run.train import check_resume, plan_accuracy
 
     plan = plan_run("validate", __doc__, arguments)
     facts = gather_facts(plan, far=False)
+    if facts.student is not None and facts.prompts is not None:
+        check_resume(plan, facts)
     accuracy = plan_accuracy(plan)
     lines = [f"note: {note}" for note in facts.notes]
     lines += [f"note: {package} is not installed here; training needs it" for package in _missing(plan)]

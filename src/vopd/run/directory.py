@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import count
 from pathlib import Path
 
 from vopd.errors import ConfigurationError
@@ -60,11 +61,19 @@ def create(folder: Path, *, resume: bool | None = None) -> None:
         return
     used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
-        instead = "choose another --run_name" + (" or continue its run with --resume" if resume is not None else "")
+        instead = f"choose another --run_name, such as {_free(folder)}"
+        if resume is not None:
+            instead += ", or continue its run with --resume"
         raise ConfigurationError(f"the run directory '{folder}' is not empty; {instead}")
     from vopd.training.saving.checkpoints import check_writable
 
     check_writable(folder)
+
+
+def _free(folder: Path) -> str:
+    """The name of the run in `folder`, with the first number that no other run has."""
+    stem = re.sub(r"-\d+$", "", folder.name)
+    return next(name for number in count(2) if not folder.with_name(name := f"{stem}-{number}").exists())
 
 
 def nearest_existing(folder: Path) -> Path:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import release_memory
 
-from vopd.errors import VOPDError, counted
+from vopd.errors import ConfigurationError, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
+from vopd.training.rewards.functions import Rewards
+from vopd.training.saving import checkpoints
 from vopd.training.saving.card import write_card
+from vopd.training.saving.contents import contents_of_model, contents_of_rows
+from vopd.training.saving.contract import NEW_RUN, settings_of
 
 from . import directory, publish
 from .accuracy import Accuracy
@@ -50,22 +55,57 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     The trainer with its models and the optimizer is freed when this returns: an evaluation after it loads the saved
     model and needs the memory.
     """
-    trainer = build_trainer(plan, gather_facts(plan))
+    facts = gather_facts(plan)
+    settings = check_resume(plan, facts)
+    trainer = build_trainer(plan, facts)
+    trainer.settings = settings
+    trainer.resume_command = plan.resumption
+    start = trainer.choose_checkpoint(plan.options.resume)
     prompts = trainer.train_dataset["prompt"]
     if directory.is_main_process():
-        write_resolved(plan)
+        write_resolved(plan, trainer.changes)
     # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
         accuracy.measure("start", prompts)
-    trainer.train(resume_from_checkpoint=plan.options.resume)
+    trainer.train(resume_from_checkpoint=start)
     model = plan.folder / "model"
     trainer.save_model(str(model))
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
         kind = "LoRA adapter" if plan.options.lora_rank else "model"
-        print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
+        steps = counted(trainer.state.global_step, "step")
+        finished = start is not None and checkpoints.step_of(Path(start)) == trainer.state.global_step
+        done = f"already finished, {steps} (for more, raise max_steps)" if finished else f"trained {steps}"
+        print(f"{done}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
+
+
+def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
+    """The settings that the run's checkpoints record, checked against the newest one if the run is to be resumed.
+
+    Raises:
+        ConfigurationError: the run cannot resume.
+    """
+    options, config, prompts = plan.options, plan.config, facts.prompts
+    assert facts.student is not None and prompts is not None
+    settings = settings_of(
+        config,
+        model=contents_of_model(options.model, facts.student.commit),
+        teachers={
+            name: contents_of_model(source, facts.teachers[source].commit if source in facts.teachers else None)
+            for name, source in plan.teachers.items()
+        },
+        dataset=contents_of_rows(prompts.dataset, prompts.name),
+        rewards=Rewards.of(config, options.reward_funcs).rewards,
+        adapter=lora_config(options),
+        options=asdict(options),
+    )
+    if options.resume:
+        found = checkpoints.check_resume(plan.folder, settings, config.steps_of(len(prompts.dataset)))
+        if found is None and (plan.folder / "trainer_state.json").is_file():
+            raise ConfigurationError(f"the run in '{plan.folder}' is finished, and has no checkpoint; {NEW_RUN}")
+    return settings
 
 
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:

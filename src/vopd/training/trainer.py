@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,7 +46,10 @@ from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
 from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
+from .saving.contents import contents_of_model, contents_of_rows
+from .saving.contract import Change, settings_of
 from .saving.logs import RunLog
+from .saving.schedule import asked_rates
 from .trl import TRLAdapter
 
 
@@ -123,6 +126,9 @@ class VOPDTrainer(TRLAdapter):
         self._tokens = 0.0
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
+        # Before training changes them.
+        self._contents = contents_of_model(model), {name: contents_of_model(one) for name, one in given.items()}
+        self._adapter = peft_config or getattr(model, "peft_config", {}).get("default")
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         super().__init__(
             model=model,
@@ -277,28 +283,69 @@ class VOPDTrainer(TRLAdapter):
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
         return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a run that resumes from a checkpoint of this one is compared with; `vopd train` sets its own."""
+        model, teachers = self._contents
+        return settings_of(
+            self.args,
+            model=model,
+            teachers=teachers,
+            dataset=contents_of_rows(self.train_dataset),
+            rewards=self._rewards.rewards,
+            adapter=self._adapter,
+        )
+
+    def choose_checkpoint(self, asked: str | bool | None) -> str | None:
+        """The checkpoint that ``train`` would resume from if it got `asked`; None if it would start at step 0.
+
+        Raises:
+            ConfigurationError: ``train`` would refuse it.
+        """
+        return self._checkpoints.choose(asked)
+
+    @property
+    def resume_command(self) -> str:
+        """What continues the run, for messages."""
+        return self._stopping.command
+
+    @resume_command.setter
+    def resume_command(self, command: str) -> None:
+        self._stopping.command = command
+
+    @property
+    def changes(self) -> list[Change]:
+        """The settings that changed when the run was resumed."""
+        return self._checkpoints.changes
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Like ``transformers.Trainer.train``; also restores the terminal after an error.
 
         Args:
             resume_from_checkpoint: True resumes from the newest valid checkpoint in output_dir, or starts at step 0
-                if there is none; a path resumes from that checkpoint.
+                if there is none; a path resumes from that checkpoint. Settings are compared with the checkpoint's:
+                what would change the objective or the data is refused, other changes are told.
 
         Raises:
-            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            ConfigurationError: the checkpoint is refused.
+            Interrupted, Terminated: Ctrl-C or SIGTERM ended the run; a checkpoint was saved.
             GuardError: a guard ended it; a checkpoint was saved.
             TeacherServerError: a server did not score a completion, or more completions than may be dropped.
         """
         try:
             with self._stopping.until_done():
-                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
+                found = super().train(self.choose_checkpoint(resume_from_checkpoint), *args, **kwargs)
+                if self._stopping.late(self.state):
+                    self._save_checkpoint(self.model, None)
+                return found
         finally:
             self._progress.close()
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with asked_rates(self.optimizer, self.lr_scheduler):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._teachers.average is not None:
             self._teachers.average.load(checkpoint)
 
@@ -310,6 +357,7 @@ class VOPDTrainer(TRLAdapter):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
+        self._checkpoints.whole = self._stopping.error is not None
         self._checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -356,6 +404,7 @@ class VOPDTrainer(TRLAdapter):
                 "rewards": self._rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,
+                "changed on resuming": "; ".join(f"{change.name}: {change.remark()}" for change in self.changes),
             },
             **self.card_notes,
         }
