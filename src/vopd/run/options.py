@@ -283,7 +283,7 @@ def _resolved_origins(path: str) -> dict[str, str]:
     if Path(path).name != RESOLVED:
         return {}
     comments = re.findall(r"^(\w+): .*  # ([^,\n]+)", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
-    return {name: origin for name, origin in comments if origin != CHOSEN_HERE}
+    return dict(comments)
 
 
 def _checked(value: Any, option: Option, where: str) -> Any:

@@ -334,7 +334,7 @@ class VOPDTrainer(TRLAdapter):
         """
         try:
             with self._stopping.until_done():
-                found = super().train(self.choose_checkpoint(resume_from_checkpoint), *args, **kwargs)
+                found = super().train(self._checkpoints.begin(resume_from_checkpoint), *args, **kwargs)
                 if self._stopping.late(self.state):
                     self._save_checkpoint(self.model, None)
                 return found

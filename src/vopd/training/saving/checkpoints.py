@@ -191,11 +191,17 @@ class Checkpoints:
                 answer[:3] = self._choose(asked)
             except (VOPDError, OSError) as error:  # every rank has to end, not only this one
                 answer[3] = str(error)
-        self._chosen, self.other_processes, self.changes, problem = broadcast_object_list(answer)
+        chosen, self.other_processes, self.changes, problem = broadcast_object_list(answer)
         if problem is not None:
             raise ConfigurationError(problem)
-        self._saved = None if self._chosen is None else step_of(Path(self._chosen))
+        self._chosen, self._saved = chosen, None if chosen is None else step_of(Path(chosen))
         return self._chosen
+
+    def begin(self, asked: str | bool | None) -> str | None:
+        """Like ``choose``, for a run that begins now: the next call chooses again."""
+        chosen = self.choose(asked)
+        self._chosen = None
+        return chosen
 
     def _choose(self, asked: str | bool | None) -> tuple[str | None, bool, list[Change]]:
         """The checkpoint to resume from, whether another number of processes saved it, and what has changed since."""

@@ -26,6 +26,13 @@ def contents_of_rows(dataset: Any, sources: str = "") -> dict[str, Any]:
     return {"name": name, "content": _short(digest)}
 
 
+def contents_of_file(source: str) -> dict[str, Any]:
+    """The path of a file with its digest; of another source of data the name alone."""
+    found = Path(source)
+    digest = hashlib.sha256(found.read_bytes()) if found.is_file() else None
+    return {"name": source, "content": digest and _short(digest)}
+
+
 def contents_of_model(source: Any, commit: str | None = None) -> dict[str, Any]:
     """Path or hub id of a model, and what its weights are: a digest of a sample of them, or the commit on the hub.
 

@@ -96,9 +96,9 @@ class Change:
     step: int = 0
 
     @property
-    def rule(self) -> str:
-        """The rule of the setting."""
-        return _rule(self.name)
+    def refused(self) -> bool:
+        """Whether a run cannot resume with it."""
+        return _rule(self.name) in (REFUSED, CONTENT)
 
     def __str__(self) -> str:
         only = self.name == "teachers" and {*self.old, *self.new} == {DEFAULT}
@@ -162,10 +162,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], step: int = 0)
 
 
 def refuse(changes: Iterable[Change], what: str, more: str = "") -> None:
-    """Raises ConfigurationError that names the refused `changes`, if there are any; `what` cannot be done."""
-    refused = [str(change) for change in changes if change.rule in (REFUSED, CONTENT)]
-    if refused:
-        raise ConfigurationError(f"{what}: {'; '.join(refused)}; {more}{NEW_RUN}")
+    """Raises ConfigurationError that says `what` is wrong and names the changes, if there are any."""
+    named = "; ".join(map(str, changes))
+    if named:
+        raise ConfigurationError(f"{what}: {named}; {more}{NEW_RUN}")
 
 
 def as_records(changes: Iterable[Change]) -> list[dict[str, Any]]:

@@ -58,26 +58,33 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
         ConfigurationError: it cannot: the objective or the data would change, the checkpoint has only the model, or it
             is later than the run's last step.
     """
-    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="ascii"))
+    manifest = _manifest(checkpoint)
     cannot = f"cannot resume from {checkpoint}"
-    lost = [what for what, part in _STATES.items() if not any(part in name for name in manifest["files"])]
-    if lost:
+    if lost := lost_states(checkpoint):
         raise ConfigurationError(
             f"{cannot}: it has the model, but no {' and no '.join(lost)} (save_only_model); {NEW_RUN}, with this "
             "checkpoint as --model"
         )
     saved = manifest.get("settings", {})
     changes = differences(saved, now, step)
-    refuse(changes, cannot, "go on with the settings of the checkpoint, or ")
+    refuse([one for one in changes if one.refused], cannot, "go on with the settings of the checkpoint, or ")
     if steps < step:
         raise ConfigurationError(
             f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} asked for; raise max_steps, or {NEW_RUN}"
         )
-    if steps == step and changes:
-        raise ConfigurationError(
-            f"{cannot}: the run is finished, all {counted(steps, 'step')} are done, so this would have no effect: "
-            f"{'; '.join(map(str, changes))}; raise max_steps too, or {NEW_RUN}"
-        )
+    if steps == step:
+        refuse(changes, f"{cannot} with other settings, because all its steps are done", "raise max_steps, or ")
     lacking = [name for name in now if name not in saved and RULES.get(name) != FREE]
     earlier = [Change(**record) for record in manifest.get("changes", [])]
     return Resumed(checkpoint, step, steps, changes, earlier, lacking)
+
+
+def lost_states(checkpoint: Path) -> list[str]:
+    """What a valid checkpoint has not saved besides the model: none of it, with save_only_model."""
+    files = _manifest(checkpoint)["files"]
+    return [what for what, part in _STATES.items() if not any(part in name for name in files)]
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="ascii"))
+    return found
