@@ -17,6 +17,7 @@ import torch
 from vopd.estimators import distillation_loss
 from vopd.estimators.exact import FULL_RKL
 from vopd.models import common_vocabulary, end_ids, load_model, load_tokenizer, sample, set_end_ids
+from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -202,5 +203,6 @@ def _prompts(problems: Sequence[HeldOut]) -> list[str]:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a run's checkpoints, in order."""
-    return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*"))
+    """(step, folder) of a run's checkpoints, in order, without one that was saved because the run was stopped there."""
+    planned = [path for path in folder.glob("checkpoint-*") if not read_json(path / "manifest.json").get("unplanned")]
+    return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in planned)

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, GuardError, MismatchError, counted
+from vopd.errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError, counted
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
@@ -38,6 +38,7 @@ from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics
 from .monitoring.progress import Progress
 from .monitoring.samples import SampleBuffer, sample_table
+from .monitoring.step_end import StepEnd
 from .monitoring.stopping import Stopping
 from .monitoring.trackers import check_trackers
 from .objective import Objective, combined, own_mask
@@ -188,11 +189,12 @@ class VOPDTrainer(TRLAdapter):
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
+        self._step_end = StepEnd()
         self._progress = Progress(first_lines=self._first_lines)
         self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
+        watches = [self._stopping, self._step_end, self.dropped, GuardWatch(self._stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if self.placement.managed:  # after the first lines: a checked head stays gathered until training
@@ -330,16 +332,32 @@ class VOPDTrainer(TRLAdapter):
             ConfigurationError: the checkpoint is refused.
             Interrupted, Terminated: Ctrl-C or SIGTERM ended the run; a checkpoint was saved.
             GuardError: a guard ended it; a checkpoint was saved.
-            TeacherServerError: a server did not score a completion, or more completions than may be dropped.
+            TeacherServerError: a server did not score a completion, or more completions than may be dropped; a process
+                that trains alone saves a checkpoint of the last step.
         """
         try:
             with self._stopping.until_done():
-                found = super().train(self._checkpoints.begin(resume_from_checkpoint), *args, **kwargs)
+                start = self._checkpoints.begin(resume_from_checkpoint)
+                try:
+                    found = super().train(start, *args, **kwargs)
+                except TeacherServerError as error:
+                    self._save_before(error)
+                    raise
                 if self._stopping.late(self.state):
                     self._save_checkpoint(self.model, None)
                 return found
         finally:
             self._progress.close()
+
+    def _save_before(self, error: VOPDError) -> None:
+        """Save what the last step left, if the one that `error` cut off can be repeated from there.
+
+        Of several processes only one may have the error, and the others do not save with it.
+        """
+        if self.accelerator.num_processes == 1 and self.state.global_step > 0:
+            self._step_end.restore()
+            self._stopping.end(error, self.control)
+            self._save_checkpoint(self.model, None)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -358,6 +376,7 @@ class VOPDTrainer(TRLAdapter):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
         self._checkpoints.whole = self._stopping.error is not None
+        self._checkpoints.unplanned = self._stopping.unplanned
         self._checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -37,12 +37,15 @@ class Stopping(TrainerCallback):
 
     Attributes:
         command: what continues the run.
+        error: what ends the run; None while it goes on.
+        unplanned: whether the run would not have saved a checkpoint of this step without it.
     """
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self.command = "trainer.train(resume_from_checkpoint=True)"
         self.error: VOPDError | None = None
+        self.unplanned = False
         self._signal = 0
         self._interrupted: float | None = None
 
@@ -54,7 +57,7 @@ class Stopping(TrainerCallback):
             Interrupted, Terminated: after Ctrl-C or SIGTERM.
             VOPDError: the error given to ``end``.
         """
-        self.error, self._signal, self._interrupted = None, 0, None
+        self.error, self.unplanned, self._signal, self._interrupted = None, False, 0, None
         with self._catching():
             yield
         if self.error is not None:
@@ -68,14 +71,16 @@ class Stopping(TrainerCallback):
         owner = os.getpid()
 
         def note(number: int, frame: Any) -> None:
-            if os.getpid() != owner:  # a data loader's process inherited this handler
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            else:
+            if os.getpid() == owner:
                 self._note(number)
+            elif number == signal.SIGTERM:  # a data loader's process inherited this handler
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)  # Ctrl-C reaches it too, but the step needs it until its end
 
         previous: dict[int, Callable[..., Any] | int | None] = {
-            number: signal.signal(number, note) for number in _SIGNALS
+            number: signal.signal(number, note)
+            for number in _SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # as in a script that a shell has put into the background
         }
         try:
             yield
@@ -97,7 +102,8 @@ class Stopping(TrainerCallback):
 
     def end(self, error: VOPDError, control: Any) -> None:
         """Save after this step and end the run with `error`. Every rank has to call it at the same step."""
-        self.error = self.error or error
+        if self.error is None:
+            self.error, self.unplanned = error, not control.should_save
         control.should_save = control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

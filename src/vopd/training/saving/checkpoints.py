@@ -166,6 +166,7 @@ class Checkpoints:
         self.origin = Origin.of(trainer)
         self.keep_all = False  # set when a guard stops the run: older checkpoints are then the better ones
         self.whole = False  # set when the run ends early: it has to go on, whatever save_only_model says
+        self.unplanned = False  # set when only this end of the run saves a checkpoint here
         self.other_processes = False  # whether another number of processes saved the checkpoint it resumes from
         self.changes: list[Change] = []  # of settings, when the run was resumed
         self._chosen: str | None = None
@@ -277,6 +278,7 @@ class Checkpoints:
                 for log in self.run.glob("*.jsonl"):  # the logs up to here must be as safe as the checkpoint
                     _sync(log)
                 record = {"settings": self.trainer.settings, "changes": as_records(self.changes)}
+                record |= {"unplanned": True} if self.unplanned else {}
                 write_manifest(folder, step, origin=asdict(self.origin), **record)
         self._saved = step
         if args.should_save and not self.keep_all:
