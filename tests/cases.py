@@ -18,7 +18,7 @@ RUN = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case happens: a student, a teacher, four prompts, an output folder that does not exist, another folder."""
+    """Where a case happens: a student, a teacher, four prompts, an output folder that does not exist, another one."""
 
     student: Path
     teacher: Path
@@ -36,14 +36,18 @@ class Place:
         """All that is in the output folder, folders with a slash at the end."""
         return {f"{path.relative_to(self.out)}{'/' * path.is_dir()}" for path in self.out.rglob("*")}
 
+    def contents(self) -> dict[str, bytes]:
+        """Every file in the output folder."""
+        return {str(path): path.read_bytes() for path in self.out.rglob("*") if path.is_file()}
+
 
 @dataclass(frozen=True)
 class Case:
     """`command` ends with exit code `code`, and a line of the output has the facts `says` ("a ... b").
 
     Attributes:
-        leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and as it was
-            if `before` left something there.
+        leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and every byte
+            as it was if `before` left something there.
         lacks: facts that no line may have.
         before: prepares the place.
     """
@@ -59,7 +63,7 @@ class Case:
         """Run it; `output` is ``capfd.readouterr``."""
         if self.before is not None:
             self.before(place)
-        was = place.files()
+        was, had = place.files(), place.contents()
         output()
         code = place.call(self.command)
         text = "\n".join(output())
@@ -70,4 +74,4 @@ class Case:
         if self.leaves:
             assert set(self.leaves) <= place.files()
         else:
-            assert place.files() == was
+            assert place.files() == was and place.contents() == had

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and guards end a run after the step that is under way, with a checkpoint that continues it exactly."""
+"""Ctrl-C, SIGTERM and guards end a run after the step that is under way, with a checkpoint that continues it."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def test_a_script_that_lets_it_pass_ends_with_143() -> None:
 
 def test_what_ended_one_run_does_not_end_the_next(make_trainer: Make) -> None:
     trainer = make_trainer()
-    with pytest.raises(VOPDError, match="first"), trainer._stopping.until_done():
-        trainer._stopping.end(GuardError("first"), SimpleNamespace(should_save=False))
+    with pytest.raises(VOPDError, match="first"), trainer.stopping.until_done():
+        trainer.stopping.end(GuardError("first"), SimpleNamespace(should_save=False))
     trainer.train()
     assert trainer.state.global_step == 2
 

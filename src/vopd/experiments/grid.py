@@ -1,8 +1,9 @@
 """A grid of runs on one recipe: estimators x seeds x learning rates, each an ordinary run directory.
 
 The folder of a grid has `held_out.jsonl`, `measurement.json`, `start/measured.json`, `configs/NAME.yaml` with
-`NAME.contents.json` (digests of the data and models that the options name) and, for every run, the run folder NAME with measured.json. That file is written last: a run that has it is finished and is not
-repeated; a run that was killed resumes from its last valid checkpoint or starts over.
+`NAME.contents.json` (digests of the data and models that the options name) and, for every run, the run folder NAME
+with measured.json. That file is written last: a run that has it is finished and is not repeated; a run that was killed
+resumes from its last valid checkpoint or starts over.
 """
 
 from __future__ import annotations

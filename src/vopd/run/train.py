@@ -58,12 +58,11 @@ def _train(plan: Plan, accuracy: Accuracy | None) -> tuple[dict[str, Any], Seque
     facts = gather_facts(plan)
     settings = check_resume(plan, facts)
     trainer = build_trainer(plan, facts)
-    trainer.settings = settings
-    trainer.resume_command = plan.resumption
-    start = trainer.choose_checkpoint(plan.options.resume)
+    trainer.checkpoints.settings, trainer.stopping.command = settings, plan.resumption
+    start = trainer.checkpoints.choose(plan.options.resume)
     prompts = trainer.train_dataset["prompt"]
     if directory.is_main_process():
-        write_resolved(plan, trainer.changes)
+        write_resolved(plan, trainer.checkpoints.changes)
     # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
         accuracy.measure("start", prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,8 +47,7 @@ from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
 from .saving.checkpoints import Checkpoints, check_writable, clear_save_errors
-from .saving.contents import contents_of_model, contents_of_rows
-from .saving.contract import Change, settings_of
+from .saving.contents import Given
 from .saving.logs import RunLog
 from .saving.schedule import asked_rates
 from .trl import TRLAdapter
@@ -111,13 +110,13 @@ class VOPDTrainer(TRLAdapter):
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
-        self._rewards = Rewards.of(args, reward_funcs)
+        self.rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
-        check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
+        check_worth(given, args.teacher_prompt_column, bool(self.rewards.names))
         for name, dataset in _named(train_dataset, eval_dataset):
             check_prompts(dataset, name)
-            for part in (self._rewards, self._routes, self._teacher_prompts):
+            for part in (self.rewards, self._routes, self._teacher_prompts):
                 part.check(dataset, name)
         check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
@@ -128,8 +127,7 @@ class VOPDTrainer(TRLAdapter):
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
         # Before training changes them.
-        self._contents = contents_of_model(model), {name: contents_of_model(one) for name, one in given.items()}
-        self._adapter = peft_config or getattr(model, "peft_config", {}).get("default")
+        self.given = Given.of(model, given, peft_config)
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         super().__init__(
             model=model,
@@ -184,17 +182,17 @@ class VOPDTrainer(TRLAdapter):
 
     def _prepare_callbacks(self) -> None:
         kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
-        self._samples = SampleBuffer(kept, self._rewards.names)
+        self._samples = SampleBuffer(kept, self.rewards.names)
         self.order = PromptOrder(self.args)
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._step_end = StepEnd()
         self._progress = Progress(first_lines=self._first_lines)
-        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
-        self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
+        self.stopping, self.checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        self.dropped = DroppedRows(self.args.teacher_drop_limit, self.stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, self._step_end, self.dropped, GuardWatch(self._stopping), self._teachers.average]
+        watches = [self.stopping, self._step_end, self.dropped, GuardWatch(self.stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if self.placement.managed:  # after the first lines: a checked head stays gathered until training
@@ -210,7 +208,7 @@ class VOPDTrainer(TRLAdapter):
             teachers=self._sources,
             teacher_sizes=teacher_sizes(self.placement, self._teachers),
             backend=self.loss_backend,
-            rewards=self._rewards.summary,
+            rewards=self.rewards.summary,
             prompts=len(self.train_dataset),
             dropped=self.prompts_dropped,
             steps=self.state.max_steps,
@@ -270,11 +268,11 @@ class VOPDTrainer(TRLAdapter):
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
         if mode == "train":
             self._tokens += float(batch.loss_mask.sum())
-        if not self._rewards.names:
+        if not self.rewards.names:
             return batch
         with self.clock.spending("reward"):
             state = self.state if mode == "train" else None
-            return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
+            return self.rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
 
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
@@ -284,41 +282,6 @@ class VOPDTrainer(TRLAdapter):
             for name, count in self.teacher.metrics().items():  # summed over processes
                 averages.add_total(name, count, 1 / self.accelerator.num_processes, self.accelerator.device)
         return {**averages.reduce(self.accelerator), **self._rollout.reduce(self.accelerator)}
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What a run that resumes from a checkpoint of this one is compared with; `vopd train` sets its own."""
-        model, teachers = self._contents
-        return settings_of(
-            self.args,
-            model=model,
-            teachers=teachers,
-            dataset=contents_of_rows(self.train_dataset),
-            rewards=self._rewards.rewards,
-            adapter=self._adapter,
-        )
-
-    def choose_checkpoint(self, asked: str | bool | None) -> str | None:
-        """The checkpoint that ``train`` would resume from if it got `asked`; None if it would start at step 0.
-
-        Raises:
-            ConfigurationError: ``train`` would refuse it.
-        """
-        return self._checkpoints.choose(asked)
-
-    @property
-    def resume_command(self) -> str:
-        """What continues the run, for messages."""
-        return self._stopping.command
-
-    @resume_command.setter
-    def resume_command(self, command: str) -> None:
-        self._stopping.command = command
-
-    @property
-    def changes(self) -> list[Change]:
-        """The settings that changed when the run was resumed."""
-        return self._checkpoints.changes
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Like ``transformers.Trainer.train``; also restores the terminal after an error.
@@ -336,14 +299,14 @@ class VOPDTrainer(TRLAdapter):
                 that trains alone saves a checkpoint of the last step.
         """
         try:
-            with self._stopping.until_done():
-                start = self._checkpoints.begin(resume_from_checkpoint)
+            with self.stopping.until_done():
+                start = self.checkpoints.begin(resume_from_checkpoint)
                 try:
                     found = super().train(start, *args, **kwargs)
                 except TeacherServerError as error:
                     self._save_before(error)
                     raise
-                if self._stopping.late(self.state):
+                if self.stopping.late(self.state):
                     self._save_checkpoint(self.model, None)
                 return found
         finally:
@@ -356,7 +319,7 @@ class VOPDTrainer(TRLAdapter):
         """
         if self.accelerator.num_processes == 1 and self.state.global_step > 0:
             self._step_end.restore()
-            self._stopping.end(error, self.control)
+            self.stopping.end(error, self.control)
             self._save_checkpoint(self.model, None)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
@@ -368,16 +331,16 @@ class VOPDTrainer(TRLAdapter):
             self._teachers.average.load(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
+        if self.checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
             set_seed(self.args.seed + self.state.global_step * self.args.world_size, device_specific=True)
         else:
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
-        self._checkpoints.whole = self._stopping.error is not None
-        self._checkpoints.unplanned = self._stopping.unplanned
-        self._checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
+        self.checkpoints.keep_all = isinstance(self.stopping.error, GuardError)
+        self.checkpoints.whole = self.stopping.error is not None
+        self.checkpoints.unplanned = self.stopping.unplanned
+        self.checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -420,10 +383,12 @@ class VOPDTrainer(TRLAdapter):
                 "temperature": self.args.temperature,
                 "optimizer steps": self.state.global_step,
                 "prompts per step": self.args.step_prompts,
-                "rewards": self._rewards.summary,
+                "rewards": self.rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,
-                "changed on resuming": "; ".join(f"{change.name}: {change.remark()}" for change in self.changes),
+                "changed on resuming": "; ".join(
+                    f"{change.name}: {change.remark()}" for change in self.checkpoints.changes
+                ),
             },
             **self.card_notes,
         }

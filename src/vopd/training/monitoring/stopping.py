@@ -29,8 +29,8 @@ _ECHO_SECONDS = 2.0
 class Stopping(TrainerCallback):
     """Saves a checkpoint and ends the run after Ctrl-C or SIGTERM, or when a guard asks for it.
 
-    Ranks agree at the end of each step: a signal that reaches one of them ends all at the same step. A second Ctrl-C ends
-    the process at once.
+    Ranks agree at the end of each step: a signal that reaches one of them ends all at the same step. A second Ctrl-C
+    ends the process at once.
 
     Args:
         accelerator: the trainer's accelerator.

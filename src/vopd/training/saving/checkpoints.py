@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ from vopd.errors import ConfigurationError, VOPDError
 from vopd.models.undisturbed import replaced
 from vopd.teachers.itself import MovingAverage
 
-from .contract import Change, as_records
+from .contents import contents_of_rows
+from .contract import Change, as_records, settings_of
 from .origin import Origin, mismatch
 from .resume import Resumed, resumed
 
@@ -144,7 +146,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def check_resume(run: Path, settings: Mapping[str, Any], steps: int) -> Resumed | None:
-    """How a run would go on from its newest checkpoint; None if there is none. Files are not read, so it is quick.
+    """How a run would resume from its newest checkpoint; None if there is none. Files are not read, so it is quick.
 
     Raises:
         ConfigurationError: it cannot, see `resume.resumed`.
@@ -171,6 +173,19 @@ class Checkpoints:
         self.changes: list[Change] = []  # of settings, when the run was resumed
         self._chosen: str | None = None
         self._saved: int | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a run that resumes from these checkpoints is compared with; `vopd train`, which knows more, sets it."""
+        trainer = self.trainer
+        return settings_of(
+            trainer.args,
+            model=trainer.given.model,
+            teachers=trainer.given.teachers,
+            dataset=contents_of_rows(trainer.train_dataset),
+            rewards=trainer.rewards.rewards,
+            adapter=trainer.given.adapter,
+        )
 
     def choose(self, asked: str | bool | None) -> str | None:
         """The checkpoint to resume from, the same on every rank; None starts at step 0.
@@ -223,12 +238,12 @@ class Checkpoints:
             set_aside_later(self.run, 0)
             return None, False, []
         step, trainer = step_of(chosen), self.trainer
-        goes_on = resumed(chosen, step, trainer.settings, trainer.args.steps_of(len(trainer.train_dataset)))
+        continued = resumed(chosen, step, self.settings, trainer.args.steps_of(len(trainer.train_dataset)))
         other = self._by_others(chosen)
-        for line in goes_on.told():
+        for line in continued.told():
             logger.info("%s", line)
         set_aside_later(self.run, step)
-        return str(chosen), other, goes_on.earlier + goes_on.changes
+        return str(chosen), other, continued.earlier + continued.changes
 
     def _by_others(self, chosen: Path) -> bool:
         """Whether another number of processes saved it.
@@ -277,7 +292,7 @@ class Checkpoints:
             if args.should_save:
                 for log in self.run.glob("*.jsonl"):  # the logs up to here must be as safe as the checkpoint
                     _sync(log)
-                record = {"settings": self.trainer.settings, "changes": as_records(self.changes)}
+                record: dict[str, Any] = {"settings": self.settings, "changes": as_records(self.changes)}
                 record |= {"unplanned": True} if self.unplanned else {}
                 write_manifest(folder, step, origin=asdict(self.origin), **record)
         self._saved = step

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,21 @@ from vopd.teachers.build import Served
 
 _CHUNKS, _CHUNK = 64, 4096
 _VALUES = 16
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a trainer was given, before training changes it: the contents of its models, and its adapter."""
+
+    model: dict[str, Any]
+    teachers: dict[str, dict[str, Any]]
+    adapter: Any
+
+    @classmethod
+    def of(cls, model: Any, teachers: Mapping[str, Any], peft_config: Any) -> Given:
+        """Of the arguments of ``VOPDTrainer``; `teachers` come from ``vopd.teachers.build.sources``."""
+        adapter = peft_config or getattr(model, "peft_config", {}).get("default")
+        return cls(contents_of_model(model), {name: contents_of_model(one) for name, one in teachers.items()}, adapter)
 
 
 def contents_of_rows(dataset: Any, sources: str = "") -> dict[str, Any]:
@@ -50,8 +67,8 @@ def contents_of_model(source: Any, commit: str | None = None) -> dict[str, Any]:
 
 
 def _of_files(folder: Path) -> str | None:
-    """Of the sizes of weight files, and of chunks spread over each of them: of a merged adapter only some weights differ
-    from the base's."""
+    """Of the sizes of weight files, and of chunks spread over each: a merged adapter differs from its base only in some
+    weights."""
     if not folder.name or not folder.is_dir():
         return None
     files = sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))

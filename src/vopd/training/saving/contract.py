@@ -82,7 +82,14 @@ _SORTED = {
 RULES: Mapping[str, str] = {name: rule for rule, names in _SORTED.items() for name in names.split()}
 """The rule of every setting of `vopd train` and `VOPDConfig`."""
 
-SCHEDULE = {"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"}
+SCHEDULE = {
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "max_steps",
+    "num_train_epochs",
+}
 NEW_RUN = "start a new run: another --run_name (in Python, another output_dir)"
 
 

@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint, and what it changes there."""
+"""Whether a run can resume from a checkpoint, and what it changes there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATES = {"optimizer": "optim", "random states": "rng_state"}
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that a run goes on from.
+    """A checkpoint that a run resumes from.
 
     Attributes:
         path: its folder.
@@ -52,7 +52,7 @@ class Resumed:
 
 
 def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> Resumed:
-    """How a run with the settings `now` (`contract.settings_of`) and so many `steps` goes on from a valid checkpoint.
+    """How a run with the settings `now` (`contract.settings_of`) and so many `steps` resumes from a valid checkpoint.
 
     Raises:
         ConfigurationError: it cannot: the objective or the data would change, the checkpoint has only the model, or it
@@ -70,7 +70,7 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
     refuse([one for one in changes if one.refused], cannot, "go on with the settings of the checkpoint, or ")
     if steps < step:
         raise ConfigurationError(
-            f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} asked for; raise max_steps, or {NEW_RUN}"
+            f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} of this run; raise max_steps, or {NEW_RUN}"
         )
     if steps == step:
         refuse(changes, f"{cannot} with other settings, because all its steps are done", "raise max_steps, or ")

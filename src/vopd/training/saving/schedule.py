@@ -25,9 +25,8 @@ def asked_rates(optimizer: Any, scheduler: Any) -> Iterator[None]:
     for group, options in zip(optimizer.param_groups, asked, strict=True):
         group.update(options)
     if isinstance(scheduler, LambdaLR):  # every schedule of transformers but that which follows a metric
-        scheduler.base_lrs = rates
         factors = [rule(scheduler.last_epoch) for rule in scheduler.lr_lambdas]
         now = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
         for group, rate in zip(optimizer.param_groups, now, strict=True):
             group["lr"] = rate
-        scheduler._last_lr = now
+        scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": rates, "_last_lr": now})
