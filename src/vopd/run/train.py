@@ -12,6 +12,8 @@ from typing import Any
 
 from accelerate.utils import release_memory
 
+from vopd.data.prompts import Prompts
+from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
@@ -29,7 +31,7 @@ from .accuracy import Accuracy
 from .evaluation import EvalOptions
 from .facts import Facts, gather_facts, teacher_paths
 from .lora import lora_config
-from .plan import Plan, write_resolved
+from .plan import Plan, TrainOptions, write_resolved
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +94,26 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
         config,
         model=contents_of_model(options.model, facts.student.commit),
         teachers={
-            name: contents_of_model(source, facts.teachers[source].commit if source in facts.teachers else None)
+            name: contents_of_model(source, found.commit if (found := facts.teachers.get(str(source))) else None)
             for name, source in plan.teachers.items()
         },
-        dataset=contents_of_rows(prompts.dataset, prompts.name),
+        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts)),
         rewards=Rewards.of(config, options.reward_funcs).rewards,
         adapter=lora_config(options),
         options=asdict(options),
     )
     if options.resume:
-        found = checkpoints.check_resume(plan.folder, settings, config.steps_of(len(prompts.dataset)))
-        if found is None and (plan.folder / "trainer_state.json").is_file():
+        newest = checkpoints.check_resume(plan.folder, settings, config.steps_of(len(prompts.dataset)))
+        if newest is None and (plan.folder / "trainer_state.json").is_file():
             raise ConfigurationError(f"the run in '{plan.folder}' is finished, and has no checkpoint; {NEW_RUN}")
     return settings
+
+
+def _recipe(options: TrainOptions, prompts: Prompts) -> Any:
+    """How the prompts are made, if a task generates some: a few tasks depend on the order of sets, which differs from
+    process to process."""
+    generated = any(str(entry["source"]).startswith(TASK_PREFIX) for entry in prompts.sources)
+    return [prompts.sources, options.dataset, options.dataset_options] if generated else None
 
 
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:

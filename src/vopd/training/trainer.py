@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, VOPDError, counted
+from vopd.errors import ConfigurationError, GuardError, MismatchError, TeacherServerError, counted
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
@@ -110,13 +110,13 @@ class VOPDTrainer(TRLAdapter):
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
         check_trackers(args.report_to)
-        self.rewards = Rewards.of(args, reward_funcs)
+        self._rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
-        check_worth(given, args.teacher_prompt_column, bool(self.rewards.names))
+        check_worth(given, args.teacher_prompt_column, bool(self._rewards.names))
         for name, dataset in _named(train_dataset, eval_dataset):
             check_prompts(dataset, name)
-            for part in (self.rewards, self._routes, self._teacher_prompts):
+            for part in (self._rewards, self._routes, self._teacher_prompts):
                 part.check(dataset, name)
         check_writable(args.output_dir)
         self._benchmarks = load_benchmarks(args)
@@ -127,7 +127,7 @@ class VOPDTrainer(TRLAdapter):
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
         # Before training changes them.
-        self.given = Given.of(model, given, peft_config)
+        self.given = Given.of(model, given, peft_config, self._rewards.rewards)
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         super().__init__(
             model=model,
@@ -182,12 +182,12 @@ class VOPDTrainer(TRLAdapter):
 
     def _prepare_callbacks(self) -> None:
         kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
-        self._samples = SampleBuffer(kept, self.rewards.names)
+        self._samples = SampleBuffer(kept, self._rewards.names)
         self.order = PromptOrder(self.args)
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
-        self._step_end = StepEnd()
+        self._step_end = StepEnd(self.accelerator)
         self._progress = Progress(first_lines=self._first_lines)
         self.stopping, self.checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self.stopping)
@@ -208,7 +208,7 @@ class VOPDTrainer(TRLAdapter):
             teachers=self._sources,
             teacher_sizes=teacher_sizes(self.placement, self._teachers),
             backend=self.loss_backend,
-            rewards=self.rewards.summary,
+            rewards=self._rewards.summary,
             prompts=len(self.train_dataset),
             dropped=self.prompts_dropped,
             steps=self.state.max_steps,
@@ -268,11 +268,11 @@ class VOPDTrainer(TRLAdapter):
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
         if mode == "train":
             self._tokens += float(batch.loss_mask.sum())
-        if not self.rewards.names:
+        if not self._rewards.names:
             return batch
         with self.clock.spending("reward"):
             state = self.state if mode == "train" else None
-            return self.rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
+            return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
 
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
@@ -304,23 +304,15 @@ class VOPDTrainer(TRLAdapter):
                 try:
                     found = super().train(start, *args, **kwargs)
                 except TeacherServerError as error:
-                    self._save_before(error)
+                    if self._step_end.restored():
+                        self.stopping.end(error, self.control)
+                        self._save_checkpoint(self.model, None)
                     raise
                 if self.stopping.late(self.state):
                     self._save_checkpoint(self.model, None)
                 return found
         finally:
             self._progress.close()
-
-    def _save_before(self, error: VOPDError) -> None:
-        """Save what the last step left, if the one that `error` cut off can be repeated from there.
-
-        Of several processes only one may have the error, and the others do not save with it.
-        """
-        if self.accelerator.num_processes == 1 and self.state.global_step > 0:
-            self._step_end.restore()
-            self.stopping.end(error, self.control)
-            self._save_checkpoint(self.model, None)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -383,12 +375,10 @@ class VOPDTrainer(TRLAdapter):
                 "temperature": self.args.temperature,
                 "optimizer steps": self.state.global_step,
                 "prompts per step": self.args.step_prompts,
-                "rewards": self.rewards.summary,
+                "rewards": self._rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,
-                "changed on resuming": "; ".join(
-                    f"{change.name}: {change.remark()}" for change in self.checkpoints.changes
-                ),
+                "changed on resuming": self.checkpoints.history,
             },
             **self.card_notes,
         }

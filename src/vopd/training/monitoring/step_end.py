@@ -12,10 +12,18 @@ from transformers import TrainerCallback
 
 
 class StepEnd(TrainerCallback):
-    """Keeps the random states of this process after each step, and after an evaluation that follows it."""
+    """Keeps the random states of this process after each step, and after an evaluation that follows it.
 
-    def __init__(self) -> None:
+    Args:
+        accelerator: the trainer's accelerator.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
         self._restore: list[Callable[[], Any]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._restore = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         python, arrays, host = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
@@ -30,7 +38,14 @@ class StepEnd(TrainerCallback):
 
     on_evaluate = on_step_end
 
-    def restore(self) -> None:
-        """Go back to them."""
+    def restored(self) -> bool:
+        """Go back to them; False if nothing can be saved with them.
+
+        That is before the end of the first step, and with several processes: only one of them may have the error that
+        cut off the step, and the others would not save with it.
+        """
+        if self.accelerator.num_processes > 1 or not self._restore:
+            return False
         for one in self._restore:
             one()
+        return True

@@ -183,9 +183,14 @@ class Checkpoints:
             model=trainer.given.model,
             teachers=trainer.given.teachers,
             dataset=contents_of_rows(trainer.train_dataset),
-            rewards=trainer.rewards.rewards,
+            rewards=trainer.given.rewards,
             adapter=trainer.given.adapter,
         )
+
+    @property
+    def history(self) -> str:
+        """What changed when the run was resumed, for its model card."""
+        return "; ".join(f"{change.name}: {change.remark()}" for change in self.changes)
 
     def choose(self, asked: str | bool | None) -> str | None:
         """The checkpoint to resume from, the same on every rank; None starts at step 0.

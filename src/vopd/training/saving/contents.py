@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,32 @@ _VALUES = 16
 
 @dataclass(frozen=True)
 class Given:
-    """What a trainer was given, before training changes it: the contents of its models, and its adapter."""
+    """What a trainer was given, before training changes it: the contents of its models, and its adapter and
+    its reward functions."""
 
     model: dict[str, Any]
     teachers: dict[str, dict[str, Any]]
     adapter: Any
+    rewards: Sequence[Any]
 
     @classmethod
-    def of(cls, model: Any, teachers: Mapping[str, Any], peft_config: Any) -> Given:
+    def of(cls, model: Any, teachers: Mapping[str, Any], peft_config: Any, rewards: Sequence[Any]) -> Given:
         """Of the arguments of ``VOPDTrainer``; `teachers` come from ``vopd.teachers.build.sources``."""
-        adapter = peft_config or getattr(model, "peft_config", {}).get("default")
-        return cls(contents_of_model(model), {name: contents_of_model(one) for name, one in teachers.items()}, adapter)
+        adapter = copy.copy(peft_config or getattr(model, "peft_config", {}).get("default"))
+        contents = {name: contents_of_model(teacher) for name, teacher in teachers.items()}
+        return cls(contents_of_model(model), contents, adapter, rewards)
 
 
-def contents_of_rows(dataset: Any, sources: str = "") -> dict[str, Any]:
-    """The number of rows, and a digest of all columns: rendered prompts, token ids, reference answers."""
+def contents_of_rows(dataset: Any, sources: str = "", recipe: Any = None) -> dict[str, Any]:
+    """The number of rows, and a digest of all columns: rendered prompts, token ids, reference answers.
+
+    Args:
+        dataset: the rows.
+        sources: their names, for messages.
+        recipe: hashed in place of rows that are not the same whenever they are made.
+    """
     digest = hashlib.sha256()
-    for rows in dataset.with_format(None).iter(1000):
+    for rows in [recipe] if recipe is not None else dataset.with_format(None).iter(1000):
         digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
     name = f"{sources or 'train_dataset'}, {counted(len(dataset), 'prompt')}"
     return {"name": name, "content": _short(digest)}

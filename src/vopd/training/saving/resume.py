@@ -70,7 +70,8 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
     refuse([one for one in changes if one.refused], cannot, "go on with the settings of the checkpoint, or ")
     if steps < step:
         raise ConfigurationError(
-            f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} of this run; raise max_steps, or {NEW_RUN}"
+            f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} asked for; raise max_steps, or "
+            f"{NEW_RUN}"
         )
     if steps == step:
         refuse(changes, f"{cannot} with other settings, because all its steps are done", "raise max_steps, or ")
