@@ -23,7 +23,9 @@ from messages import says, told
 from vopd import VOPDConfig, cli
 from vopd.errors import ConfigurationError
 from vopd.estimators.policy_gradient import OPD
-from vopd.run.plan import TrainOptions
+from vopd.run.facts import gather_facts
+from vopd.run.plan import TrainOptions, plan_run
+from vopd.run.train import check_resume
 from vopd.training.saving import contract
 from vopd.training.saving.contents import contents_of_model
 from vopd.user_code import source_digest
@@ -82,6 +84,11 @@ def without_a_field(place: Place) -> None:
     edit_manifest(trained(place), lambda manifest: manifest["settings"].pop("temperature"))
 
 
+def of_another_launcher(place: Place) -> None:
+    """Which is known only once the models are loaded."""
+    edit_manifest(trained(place), lambda manifest: manifest["origin"].update(launcher="DeepSpeed ZeRO-2"))
+
+
 def edit_manifest(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     for path in run.glob("checkpoint-*/manifest.json"):
         manifest = json.loads(path.read_text())
@@ -128,6 +135,7 @@ CASES = [
     refused("", "no optimizer and no random states (save_only_model)", before=only_models),
     goes_on("--seed 1", "checkpoint-2 ... does not record what it was trained with: not compared", written_before),
     goes_on("", "checkpoint-2 ... does not record temperature: not compared", without_a_field),
+    Case(f"{MORE} --logging_steps 2", 2, "cannot resume ... DeepSpeed ZeRO-2 again", before=of_another_launcher),
     # Its settings as a file.
     Case(SAME, 2, "not empty ... --run_name ... r-2 ... --resume", before=trained),
     Case(f"{SAME} --run_name r-2", 0, "trained 2", leaves=("r-2/model/",), before=trained),
@@ -174,8 +182,47 @@ def test_optimizer_settings_that_are_told_take_effect(place: Place) -> None:
     assert {group["weight_decay"] for group in decays} == {0.5, 0}
 
 
+def test_the_first_step_after_a_resume_is_taken_at_the_rate_of_the_longer_run(make: Callable[..., Any]) -> None:
+    """Where the shorter run had come down to 0."""
+    from transformers import TrainerCallback
+
+    rates = []
+
+    class Probe(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rates.append({group["lr"] for group in kwargs["optimizer"].param_groups})
+
+    make(learning_rate=0.5).train()
+    trainer = make(learning_rate=0.5, max_steps=2)
+    trainer.add_callback(Probe())
+    trainer.train(resume_from_checkpoint=True)
+    assert rates == [{0.25}]
+
+
 def column(path: Path, name: str) -> list[float]:
     return [json.loads(line)[name] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("given", [["--resume"], ["--resume", "true"], []])
+def test_the_command_that_resumes_is_the_one_that_was_typed(given: list[str]) -> None:
+    typed = ["--model", "s s", "--teacher_model", "t", "--dataset", "p.jsonl", *given]
+    more = [] if given else ["--resume"]
+    assert plan_run("train", "", typed).resumption == shlex.join(["vopd", "train", *typed, *more])
+
+
+def test_generated_prompts_are_compared_by_how_they_are_made(place: Place) -> None:
+    """Some tasks make others in every process."""
+    given = f"--model {place.student} --teacher_model {place.teacher} --dataset {place.prompts}"
+    plan = plan_run("train", "", [*given.split(), "--max_completion_length", "8", "--per_device_train_batch_size", "4"])
+    facts = gather_facts(plan)
+    assert facts.prompts is not None
+    other = facts.prompts.dataset.select(range(3, -1, -1))
+    contents = []
+    for source in (facts.prompts.sources[0]["source"], "reasoning_gym:knight_swap"):
+        for rows in (facts.prompts.dataset, other):
+            prompts = dataclasses.replace(facts.prompts, dataset=rows, sources=[{"source": source, "prompts": 4}])
+            contents.append(check_resume(plan, dataclasses.replace(facts, prompts=prompts))["dataset"]["content"])
+    assert contents[0] != contents[1] and contents[2] == contents[3]
 
 
 def test_origins_are_kept_when_a_run_takes_its_own_settings(place: Place) -> None:
