@@ -27,6 +27,7 @@ from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
 from vopd.training import VOPDConfig
 from vopd.training.monitoring.glossary import METRICS
 from vopd.training.monitoring.guards import GUARDS
+from vopd.training.saving.contract import CONTENT, REFUSED, RULES, TOLD
 from vopd.training.trl import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +121,18 @@ def guards() -> str:
     return rows(("guard", "default", "triggers when"), body)
 
 
+def resume_rules() -> str:
+    """What happens when a setting differs from the checkpoint's."""
+    named = {rule: ", ".join(f"`{name}`" for name in RULES if RULES[name] == rule) for rule in (REFUSED, CONTENT, TOLD)}
+    body = [
+        ("refused: the objective or the data", named[REFUSED]),
+        ("refused if the content changed: the rendered prompts, or the weights", named[CONTENT]),
+        ("told and recorded: the course of the same training", named[TOLD]),
+        ("free: what is written, measured and watched, and where it runs", "every other setting"),
+    ]
+    return rows(("another value is", "settings"), body)
+
+
 def exit_codes() -> str:
     """Every exit code, and the error that ends with it."""
     found = {error.exit_code: error for error in vars(errors).values() if _own_code(error)}
@@ -127,7 +140,6 @@ def exit_codes() -> str:
         ("0", "", "Success."),
         ("1", "", "Any other error: a full disk, a file that cannot be written, a bug (with a traceback)."),
         *((f"{code}", f"`{error.__name__}`", _summary(error)) for code, error in sorted(found.items())),
-        ("130", "`KeyboardInterrupt`", "Interrupted with Ctrl-C; nothing was saved since the last checkpoint."),
     ]
     return rows(("exit code", "exception in Python", "meaning"), sorted(body, key=lambda line: int(line[0])))
 
@@ -315,6 +327,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "estimators": estimators,
     "guards": guards,
     "rules": rules,
+    "resume-rules": resume_rules,
     "exit-codes": exit_codes,
     "metrics": metrics,
     "command-list": command_list,

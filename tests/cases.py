@@ -39,6 +39,10 @@ class Place:
         """All that is in the output folder, folders with a slash at the end."""
         return {f"{path.relative_to(self.out)}{'/' * path.is_dir()}" for path in self.out.rglob("*")}
 
+    def contents(self) -> dict[str, bytes]:
+        """Every file in the output folder."""
+        return {str(path): path.read_bytes() for path in self.out.rglob("*") if path.is_file()}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -46,8 +50,8 @@ class Case:
 
     Attributes:
         also: facts of further faults, each on a line of its own; there are no others.
-        leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and as it was
-            if `before` left something there.
+        leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and every byte
+            as it was if `before` left something there.
         lacks: facts that no line may have.
         before: prepares the place.
     """
@@ -64,7 +68,7 @@ class Case:
         """Run it; `output` is ``capfd.readouterr``."""
         if self.before is not None:
             self.before(place)
-        was = place.files()
+        was, had = place.files(), place.contents()
         output()
         code = place.call(self.command)
         text = "\n".join(output())
@@ -78,4 +82,4 @@ class Case:
         if self.leaves:
             assert set(self.leaves) <= place.files()
         else:
-            assert place.files() == was
+            assert place.files() == was and place.contents() == had

@@ -69,6 +69,12 @@ class GuardError(VOPDError, RuntimeError):
     exit_code = 7
 
 
+class Interrupted(VOPDError, KeyboardInterrupt):
+    """Ctrl-C: the step was finished and a checkpoint saved first. A second Ctrl-C ends at once, without saving."""
+
+    exit_code = 130
+
+
 class Terminated(VOPDError, SystemExit):
     """The run was stopped by SIGTERM; a checkpoint was saved first. If uncaught, the script exits with code 143."""
 

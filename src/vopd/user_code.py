@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
+import inspect
 import os
 import sys
+import textwrap
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean, first_line
@@ -67,3 +73,49 @@ def spelling_of(value: object) -> str | None:
                 if held is value or (type(held) is type(value) and held == value):  # a copy
                     return f"{module_name}:{name}"
     return None
+
+
+def source_digest(function: Any, *values: object) -> str | None:
+    """Return a digest of a function's source, of what it uses from its own module, and of `values`.
+
+    Comments and line breaks do not count. None for a function of vopd itself, or without source.
+    """
+    if str(getattr(function, "__module__", "")).partition(".")[0] == "vopd":
+        return None
+    parts: dict[str, str] = {}
+    _read(function, parts)
+    text = "\n".join([*(parts[name] for name in sorted(parts)), *map(repr, values)])
+    return f"source {hashlib.sha256(text.encode()).hexdigest()[:12]}" if parts else None
+
+
+def _read(function: Any, parts: dict[str, str]) -> None:
+    """Add the source of `function` to `parts`, and of the functions and numbers of its module that it names."""
+    function = inspect.unwrap(getattr(function, "func", function))  # of functools.partial
+    name = getattr(function, "__qualname__", "")
+    if not inspect.isfunction(function) or name in parts:
+        return
+    try:
+        parts[name] = _without_layout(inspect.getsource(function))
+    except (OSError, TypeError):
+        return
+    for used in _names(function.__code__):
+        value = function.__globals__.get(used)
+        if inspect.isfunction(value) and value.__module__ == function.__module__:
+            _read(value, parts)
+        elif isinstance(value, bool | int | float | str | tuple):
+            parts[used] = f"{used} = {value!r}"
+
+
+def _without_layout(source: str) -> str:
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(source)))
+    except SyntaxError:  # the lines of a lambda inside an expression
+        return source
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names that a function and those within it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -78,7 +78,8 @@ def test_a_killed_run_is_done_anew_or_goes_on(tmp_path: Path, entry: str) -> Non
     for estimator, resumable in ((OPD, False), (VOPD, True)):
         checkpoint = folder / run_name(estimator, 1e-3, 0) / "checkpoint-1"
         checkpoint.mkdir(parents=True)
-        (checkpoint / ("optimizer.pt" if resumable else "model.safetensors")).touch()
+        for name in ("optimizer.pt", "rng_state.pth") if resumable else ("model.safetensors",):
+            (checkpoint / name).touch()
         write_manifest(checkpoint, 1)
     go(folder, entry, runs(OPD, VOPD))
     assert not (folder / run_name(OPD, 1e-3, 0) / "checkpoint-1").exists()
@@ -112,10 +113,10 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, entry: st
     folder = tmp_path / "grid"
     go(folder, entry, runs(OPD))
     other = Measurement("student", "teacher", "held_out.jsonl", 3, 2, 8)
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(ConfigurationError, match="other settings"):
         go(folder, entry, runs(OPD), other)
     changed = [GridRun(OPD, 0, 1e-3, run_name(OPD, 1e-3, 0), {"max_steps": 3})]
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(ConfigurationError, match=says("other settings: max_steps 2 -> 3 ... another --run_name")):
         go(folder, entry, changed)
 
 
@@ -129,6 +130,19 @@ def test_a_comparison_that_never_began_does_not_keep_its_settings(tmp_path: Path
         go(folder, entry, changed)
 
 
+def test_other_data_under_the_same_name_is_refused(tmp_path: Path, entry: str) -> None:
+    folder, prompts = tmp_path / "grid", tmp_path / "p.jsonl"
+    wanted = [replace(runs(OPD)[0], options={"max_steps": 2, "dataset": str(prompts), "report_to": "none"})]
+    prompts.write_text("1\n")
+    go(folder, entry, wanted)
+    assert go(folder, entry, [replace(wanted[0], options={**wanted[0].options, "report_to": "trackio"})]) == []
+    prompts.write_text("2\n")
+    with pytest.raises(ConfigurationError, match=says(f"dataset [{prompts} (sha256 ... -> [{prompts} (sha256")):
+        go(folder, entry, wanted)
+    (folder / "configs" / f"{wanted[0].directory}.contents.json").unlink()  # as an earlier version leaves it
+    assert go(folder, entry, wanted) == []
+
+
 def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, entry: str) -> None:
     folder = tmp_path / "grid"
     go(folder, entry, runs(OPD))
@@ -136,7 +150,7 @@ def test_a_folder_of_before_a_setting_was_added_is_recognised(tmp_path: Path, en
     old = {name: value for name, value in json.loads(path.read_text()).items() if "noise" not in name}
     path.write_text(json.dumps(old))
     assert go(folder, entry, runs(OPD)) == []
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(ConfigurationError, match="other settings"):
         go(folder, entry, runs(OPD), replace(MEASUREMENT, noise_estimators=["opd"]))
 
 

@@ -207,6 +207,34 @@ def test_raising_is_the_default_and_names_the_server(serve: Make, make_trainer: 
         trainer.train()
 
 
+def test_the_steps_before_the_server_was_lost_are_saved_and_go_on_exactly(
+    serve: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    from transformers import TrainerCallback
+
+    server = serve()
+    settings = {"teacher_server_url": server.url, "teacher_server_retries": 0, "save_strategy": "steps"}
+    settings |= {"max_completion_length": 2, "max_steps": 4, "gradient_accumulation_steps": 2}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    trainer = make_trainer(save_only_model=True, **settings)
+
+    class Loses(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                server.faults = lambda number: "refused"
+
+    trainer.add_callback(Loses())
+    with pytest.raises(TeacherServerError):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    server.faults = lambda number: None
+    resumed = make_trainer(**settings)
+    resumed.train(resume_from_checkpoint=True)
+    theirs = whole.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
+
+
 def test_other_weights_under_the_same_name_end_the_run(serve: Make, make_trainer: Make, pair: Any) -> None:
     server = serve()
     trainer = make_trainer(teacher_server_url=server.url, teacher_failure="drop", max_steps=3, max_completion_length=2)

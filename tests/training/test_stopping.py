@@ -1,4 +1,4 @@
-"""SIGTERM and guards end a run after the step that is under way, with a checkpoint that continues it exactly."""
+"""Ctrl-C, SIGTERM and guards end a run after the step that is under way, with a checkpoint that continues it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 from messages import says
-from vopd.errors import GuardError, Terminated, VOPDError
+from vopd.errors import GuardError, Interrupted, Terminated, VOPDError
+from vopd.experiments.measure import _checkpoints
 from vopd.training.monitoring.stopping import Stopping
 from vopd.training.saving.checkpoints import newest_valid
 
@@ -46,7 +48,7 @@ def test_sigterm_finishes_the_step_saves_and_ends_with_143(strategy: str, make_t
     whole.train()
     trainer = make_trainer(**settings, **evaluated(strategy))
     trainer.add_callback(callback_at(3, terminate))
-    with pytest.raises(Terminated, match=says("SIGTERM ... step 3 of 8 ... --resume")) as ended:
+    with pytest.raises(Terminated, match=says("SIGTERM ... step 3 of 8 ... resume_from_checkpoint")) as ended:
         trainer.train()
     assert ended.value.exit_code == ended.value.code == 143
     assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-3"
@@ -66,6 +68,64 @@ def evaluated(strategy: str) -> dict[str, Any]:
     return {"trainer": {"eval_dataset": Dataset.from_dict({"prompt": ["x", "y"]})}} if strategy == "epoch" else {}
 
 
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_step_and_saves_what_goes_on(make_trainer: Make, tmp_path: Path) -> None:
+    """Also if the run saves only the model."""
+    trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2, save_only_model=True, save_strategy="steps")
+    trainer.add_callback(callback_at(2, lambda: (interrupt(), terminate())))  # a launcher may send another one
+    with pytest.raises(Interrupted, match=says("Ctrl-C at step 2 of 3 ... resume_from_checkpoint")) as ended:
+        trainer.train()
+    assert ended.value.exit_code == 130 and isinstance(ended.value, KeyboardInterrupt)
+    assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
+    assert _checkpoints(tmp_path / "run") == []  # no planned point of a curve
+    make_trainer(max_steps=3, gradient_accumulation_steps=2).train(resume_from_checkpoint=True)
+    saving = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+    planned = make_trainer(output_dir=str(tmp_path / "on"), **saving)
+    planned.add_callback(callback_at(1, interrupt))
+    with pytest.raises(Interrupted):
+        planned.train()
+    assert [step for step, _ in _checkpoints(tmp_path / "on")] == [1]
+
+
+def test_a_second_ctrl_c_ends_at_once(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2)
+    trainer.add_callback(callback_at(1, lambda: (interrupt(), interrupt())))
+    with pytest.raises(KeyboardInterrupt) as ended:
+        trainer.train()
+    assert not isinstance(ended.value, VOPDError) and trainer.state.global_step == 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_the_echo_of_a_launcher_is_no_second_ctrl_c() -> None:
+    stopping = Stopping(SimpleNamespace(num_processes=2))
+    with pytest.raises(KeyboardInterrupt), stopping.until_done():
+        interrupt()
+        interrupt()
+        stopping._interrupted = time.monotonic() - 3
+        interrupt()
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, Interrupted)])
+def test_a_signal_after_the_last_step_ends_the_run_with_a_checkpoint(
+    number: int, error: type[VOPDError], make_trainer: Make, tmp_path: Path
+) -> None:
+    from transformers import TrainerCallback
+
+    class AtEnd(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), number)
+
+    trainer = make_trainer()
+    trainer.add_callback(AtEnd())
+    with pytest.raises(error, match=says("step 2 of 2")):
+        trainer.train()
+    assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
+
+
 def test_two_signals_are_one(make_trainer: Make) -> None:
     trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2)
     trainer.add_callback(callback_at(1, lambda: (terminate(), terminate())))
@@ -75,10 +135,10 @@ def test_two_signals_are_one(make_trainer: Make) -> None:
 
 
 def test_a_rank_ends_when_another_one_was_signalled() -> None:
-    def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
-        return tensor + 1
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor + signal.SIGTERM])
 
-    ranks = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    ranks = SimpleNamespace(num_processes=2, device=torch.device("cpu"), gather=gather)
     stopping, control = Stopping(ranks), SimpleNamespace(should_save=False, should_training_stop=False)
     stopping.on_step_end(None, SimpleNamespace(global_step=4, max_steps=9), control)
     assert control.should_save and control.should_training_stop and isinstance(stopping.error, Terminated)
@@ -126,8 +186,8 @@ def test_a_script_that_lets_it_pass_ends_with_143() -> None:
 
 def test_what_ended_one_run_does_not_end_the_next(make_trainer: Make) -> None:
     trainer = make_trainer()
-    with pytest.raises(VOPDError, match="first"), trainer._stopping.until_done():
-        trainer._stopping.end(GuardError("first"), SimpleNamespace())
+    with pytest.raises(VOPDError, match="first"), trainer.stopping.until_done():
+        trainer.stopping.end(GuardError("first"), SimpleNamespace(should_save=False))
     trainer.train()
     assert trainer.state.global_step == 2
 

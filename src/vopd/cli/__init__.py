@@ -25,7 +25,7 @@ STUDENT and TEACHER are model folders, or ids on the Hugging Face Hub.
 
 exit codes: 0 success, 1 other error, 2 configuration, 3 data, 4 model or
 tokenizer mismatch, 5 teacher server, 6 loss or gradient not finite, 7 stopped by
-a guard, 130 Ctrl-C, 143 SIGTERM (saved first). VOPD_DEBUG=1 shows tracebacks.
+a guard, 130 Ctrl-C, 143 SIGTERM (both save). VOPD_DEBUG=1 shows tracebacks.
 """
 
 # `vopd --help` prints the text above; the --help of a command starts with the docstring of its module.

@@ -10,12 +10,13 @@ checkpoint or starts over.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vopd.errors import ConfigurationError, Faults, check_at_least, require
+from vopd.errors import ConfigurationError, Faults, Interrupted, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
 
@@ -94,7 +95,11 @@ def run(arguments: Sequence[str]) -> int:
                 recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
                 int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
             )  # fmt: skip
-        compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
+        try:
+            compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
+        except KeyboardInterrupt as error:
+            command = shlex.join(["vopd", "compare", *arguments])
+            raise Interrupted(f"interrupted; what is done is kept; to go on: {command}") from error
     return 0
 
 

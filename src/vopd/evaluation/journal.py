@@ -18,6 +18,10 @@ from vopd.errors import ConfigurationError, DataError
 _EDGE = 1 << 20
 
 
+class OtherEvaluation(ConfigurationError):
+    """A folder has an evaluation with other settings, questions or weights."""
+
+
 class Journal:
     """Batches of one checkpoint and benchmark, one per line, in the order in which they finished.
 
@@ -75,7 +79,7 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan of an evaluation into its folder, or check that the folder has the same plan.
 
     Raises:
-        ConfigurationError: the folder has an evaluation with other settings, questions or weights.
+        OtherEvaluation: it has another one.
     """
     path = folder / "plan.json"
     if not path.exists():
@@ -84,7 +88,7 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
     if changed:
-        raise ConfigurationError(
+        raise OtherEvaluation(
             f"'{folder}' has an evaluation with other {' and '.join(changed)}; resume it with the same ones, or choose "
             "another folder"
         )

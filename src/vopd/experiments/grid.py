@@ -1,8 +1,9 @@
 """A grid of runs on one recipe: estimators x seeds x learning rates, each an ordinary run directory.
 
-The folder of a grid has `held_out.jsonl`, `measurement.json`, `start/measured.json`, `configs/NAME.yaml` and, for every
-run, the run folder NAME with measured.json. That file is written last: a run that has it is finished and is not
-repeated; a run that was killed resumes from its last valid checkpoint or starts over.
+The folder of a grid has `held_out.jsonl`, `measurement.json`, `start/measured.json`, `configs/NAME.yaml` with
+`NAME.contents.json` (digests of the data and models that the options name) and, for every run, the run folder NAME
+with measured.json. That file is written last: a run that has it is finished and is not repeated; a run that was killed
+resumes from its last valid checkpoint or starts over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from .measure import Measurement
 
 START = "start"
 ENTRY = "vopd.experiments.one_run"
+_CONTENTS = ".contents.json"  # beside the options of a run
 _RESERVED = (START, "logs", "configs", "report")
 _PROGRESS_SECONDS = 10.0
 # Exit codes of a training that crashed: a non-finite loss or gradient, or a guard in guard_stop.
@@ -74,7 +77,7 @@ def run_grid(
         entry: module to run as `python -m ENTRY --folder FOLDER --run NAME`; the start is a run named "start".
 
     Raises:
-        DataError: the folder has runs with other settings or measurements.
+        ConfigurationError: the folder has runs with other settings or measurements.
         VOPDError: a run failed for any other reason; the message has the last line of its log.
     """
     prepare(runs, folder, measurement)
@@ -95,9 +98,9 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     """Write the measurement and every run's configuration.
 
     Raises:
-        DataError: the folder has runs that were measured differently, or trained with other options. What a
-            comparison left that failed before its first run was measured or has logged a step is replaced.
-        ConfigurationError: an estimator cannot be imported by the process of its run.
+        ConfigurationError: the folder has runs that were measured differently, or trained with other options, data or
+            models; or an estimator cannot be imported by the process of its run. What a comparison left that failed
+            before its first run was measured or has logged a step is replaced.
     """
     yaml = require("yaml", "train")
     for run in runs:
@@ -113,8 +116,16 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     # Not compared as text: an older folder lacks fields that were added since, and means their defaults.
     known = path.is_file() and read_measurement(folder) == measurement
     keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
+    contents = _Contents(measurement.held_out)
+    wanted = {}
     for run in runs:
-        keep(config_of(folder, run.directory), yaml.safe_dump(options_of(run, folder)))
+        path = config_of(folder, run.directory)
+        wanted[path] = options_of(run, folder), contents.of(run)
+        if begun:
+            _check_same(path, *wanted[path])
+    for path, (options, named) in wanted.items():
+        path.write_text(yaml.safe_dump(options), encoding="utf-8")
+        write_whole(path.with_suffix(_CONTENTS), json.dumps(named, indent=1) + "\n")
 
 
 def options_of(run: GridRun, folder: Path) -> dict[str, Any]:
@@ -123,6 +134,55 @@ def options_of(run: GridRun, folder: Path) -> dict[str, Any]:
         **run.options, "estimator": spelled(run.estimator), "seed": run.seed, "learning_rate": run.learning_rate,
         "output_dir": str(folder), "run_name": run.directory,
     }  # fmt: skip
+
+
+class _Contents:
+    """What the options of runs name: data, models, and the code of estimators."""
+
+    def __init__(self, held_out: str) -> None:
+        from vopd.training.saving import contents, contract  # which need the extra `train`
+
+        self.model, self.file, self.estimator = (
+            cache(contents.contents_of_model), cache(contents.contents_of_file), contract.contents_of_estimator,
+        )  # fmt: skip
+        self.held_out = held_out
+
+    def of(self, run: GridRun) -> dict[str, Any]:
+        options = run.options
+        models = {"model": options.get("model"), "teacher_model": options.get("teacher_model")}
+        models |= {f"teacher {name}": source for name, source in (options.get("teachers") or {}).items()}
+        data = [str(one["source"] if isinstance(one, dict) else one) for one in _listed(options.get("dataset"))]
+        return {
+            **{name: self.model(str(source)) for name, source in models.items() if source is not None},
+            "dataset": [self.file(one) for one in data],
+            "held_out": self.file(self.held_out),
+            "estimator": self.estimator(run.estimator, spelled(run.estimator)),
+        }
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _check_same(path: Path, options: dict[str, Any], contents: dict[str, Any]) -> None:
+    """Check that the run that `path` configures, if there is one, was trained with these options and contents.
+
+    What a resumed run may change must be the same too, because the runs are compared with each other.
+
+    Raises:
+        ConfigurationError: it was trained with others.
+    """
+    from vopd.training.saving.contract import FREE, RULES, differences, refuse
+
+    if not path.is_file():
+        return
+    saved = require("yaml", "train").safe_load(path.read_text(encoding="utf-8"))
+    named = read_json(path.with_suffix(_CONTENTS))  # an older folder has none
+    if named:
+        saved, options = ({**old, **its} for old, its in ((saved, named), (options, contents)))
+    names = [name for name in {**saved, **options} if RULES.get(name) != FREE]
+    before, now = ({name: found.get(name) for name in names} for found in (saved, options))
+    refuse(differences(before, now), f"'{path.parents[1]}' has a comparison with other settings")
 
 
 def read_measurement(folder: Path) -> Measurement:
@@ -139,7 +199,7 @@ def config_of(folder: Path, name: str) -> Path:
 def _keep(path: Path, text: str) -> None:
     """Write a file once: an existing one must be the same, or finished runs would mean something else."""
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise DataError(f"{path} was written with other settings; choose a new run_name for a new comparison")
+        raise ConfigurationError(f"{path} was written with other settings; choose a new run_name for a new comparison")
     _write(path, text)
 
 
@@ -153,11 +213,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def may_resume(folder: Path) -> bool:
-    """Whether a killed run can resume: its newest valid checkpoint has the optimizer too."""
+    """Whether a killed run can resume: its newest valid checkpoint has more than the model."""
     from vopd.training.saving.checkpoints import newest_valid  # which needs the extra `train`
+    from vopd.training.saving.resume import lost_states
 
     found = newest_valid(folder).path if folder.is_dir() else None
-    return found is not None and (found / "optimizer.pt").is_file()
+    return found is not None and not lost_states(found)
 
 
 class _Progress:

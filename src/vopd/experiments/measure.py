@@ -29,6 +29,7 @@ from vopd.models import (
     set_end_ids,
 )
 from vopd.models.head_checks import check_adapters
+from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
@@ -240,5 +241,6 @@ def _prompts(problems: Sequence[HeldOut]) -> list[str]:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a run's checkpoints, in order."""
-    return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*"))
+    """(step, folder) of a run's checkpoints, in order, without one that was saved because the run was stopped there."""
+    planned = [path for path in folder.glob("checkpoint-*") if not read_json(path / "manifest.json").get("unplanned")]
+    return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in planned)

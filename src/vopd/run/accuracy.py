@@ -11,6 +11,7 @@ from typing import Any
 
 from vopd.errors import counted
 from vopd.evaluation.benchmarks import warn_of_overlaps
+from vopd.evaluation.journal import OtherEvaluation
 
 from .evaluation import EvalOptions, Loaded, command, evaluate, find_problems
 
@@ -42,11 +43,20 @@ class Accuracy:
             return
         warn_of_overlaps([self._benchmark], prompts)
         folder = self._folder / "evaluation" / which
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed: the weights have changed
-        self._found[which] = evaluate(self._options[which], [self._benchmark], folder, loaded)
+        if which != "start":
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed: the weights have changed
+        self._found[which] = self._evaluate(which, folder, loaded)
         text = json.dumps(self.results(), indent=2) + "\n"
         (self._folder / "results.json").write_text(text, encoding="ascii")
         print(f"accuracy of the {which} model on {self.name}: {self._score(which)}")
+
+    def _evaluate(self, which: str, folder: Path, loaded: Loaded | None) -> dict[str, Any]:
+        """The evaluation; what a resumed run has sampled before is graded again, not sampled."""
+        try:
+            return evaluate(self._options[which], [self._benchmark], folder, loaded)
+        except OtherEvaluation:
+            shutil.rmtree(folder)
+            return evaluate(self._options[which], [self._benchmark], folder, loaded)
 
     def results(self) -> dict[str, Any]:
         """Return the content of results.json: both scores, their paired difference, and commands to repeat them."""

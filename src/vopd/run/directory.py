@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 
 from vopd.errors import ConfigurationError
@@ -64,7 +65,9 @@ def check_free(folder: Path, *, resume: bool | None = None) -> None:
         return
     check_writable(folder)
     if any(folder.iterdir() if folder.is_dir() else ()) and not resume:
-        instead = "choose another --run_name" + (" or continue its run with --resume" if resume is not None else "")
+        instead = f"choose another --run_name, such as {_free(folder)}"
+        if resume is not None:
+            instead += ", or continue its run with --resume"
         raise ConfigurationError(f"the run directory '{folder}' is not empty; {instead}")
 
 
@@ -73,6 +76,12 @@ def created(folder: Path, *own: str) -> Iterator[None]:
     """`vopd.folders.new_folder` in the first of several processes; nothing in the others."""
     with new_folder(folder, *own) if is_main_process() else nullcontext():
         yield
+
+
+def _free(folder: Path) -> str:
+    """The name of the run in `folder`, with the first number that no other run has."""
+    stem = re.sub(r"-\d+$", "", folder.name)
+    return next(name for number in count(2) if not folder.with_name(name := f"{stem}-{number}").exists())
 
 
 def is_main_process() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,6 +62,11 @@ class ModelFacts:
     @property
     def head_rows(self) -> int:
         return len(self.skeleton.get_output_embeddings().weight)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the hub; None for a folder."""
+        return getattr(self.skeleton.config, "_commit_hash", None)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,6 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
         if model is not None:
             model.skeleton.requires_grad_(False)
             sizes[name] = size(model, options.teacher_dtype, options.teacher_quantization)
-    epoch = len(facts.prompts.dataset) // config.step_prompts
     return Start(
         placement=placement,
         student=options.model,
@@ -190,7 +193,7 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
         rewards=Rewards.of(config, options.reward_funcs).summary,
         prompts=len(facts.prompts.dataset),
         dropped=facts.dropped,
-        steps=config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch),
+        steps=config.steps_of(len(facts.prompts.dataset)),
     )
 
 

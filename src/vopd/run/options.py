@@ -22,6 +22,7 @@ from vopd.errors import ConfigurationError, Faults, VOPDError, did_you_mean, fir
 
 T = TypeVar("T")
 
+RESOLVED = "resolved_config.yaml"
 CHOSEN_HERE = "chosen for this machine"
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -137,15 +138,20 @@ def parse(
     typed = vars(given)
     path = typed.pop("config", None)
     sources = [("command line", "", typed)]
+    resolved: dict[str, str] = {}
     if path is not None:
         sources.insert(0, (Path(path).name, f"{path}: ", own.check(_read_file, path) or {}))
+        resolved = own.check(_resolved_origins, path) or {}
     for origin, where, found in sources:
         for name, value in found.items():
             if name not in options:
                 own.add(_unknown(name, options, where))
                 continue
             with own:
-                values[name], origins[name] = _checked(value, options[name], where), origin
+                values[name] = _checked(value, options[name], where)
+                is_default = values[name] == options[name].default
+                known = resolved.get(name) if where and (is_default or resolved.get(name) != "default") else None
+                origins[name] = known or origin
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
     if missing and not own.found:  # it may be there under a name that is misspelt, or in a file that cannot be read
         own.add(ConfigurationError(f"vopd {command} needs {' and '.join(missing)}; --help lists the options"))
@@ -315,6 +321,14 @@ def _read_file(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(f"'{path}' must contain 'key: value' lines")
     return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def _resolved_origins(path: str) -> dict[str, str]:
+    """The origins in a file that a run wrote (`to_yaml`): a run that takes its settings from it has the same ones."""
+    if Path(path).name != RESOLVED:
+        return {}
+    comments = re.findall(r"^(\w+): .*  # ([^,\n]+)", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(comments)
 
 
 def _checked(value: Any, option: Option, where: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import shlex
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,11 @@ from vopd.teachers.build import sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
 from vopd.training.rewards.functions import Rewards
+from vopd.training.saving.contract import Change
 
 from . import directory
 from .lora import check_lora_options
-from .options import CHOSEN_HERE, Option, Settings, needed, options_of, parse, setting, to_yaml
+from .options import CHOSEN_HERE, RESOLVED, Option, Settings, needed, options_of, parse, setting, to_yaml
 
 T = TypeVar("T")
 
@@ -158,14 +161,15 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that was asked for: its options, the trainer's configuration, the origin of every setting, its folder, and
-    its teachers by name (`vopd.teachers.build.sources`)."""
+    """A run that was asked for: its options, the trainer's configuration, the origin of every setting, its folder, its
+    teachers by name (`vopd.teachers.build.sources`), and the command that resumes it."""
 
     options: TrainOptions
     config: VOPDConfig
     settings: Settings
     folder: Path
     teachers: dict[str, Any]
+    resumption: str
 
 
 def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
@@ -210,7 +214,8 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
     config = _build(settings, VOPDConfig, faults, **fixed)
     if config is None or options.model is None or options.dataset is None:
         return None
-    return Plan(options, config, settings, folder, _teachers(options, config, faults))
+    teachers = _teachers(options, config, faults)
+    return Plan(options, config, settings, folder, teachers, _resumption(arguments, options.resume))
 
 
 def _build(settings: Settings, target: type[T], faults: Faults, **fixed: Any) -> T | None:
@@ -238,6 +243,12 @@ def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict
     return teachers
 
 
+def _resumption(arguments: Sequence[str], resumes: bool) -> str:
+    """The command as typed, with --resume; a launcher's own options are not known."""
+    launcher = "accelerate launch -m " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return f"{launcher}{shlex.join(['vopd', 'train', *arguments, *([] if resumes else ['--resume'])])}"
+
+
 def train_options() -> dict[str, Option]:
     """Return the options of `vopd train`: its own first, then those of the trainer's configuration."""
     own = options_of(TrainOptions, group="models, prompts, run")
@@ -246,8 +257,11 @@ def train_options() -> dict[str, Option]:
     return own | (config | own)
 
 
-def write_resolved(plan: Plan) -> None:
-    """Write every setting with its origin; a default that depends on the machine is written as the value chosen."""
+def write_resolved(plan: Plan, changes: Iterable[Change] = ()) -> None:
+    """Write every setting with its origin; a default that depends on the machine is written as the value chosen.
+
+    A setting that changed when the run was resumed has a remark with its earlier value.
+    """
     values: dict[str, Any] = {**plan.settings.values, "run_name": plan.folder.name}
     for name in ("resume", "dry_run"):  # they say how vopd was called, not what the run is
         del values[name]
@@ -258,4 +272,7 @@ def write_resolved(plan: Plan) -> None:
             values[name], origins[name] = chosen, CHOSEN_HERE
     if values["loss_backend"] == "auto":
         origins["loss_backend"] += f", {backend_name('auto', plan.config.device)} on this machine"
-    (plan.folder / "resolved_config.yaml").write_text(to_yaml(values, origins), encoding="utf-8")
+    for change in changes:
+        if change.name in origins:
+            origins[change.name] += f", {change.remark()}"
+    (plan.folder / RESOLVED).write_text(to_yaml(values, origins), encoding="utf-8")

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, release_memory
 
-from vopd.errors import Faults, VOPDError, counted
+from vopd.data.prompts import Prompts
+from vopd.data.sources import TASK_PREFIX
+from vopd.errors import ConfigurationError, Faults, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
 from vopd.reporting.report import write_report
 from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
+from vopd.training.rewards.functions import Rewards
+from vopd.training.saving import checkpoints
 from vopd.training.saving.card import write_card
+from vopd.training.saving.contents import contents_of_model, contents_of_rows
+from vopd.training.saving.contract import NEW_RUN, settings_of
 
 from . import directory, publish
 from .accuracy import Accuracy
 from .evaluation import EvalOptions, Loaded
-from .facts import Facts, gather_facts, teacher_places
+from .facts import Facts, ModelFacts, Place, gather_facts, teacher_places
 from .lora import lora_config
 from .next_steps import next_steps
-from .plan import Plan, read_plan, write_resolved
+from .plan import Plan, TrainOptions, read_plan, write_resolved
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A run that was asked for, what is known about it without weights, and what measures its accuracy, if wanted."""
+    """A run that was asked for, what is known about it without weights, what measures its accuracy, if wanted, and the
+    settings that its checkpoints record (empty without the student or the prompts)."""
 
     plan: Plan
     facts: Facts
     accuracy: Accuracy | None
+    settings: dict[str, Any]
 
 
 def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool = True) -> Checked:
@@ -47,15 +55,17 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
     """
     faults = Faults()
     plan = read_plan(command, summary, arguments, faults)
-    facts = accuracy = None
+    facts = accuracy = settings = None
     if plan is not None:
         facts = faults.check(gather_facts, plan, far=far)
+        if facts is not None and facts.student is not None and facts.prompts is not None:
+            settings = faults.check(check_resume, plan, facts)
         accuracy = faults.check(plan_accuracy, plan)
         for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder
             faults.add(fault)
     faults.tell()
     assert plan is not None and facts is not None
-    return Checked(plan, facts, accuracy)
+    return Checked(plan, facts, accuracy, settings or {})
 
 
 def train(run: Checked) -> None:
@@ -66,7 +76,7 @@ def train(run: Checked) -> None:
     """
     plan = run.plan
     with directory.created(plan.folder, "resolved_config.yaml", "evaluation", "results.json"):
-        if directory.is_main_process():
+        if directory.is_main_process() and not plan.options.resume:
             write_resolved(plan)  # first: from now on the folder is in use
         card, prompts = _train(run)
         release_memory()  # of the trainer, whose parts refer to each other
@@ -83,17 +93,24 @@ def _train(run: Checked) -> tuple[dict[str, Any], Sequence[Any]]:
     """
     plan, accuracy = run.plan, run.accuracy
     trainer = build_trainer(plan, run.facts)
+    trainer.checkpoints.settings, trainer.stopping.command = run.settings, plan.resumption
+    start = trainer.checkpoints.choose(plan.options.resume)
     prompts = trainer.train_dataset["prompt"]
+    if directory.is_main_process():
+        write_resolved(plan, trainer.checkpoints.changes)
     # Of several processes the others would wait for this and time out after half an hour: then it is measured last.
     if accuracy is not None and trainer.accelerator.num_processes == 1:
         accuracy.measure("start", prompts, _start_model(plan, run.facts, trainer))
-    trainer.train(resume_from_checkpoint=plan.options.resume)
+    trainer.train(resume_from_checkpoint=start)
     model = plan.folder / "model"
     trainer.save_model(str(model))
     if directory.is_main_process():
         trainer.state.save_to_json(str(plan.folder / "trainer_state.json"))
         kind = "LoRA adapter" if hasattr(trainer.model, "peft_config") else "model"
-        print(f"trained {counted(trainer.state.global_step, 'step')}; {kind}: {model}")
+        steps = counted(trainer.state.global_step, "step")
+        finished = start is not None and checkpoints.step_of(Path(start)) == trainer.state.global_step
+        done = f"already finished, {steps} (for more, raise max_steps)" if finished else f"trained {steps}"
+        print(f"{done}; {kind}: {model}")
     trainer.placement.release()
     return trainer.card_facts(plan.folder.name), prompts
 
@@ -108,6 +125,45 @@ def _start_model(plan: Plan, facts: Facts, trainer: VOPDTrainer) -> Loaded | Non
     if plan.options.quantization or trainer.placement.managed:
         return None
     return Loaded(trainer.model, trainer.tokenizer, facts.student.skeleton.generation_config)
+
+
+def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
+    """The settings that the run's checkpoints record, checked against the newest one if the run is to be resumed.
+
+    Raises:
+        ConfigurationError: the run cannot resume.
+    """
+    options, config, prompts, places = plan.options, plan.config, facts.prompts, teacher_places(plan)
+    assert facts.student is not None and prompts is not None
+    settings = settings_of(
+        config,
+        model=contents_of_model(options.model, facts.student.commit),
+        teachers={
+            name: contents_of_model(source, _commit(facts.teachers, places.get(name)))
+            for name, source in plan.teachers.items()
+        },
+        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts)),
+        rewards=Rewards.of(config, options.reward_funcs).rewards,
+        adapter=lora_config(options),
+        options=asdict(options),
+    )
+    if options.resume:
+        newest = checkpoints.check_resume(plan.folder, settings, config.steps_of(len(prompts.dataset)))
+        if newest is None and (plan.folder / "trainer_state.json").is_file():
+            raise ConfigurationError(f"the run in '{plan.folder}' is finished, and has no checkpoint; {NEW_RUN}")
+    return settings
+
+
+def _commit(models: dict[Place, ModelFacts], place: Place | None) -> str | None:
+    found = None if place is None else models.get(place)
+    return None if found is None else found.commit
+
+
+def _recipe(options: TrainOptions, prompts: Prompts) -> Any:
+    """How the prompts are made, if a task generates some: a few tasks depend on the order of sets, which differs from
+    process to process."""
+    generated = any(str(entry["source"]).startswith(TASK_PREFIX) for entry in prompts.sources)
+    return [prompts.sources, options.dataset, options.dataset_options] if generated else None
 
 
 def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:

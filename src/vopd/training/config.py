@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -233,6 +234,11 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     def step_prompts(self) -> int:
         """Prompts per optimizer step over all processes."""
         return self.step_completions // self.num_generations
+
+    def steps_of(self, prompts: int) -> int:
+        """Optimizer steps of a run on so many prompts."""
+        epoch = prompts // self.step_prompts
+        return int(self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * epoch))
 
     def _check_estimator(self) -> None:
         chosen = self.chosen_estimator

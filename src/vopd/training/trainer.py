@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, counted
+from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError, counted
 from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
 from vopd.models import States
@@ -40,6 +40,7 @@ from .monitoring.metrics import Averages, add_completion_metrics, add_token_metr
 from .monitoring.progress import Progress
 from .monitoring.rounding import RoundedUpdates
 from .monitoring.samples import SampleBuffer, sample_table
+from .monitoring.step_end import StepEnd
 from .monitoring.stopping import Stopping
 from .monitoring.trackers import check_trackers
 from .objective import Objective, combined, own_mask
@@ -48,7 +49,9 @@ from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
 from .saving.card import write_card
 from .saving.checkpoints import Checkpoints, clear_save_errors
+from .saving.contents import Given
 from .saving.logs import RunLog
+from .saving.schedule import asked_rates
 from .trl import TRLAdapter
 
 
@@ -133,6 +136,8 @@ class VOPDTrainer(TRLAdapter):
         self._tokens = 0.0
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
+        # Before training changes them.
+        self.given = Given.of(model, given, peft_config, self._rewards.rewards)
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         with new_folder(Path(args.output_dir)) if args.should_save else nullcontext():
             super().__init__(
@@ -193,11 +198,12 @@ class VOPDTrainer(TRLAdapter):
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
+        self._step_end = StepEnd(self.accelerator)
         self._progress = Progress(first_lines=self._first_lines)
-        self._stopping, self._checkpoints = Stopping(self.accelerator), Checkpoints(self)
-        self.dropped = DroppedRows(self.args.teacher_drop_limit, self._stopping)
+        self.stopping, self.checkpoints = Stopping(self.accelerator), Checkpoints(self)
+        self.dropped = DroppedRows(self.args.teacher_drop_limit, self.stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self._stopping, self.dropped, GuardWatch(self._stopping), self._teachers.average]
+        watches = [self.stopping, self._step_end, self.dropped, GuardWatch(self.stopping), self._teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if not self.placement.managed:  # whose optimizer holds the student's own weights
@@ -298,35 +304,51 @@ class VOPDTrainer(TRLAdapter):
 
         Args:
             resume_from_checkpoint: True resumes from the newest valid checkpoint in output_dir, or starts at step 0
-                if there is none; a path resumes from that checkpoint.
+                if there is none; a path resumes from that checkpoint. Settings are compared with the checkpoint's:
+                what would change the objective or the data is refused, other changes are told.
 
         Raises:
-            Terminated: SIGTERM ended the run; a checkpoint was saved.
+            ConfigurationError: the checkpoint is refused.
+            Interrupted, Terminated: Ctrl-C or SIGTERM ended the run; a checkpoint was saved.
             GuardError: a guard ended it; a checkpoint was saved.
-            TeacherServerError: a server did not score a completion, or more completions than may be dropped.
+            TeacherServerError: a server did not score a completion, or more completions than may be dropped; a process
+                that trains alone saves a checkpoint of the last step.
         """
         try:
-            with self._stopping.until_done():
-                return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
+            with self.stopping.until_done():
+                start = self.checkpoints.begin(resume_from_checkpoint)
+                try:
+                    found = super().train(start, *args, **kwargs)
+                except TeacherServerError as error:
+                    if self._step_end.restored():
+                        self.stopping.end(error, self.control)
+                        self._save_checkpoint(self.model, None)
+                    raise
+                if self.stopping.late(self.state):
+                    self._save_checkpoint(self.model, None)
+                return found
         finally:
             self._progress.close()
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with asked_rates(self.optimizer, self.lr_scheduler):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._teachers.average is not None:
             self._teachers.average.load(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
+        if self.checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
             set_seed(self.args.seed + self.state.global_step * self.args.world_size, device_specific=True)
         else:
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._checkpoints.keep_all = isinstance(self._stopping.error, GuardError)
-        self._checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
+        self.checkpoints.keep_all = isinstance(self.stopping.error, GuardError)
+        self.checkpoints.whole = self.stopping.error is not None
+        self.checkpoints.unplanned = self.stopping.unplanned
+        self.checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -373,6 +395,7 @@ class VOPDTrainer(TRLAdapter):
                 "rewards": self._rewards.summary,
                 "learning rate": self.args.learning_rate,
                 "seed": self.args.seed,
+                "changed on resuming": self.checkpoints.history,
             },
             **self.card_notes,
         }

@@ -101,7 +101,7 @@ class ServerTeacher:
         except TeacherServerError as error:
             self.model.servers.close()
             raise TeacherServerError(
-                f"{error}; steps since the last checkpoint are lost: once the server is fixed, continue with --resume"
+                f"{error}; once the server is fixed, continue from the last checkpoint with --resume"
             ) from error
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[Answer]]:

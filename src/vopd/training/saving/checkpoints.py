@@ -14,10 +14,11 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ from vopd.errors import ConfigurationError, VOPDError
 from vopd.models.undisturbed import replaced
 from vopd.teachers.itself import MovingAverage
 
+from .contents import contents_of_rows
+from .contract import Change, as_records, settings_of
 from .origin import Origin, mismatch
+from .resume import Resumed, resumed
 
 if TYPE_CHECKING:
     from ..trainer import VOPDTrainer
@@ -91,11 +95,11 @@ def fault(folder: Path, *, contents: bool = True) -> str | None:
     return None
 
 
-def newest_valid(run: Path) -> Found:
+def newest_valid(run: Path, *, contents: bool = True) -> Found:
     """The newest valid checkpoint in a run's folder, and each newer checkpoint that was skipped with its fault."""
     skipped: list[str] = []
     for _, path in _checkpoints(run):
-        wrong = fault(path)
+        wrong = fault(path, contents=contents)
         if wrong is None:
             return Found(path, tuple(skipped))
         skipped.append(f"{path.name}: {wrong}")
@@ -130,6 +134,16 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def check_resume(run: Path, settings: Mapping[str, Any], steps: int) -> Resumed | None:
+    """How a run would resume from its newest checkpoint; None if there is none. Files are not read, so it is quick.
+
+    Raises:
+        ConfigurationError: it cannot, see `resume.resumed`.
+    """
+    found = newest_valid(run, contents=False).path
+    return None if found is None else resumed(found, step_of(found), settings, steps)
+
+
 class Checkpoints:
     """Saves a trainer's checkpoints and chooses the one to resume from.
 
@@ -142,8 +156,30 @@ class Checkpoints:
         self.run = Path(trainer.args.output_dir)
         self.origin = Origin.of(trainer)
         self.keep_all = False  # set when a guard stops the run: older checkpoints are then the better ones
+        self.whole = False  # set when the run ends early: it has to go on, whatever save_only_model says
+        self.unplanned = False  # set when only this end of the run saves a checkpoint here
         self.other_processes = False  # whether another number of processes saved the checkpoint it resumes from
+        self.changes: list[Change] = []  # of settings, when the run was resumed
+        self._chosen: str | None = None
         self._saved: int | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What a run that resumes from these checkpoints is compared with; `vopd train`, which knows more, sets it."""
+        trainer = self.trainer
+        return settings_of(
+            trainer.args,
+            model=trainer.given.model,
+            teachers=trainer.given.teachers,
+            dataset=contents_of_rows(trainer.train_dataset),
+            rewards=trainer.given.rewards,
+            adapter=trainer.given.adapter,
+        )
+
+    @property
+    def history(self) -> str:
+        """What changed when the run was resumed, for its model card."""
+        return "; ".join(f"{change.name}: {change.remark()}" for change in self.changes)
 
     def choose(self, asked: str | bool | None) -> str | None:
         """The checkpoint to resume from, the same on every rank; None starts at step 0.
@@ -152,41 +188,56 @@ class Checkpoints:
             asked: True for the newest valid checkpoint, the path of a checkpoint, or None or False for none.
 
         Raises:
-            VOPDError: the checkpoint is not valid, or does not fit the processes of this run.
+            VOPDError: the checkpoint is not valid, does not fit the processes of this run, or was trained with another
+                objective or other data.
         """
         from accelerate.utils import broadcast_object_list
 
-        answer: list[Any] = [None, False, None]
+        if asked is not None and asked == self._chosen:  # `vopd train` chooses before it writes its settings
+            return self._chosen
+        answer: list[Any] = [None, False, [], None]
         if self.trainer.is_world_process_zero():
             try:
-                answer[:2] = self._chosen(asked)
+                answer[:3] = self._choose(asked)
             except (VOPDError, OSError) as error:  # every rank has to end, not only this one
-                answer[2] = str(error)
-        chosen, self.other_processes, problem = broadcast_object_list(answer)
+                answer[3] = str(error)
+        chosen, self.other_processes, self.changes, problem = broadcast_object_list(answer)
         if problem is not None:
             raise ConfigurationError(problem)
-        self._saved = None if chosen is None else step_of(Path(chosen))
+        self._chosen, self._saved = chosen, None if chosen is None else step_of(Path(chosen))
+        return self._chosen
+
+    def begin(self, asked: str | bool | None) -> str | None:
+        """Like ``choose``, for a run that begins now: the next call chooses again."""
+        chosen = self.choose(asked)
+        self._chosen = None
         return chosen
 
-    def _chosen(self, asked: str | bool | None) -> tuple[str | None, bool]:
-        """The checkpoint to resume from, and whether another number of processes saved it."""
-        if asked is None or asked is False:
-            chosen = None
-        elif asked is True:
+    def _choose(self, asked: str | bool | None) -> tuple[str | None, bool, list[Change]]:
+        """The checkpoint to resume from, whether another number of processes saved it, and what has changed since."""
+        chosen = None
+        if asked is True:
             found = newest_valid(self.run)
             for line in found.skipped:
                 logger.warning("skipped %s", line)
             chosen = found.path
-            where = f"no checkpoint to resume from in {self.run}: starting at step 0"
-            logger.info("%s", f"resuming from {chosen}" if chosen else where)
-        else:
+            if chosen is None:
+                logger.info("no checkpoint to resume from in %s: starting at step 0", self.run)
+        elif asked:
             chosen = Path(asked)
             wrong = fault(chosen)
             if wrong is not None:
                 raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; choose another checkpoint")
-        other = chosen is not None and self._by_others(chosen)
-        set_aside_later(self.run, 0 if chosen is None else step_of(chosen))
-        return None if chosen is None else str(chosen), other
+        if chosen is None:
+            set_aside_later(self.run, 0)
+            return None, False, []
+        step, trainer = step_of(chosen), self.trainer
+        continued = resumed(chosen, step, self.settings, trainer.args.steps_of(len(trainer.train_dataset)))
+        other = self._by_others(chosen)
+        for line in continued.told():
+            logger.info("%s", line)
+        set_aside_later(self.run, step)
+        return str(chosen), other, continued.earlier + continued.changes
 
     def _by_others(self, chosen: Path) -> bool:
         """Whether another number of processes saved it.
@@ -218,7 +269,8 @@ class Checkpoints:
             VOPDError: it could not be written. Older checkpoints are unchanged.
         """
         args, step = self.trainer.args, self.trainer.state.global_step
-        if self._saved == step:  # requested twice, for example by save_steps and at the end of training
+        only_model = args.save_only_model and not self.whole
+        if self._saved == step and only_model == args.save_only_model:  # by save_steps and at the end of training
             return
         folder = self.run / f"checkpoint-{step}"
         with clear_save_errors(folder):
@@ -226,7 +278,7 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)  # remains of a run that was killed here
             self.trainer.accelerator.wait_for_everyone()
             # transformers deletes old checkpoints by their number alone, before the new one is complete.
-            with replaced(args, save_total_limit=None):
+            with replaced(args, save_total_limit=None, save_only_model=only_model):
                 write()
             if average is not None:
                 average.save(folder, args.should_save)
@@ -234,7 +286,9 @@ class Checkpoints:
             if args.should_save:
                 for log in self.run.glob("*.jsonl"):  # the logs up to here must be as safe as the checkpoint
                     _sync(log)
-                write_manifest(folder, step, origin=asdict(self.origin))
+                record: dict[str, Any] = {"settings": self.settings, "changes": as_records(self.changes)}
+                record |= {"unplanned": True} if self.unplanned else {}
+                write_manifest(folder, step, origin=asdict(self.origin), **record)
         self._saved = step
         if args.should_save and not self.keep_all:
             rotate(self.run, args.save_total_limit, self.trainer.state.best_model_checkpoint)
