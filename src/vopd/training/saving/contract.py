@@ -141,7 +141,7 @@ def settings_of(
     found = {name: value for name, value in given.items() if _rule(name) in (REFUSED, TOLD)}
     found |= {
         "estimator": contents_of_estimator(config.chosen_estimator, found["estimator"]),
-        "reward_funcs": [{"name": one.name, "content": source_digest(one.function)} for one in rewards],
+        "reward_funcs": [{"name": one.name, "content": source_digest(one.scorer.function)} for one in rewards],
         "model": model,
         "teachers": teachers,
         "dataset": dataset,
