@@ -22,6 +22,7 @@ from vopd.experiments.measure import (
 )
 from vopd.experiments.rollouts import pad, sample_rollouts
 from vopd.models import load_model
+from vopd.statistics import Interval
 
 PROMPTS = ["How many legs do two dogs have?", "4 + 5 =", "Seven and one:", "Two hens", "4 + 5 - 7 =", "so"]
 LENGTH = 20
@@ -90,3 +91,5 @@ def test_every_point_of_a_curve_is_on_its_problems(
     assert end["accuracy_curve"] == [(1, start["curve_point"][1]), (2, start["curve_point"][1])]
     assert end["reverse_kl"] == start["reverse_kl"] and end["reverse_kl"]["value"] != end["curve"][-1][1]
     assert few["curve_point"] == start["curve_point"]
+    right = [True] * 3 + [False] * 3
+    assert evaluator.curve_point(evaluator.models.student(run / "model"), right, Interval(0.1, 0.1, 0.1))[1] == 1.0

@@ -16,7 +16,8 @@ import torch
 from messages import says, told
 from vopd.errors import ConfigurationError, DataError
 from vopd.evaluation.benchmarks import Protocol
-from vopd.training.monitoring.benchmark_runs import BenchmarkRuns
+from vopd.training import VOPDConfig
+from vopd.training.monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 
 QUESTIONS = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3, 8)]
 SMALL = {
@@ -81,6 +82,12 @@ def test_training_is_the_same_to_the_bit_with_and_without(
     assert {path.name for path in (tmp_path / "measured" / "evaluation").iterdir()} == {
         "step-000000.jsonl", "step-000002.jsonl", "step-000003.jsonl",
     }  # fmt: skip
+
+
+def test_a_kind_is_that_of_files(sums: str) -> None:
+    """A benchmark that has a name is graded as it is defined."""
+    args = VOPDConfig(use_cpu=True, eval_benchmark_kind="tags", eval_benchmarks=f"{sums},amc23={sums}")
+    assert [benchmark.kind for benchmark in load_benchmarks(args)] == ["tags", "math"]
 
 
 def test_answers_are_graded_logged_and_kept(

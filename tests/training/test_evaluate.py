@@ -61,6 +61,27 @@ def test_training_is_the_same_to_the_bit_with_and_without(make_trainer: Make, tm
     assert (log, state) == (log_too, state_too) and len(log) == 3
 
 
+def test_the_engine_is_compared_apart(make_trainer: Make) -> None:
+    """The difference from the rollout engine at an evaluation's tokens is none of a training step's."""
+    trainer = make_trainer(
+        trainer={"eval_dataset": FIVE}, max_steps=2, eval_strategy="steps", eval_steps=1, guard_logprobs_stop=None
+    )
+    generate = trainer._generate_single_turn
+
+    def reporting(*given: Any, **named: Any) -> list[list[int]]:
+        found = generate(*given, **named)
+        trainer._rollout_logprobs = [[0.0 if trainer.model.training else -99.0] * len(ids) for ids in found]
+        return found
+
+    trainer._generate_single_turn = reporting
+    trainer.train()
+    logs = trainer.state.log_history
+    assert [record["eval_rollout/logprob_difference_max"] > 50 for record in logs if "eval_loss" in record] == [
+        True
+    ] * 2
+    assert [record["rollout/logprob_difference_max"] < 50 for record in logs if "loss" in record] == [True] * 2
+
+
 @pytest.mark.parametrize("normalizer", [None, 3.0])
 def test_means_are_over_tokens_however_they_are_batched(
     normalizer: float | None, make_trainer: Make, recorded_completions: Any

@@ -212,6 +212,19 @@ def test_gradient_of_a_step_is_that_of_the_formula_written_out(
     assert logged["seconds/reward"] >= 0
 
 
+def test_each_reward_has_its_own_share_of_prompts_without_spread(make_trainer: Callable[..., Any]) -> None:
+    def constant(completions: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(
+        num_generations=2, per_device_train_batch_size=4, max_steps=1, trainer={"reward_funcs": [by_ids, constant]}
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/constant/zero_spread_share"] == 1.0
+    assert logged["rewards/by_ids/zero_spread_share"] == logged["zero_spread_share"] == 0.0
+
+
 def test_a_completion_is_graded_with_the_columns_of_its_own_row(make_trainer: Callable[..., Any]) -> None:
     prompts = ["a", "bb", "ccc", "dddd"]
     table = Dataset.from_dict({"prompt": prompts, "answer": ["1", "2", "3", "4"]})
