@@ -48,6 +48,17 @@ def test_a_command_of_one_process_is_not_started_twice() -> None:
         check_alone("eval", {"PMI_SIZE": "2"})
 
 
+@pytest.mark.parametrize("command", ["demo", "eval", "merge", "variance", "compare"])
+def test_commands_of_one_process(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vopd import cli
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([command]) == ConfigurationError.exit_code
+    assert told(f"vopd {command} ... WORLD_SIZE=2", capsys.readouterr().err)
+
+
 def test_what_accelerate_does_without_a_word_is_remarked() -> None:
     alone = {"ACCELERATE_USE_CPU": "True"}
     assert told("--cpu starts one ... --num_processes ... torchrun", remark(1, alone))

@@ -31,6 +31,14 @@ def test_weights_gradients_and_optimizer_are_counted_exactly(tiny_student_dir: P
     assert found.teacher == sum(weight.nbytes for weight in load_model(tiny_teacher_dir).parameters())
 
 
+def test_sharding_divides_what_is_sharded(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    whole = of(tiny_student_dir, tiny_teacher_dir)
+    half = whole.sharded(2)
+    kept = whole.student + whole.teacher + whole.gradients + whole.optimizer
+    assert half.peak == whole.peak - kept // 2 and half.activations == whole.activations
+    assert whole.sharded(1) == whole
+
+
 def test_the_cache_is_that_of_generation(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
     model = load_model(tiny_student_dir)
     cache = model(torch.full((STEP.generated, STEP.tokens), 5), use_cache=True).past_key_values
