@@ -63,9 +63,9 @@ _SORTED = {
         eval_use_gather_object per_device_eval_batch_size prediction_loss_only include_for_metrics batch_eval_metrics
         bf16_full_eval fp16_full_eval
         eval_benchmarks eval_benchmark_steps eval_benchmark_samples eval_benchmark_limit eval_benchmark_max_new_tokens
-        eval_benchmark_template eval_benchmark_chat_template
+        eval_benchmark_template eval_benchmark_chat_template eval_benchmark_kind
         guard_reverse_kl guard_truncation guard_length guard_logprobs guard_logprobs_stop guard_same_teacher
-        guard_no_signal guard_stop guard_window teacher_drop_limit
+        guard_no_signal guard_zero_spread guard_stop guard_window teacher_drop_limit
         teacher_server_key_env teacher_server_concurrency teacher_server_timeout teacher_server_deadline
         teacher_server_retries teacher_offload
         gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
