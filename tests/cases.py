@@ -18,7 +18,7 @@ RUN = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case happens: a student, a teacher, four prompts, an output folder that does not exist, another folder."""
+    """Where a case happens: a student, a teacher, four prompts, an output folder that is not there yet, another."""
 
     student: Path
     teacher: Path

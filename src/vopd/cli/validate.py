@@ -6,7 +6,6 @@ nothing. Models and datasets that are not on this machine are skipped and listed
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +29,8 @@ def run(arguments: Sequence[str]) -> int:
     accuracy = plan_accuracy(plan)
     lines = [f"note: {note}" for note in facts.notes]
     lines += [f"note: {package} is not installed here; training needs it" for package in _missing(plan)]
+    if plan.config.loss_backend == "triton" and plan.config.device.type != "cuda":
+        lines.append("note: this machine has no GPU for loss_backend=triton; training needs one")
     if facts.vocabulary is not None:
         lines.append(f"common vocabulary: {facts.vocabulary} tokens")
     if facts.prompts is not None:
@@ -44,10 +45,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _missing(plan: Plan) -> list[str]:
     """The packages that these settings need and this machine, perhaps not the one that trains, does not have."""
+    from vopd.errors import installed
+
     quantized = plan.options.quantization or plan.options.teacher_quantization
     needed = {
         "vllm": plan.config.use_vllm,
         "bitsandbytes": quantized is not None,
         "triton": plan.config.loss_backend == "triton",
     }
-    return [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
+    return [name for name, used in needed.items() if used and not installed(name)]

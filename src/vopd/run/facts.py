@@ -34,7 +34,6 @@ from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.first_lines import Start
-from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
 
 from .exit_codes import told_by_the_first
@@ -97,7 +96,6 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     """
     options, config = plan.options, plan.config
     notes: list[str] = []
-    check_trackers(config.report_to)
     if far and (options.quantization or options.teacher_quantization):
         require("bitsandbytes", "quantization")
 

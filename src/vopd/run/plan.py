@@ -14,9 +14,10 @@ from vopd.estimators import find_estimator
 from vopd.kernels import backend_name
 from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
-from vopd.teachers.build import sources
+from vopd.teachers.build import check_sources, sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
+from vopd.training.inherited import check_command
 from vopd.training.rewards.functions import Rewards
 
 from . import directory
@@ -53,18 +54,9 @@ _TEXTS = {
     "report_to": "Trackers to log to, such as wandb, tensorboard, trackio; none logs to files only.",
     "seed": "Random seed of the run.",
 }
-# Fields of the trainer's configuration that have no effect here, and what to use instead.
-_ELSEWHERE = {
-    "trust_remote_code": "vopd never runs code from a model repository",
-    "model_init_kwargs": "set dtype and model_revision",
-    "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
-    "teacher_model_name_or_path": "set teacher_model",
-    "hub_strategy": "push_to_hub uploads the trained model once, at the end",
-    "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
-}
 _MORE = (
-    "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too. In option\n"
-    "names, - and _ are the same. The value in brackets is the default.\n"
+    "\nThe other fields of trl.DistillationConfig and transformers.TrainingArguments are options too; those that do\n"
+    "not fit are refused with the reason. In option names, - and _ are the same. The default is in brackets.\n"
 )
 
 
@@ -157,9 +149,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments)
     options = settings.build(TrainOptions)
-    for name, instead in _ELSEWHERE.items():
-        if name in known and settings.values[name] != known[name].default:
-            raise ConfigurationError(f"{name} has no effect in vopd train: {instead}")
+    check_command(name for name, option in known.items() if settings.values[name] != option.default)
     estimator = find_estimator(settings.values["estimator"])
     folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator.name)
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
@@ -177,6 +167,7 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
         raise ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model")
     rewards = Rewards.of(config, options.reward_funcs)  # checks them
     teachers = sources(options.teacher_model, options.teachers, config.teacher_server_url)
+    check_sources(config, teachers)
     check_worth(teachers, config.teacher_prompt_column, bool(rewards.names))
     for teacher in filter(is_self, teachers.values()):
         check_self(teacher, adapters=options.lora_rank > 0, in_an_engine=False)

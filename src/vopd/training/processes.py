@@ -22,6 +22,15 @@ def check_processes(args: Any) -> None:
         raise ConfigurationError(problem)
 
 
+def check_launched(args: Any) -> None:
+    """Raises ConfigurationError if a backend connects processes that no launcher started."""
+    if args.ddp_backend and not any(name in os.environ for name in _STARTED):
+        raise ConfigurationError(
+            f"ddp_backend={args.ddp_backend} connects several processes, but this is one; start them with accelerate "
+            "launch or torchrun, or remove it"
+        )
+
+
 def alone(together: int, environment: Mapping[str, str]) -> str | None:
     """What is wrong, according to the `environment`, if so many processes train `together`; None if nothing is."""
     for name in _STARTED:

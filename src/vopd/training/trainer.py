@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, GuardError, MismatchError, counted
 from vopd.kernels import backend_name
@@ -22,12 +22,13 @@ from vopd.models import States
 from vopd.models.head_checks import disable_dropout
 from vopd.placement import head_rows
 from vopd.teachers import Scored
-from vopd.teachers.build import set_up_teachers, sources
+from vopd.teachers.build import check_sources, set_up_teachers, sources
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import check_worth
 
 from .batch import Batch
 from .config import VOPDConfig
+from .inherited import check_evaluated
 from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
@@ -39,7 +40,6 @@ from .monitoring.metrics import Averages, add_completion_metrics, add_token_metr
 from .monitoring.progress import Progress
 from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.stopping import Stopping
-from .monitoring.trackers import check_trackers
 from .objective import Objective, combined, own_mask
 from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
@@ -104,9 +104,10 @@ class VOPDTrainer(TRLAdapter):
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
         self._sources = given = sources(teacher_model, teachers, args.teacher_server_url)
+        check_sources(args, given)
         self.loss_backend = backend_name(args.loss_backend, args.device)
         check_engine(args.use_vllm, args.importance_sampling, tools)
-        check_trackers(args.report_to)
+        check_evaluated(args, eval_dataset)
         self._rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
@@ -294,6 +295,16 @@ class VOPDTrainer(TRLAdapter):
                 return super().train(self._checkpoints.choose(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._progress.close()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As TRL's, which also takes a stream.
+
+        Raises:
+            DataError: `eval_dataset` is a stream.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_no_stream(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 

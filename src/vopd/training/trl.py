@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from vopd.data.tokenized import drawn_ids
-from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
+from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, one_line, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States
 from vopd.models.adapters import check_sendable, merged_weights, whole_weights
@@ -78,7 +78,7 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        with _clear_errors():
+        with _clear_errors(arguments["args"]):
             super().__init__(teacher_model=None, **arguments)
         if self._is_vlm:
             raise ConfigurationError(
@@ -378,13 +378,15 @@ class _Engine(VLLMGeneration):
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _clear_errors(args: Any) -> Iterator[None]:
     """Turn errors of TRL and transformers during setup into vopd's own errors."""
     try:
         yield
     except VOPDError:
         raise
     except ConnectionError as error:
+        if not args.use_vllm:
+            raise VOPDError(f"the Hub does not answer: {one_line(error)}; set push_to_hub=false") from error
         raise TeacherServerError(
             f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
             "vllm_mode=colocate"
@@ -392,4 +394,4 @@ def _clear_errors() -> Iterator[None]:
     except OSError as error:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(one_line(error)) from error
