@@ -18,6 +18,7 @@ from vopd.reporting.comparison import Comparison, write_comparison
 from vopd.reporting.report import write_report
 from vopd.reporting.run_files import read_json
 from vopd.reporting.tables import comparison_text
+from vopd.run.plan import check_options
 
 from .grid import GridRun, Say, collect, is_finished, run_grid, run_name
 from .held_out import HeldOut, write_held_out
@@ -77,6 +78,7 @@ def embedded_runs(
         "loss_top_k": EMBEDDED_TOP_K,
         **options,
     }
+    runs = recipe_runs(grid, usual)
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", problems, 0)]
     write_held_out(held_out, folder / HELD_OUT_FILE)
@@ -84,7 +86,6 @@ def embedded_runs(
     for seed, path in prompts.items():
         drawn = pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
         write_lines(path, ({"prompt": prompt_text(one), "answer": one.answer, "task": one.task} for one in drawn))
-    runs = recipe_runs(grid, usual)
     return [replace(run, options={**run.options, "dataset": str(prompts[run.seed])}) for run in runs], measurement
 
 
@@ -92,6 +93,9 @@ def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
     """Runs of one recipe: `options` are those of `vopd train`, equal for all runs except for what the grid varies.
 
     Seed by seed, so that a comparison that is cut short has complete seeds.
+
+    Raises:
+        ConfigurationError: one of the runs would refuse its options.
     """
     runs = []
     for seed, rate, estimator in product(grid.seeds, grid.learning_rates, grid.estimators):
@@ -100,6 +104,7 @@ def recipe_runs(grid: Grid, options: Mapping[str, Any]) -> list[GridRun]:
             own.pop("loss_top_k", None)
         elif own.get("loss_top_k") is None:
             raise ConfigurationError(f"estimator '{estimator.name}' needs loss_top_k, for example loss_top_k=20")
+        check_options({**own, "estimator": estimator, "seed": seed, "learning_rate": rate})
         runs.append(GridRun(estimator, seed, rate, run_name(estimator, rate, seed), own))
     return runs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,19 @@ def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigurationError: an option is unknown, has the wrong type, is out of range, or conflicts with another one.
     """
-    known = train_options()
-    settings = parse(command, summary + _MORE, known, arguments)
+    return _plan(parse(command, summary + _MORE, train_options(), arguments))
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError, as `plan_run`, for a run with the options `given`, which have no defaults."""
+    defaults = {name: option.default for name, option in train_options().items()}
+    origins = {**dict.fromkeys(defaults, "default"), **dict.fromkeys(given, "recipe")}
+    _plan(Settings({**defaults, **given}, origins))
+
+
+def _plan(settings: Settings) -> Plan:
+    check_command(settings.values)
     options = settings.build(TrainOptions)
-    check_command(name for name, option in known.items() if settings.values[name] != option.default)
     estimator = find_estimator(settings.values["estimator"])
     folder = directory.run_directory(options.output_dir, options.run_name, options.model, estimator.name)
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import Trainer, get_scheduler
 
 from vopd.errors import ConfigurationError, MissingExtraError, VOPDError, did_you_mean, one_line
 
+from ..trl import DistillationConfig
 from .table import INHERITED, Range, Works
 
 # Optimizers that step inside the backward pass, before gradients are checked, or that keep other weights for sampling.
@@ -43,11 +44,11 @@ def check_inherited(config: Any) -> None:
     _check_evaluation(config)
 
 
-def check_command(given: Iterable[str]) -> None:
-    """Raise ConfigurationError if one of the options that were set in a command works only in Python."""
-    for name in given:
-        known = INHERITED.get(name)
-        if isinstance(known, Works) and known.in_python:
+def check_command(values: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError if one of the options of a command that works only in Python is not at its default."""
+    for entry in dataclasses.fields(DistillationConfig):
+        known, name = INHERITED.get(entry.name), entry.name
+        if isinstance(known, Works) and known.in_python and values[name] != entry.default:
             raise ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}")
 
 
