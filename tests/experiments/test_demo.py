@@ -114,7 +114,7 @@ def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch
         raise MissingExtraError(f"{module} is needed; install it with pip install -e '.[{extra}]'")
 
     monkeypatch.setattr(demo, "require", absent)
-    with pytest.raises(MissingExtraError, match=r"vopd\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[report\]"):
         run_demo(tmp_path / "demo", **SMALL)
     assert not (tmp_path / "demo").exists()
 

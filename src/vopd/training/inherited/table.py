@@ -186,7 +186,7 @@ INHERITED: dict[str, Works | Refused] = {
     "data_seed": _without_effect("seed decides the order of the prompts; set seed"),
     "full_determinism": Works(_ORDER),
     "shuffle_dataset": Works(_ORDER),
-    "train_sampling_strategy": _without_effect("set shuffle_dataset=false to keep the order of the data set"),
+    "train_sampling_strategy": _without_effect("set shuffle_dataset=false to keep the order of the dataset"),
     "length_column_name": _without_effect("prompts are not grouped by length; remove it"),
     "ignore_data_skip": Refused("a resumed run would train on the same prompts again; remove it"),
     "remove_unused_columns": Works("training/test_prompts.py::test_unused_columns_may_be_removed"),
