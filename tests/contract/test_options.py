@@ -125,7 +125,10 @@ CASES = [
         "--teacher_server_deadline 0.1 --teacher_server_retries 0", 5, "http://127.0.0.1:9", leaves=("r/",),
     ),
     # ---- packages
-    Case("RUN --dry-run --lora_rank 2 --quantization 4bit", 2, "bitsandbytes ... pip install bitsandbytes", lacks=("vopd[",)),
+    Case(
+        "RUN --dry-run --lora_rank 2 --quantization 4bit", 2, "bitsandbytes ... pip install bitsandbytes",
+        lacks=("vopd[",),
+    ),
 ]  # fmt: skip
 
 

@@ -65,7 +65,10 @@ def make(
         eval_benchmark_limit=5,
         per_device_eval_batch_size=4,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=drop,
+        ddp_bucket_cap_mb=1,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=600,
         num_generations=GROUP if more else 1,
         teacher_drop_limit=1.0,
     )

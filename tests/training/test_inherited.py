@@ -485,14 +485,11 @@ def test_vllm(mode: str, make_trainer: Callable[..., Any], monkeypatch: pytest.M
 def test_ddp(make_trainer: Callable[..., Any]) -> None:
     """They arrive at torch's DDP, which tests/training/test_distributed.py runs on two processes."""
     trainer = make_trainer(
-        ddp_find_unused_parameters=True, ddp_bucket_cap_mb=7, ddp_broadcast_buffers=False, ddp_static_graph=True,
-        ddp_timeout=99,
+        ddp_find_unused_parameters=True, ddp_bucket_cap_mb=7, ddp_broadcast_buffers=False, ddp_timeout=99
     )  # fmt: skip
     trainer._build_accelerator_args()
     wrapped = trainer.accelerator.ddp_handler.to_kwargs()
-    assert wrapped == {
-        "find_unused_parameters": True, "bucket_cap_mb": 7, "broadcast_buffers": False, "static_graph": True,
-    }  # fmt: skip
+    assert wrapped == {"find_unused_parameters": True, "bucket_cap_mb": 7, "broadcast_buffers": False}
     assert trainer.args.ddp_timeout_delta.total_seconds() == 99
     assert "ddp_backend" in FIELDS
 

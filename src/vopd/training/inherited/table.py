@@ -171,7 +171,7 @@ INHERITED: dict[str, Works | Refused] = {
     "ddp_find_unused_parameters": Works(_DDP),
     "ddp_bucket_cap_mb": Works(_DDP, _COUNT),
     "ddp_broadcast_buffers": Works(_DDP),
-    "ddp_static_graph": Works(_DDP),
+    "ddp_static_graph": Refused("torch fails with it where gradients of micro-batches are added up; remove it"),
     "ddp_timeout": Works(_DDP, _COUNT),
     "fsdp": Refused(_LAUNCHED),
     "fsdp_config": Refused(_LAUNCHED, neutral=({},)),
