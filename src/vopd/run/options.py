@@ -315,12 +315,11 @@ def _mappings(node: Any, kind: type) -> list[Any]:
 def _checked(value: Any, option: Option, where: str) -> Any:
     """Check a value from the command line or a YAML file. Text is converted in both: YAML reads 1e-5 as text."""
     kinds, name = kinds_of(option.kind), f"{where}{option.name}"
-    value = _expanded(value)
     if isinstance(value, str):
         # The default of report_to is the text "none", which is not None.
-        return value if value == option.default else convert(value, option.kind, name)
+        return value if value == option.default else _expanded(convert(value, option.kind, name))
     if type(value) in kinds or (type(value) is int and float in kinds):
-        return value
+        return _expanded(value)
     raise _wrong(name, kinds, repr(value))
 
 
