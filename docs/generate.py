@@ -25,6 +25,7 @@ from vopd.estimators.advice import ADVICE, AdviceUnless
 from vopd.run.options import Option, kinds_of, options_of
 from vopd.run.plan import MAIN_FIELDS, TrainOptions, train_options
 from vopd.training import VOPDConfig
+from vopd.training.inherited import INHERITED, Range, Refused
 from vopd.training.monitoring.glossary import METRICS
 from vopd.training.monitoring.guards import GUARDS
 from vopd.training.saving.contract import CONTENT, REFUSED, RULES, TOLD
@@ -251,6 +252,21 @@ def train_part(which: str) -> str:
     return table(chosen, "train")
 
 
+def inherited() -> str:
+    """What each option of TRL and transformers does here."""
+    body = []
+    for name, entry in sorted(INHERITED.items()):
+        if isinstance(entry, Refused):
+            why = entry.why.format(value="N")
+            body.append((f"`{name}`", "refused" if entry.effect else "refused: no effect", why))
+            continue
+        notes = [f"in Python only: {entry.in_python}"] if entry.in_python else []
+        notes += [f"a number {entry.values}"] if isinstance(entry.values, Range) else []
+        notes += [f"with `{need}`" for need in entry.needs]
+        body.append((f"`{name}`", "works", "; ".join([*notes, f"`{entry.test}`"])))
+    return rows(("option", "here", "why, or its values and the test that shows it"), body)
+
+
 def other_commands() -> str:
     """The options of every command that has some of its own."""
     sections = []
@@ -336,6 +352,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "options-method": partial(train_part, "method"),
     "options-main": partial(train_part, "main"),
     "options-changed": partial(train_part, "changed"),
+    "options-inherited": inherited,
     "options-of-commands": other_commands,
 }
 

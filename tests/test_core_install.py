@@ -44,7 +44,7 @@ def test_the_trainer_names_the_extra_that_it_needs():
     done = run_without_extras(
         "import vopd\ntry:\n    vopd.VOPDTrainer\nexcept vopd.errors.MissingExtraError as error:\n    print(error)\n"
     )
-    assert "pip install 'vopd[train]'" in done.stdout, done.stderr
+    assert "pip install -e '.[train]'" in done.stdout, done.stderr
 
 
 def test_accuracies_need_torch_alone_and_a_t_interval_names_its_extra():
@@ -53,10 +53,10 @@ def test_accuracies_need_torch_alone_and_a_t_interval_names_its_extra():
         "print(avg_at_k([[True], [True]]).low, paired_difference([1, 1], [0, 0]).p_value)\n"
         "try:\n    t_interval([1.0, 2.0])\nexcept ImportError as error:\n    print(error)\n"
     )
-    assert done.stdout.startswith("1.0 0.5\nscipy is needed") and "'vopd[train]'" in done.stdout, done.stderr
+    assert done.stdout.startswith("1.0 0.5\nscipy is needed") and "'.[train]'" in done.stdout, done.stderr
 
 
 def test_a_command_without_its_extra_ends_with_the_code_of_a_configuration_error():
     done = run_without_extras("from vopd.cli import main\nsys.exit(main(['train', '--model', 'x']))\n")
     assert done.returncode == 2
-    assert "pip install 'vopd[train]'" in done.stderr
+    assert "pip install -e '.[train]'" in done.stderr

@@ -44,7 +44,7 @@ def test_require_returns_an_installed_module() -> None:
 
 
 def test_require_names_the_extra_of_a_missing_package() -> None:
-    with pytest.raises(errors.MissingExtraError, match=says("no_such_package ... pip install 'vopd[server]'")):
+    with pytest.raises(errors.MissingExtraError, match=says("no_such_package ... pip install -e '.[server]'")):
         errors.require("no_such_package.part", "server")
 
 

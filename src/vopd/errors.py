@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TypeVar
@@ -135,7 +136,19 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise MissingExtraError(f"{package} is needed for this; install it with pip install 'vopd[{extra}]'") from error
+        raise MissingExtraError(f"{package} is needed for this; {how_to_install(package, extra)}") from error
+
+
+def how_to_install(package: str, extra: str) -> str:
+    """Return how to install a package that an extra of vopd has; vopd itself is on no index."""
+    name = {"yaml": "pyyaml"}.get(package, package.replace("_", "-"))
+    return f"install it with pip install -e '.[{extra}]' in a checkout of vopd, or with pip install {name}"
+
+
+def installed(package: str) -> bool:
+    """Return whether a package is installed, without importing it; a folder of its name does not count."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def check_known(what: str, value: object, known: Iterable[object]) -> None:
@@ -164,6 +177,11 @@ def printable(text: str, kept: str = "") -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of another library's error message, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """Return another library's error message on one line, or the error's type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from typing import Any
 
 from vopd.errors import ConfigurationError
 
@@ -27,6 +29,15 @@ def check_alone(command: str, environment: Mapping[str, str]) -> None:
         raise ConfigurationError(
             f"vopd {command} works in one process, but {name}={environment[name]} were started, which would all write "
             f"to one folder; start it without a launcher, or unset {name}"
+        )
+
+
+def check_launched(args: Any) -> None:
+    """Raise ConfigurationError if a backend connects processes that no launcher started."""
+    if args.ddp_backend and not any(name in os.environ for name in _STARTED):
+        raise ConfigurationError(
+            f"ddp_backend={args.ddp_backend} connects several processes, but this is one; start them with accelerate "
+            "launch or torchrun, or remove it"
         )
 
 

@@ -112,7 +112,7 @@ def test_variance_measures_it_and_its_bias(
 
 def test_an_object_that_no_other_process_can_import_is_refused_before_a_comparison_begins(tmp_path: Path) -> None:
     local = Estimator("mine", "of a notebook", "sampled", vopd.ESTIMATORS["opd"].needs, lambda rows: None)  # type: ignore[arg-type, return-value]
-    runs = recipe_runs(Grid([local], [0], [1e-5]), {"model": "s"})
+    runs = recipe_runs(Grid([local], [0], [1e-5]), {"model": "s", "teacher_model": "t"})
     with pytest.raises(vopd.errors.ConfigurationError, match=r"'mine'.*module:NAME"):
         prepare(runs, tmp_path / "grid", Measurement("s", "t", "h.jsonl", 1, 1, 1))
     assert not list((tmp_path / "grid" / "configs").iterdir())

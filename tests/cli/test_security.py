@@ -93,7 +93,7 @@ def test_no_secret_reaches_a_file_or_the_terminal(
 ) -> None:
     for name in ("HF_TOKEN", "WANDB_API_KEY", "TEACHER_API_KEY"):
         monkeypatch.setenv(name, f"secret-{name}")
-    more = ["--hub_token", "secret-option", "--save_steps", "1", "--push_to_hub", "false"]
+    more = ["--save_steps", "1", "--push_to_hub", "false"]
     for command in (["train", *more], ["validate", *more], ["train", "--dry_run", *more]):
         name = "dry" if "--dry_run" in command else "first"
         assert train(*command[1:], command=command[0], name=name) == 0

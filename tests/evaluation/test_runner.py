@@ -409,7 +409,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return [SimpleNamespace(outputs=[output]) for _ in prompts]
 
     module = ModuleType("vllm")
-    module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
+    module.__spec__ = SimpleNamespace(origin="here")  # type: ignore[assignment]
     module.LLM, module.SamplingParams = Engine, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     request = ModuleType("vllm.lora.request")

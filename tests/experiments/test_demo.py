@@ -111,10 +111,10 @@ def test_impossible_demos_are_refused_at_once(tmp_path: Path, changed: dict[str,
 
 def test_missing_matplotlib_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(module: str, extra: str) -> None:
-        raise MissingExtraError(f"{module} is needed; install it with pip install 'vopd[{extra}]'")
+        raise MissingExtraError(f"{module} is needed; install it with pip install -e '.[{extra}]'")
 
     monkeypatch.setattr(demo, "require", absent)
-    with pytest.raises(MissingExtraError, match=r"vopd\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[report\]"):
         run_demo(tmp_path / "demo", **SMALL)
     assert not (tmp_path / "demo").exists()
 

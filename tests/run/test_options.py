@@ -201,3 +201,19 @@ class TestHelp:
         text = capsys.readouterr().out
         assert "--names" not in text and text.index("--steps") < text.index("--learning_rate")
         assert parse("try", "", options, ["--model", "m", "--names", "b"]).values["names"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("~/stud", "HOME/stud"),
+        ("mine=~/a.jsonl", "mine=HOME/a.jsonl"),
+        (["~/a", "b"], ["HOME/a", "b"]),
+        ({"one": "~/a"}, {"one": "HOME/a"}),
+        ("about ~/a", "about ~/a"),
+        ("a~/b", "a~/b"),
+    ],
+)
+def test_a_path_may_begin_at_the_home_folder(given: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "HOME")
+    assert parse("try", "", OPTIONS, ["--model", "m", "--extra", f"{{x: {given!r}}}"]).values["extra"] == {"x": found}

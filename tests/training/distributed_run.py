@@ -67,7 +67,10 @@ def make(
         eval_strategy="steps",  # on five prompts: for two processes the last batches are filled up
         eval_steps=2,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=drop,
+        ddp_bucket_cap_mb=1,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=600,
         num_generations=GROUP if more else 1,
         teacher_drop_limit=1.0,
     )

@@ -17,8 +17,7 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
     """Raise DataError unless every row has a prompt: a text or a list of chat messages."""
     if dataset is None:
         raise DataError(f"{name} is missing; pass a dataset with a column {PROMPT!r}")
-    if not hasattr(dataset, "__len__"):
-        raise DataError(f"{name} is a stream, whose order cannot be restored on resume; load it with streaming=False")
+    check_no_stream(dataset, name)
     columns = getattr(dataset, "column_names", None)
     if columns is None:
         raise DataError(
@@ -34,6 +33,15 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
         problem = _problem(prompt)
         if problem:
             raise DataError(f"row {row} of {name}: the prompt {problem}")
+
+
+def check_no_stream(dataset: Any, name: str) -> None:
+    """Raise DataError if a dataset has no length."""
+    if not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{name} is a stream: its prompts cannot be counted, checked before the run, or found again on resume; "
+            "load it with streaming=False, or take a part of it: Dataset.from_list(list(stream.take(1000)))"
+        )
 
 
 def _problem(prompt: Any) -> str | None:

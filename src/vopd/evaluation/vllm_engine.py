@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import MismatchError, MissingExtraError
+from vopd.errors import MismatchError, MissingExtraError, installed
 from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
 from vopd.models.adapter_folders import Adapter, find_adapter
 from vopd.models.model_paths import check_source
@@ -38,7 +37,7 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         MissingExtraError: vLLM is not installed.
         MismatchError: the model or its tokenizer cannot be loaded, or vLLM does not serve adapters of its rank.
     """
-    if importlib.util.find_spec("vllm") is None:
+    if not installed("vllm"):
         raise MissingExtraError("the backend vllm needs vLLM; on a GPU machine: pip install vllm")
     vllm = importlib.import_module("vllm")
     options: dict[str, Any] = {"model": str(model), "dtype": dtype, "revision": revision, **limits}

@@ -82,6 +82,7 @@ def embedded_runs(
         "loss_top_k": EMBEDDED_TOP_K,
         **options,
     }
+    runs = recipe_runs(grid, usual)
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [HeldOut.of(problem, prompt_text(problem)) for problem in pair_problems("held_out", problems, 0)]
     write_held_out(held_out, folder / HELD_OUT_FILE)
@@ -89,7 +90,6 @@ def embedded_runs(
     for seed, path in prompts.items():
         drawn = pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
         write_lines(path, ({"prompt": prompt_text(one), "answer": one.answer, "task": one.task} for one in drawn))
-    runs = recipe_runs(grid, usual)
     return [replace(run, options={**run.options, "dataset": str(prompts[run.seed])}) for run in runs], measurement
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 
 import torch
 
-from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.errors import ConfigurationError, MissingExtraError, how_to_install, installed
 
 from .row_pass import MakePass
 from .torch_rows import TorchPass
@@ -29,9 +28,9 @@ def choose_pass(backend: str, device: torch.device) -> MakePass:
         raise ConfigurationError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and not _auto_triton(device)):
         return TorchPass
-    if importlib.util.find_spec("triton") is None:
+    if not installed("triton"):
         raise MissingExtraError(
-            "triton is needed for backend 'triton'; install it with pip install 'vopd[kernels]', or choose 'auto'"
+            f"triton is needed for backend 'triton'; {how_to_install('triton', 'kernels')}; or choose 'auto'"
         )
     from .triton_rows import INTERPRETED, TritonPass
 
@@ -51,8 +50,8 @@ def backend_name(backend: str, device: torch.device) -> str:
 def _auto_triton(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    if importlib.util.find_spec("triton") is None:
-        _tell_once("triton is not installed, so the distillation loss runs in plain torch; pip install 'vopd[kernels]'")
+    if not installed("triton"):
+        _tell_once("triton is not installed, so the distillation loss runs in plain torch; pip install triton")
         return False
     from .trial import trouble
 

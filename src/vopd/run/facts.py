@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
 from vopd.data.sources import Source, load_rows, parse_sources
 from vopd.data.tokenized import TEACHER_PROMPT_IDS, add_ids, text_tokenizer, without_ids
-from vopd.errors import Faults, VOPDError, require
+from vopd.errors import Faults, VOPDError, installed, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
 from vopd.models import (
@@ -38,7 +37,6 @@ from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import is_self
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.first_lines import Start
-from vopd.training.monitoring.trackers import check_trackers
 from vopd.training.rewards.functions import Rewards
 from vopd.training.rollout_logprobs import check_engine
 
@@ -153,8 +151,7 @@ def _check_machine(plan: Plan, far: bool, faults: Faults) -> list[str]:
     options, config = plan.options, plan.config
     quantized = options.quantization or options.teacher_quantization
     needed = {"vllm": config.use_vllm, "bitsandbytes": quantized, "triton": config.loss_backend == "triton"}
-    missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
-    faults.check(check_trackers, config.report_to)
+    missing = [name for name, used in needed.items() if used and not installed(name)]
     if far and quantized:
         faults.check(require, "bitsandbytes", "quantization")
     starts, later = far and not options.dry_run, Faults()

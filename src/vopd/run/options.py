@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import types
 import typing
@@ -309,7 +310,9 @@ def _wrong(name: str, kinds: Iterable[Any], given: str) -> ConfigurationError:
 def _read_file(path: str) -> dict[str, Any]:
     yaml = require("yaml", "train")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = _load_yaml(Path(path).read_text(encoding="utf-8"))
+    except _Twice as error:
+        raise ConfigurationError(f"'{path}' {error}; keep one of them") from error
     except OSError as error:
         raise ConfigurationError(f"cannot read the configuration file '{path}': {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -320,7 +323,44 @@ def _read_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"'{path}' must contain 'key: value' lines")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    return content
+
+
+class _Twice(Exception):
+    """A key of a YAML file occurs twice."""
+
+
+def _load_yaml(text: str) -> Any:
+    """What a YAML file holds, with the keys of its options underscored, and no, yes, on, off of an option as text.
+
+    YAML 1.1 reads them as booleans, but `save_strategy: no` is a name; an option that is a boolean converts them.
+
+    Raises:
+        _Twice: a mapping has a key twice.
+    """
+    yaml = require("yaml", "train")
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    mappings = [root] if isinstance(root, yaml.MappingNode) else []
+    for key, value in root.value if mappings else ():
+        key.value = str(key.value).replace("-", "_")
+        if value.tag.endswith(":bool") and value.value.lower() not in ("true", "false"):
+            value.tag = "tag:yaml.org,2002:str"
+    for mapping in mappings:  # grows
+        lines: dict[str, int] = {}
+        for key, value in mapping.value:
+            if key.value in lines:
+                raise _Twice(f"has '{key.value}' in line {lines[key.value]} and in line {key.start_mark.line + 1}")
+            lines[str(key.value)] = key.start_mark.line + 1
+            mappings += _mappings(value, yaml.MappingNode)
+    return None if root is None else yaml.SafeLoader("").construct_document(root)
+
+
+def _mappings(node: Any, kind: type) -> list[Any]:
+    """The mappings directly in a node of a YAML file, or in its lists."""
+    if isinstance(node, kind):
+        return [node]
+    return [found for part in node.value for found in _mappings(part, kind)] if isinstance(node.value, list) else []
 
 
 def _resolved_origins(path: str) -> dict[str, str]:
@@ -336,10 +376,19 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
         # The default of report_to is the text "none", which is not None.
-        return value if value == option.default else convert(value, option.kind, name)
+        return value if value == option.default else _expanded(convert(value, option.kind, name))
     if type(value) in kinds or (type(value) is int and float in kinds):
-        return value
+        return _expanded(value)
     raise _wrong(name, kinds, repr(value))
+
+
+def _expanded(value: Any) -> Any:
+    """A value with every path in it that begins with ~/, as NAME=~/FILE too, under the home folder."""
+    if isinstance(value, str):
+        return re.sub(r"^((?:[\w.-]+=)?)(~/.*)", lambda found: found[1] + os.path.expanduser(found[2]), value)
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    return {name: _expanded(entry) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,10 @@ from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import backend_name
 from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
-from vopd.teachers.build import sources
+from vopd.teachers.build import check_sources, sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
+from vopd.training.inherited import check_command
 from vopd.training.rewards.functions import Rewards
 from vopd.training.saving.contract import Change
 
@@ -61,15 +62,6 @@ _TEXTS = {
     "report_to": "Trackers to log to, such as wandb, tensorboard, trackio; none logs to files only.",
     "seed": "Random seed of the run.",
 }
-# Fields of the trainer's configuration that have no effect here, and what to use instead.
-_ELSEWHERE = {
-    "trust_remote_code": "vopd never runs code from a model repository",
-    "model_init_kwargs": "set dtype and model_revision",
-    "teacher_model_init_kwargs": "set teacher_dtype and teacher_model_revision",
-    "teacher_model_name_or_path": "set teacher_model",
-    "hub_strategy": "push_to_hub uploads the trained model once, at the end",
-    "resume_from_checkpoint": "set resume, which uses the newest valid checkpoint of the run",
-}
 # Options that decide what is checked of models and prompts: these checks are made even if other options are wrong.
 _OF_FACTS = (
     "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name",
@@ -80,8 +72,8 @@ _OF_FACTS = (
     "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "report_to", "use_cpu",
 )  # fmt: skip
 _MORE = (
-    "\nAll other fields of trl.DistillationConfig and transformers.TrainingArguments are accepted too. In option\n"
-    "names, - and _ are the same. The value in brackets is the default.\n"
+    "\nThe other fields of trl.DistillationConfig and transformers.TrainingArguments are options too; those that do\n"
+    "not fit are refused with the reason. In option names, - and _ are the same. The default is in brackets.\n"
 )
 
 
@@ -194,9 +186,7 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments, faults)
     options = _build(settings, TrainOptions, faults)
-    for name, instead in _ELSEWHERE.items():
-        if name in known and settings.values[name] != known[name].default:
-            faults.add(ConfigurationError(f"{name} has no effect in vopd train: {instead}"))
+    faults.check(check_command, settings.values)
     estimator = faults.check(find_estimator, settings.values["estimator"])
     if options is None:
         return None
@@ -235,6 +225,7 @@ def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict
         faults.add(ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model"))
     rewards = faults.check(Rewards.of, config, options.reward_funcs)
     teachers = faults.check(sources, options.teacher_model, options.teachers, config.teacher_server_url) or {}
+    faults.check(check_sources, config, teachers)
     if rewards is not None:
         faults.check(check_worth, teachers, config.teacher_prompt_column, bool(rewards.names))
     adapts = bool(faults.check(check_lora_options, options))

@@ -195,11 +195,12 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
         name: source.urls if isinstance(source, Served) else loaded[places[name]] if name in places else source
         for name, source in plan.teachers.items()
     }
-    served = isinstance(plan.teachers.get(DEFAULT), Served)
-    default = named.pop(DEFAULT, None)
+    served = plan.config.teacher_server_url is not None
+    if served:
+        del named[DEFAULT]  # the trainer adds it
     trainer = VOPDTrainer(
         model=student,
-        teacher_model=options.teacher_model if served else default,
+        teacher_model=options.teacher_model if served else None,
         teachers=named,
         args=plan.config,
         train_dataset=facts.prompts.dataset,

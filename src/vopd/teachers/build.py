@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
@@ -28,6 +29,7 @@ from .itself import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self,
 from .local import InProcess, LocalTeacher
 from .routed import RoutedTeacher
 from .server.connect import connect
+from .server.settings import check_server
 
 if TYPE_CHECKING:
     from vopd.training import VOPDTrainer
@@ -87,6 +89,41 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
 def _written(source: Any) -> Any:
     """A path as text."""
     return os.fspath(source) if isinstance(source, os.PathLike) else source
+
+
+def check_sources(args: Any, given: dict[str, Any]) -> None:
+    """Check the teachers of `sources` against the other settings of a VOPDConfig.
+
+    Raises:
+        ConfigurationError: a setting has no effect on any of them, or a server is that of the rollouts.
+    """
+    served = [source for source in given.values() if isinstance(source, Served)]
+    local = [source for source in given.values() if not isinstance(source, Served) and not is_self(source)]
+    if args.teacher_offload and not local:
+        raise ConfigurationError("teacher_offload has no effect without a local teacher model; remove it")
+    for source in served:
+        own = copy.copy(args)
+        own.teacher_server_url = source.urls
+        check_server(own)
+        for url in [source.urls] if isinstance(source.urls, str) else source.urls:
+            if _address(url) == _rollout_server(args):
+                raise ConfigurationError(
+                    f"{url} is the server of the teacher and of the rollouts, which get the student's weights; serve "
+                    "them on two ports, and set vllm_server_port"
+                )
+
+
+def _rollout_server(args: Any) -> tuple[str | None, int | None] | None:
+    """Host and port of the server that generates the completions; None if none does."""
+    if not args.use_vllm or args.vllm_mode != "server":
+        return None
+    return _address(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")
+
+
+def _address(url: str) -> tuple[str | None, int | None]:
+    found = urlsplit(url)
+    port = found.port or {"http": 80, "https": 443}.get(found.scheme)
+    return "127.0.0.1" if found.hostname in ("localhost", "::1") else found.hostname, port
 
 
 def _is_url(source: Any) -> bool:

@@ -11,17 +11,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import is_torch_bf16_gpu_available
 
 from vopd.errors import ConfigurationError, Faults, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
-from vopd.estimators.exact import FULL_RKL
 from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
-from vopd.processes import check_together
+from vopd.processes import check_launched, check_together
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
+from .inherited import check_inherited, check_optimizer, elsewhere, own_errors
 from .monitoring.guards import GUARDS, check_guards
+from .monitoring.trackers import check_trackers
 from .sampling_rules import check_sampling
 from .trl import DistillationConfig
 
@@ -41,7 +43,7 @@ _LEAST = {
     "samples_per_step": 0,
     "importance_cap": 1,  # the on-policy weight
     "teacher_server_retries": 0,
-    **dict.fromkeys(("loss_top_k", "max_prompt_length", "max_completion_length", "num_generations", "guard_window"), 1),
+    **dict.fromkeys(("loss_top_k", "max_prompt_length", "num_generations", "guard_window"), 1),
     **{f"eval_benchmark_{name}": 1 for name in ("steps", "samples", "limit", "max_new_tokens")},
 }
 _ABOVE_0 = ("loss_normalizer", *(f"teacher_server_{name}" for name in ("concurrency", "timeout", "deadline")))
@@ -188,13 +190,25 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     report_to: None | str | list[str] = _default("report_to", "none")  # noqa: RUF036
     vllm_server_host: str = _default("vllm_server_host", "127.0.0.1")
 
+    def __new__(cls, *given: Any, **named: Any) -> VOPDConfig:
+        """Tell where an option of ``vopd train`` belongs in Python; dataclasses would raise a TypeError."""
+        for name in named.keys() - cls.__dataclass_fields__.keys():
+            raise ConfigurationError(f"VOPDConfig has no option {name!r}; {elsewhere(name, cls.__dataclass_fields__)}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if isinstance(self.eval_benchmarks, str):
             self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
         faults = Faults()
-        for check in (self._check_estimator, self._check_ranges, partial(check_guards, self)):
+        for check in (
+            self._check_estimator,
+            self._check_ranges,
+            partial(check_inherited, self),
+            partial(check_guards, self),
+            partial(check_trackers, self.report_to),
+            partial(check_kind, self.eval_benchmark_kind),
+        ):
             faults.check(check)
-        faults.check(check_kind, self.eval_benchmark_kind)
         accelerated = not self.use_cpu and torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = accelerated and not self.fp16 and _supports_bf16()
@@ -202,20 +216,22 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             self.dataloader_pin_memory = accelerated
         if getattr(self, _CHECKPOINTING) is None and self.gradient_checkpointing is None:
             setattr(self, _CHECKPOINTING, accelerated)
-        if self.beta is not None:
-            faults.add(
-                ConfigurationError(
-                    f"beta={self.beta} chooses a divergence in TRL and has no effect here; remove it and choose the "
-                    f"objective with estimator (estimator={FULL_RKL.name!r} is TRL's beta=1)"
-                )
-            )
+        faults.check(self._check_device, accelerated)
+        faults.check(check_launched, self)
         self.beta = 1.0  # passes TRL's own check
         try:
-            super().__post_init__()
+            with own_errors():
+                super().__post_init__()
             self.beta = None  # so that a saved configuration loads again
-            for check_all in (_check_processes, check_sampling, check_server, VOPDConfig._check_groups):
+            for check_all in (
+                check_optimizer,
+                _check_processes,
+                check_sampling,
+                check_server,
+                VOPDConfig._check_groups,
+            ):
                 faults.check(check_all, self)
-        except (ValueError, TypeError, ArithmeticError):  # of a value that was found to be wrong above
+        except Exception:  # of a value that was found to be wrong above
             faults.tell()
             raise
         faults.tell()
@@ -270,6 +286,17 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 f"process must be a multiple of num_generations={self.num_generations}, so that no group is split"
             )
 
+    def _check_device(self, accelerated: bool) -> None:
+        if self.fp16 and not accelerated:
+            raise ConfigurationError("fp16 has no effect without a GPU; remove it, or set bf16=true")
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise ConfigurationError(
+                "bf16=true needs a GPU that has bf16; set use_cpu=true as well to train on a CPU, or bf16=false"
+            )
+
+        if self.use_cpu and self.loss_backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ConfigurationError("loss_backend=triton needs a GPU, but use_cpu is set; use loss_backend=auto")
+
     def _check_ranges(self) -> None:
         faults = Faults()
         for name, least in _LEAST.items():
@@ -291,11 +318,6 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         if self.max_completion_length is None:
             raise ConfigurationError(
                 "max_completion_length must be set: without it, generation stops at 20 tokens; the default is 512"
-            )
-        if self.log_completions:
-            raise ConfigurationError(
-                "log_completions prints model output to the terminal unescaped; remove it: show_samples prints "
-                "completions safely, and samples_per_step completions per step are written to samples.jsonl"
             )
         if not 0 < self.teacher_decay < 1:
             raise ConfigurationError(f"teacher_decay must be between 0 and 1, got {self.teacher_decay}")

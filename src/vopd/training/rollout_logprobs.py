@@ -6,7 +6,6 @@ not yet synchronized. Importance weights correct for that; the size of the diffe
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError, counted
+from vopd.errors import ConfigurationError, DataError, MissingExtraError, NonFiniteError, counted, installed
 
 from .monitoring.metrics import Averages
 
@@ -46,7 +45,7 @@ def check_completions(prompts: Sequence[Sequence[int]], completions: Sequence[Se
 
 def has_vllm() -> bool:
     """Whether vLLM is installed; does not import it."""
-    return importlib.util.find_spec("vllm") is not None
+    return installed("vllm")
 
 
 def sampled_logprobs(

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, did_you_mean
 from vopd.estimators import ESTIMATORS
+
+from .inherited import TOP_K
 
 if TYPE_CHECKING:
     from .config import VOPDConfig
 
+# Entries of generation_kwargs that change how completions are generated, but not which.
+_HOW = ("use_cache", "cache_implementation", "cache_config", "prefill_chunk_size", "compile_config", "disable_compile")
+# Entries that other settings decide, and which.
+_ONE = ("n", "best_of", "num_return_sequences")
+_STOP = (
+    "add the id to eos_token_id in the model's generation_config.json, which the trainer, the teacher and vLLM read: a "
+    "completion that ends at another token would be trained on beyond its end"
+)
+_DECIDED = {
+    **dict.fromkeys(("eos_token_id", "stop_token_ids", "stop", "stop_strings"), _STOP),
+    **dict.fromkeys(("max_new_tokens", "max_tokens", "max_length", "max_time"), "set max_completion_length"),
+    **dict.fromkeys(("pad_token_id", "bos_token_id"), "it comes from the tokenizer"),
+    **dict.fromkeys(_ONE, "set num_generations, which repeats the prompt"),
+    "temperature": "set temperature, which the loss uses too",
+    "top_k": TOP_K,
+    "seed": "set seed",
+}
+_ALLOWED: dict[str, tuple[Any, ...]] = {"top_k": (0, -1, None), **dict.fromkeys(_ONE, (1,))}
 # Settings of transformers' GenerationConfig and vLLM's SamplingParams that change the distribution of the next token,
 # with the values that leave it unchanged.
 _NEUTRAL_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("top_k", (0, -1, None)),
     ("top_p typical_p repetition_penalty encoder_repetition_penalty guidance_scale num_beams", (1, None)),
     (
         "min_p epsilon_cutoff eta_cutoff presence_penalty frequency_penalty no_repeat_ngram_size "
@@ -38,36 +57,21 @@ _NEUTRAL_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
 NEUTRAL = {name: values for names, values in _NEUTRAL_VALUES for name in names.split()}
 
 
-# Number of completions per prompt: num_generations sets it, with one request per completion.
-_ONE = ("n", "best_of", "num_return_sequences")
-
-
 def check_sampling(settings: VOPDConfig, rewarded: bool = False) -> None:
     """Raises ConfigurationError if completions would not be sampled from the distribution that the loss sees.
 
     If the estimator does not depend on the sampled token, the sampler only chooses the states that it is summed over.
     With a reward (`rewarded`) every estimator has a sampled term, even the exact objectives.
     """
-    if settings.top_k != 0:
-        raise ConfigurationError(
-            f"top_k={settings.top_k} would truncate sampling; did you mean loss_top_k={settings.top_k}, the k of the "
-            "estimator? Otherwise remove it"
-        )
-    temperature, extra = settings.temperature, settings.generation_kwargs or {}
-    if not temperature > 0:
-        raise ConfigurationError(
-            f"temperature must be positive, got {temperature}: rollouts are sampled at it, and the loss divides the "
-            "logits of both models by it"
-        )
-    if extra.get("temperature", temperature) != temperature:
-        raise ConfigurationError(
-            f"generation_kwargs sets temperature={extra['temperature']} but the loss uses temperature={temperature}; "
-            "set only temperature, which applies to both"
-        )
-    for name in _ONE:
-        if extra.get(name, 1) != 1:
+    extra = settings.generation_kwargs or {}
+    allowed = {**_ALLOWED, "temperature": (settings.temperature,)}
+    for name, value in extra.items():
+        if name in _DECIDED and value not in allowed.get(name, ()):
+            raise ConfigurationError(f"generation_kwargs sets {name}={value}: {_DECIDED[name].format(value=value)}")
+        if name not in (*_DECIDED, *NEUTRAL, *_HOW):
+            hint = did_you_mean(name, (*NEUTRAL, *_HOW), "remove it")
             raise ConfigurationError(
-                f"generation_kwargs sets {name}={extra[name]}; set num_generations instead, which repeats the prompt"
+                f"generation_kwargs sets {name}, which is not known to leave sampling as the loss sees it; {hint}"
             )
     if not settings.chosen_estimator.samples and not rewarded:
         return

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import check_enough, check_prompts, check_room, keep_short
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError, counted
 from vopd.folders import check_model_folder, check_writable, new_folder
@@ -23,12 +23,13 @@ from vopd.models import States
 from vopd.models.head_checks import disable_dropout
 from vopd.placement import head_rows
 from vopd.teachers import Scored
-from vopd.teachers.build import set_up_teachers, sources
+from vopd.teachers.build import check_sources, set_up_teachers, sources
 from vopd.teachers.columns import Routes, TeacherPrompts
 from vopd.teachers.itself import check_worth, is_self
 
 from .batch import Batch
 from .config import VOPDConfig
+from .inherited import check_evaluated
 from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
@@ -42,7 +43,6 @@ from .monitoring.rounding import RoundedUpdates
 from .monitoring.samples import SampleBuffer, sample_table
 from .monitoring.step_end import StepEnd
 from .monitoring.stopping import Stopping
-from .monitoring.trackers import check_trackers
 from .objective import Objective, combined, own_mask
 from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
@@ -115,7 +115,8 @@ class VOPDTrainer(TRLAdapter):
         faults = Faults()
         faults.check(check_writable, args.output_dir)
         faults.check(check_engine, args.use_vllm, args.importance_sampling, tools)
-        faults.check(check_trackers, args.report_to)
+        faults.check(check_sources, args, given)
+        faults.check(check_evaluated, args, eval_dataset)
         faults.check(check_worth, given, args.teacher_prompt_column, bool(self._rewards.names))
         for source in (model, *given.values()):
             if isinstance(source, str) and not is_self(source):
@@ -329,6 +330,16 @@ class VOPDTrainer(TRLAdapter):
                 return found
         finally:
             self._progress.close()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As TRL's, which also takes a stream.
+
+        Raises:
+            DataError: `eval_dataset` is a stream.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_no_stream(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from vopd.data.chat import lacks_template
 from vopd.data.tokenized import drawn_ids
-from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, require
+from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, one_line, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
@@ -83,7 +83,7 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        with _clear_errors(), student_loaded(arguments) as loaded, warnings.catch_warnings():
+        with _clear_errors(arguments["args"]), student_loaded(arguments) as loaded, warnings.catch_warnings():
             # PEFT calls what transformers renamed.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
             unrounded = adapters_of_quantized(loaded["model"])
@@ -381,13 +381,15 @@ class _Engine(VLLMGeneration):
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _clear_errors(args: Any) -> Iterator[None]:
     """Turn errors of TRL and transformers during setup into vopd's own errors."""
     try:
         yield
     except VOPDError:
         raise
     except ConnectionError as error:
+        if not args.use_vllm:
+            raise VOPDError(f"the Hub does not answer: {one_line(error)}; set push_to_hub=false") from error
         raise TeacherServerError(
             f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
             "vllm_mode=colocate"
@@ -395,4 +397,4 @@ def _clear_errors() -> Iterator[None]:
     except OSError as error:
         raise MismatchError(f"the student cannot be loaded: {error}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(one_line(error)) from error

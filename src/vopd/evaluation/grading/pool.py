@@ -7,7 +7,6 @@ died is sent again, so nothing is lost. The pool belongs to one process: after a
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import itertools
 import os
 import queue
@@ -20,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from typing import NamedTuple
 
-from vopd.errors import ConfigurationError, MissingExtraError
+from vopd.errors import ConfigurationError, MissingExtraError, how_to_install, installed
 
 _START_S = 120.0
 _ATTEMPTS = 3
@@ -170,8 +169,8 @@ _pool: Pool | None = None
 def shared_pool() -> Pool:
     """The pool of this process, created on first use, with one worker per core, from two to eight."""
     global _pool
-    if importlib.util.find_spec("math_verify") is None:
-        raise MissingExtraError("math-verify is needed to grade math answers; install it with pip install 'vopd[eval]'")
+    if not installed("math_verify"):
+        raise MissingExtraError(f"math-verify is needed to grade math answers; {how_to_install('math_verify', 'eval')}")
     with _lock:
         if _pool is None or _pool.pid != os.getpid():
             _pool = Pool(max(2, min(_cores(), 8)))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
-from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean
+from vopd.errors import ConfigurationError, MissingExtraError, did_you_mean, installed
 
-# Tracker, also the name of its package: how to install it.
-TRACKERS = {
-    "trackio": "pip install 'vopd[report]'",
-    "wandb": "pip install wandb",
-    "tensorboard": "pip install tensorboard",
-}
+# Those in the documentation, each with the name of its package.
+TRACKERS = ("trackio", "wandb", "tensorboard")
+# Trackers whose package has another name.
+_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
+# Where the platform provides it, transformers checks it.
+_PLATFORMS = ("kubeflow",)
 
 
 def check_trackers(report_to: str | Sequence[str] | None) -> None:
@@ -20,10 +19,11 @@ def check_trackers(report_to: str | Sequence[str] | None) -> None:
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
-        if name in ("none", "all"):
+        if name in ("none", "all", *_PLATFORMS):
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             hint = did_you_mean(name, [*TRACKERS, "none"], f"choose one of {', '.join(TRACKERS)} or none")
             raise ConfigurationError(f"unknown tracker {name!r} in report_to; {hint}")
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"{name} is needed for report_to={name}; install it with {TRACKERS[name]}")
+        package = _PACKAGES.get(name, name)
+        if not installed(package):
+            raise MissingExtraError(f"{package} is needed for report_to={name}; install it with pip install {package}")
