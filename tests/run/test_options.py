@@ -8,7 +8,8 @@ import pytest
 
 from messages import says
 from vopd.errors import ConfigurationError
-from vopd.run.options import CHOSEN_HERE, convert, needed, options_of, parse, read_options, setting, to_yaml
+from vopd.run.option_files import CHOSEN_HERE, to_yaml
+from vopd.run.options import convert, needed, options_of, parse, read_options, setting
 
 
 @dataclass

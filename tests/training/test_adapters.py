@@ -21,6 +21,7 @@ from vopd.experiments.measure import ModelPair
 from vopd.experiments.one_run import _is_trained
 from vopd.models import load_model, load_skeleton, load_tokenizer, read_head
 from vopd.training.monitoring.rounding import RoundedUpdates, rounded_away
+from vopd.training.saving.card import card_facts
 
 KINDS: dict[str, Callable[[], Any]] = {
     "LoRA": lambda: peft.LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -99,7 +100,7 @@ def test_teachers_that_are_adapters(
     trainer = make_trainer(trainer={"teacher_model": tmp_path / "adapter"})
     assert torch.equal(trainer.teacher_model(IDS).logits, adapted(IDS).logits)
     assert not any(weight.requires_grad for weight in trainer.teacher_model.parameters())
-    assert trainer.card_facts("a")["teachers"] == {"default": (str(tmp_path / "adapter"), None)}
+    assert card_facts(trainer, "a")["teachers"] == {"default": (str(tmp_path / "adapter"), None)}
     pair = ModelPair(str(tmp_path / "adapter"), str(tmp_path / "adapter"), teacher_dtype="float32", device="cpu")
     assert torch.equal(pair.student(tmp_path / "adapter")(IDS).logits, adapted(IDS).logits)
     assert len(pair.tokenizer) == len(load_tokenizer(tiny_student_dir))  # of its base, beside which it lies
@@ -128,7 +129,7 @@ def test_one_path_at_two_revisions_is_two_teachers(
     teachers = {"teacher_model": "me/teacher", "teachers": {"first": "me/teacher"}}
     rows = Dataset.from_list([{"prompt": f"{number} + 2 =", "teacher": "first"} for number in range(4)])
     trainer = make_trainer(trainer={**teachers, "train_dataset": rows}, teacher_model_revision="other")
-    first, default = (trainer._teachers.placed[name].teacher.model for name in ("first", "default"))
+    first, default = (trainer.teachers.placed[name].teacher.model for name in ("first", "default"))
     assert torch.equal(read_head(default, "teacher").weight, read_head(first, "teacher").weight * 0.5)
 
 

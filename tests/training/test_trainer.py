@@ -15,6 +15,7 @@ import torch
 from messages import says
 from vopd.errors import ConfigurationError, DataError, MismatchError
 from vopd.models import last_hidden_states
+from vopd.training.saving.card import card_facts
 
 REAL_TOKENS = 300
 
@@ -259,7 +260,7 @@ def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
     trainer = make_trainer(max_steps=2)
     trainer.train()
     assert capsys.readouterr().err.count("vopd, torch on cpu") == 1
-    assert trainer.card_facts("x")["settings"]["loss backend"] == "torch"
+    assert card_facts(trainer, "x")["settings"]["loss backend"] == "torch"
     import vopd.training.objective as objective
     import vopd.training.trainer as module
 

@@ -27,7 +27,8 @@ from vopd.training.saving.contract import Change
 
 from . import directory
 from .lora import check_lora_options
-from .options import CHOSEN_HERE, RESOLVED, Option, Settings, needed, options_of, parse, setting, to_yaml
+from .option_files import CHOSEN_HERE, RESOLVED, to_yaml
+from .options import Option, Settings, needed, options_of, parse, setting
 
 T = TypeVar("T")
 

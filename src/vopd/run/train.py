@@ -21,7 +21,7 @@ from vopd.teachers.build import DEFAULT, Served
 from vopd.training import VOPDTrainer
 from vopd.training.rewards.functions import Rewards
 from vopd.training.saving import checkpoints
-from vopd.training.saving.card import write_card
+from vopd.training.saving.card import card_facts, write_card
 from vopd.training.saving.contents import contents_of_model, contents_of_rows
 from vopd.training.saving.contract import NEW_RUN, settings_of
 
@@ -112,7 +112,7 @@ def _train(run: Checked) -> tuple[dict[str, Any], Sequence[Any]]:
         done = f"already finished, {steps} (for more, raise max_steps)" if finished else f"trained {steps}"
         print(f"{done}; {kind}: {model}")
     trainer.placement.release()
-    return trainer.card_facts(plan.folder.name), prompts
+    return card_facts(trainer, plan.folder.name), prompts
 
 
 def _start_model(plan: Plan, facts: Facts, trainer: VOPDTrainer) -> Loaded | None:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short
 from vopd.data.tokenized import add_ids
-from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError, counted
+from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError
 from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
 from vopd.models import States
@@ -34,7 +34,7 @@ from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
-from .monitoring.first_lines import Start, first_lines, size, teacher_sizes
+from .monitoring.first_lines import first_lines, start_of
 from .monitoring.guards import GuardWatch
 from .monitoring.head_check import HeadCheck
 from .monitoring.metrics import Averages, add_completion_metrics, add_token_metrics, with_old_names
@@ -47,7 +47,7 @@ from .objective import Objective, combined, own_mask
 from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
-from .saving.card import write_card
+from .saving.card import card_facts, write_card
 from .saving.checkpoints import Checkpoints, clear_save_errors
 from .saving.contents import Given
 from .saving.logs import RunLog
@@ -82,7 +82,8 @@ class VOPDTrainer(TRLAdapter):
         NonFiniteError: from ``train``, before an optimizer step with a non-finite loss or gradient.
     """
 
-    _tag_names: ClassVar[list[str]] = ["vopd", "trl", "on-policy-distillation"]
+    card_tags: ClassVar[list[str]] = ["vopd", "trl", "on-policy-distillation"]
+    _tag_names = card_tags
     _name = "vopd"
 
     args: VOPDConfig
@@ -108,8 +109,8 @@ class VOPDTrainer(TRLAdapter):
         args = VOPDConfig() if args is None else args
         if not isinstance(args, VOPDConfig):
             raise ConfigurationError(f"args must be a VOPDConfig, not {type(args).__name__}")
-        self._sources = given = sources(teacher_model, teachers, args.teacher_server_url)
-        self._rewards = Rewards.of(args, reward_funcs)
+        self.sources = given = sources(teacher_model, teachers, args.teacher_server_url)
+        self.rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
         self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
         faults = Faults()
@@ -117,20 +118,19 @@ class VOPDTrainer(TRLAdapter):
         faults.check(check_engine, args.use_vllm, args.importance_sampling, tools)
         faults.check(check_sources, args, given)
         faults.check(check_evaluated, args, eval_dataset)
-        faults.check(check_worth, given, args.teacher_prompt_column, bool(self._rewards.names))
+        faults.check(check_worth, given, args.teacher_prompt_column, bool(self.rewards.names))
         for source in (model, *given.values()):
             if isinstance(source, str) and not is_self(source):
                 faults.check(check_model_folder, source)
         for name, dataset in _named(train_dataset, eval_dataset):
             with faults:
                 check_prompts(dataset, name)
-                for part in (self._rewards, self._routes, self._teacher_prompts):
+                for part in (self.rewards, self._routes, self._teacher_prompts):
                     part.check(dataset, name)
-        with faults:
-            self.loss_backend = backend_name(args.loss_backend, args.device)
-        with faults:
-            self._benchmarks = load_benchmarks(args)
+        backend = faults.check(backend_name, args.loss_backend, args.device)
+        benchmarks = faults.check(load_benchmarks, args)
         faults.tell()
+        self.loss_backend, self._benchmarks = backend or "", benchmarks or []
         # Before TRL's __init__, which may log.
         self._averages = {"train": Averages(), "eval": Averages()}
         self._rollout = {"train": RolloutDifference(), "eval": RolloutDifference()}
@@ -138,7 +138,7 @@ class VOPDTrainer(TRLAdapter):
         self.clock = StepClock()
         self.card_notes: dict[str, Any] = {}
         # Before training changes them.
-        self.given = Given.of(model, given, peft_config, self._rewards.rewards)
+        self.given = Given.of(model, given, peft_config, self.rewards.rewards)
         self.prompts_dropped = 0  # too long ones; vopd train adds those it dropped before
         with new_folder(Path(args.output_dir)) if args.should_save else nullcontext():
             super().__init__(
@@ -161,10 +161,10 @@ class VOPDTrainer(TRLAdapter):
     # ---- setting up -------------------------------------------------------------------------------------------
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
-        self._teachers = set_up_teachers(self, given)
-        self.teacher = self._teachers.as_one(self.placement.divided)
-        self.teacher_model = self._teachers.model
-        self.vocab_size = self._teachers.first.vocab_size
+        self.teachers = set_up_teachers(self, given)
+        self.teacher = self.teachers.as_one(self.placement.divided)
+        self.teacher_model = self.teachers.model
+        self.vocab_size = self.teachers.first.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, head_rows(self.model, "student"))
@@ -187,24 +187,24 @@ class VOPDTrainer(TRLAdapter):
         given = len(self.train_dataset)
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
         self.prompts_dropped = given - len(self.train_dataset)
-        positions = self._teachers.positions
+        positions = self.teachers.positions
         for name, dataset in _named(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.args.step_prompts)
 
     def _prepare_callbacks(self) -> None:
         kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
-        self._samples = SampleBuffer(kept, self._rewards.names)
+        self._samples = SampleBuffer(kept, self.rewards.names)
         self.order = PromptOrder(self.args)
         self.finite = FiniteGuard(self.accelerator, self.tokenizer, self.args.output_dir)
         for default in (PrinterCallback, ProgressCallback):
             self.remove_callback(default)
         self._step_end = StepEnd(self.accelerator)
-        self._progress = Progress(first_lines=self._first_lines)
+        self._progress = Progress(first_lines=lambda: first_lines(self.args, start_of(self)))
         self.stopping, self.checkpoints = Stopping(self.accelerator), Checkpoints(self)
         self.dropped = DroppedRows(self.args.teacher_drop_limit, self.stopping)
         run_log = RunLog(self.args.output_dir, self._take_samples)
-        watches = [self.stopping, self._step_end, self.dropped, GuardWatch(self.stopping), self._teachers.average]
+        watches = [self.stopping, self._step_end, self.dropped, GuardWatch(self.stopping), self.teachers.average]
         for callback in (self.order, self.clock, run_log, self._progress, *filter(None, watches)):
             self.add_callback(callback)
         if not self.placement.managed:  # whose optimizer holds the student's own weights
@@ -213,22 +213,6 @@ class VOPDTrainer(TRLAdapter):
             self.add_callback(HeadCheck(self._check_head))
         if self._benchmarks:  # last: the log is open and the trackers have started
             self.add_callback(BenchmarkRuns(self, self._benchmarks))
-
-    def _first_lines(self) -> list[str]:
-        start = Start(
-            placement=self.placement,
-            student=self.model.name_or_path or type(self.model).__name__,
-            student_size=size(self.placement, self.placement.unwrap(self.model_wrapped)),
-            teachers=self._sources,
-            teacher_sizes=teacher_sizes(self.placement, self._teachers),
-            backend=self.loss_backend,
-            rewards=self._rewards.summary,
-            prompts=len(self.train_dataset),
-            dropped=self.prompts_dropped,
-            steps=self.state.max_steps,
-            done=self.state.global_step,
-        )
-        return first_lines(self.args, start)
 
     def _take_samples(self, step: int) -> list[dict[str, Any]]:
         records = self._samples.take(step, self.tokenizer, self.eos_token_ids)
@@ -285,11 +269,11 @@ class VOPDTrainer(TRLAdapter):
         add_completion_metrics(self._averages[mode], batch, self.eos_token_ids)
         if mode == "train":
             self._tokens += float(batch.loss_mask.sum())
-        if not self._rewards.names:
+        if not self.rewards.names:
             return batch
         with self.clock.spending("reward"):
             state = self.state if mode == "train" else None
-            return self._rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
+            return self.rewards.scored(rows, batch, self.tokenizer, self._averages[mode], state)
 
     def step_metrics(self, mode: str) -> dict[str, float]:
         averages = self._averages[mode]
@@ -346,8 +330,8 @@ class VOPDTrainer(TRLAdapter):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with asked_rates(self.optimizer, self.lr_scheduler):
             super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._teachers.average is not None:
-            self._teachers.average.load(checkpoint)
+        if checkpoint is not None and self.teachers.average is not None:
+            self.teachers.average.load(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self.checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
@@ -359,7 +343,7 @@ class VOPDTrainer(TRLAdapter):
         self.checkpoints.keep_all = isinstance(self.stopping.error, GuardError)
         self.checkpoints.whole = self.stopping.error is not None
         self.checkpoints.unplanned = self.stopping.unplanned
-        self.checkpoints.save(partial(super()._save_checkpoint, model, trial), self._teachers.average)
+        self.checkpoints.save(partial(super()._save_checkpoint, model, trial), self.teachers.average)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -383,33 +367,7 @@ class VOPDTrainer(TRLAdapter):
 
     def _write_card(self, folder: str, name: str | None = None) -> None:
         if self.is_world_process_zero():
-            write_card(folder, self.card_facts(name or Path(folder).name))
-
-    def card_facts(self, name: str) -> dict[str, Any]:
-        """The facts in the card of a model called `name`, with those of `self.card_notes`."""
-        estimator, k = self.args.chosen_estimator.name, self.args.loss_top_k
-        return {
-            "name": name,
-            "tags": self._tag_names,
-            "adapter": hasattr(self.model, "peft_config"),
-            "student": self.model.name_or_path,
-            "base_model": self.model.config.name_or_path,
-            "student_revision": getattr(self.model.config, "_commit_hash", None),
-            "teachers": {name: (placed.name, placed.revision) for name, placed in self._teachers.placed.items()},
-            "data": [counted(len(self.train_dataset), "prompt")],
-            "settings": {
-                "estimator": estimator if k is None else f"{estimator}, k = {k}",
-                "loss backend": self.loss_backend,
-                "temperature": self.args.temperature,
-                "optimizer steps": self.state.global_step,
-                "prompts per step": self.args.step_prompts,
-                "rewards": self._rewards.summary,
-                "learning rate": self.args.learning_rate,
-                "seed": self.args.seed,
-                "changed on resuming": self.checkpoints.history,
-            },
-            **self.card_notes,
-        }
+            write_card(folder, card_facts(self, name or Path(folder).name))
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:

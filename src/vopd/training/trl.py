@@ -55,12 +55,12 @@ from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 __all__ = ["DistillationConfig", "TRLAdapter"]
 
-# What an evaluation keeps of the rollouts' generation configuration: special tokens and how to run.
+# What an evaluation keeps of the rollouts' generation configuration.
 _KEPT = (
     "eos_token_id", "pad_token_id", "bos_token_id", "suppress_tokens", "cache_implementation", "disable_compile",
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
-# TRL's metrics that are logged; it averages the others over micro-batches regardless of their length.
+# TRL averages its other metrics over micro-batches regardless of their length.
 _KEPT_METRICS = {"train": ("tools/", "num_tokens", "step_time"), "eval": ("tools/",)}
 
 
@@ -84,8 +84,7 @@ class TRLAdapter(DistillationTrainer):
 
     def __init__(self, **arguments: Any) -> None:
         with _clear_errors(arguments["args"]), student_loaded(arguments) as loaded, warnings.catch_warnings():
-            # PEFT calls what transformers renamed.
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # of PEFT's calls
             unrounded = adapters_of_quantized(loaded["model"])
             super().__init__(teacher_model=None, **loaded)
         if self._is_vlm:

@@ -7,19 +7,22 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vopd.errors import counted
 from vopd.models import device_name
 from vopd.placement import Placement, described
 from vopd.processes import remark
-from vopd.teachers.build import Served, TeacherSet
+from vopd.teachers.build import Served
 from vopd.teachers.columns import DEFAULT
 from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
 from vopd.teachers.local import LocalTeacher
 
 from ..config import VOPDConfig
 from .guards import LogprobsStop, watching
+
+if TYPE_CHECKING:
+    from ..trainer import VOPDTrainer
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,28 @@ def first_lines(config: VOPDConfig, start: Start) -> list[str]:
     return [f"{name:<{width}}  {text}" for name, text in rows.items() if text]
 
 
-def size(placement: Placement, model: Any) -> str:
-    """The parameters of an unwrapped model in words; it is where training has put it."""
-    return described(model, placement.accelerator.device, placement.accelerator.num_processes)
+def start_of(trainer: VOPDTrainer) -> Start:
+    """The start of a trainer whose models are where training has put them."""
+    placement, teachers = trainer.placement, trainer.teachers
 
+    def size(model: Any) -> str:
+        unwrapped = placement.unwrap(model)
+        return described(unwrapped, placement.accelerator.device, placement.accelerator.num_processes)
 
-def teacher_sizes(placement: Placement, teachers: TeacherSet) -> dict[str, str]:
-    """`size` of each teacher in the training process, by name."""
     placed = {name: entry.teacher for name, entry in teachers.placed.items()}
-    local = {name: teacher.model for name, teacher in placed.items() if isinstance(teacher, LocalTeacher)}
-    return {name: size(placement, placement.unwrap(model)) for name, model in local.items()}
+    return Start(
+        placement=placement,
+        student=trainer.model.name_or_path or type(trainer.model).__name__,
+        student_size=size(trainer.model_wrapped),
+        teachers=trainer.sources,
+        teacher_sizes={name: size(one.model) for name, one in placed.items() if isinstance(one, LocalTeacher)},
+        backend=trainer.loss_backend,
+        rewards=trainer.rewards.summary,
+        prompts=len(trainer.train_dataset),
+        dropped=trainer.prompts_dropped,
+        steps=trainer.state.max_steps,
+        done=trainer.state.global_step,
+    )
 
 
 def tokens_in_words(number: int) -> str:

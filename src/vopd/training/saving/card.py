@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from vopd.errors import counted
 from vopd.versions import versions
+
+if TYPE_CHECKING:
+    from ..trainer import VOPDTrainer
 
 CITATION = """\
 @article{oh2026klforakl,
@@ -37,6 +41,33 @@ tokens.
 {citation}```
 """
 _PACKAGES = ("torch", "transformers", "trl", "peft")
+
+
+def card_facts(trainer: VOPDTrainer, name: str) -> dict[str, Any]:
+    """The facts in the card of a model called `name`, with those of `trainer.card_notes`."""
+    estimator, k = trainer.args.chosen_estimator.name, trainer.args.loss_top_k
+    return {
+        "name": name,
+        "tags": trainer.card_tags,
+        "adapter": hasattr(trainer.model, "peft_config"),
+        "student": trainer.model.name_or_path,
+        "base_model": trainer.model.config.name_or_path,
+        "student_revision": getattr(trainer.model.config, "_commit_hash", None),
+        "teachers": {name: (placed.name, placed.revision) for name, placed in trainer.teachers.placed.items()},
+        "data": [counted(len(trainer.train_dataset), "prompt")],
+        "settings": {
+            "estimator": estimator if k is None else f"{estimator}, k = {k}",
+            "loss backend": trainer.loss_backend,
+            "temperature": trainer.args.temperature,
+            "optimizer steps": trainer.state.global_step,
+            "prompts per step": trainer.args.step_prompts,
+            "rewards": trainer.rewards.summary,
+            "learning rate": trainer.args.learning_rate,
+            "seed": trainer.args.seed,
+            "changed on resuming": trainer.checkpoints.history,
+        },
+        **trainer.card_notes,
+    }
 
 
 def model_card(facts: dict[str, Any]) -> ModelCard:
