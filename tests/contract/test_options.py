@@ -122,7 +122,7 @@ CASES = [
     Case(
         "train --model {S} --teachers '{default: \"http://127.0.0.1:9\"}' --dataset {p} --output_dir {out} "
         "--run_name r --use_cpu true --per_device_train_batch_size 4 --max_completion_length 8 --estimator opd "
-        "--teacher_server_deadline 0.1 --teacher_server_retries 0", 5, "http://127.0.0.1:9", leaves=("r/",),
+        "--teacher_server_deadline 0.1 --teacher_server_retries 0", 5, "http://127.0.0.1:9",
     ),
     # ---- packages
     Case(

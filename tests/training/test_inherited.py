@@ -395,16 +395,11 @@ def test_hub(make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_models(make_trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl.trainer import distillation_trainer
-
-    from vopd.training import trl
+    from vopd.training import models
 
     asked: list[dict[str, Any]] = []
-    load = trl.create_model_from_path
-    for module in (trl, distillation_trainer):
-        monkeypatch.setattr(
-            module, "create_model_from_path", lambda *given, **named: asked.append(named) or load(*given, **named)
-        )
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *given, **named: asked.append(named) or load(*given, **named))
     trainer = make_trainer(trust_remote_code=True, teacher_model_revision="main")
     assert [named["trust_remote_code"] for named in asked] == [True, True]
     assert [named.get("revision") for named in asked] == [None, "main"]

@@ -70,7 +70,7 @@ _OF_FACTS = (
     "prompt_template", "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
     "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
-    "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "report_to", "use_cpu",
+    "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "use_cpu",
 )  # fmt: skip
 _MORE = (
     "\nThe other fields of trl.DistillationConfig and transformers.TrainingArguments are options too; those that do\n"

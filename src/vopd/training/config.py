@@ -218,22 +218,16 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             setattr(self, _CHECKPOINTING, accelerated)
         faults.check(self._check_device, accelerated)
         faults.check(check_launched, self)
-        self.beta = 1.0  # passes TRL's own check
-        try:
-            with own_errors():
-                super().__post_init__()
-            self.beta = None  # so that a saved configuration loads again
-            for check_all in (
-                check_optimizer,
-                _check_processes,
-                check_sampling,
-                check_server,
-                VOPDConfig._check_groups,
-            ):
-                faults.check(check_all, self)
-        except Exception:  # of a value that was found to be wrong above
+        if faults.found:  # transformers would raise for the same values, or keep them for the whole process
+            faults.check(check_sampling, self)
+            faults.check(check_server, self)
             faults.tell()
-            raise
+        self.beta = 1.0  # passes TRL's own check
+        with own_errors():
+            super().__post_init__()
+        self.beta = None  # so that a saved configuration loads again
+        for check_all in (check_optimizer, _check_processes, check_sampling, check_server, VOPDConfig._check_groups):
+            faults.check(check_all, self)
         faults.tell()
 
     @property

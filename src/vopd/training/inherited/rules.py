@@ -86,7 +86,7 @@ def _check_evaluation(config: Any) -> None:
             raise ConfigurationError(f"{name}={getattr(config, name)} needs evaluations; set eval_strategy=steps")
     if saves == "best" and config.metric_for_best_model is None:
         raise ConfigurationError("save_strategy=best needs metric_for_best_model, for example loss")
-    if config.load_best_model_at_end and saves not in ("best", config.eval_strategy):
+    if config.load_best_model_at_end and evaluates != "no" and saves not in ("best", config.eval_strategy):
         raise ConfigurationError(
             f"load_best_model_at_end needs a checkpoint at each evaluation, but save_strategy={saves} and "
             f"eval_strategy={evaluates}; set both to the same"

@@ -232,8 +232,8 @@ class Checkpoints:
             set_aside_later(self.run, 0)
             return None, False, []
         step, trainer = step_of(chosen), self.trainer
+        other = self._by_others(chosen)  # first: another number of prompts per step changes the number of steps
         continued = resumed(chosen, step, self.settings, trainer.args.steps_of(len(trainer.train_dataset)))
-        other = self._by_others(chosen)
         for line in continued.told():
             logger.info("%s", line)
         set_aside_later(self.run, step)
