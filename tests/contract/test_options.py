@@ -109,6 +109,13 @@ CASES = [
         "RUN --config {work}/mine.yaml", 2, "'top_p' ... line 2 ... line 3",
         before=config("generation_kwargs:\n  top_p: 1\n  top_p: 0.5\n"),
     ),
+    Case(
+        "RUN --dry_run --config {work}/mine.yaml", 0, "steps 2",
+        before=config("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-7}\n"),
+    ),
+    Case(
+        "RUN --dry_run --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{min_lr: 1e-7}'", 0, "steps 2"
+    ),
     Case("RUN --config {work}/mine.yaml", 2, "save_strategy ... None", before=config("save_strategy: null\n")),
     Case("train --config {work}/mine.yaml --output_dir {out} --run_name r --use_cpu true --max_steps 1 "
          "--per_device_train_batch_size 4 --max_completion_length 8", 0, "trained 1 step",

@@ -110,6 +110,16 @@ class TestErrors:
         with pytest.raises(ConfigurationError, match=says(message)):
             read("--config", str(path))
 
+    def test_numbers_are_numbers_at_every_depth_and_commits_are_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text("learning_rate: 2e-3\nmodel: 1.10\nextra: {a: 1e-5, b: [-2.5E3, 1.e2], c: 12e45, d: '1e-5'}\n")
+        values = parse("try", "", OPTIONS, ["--config", str(path)]).values
+        assert (values["learning_rate"], values["model"]) == (2e-3, "1.10")
+        assert values["extra"] == {"a": 1e-5, "b": [-2500.0, 100.0], "c": "12e45", "d": "1e-5"}
+        assert read("--extra", "{a: 1e-5, b: no}").values["extra"] == {"a": 1e-5, "b": False}
+        path.write_text("learning_rate: .inf\n")
+        assert read("--config", str(path)).values["learning_rate"] == float("inf")
+
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=says("none.yaml")):
             read("--config", str(tmp_path / "none.yaml"))
