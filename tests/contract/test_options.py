@@ -55,6 +55,7 @@ REFUSED = [
     ("--use_vllm true --vllm_mode sever", "vllm_mode 'sever' ... 'server'"),
     ("--report_to mlflow", "mlflow ... pip install mlflow"),
     # ---- needs
+    ("--reward_funcs math --num_generations 2 --reward_weights abc", "reward_weights ... number ... 'abc'"),
     ("--lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr ... min_lr_rate"),
     ("--lr_scheduler_kwargs '{num_cycles: 2}'", "lr_scheduler_type=linear ... num_cycles"),
     ("--vllm_mode server", "vllm_mode ... use_vllm"),
