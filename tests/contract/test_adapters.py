@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cases import Case, Place
-from vopd.models import load_model
+from vopd.models import load_model, load_tokenizer
 
 EVAL = "eval --data {p} --kind math --samples 1 --max_new_tokens 2 --device cpu --output_dir {work}/o --run_name e"
 VARIANCE = (
@@ -40,6 +40,30 @@ def adapter(kind: str = "LoraConfig", base: str = "student", **named: Any) -> Ca
         adapted.save_pretrained(place.work / "a")
 
     return make
+
+
+def grown(saved: bool) -> Callable[[Place], None]:
+    """An adapter whose tokenizer has ten more tokens than its base; with the embeddings of its training or not."""
+
+    def make(place: Place) -> None:
+        import peft
+
+        base, tokenizer = load_model(place.student), load_tokenizer(place.student)
+        tokenizer.add_tokens([f"<more{number}>" for number in range(10)])
+        if saved:
+            base.resize_token_embeddings(len(tokenizer))
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj"])
+        peft.get_peft_model(base, config).save_pretrained(place.work / "a", save_embedding_layers=saved)
+        tokenizer.save_pretrained(place.work / "a")
+        problems = place.prompts.read_text().replace('{"prompt": "', '{"prompt": "", "problem": "<more9>')
+        place.prompts.write_text(problems)
+
+    return make
+
+
+def teacher_of_its_tokenizer(place: Place) -> None:
+    load_tokenizer(place.work / "a").save_pretrained(shutil.copytree(place.teacher, place.work / "m"))
+    place.prompts.write_text('{"prompt": "1+1="}\n' * 2)
 
 
 def changed(**named: Any) -> Callable[[Place], None]:
@@ -254,6 +278,29 @@ CASES = [
             adapter(),
             lambda place: shutil.copytree(place.work / "m", place.work / "a", dirs_exist_ok=True),
         ),
+    ),
+    *(
+        Case(
+            command,
+            4,
+            "a ... trained on a base with 310 embedding rows ... student ... 304 ... resize_token_embeddings(310) ... "
+            "base_model_name_or_path",
+            before=grown(True),
+        )
+        for command in (f"{ON_A} --dry_run", EVAL + " --model {work}/a", "merge --model {work}/a --output {work}/m")
+    ),
+    Case(EVAL + " --model {work}/a", 4, "'<more9>' (id 309) ... 304 embeddings", before=grown(False)),
+    Case(
+        "merge --model {work}/a --output {work}/merged",
+        0,
+        "note ... 310 ids ... 304 embeddings ... --base_model",
+        before=grown(False),
+    ),
+    Case(
+        (VARIANCE + " --model {work}/a").replace("{T}", "{work}/m"),
+        4,
+        "304 rows ... 310 ids ... resize_token_embeddings(310)",
+        before=then(grown(False), teacher_of_its_tokenizer),
     ),
     # Models that cannot be loaded
     Case(ON_M, 4, "model.safetensors is cut off ... bytes ... download", before=model(cut("model.safetensors"))),

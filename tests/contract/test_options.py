@@ -55,6 +55,7 @@ REFUSED = [
     ("--use_vllm true --vllm_mode sever", "vllm_mode 'sever' ... 'server'"),
     ("--report_to mlflow", "mlflow ... pip install mlflow"),
     # ---- needs
+    ("--reward_funcs math --num_generations 2 --reward_weights abc", "reward_weights ... number ... 'abc'"),
     ("--lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr ... min_lr_rate"),
     ("--lr_scheduler_kwargs '{num_cycles: 2}'", "lr_scheduler_type=linear ... num_cycles"),
     ("--vllm_mode server", "vllm_mode ... use_vllm"),
@@ -108,6 +109,13 @@ CASES = [
     Case(
         "RUN --config {work}/mine.yaml", 2, "'top_p' ... line 2 ... line 3",
         before=config("generation_kwargs:\n  top_p: 1\n  top_p: 0.5\n"),
+    ),
+    Case(
+        "RUN --dry_run --config {work}/mine.yaml", 0, "steps 2",
+        before=config("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-7}\n"),
+    ),
+    Case(
+        "RUN --dry_run --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{min_lr: 1e-7}'", 0, "steps 2"
     ),
     Case("RUN --config {work}/mine.yaml", 2, "save_strategy ... None", before=config("save_strategy: null\n")),
     Case("train --config {work}/mine.yaml --output_dir {out} --run_name r --use_cpu true --max_steps 1 "

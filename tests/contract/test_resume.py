@@ -285,6 +285,23 @@ def test_python_refuses_the_same(place: Place, make: Callable[..., Any]) -> None
     ]
 
 
+@pytest.mark.parametrize("name", ["run/model", "run", "nothing", "run/checkpoint-9", "True"])
+def test_only_a_checkpoint_is_resumed_from(name: str, place: Place, make: Callable[..., Any]) -> None:
+    trainer = make()
+    trainer.save_model(str(place.out / "run" / "model"))
+    message = says(f"cannot resume from {place.out / name}: there is no checkpoint ... checkpoint-STEP ... as model")
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.train(resume_from_checkpoint=place.out / name)
+
+
+def test_a_tied_head_is_not_told_to_be_missing(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", lambda text, *rest: told.append(text))
+    make().train()
+    make(max_steps=2).train(resume_from_checkpoint=True)
+    assert not [text for text in told if "missing" in text]
+
+
 @pytest.fixture
 def make(place: Place) -> Callable[..., Any]:
     """A trainer on the place's models."""

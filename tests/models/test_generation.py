@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from messages import says
-from vopd.errors import ConfigurationError, DataError, NonFiniteError
+from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError
 from vopd.models import load_model, load_tokenizer, sample, set_end_ids
 
 PROMPTS = ["How many legs", "4 + 5 =", "So the answer is <answer>"]
@@ -172,6 +172,17 @@ def test_settings_out_of_range(model: Any, tokenizer: Any, wrong: dict[str, floa
 def test_prompts_that_cannot_be_used(model: Any, tokenizer: Any, prompts: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=says(message)):
         draw(model, tokenizer, prompts, samples=1)
+
+
+def test_tokens_that_the_model_has_no_embedding_of(model: Any, tiny_student_dir: Path) -> None:
+    """A prompt may not have one; padding is masked, and may be any token."""
+    more, rows = load_tokenizer(tiny_student_dir), model.config.vocab_size
+    more.add_tokens([f"<more{number}>" for number in range(8)])
+    with pytest.raises(MismatchError, match=says(f"'<more7>' (id 307) ... {rows} embeddings ... its folder")):
+        draw(model, more, ["<more7>1+1="])
+    usual = draw(model, more, max_new_tokens=40)
+    more.pad_token = "<more7>"
+    assert draw(model, more, max_new_tokens=40) == usual
 
 
 def test_head_rows_past_the_tokenizer_are_never_drawn(model: Any, tokenizer: Any) -> None:

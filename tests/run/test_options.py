@@ -19,6 +19,7 @@ class Example:
     steps: int | None = setting(None, "how many")
     report_to: str | list[str] | None = setting("none", "where to")
     names: list[str] = setting(["a"], "some names")
+    weights: list[float] | None = setting(None, "some numbers")
     extra: dict[str, Any] | str | None = setting(None, "more")
     loud: bool = setting(False, "or not")
     hidden: int = field(default=3, init=False)
@@ -98,6 +99,8 @@ class TestErrors:
         [
             ("steps: [1]", "mine.yaml ... steps ... whole number ... none ... [1]"),
             ("steps: soon", "steps ... whole number ... none ... 'soon'"),
+            ("weights: [1, abc]", "mine.yaml ... weights ... number ... 'abc'"),
+            ("weights: a", "weights ... number ... 'a'"),
             ("model: 5", "model ... text ... 5"),
             ("loud: 1", "loud ... true ... false ... 1"),
             ("- a", "mine.yaml ... key: value"),
@@ -109,6 +112,23 @@ class TestErrors:
         path.write_text(content)
         with pytest.raises(ConfigurationError, match=says(message)):
             read("--config", str(path))
+
+    def test_numbers_are_numbers_at_every_depth_and_commits_are_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text("learning_rate: 2e-3\nmodel: 1.10\nextra: {a: 1e-5, b: [-2.5E3, 1.e2], c: 12e45, d: '1e-5'}\n")
+        values = parse("try", "", OPTIONS, ["--config", str(path)]).values
+        assert (values["learning_rate"], values["model"]) == (2e-3, "1.10")
+        assert values["extra"] == {"a": 1e-5, "b": [-2500.0, 100.0], "c": "12e45", "d": "1e-5"}
+        assert read("--extra", "{a: 1e-5, b: no}").values["extra"] == {"a": 1e-5, "b": False}
+        path.write_text("learning_rate: .inf\n")
+        assert read("--config", str(path)).values["learning_rate"] == float("inf")
+
+    @pytest.mark.parametrize("text", ["5e-1,2", "[0.50, 2]", "[5e-1, '2']"])
+    def test_entries_of_a_list_are_converted(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"weights: {text}\n")
+        assert read("--weights", text).values["weights"] == [0.5, 2]
+        assert read("--config", str(path)).values["weights"] == [0.5, 2]
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=says("none.yaml")):

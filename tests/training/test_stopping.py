@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from messages import says
+from messages import says, told
 from vopd.errors import GuardError, Interrupted, Terminated, VOPDError
 from vopd.experiments.measure import _checkpoints
 from vopd.training.monitoring.stopping import Stopping
@@ -90,12 +90,13 @@ def test_ctrl_c_finishes_the_step_and_saves_what_goes_on(make_trainer: Make, tmp
     assert [step for step, _ in _checkpoints(tmp_path / "on")] == [1]
 
 
-def test_a_second_ctrl_c_ends_at_once(make_trainer: Make, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once(make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2)
     trainer.add_callback(callback_at(1, lambda: (interrupt(), interrupt())))
     with pytest.raises(KeyboardInterrupt) as ended:
         trainer.train()
     assert not isinstance(ended.value, VOPDError) and trainer.state.global_step == 0
+    assert told("without saving; to resume ... resume_from_checkpoint=True", caplog.text)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 

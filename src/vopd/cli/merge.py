@@ -72,6 +72,12 @@ def _check_free(output: Path) -> None:
 def _notes(merged: Any) -> list[str]:
     """What is different from the model that was trained."""
     notes = []
+    rows, ids = merged.model.get_input_embeddings().weight.shape[0], max(merged.tokenizer.get_vocab().values()) + 1
+    if ids > rows:
+        notes.append(
+            f"the tokenizer next to the adapter has {ids} ids, but the model has {rows} embeddings: if the adapter was "
+            f"trained on a resized base, save that base and name it with --base_model"
+        )
     if merged.dequantized:
         notes.append(f"the base model's weights are quantized; they were converted to {merged.dtype} before the merge")
     trained = _trained_in(merged.adapter)

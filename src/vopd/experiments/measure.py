@@ -29,6 +29,7 @@ from vopd.models import (
     set_end_ids,
 )
 from vopd.models.head_checks import check_adapters
+from vopd.placement import head_rows
 from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
@@ -137,13 +138,15 @@ class ModelPair:
         teacher_tokenizer = load_tokenizer(teacher)
         self.teacher = load_model(teacher, dtype=teacher_dtype, device=device).requires_grad_(False)
         check_adapters(self.teacher, "teacher")
-        self.vocabulary = common_vocabulary(self.tokenizer, teacher_tokenizer)
+        rows = head_rows(self.teacher, "teacher")
+        self.vocabulary = common_vocabulary(self.tokenizer, teacher_tokenizer, teacher_rows=rows)
         self._teacher_end_ids = end_ids(self.teacher, teacher_tokenizer)
 
     def student(self, source: str | Path, dtype: str = "float32") -> Any:
         """Load a student, or a checkpoint of one. What a run would train requires gradient."""
         model = load_model(source, dtype=dtype, device=self.device, trainable=True)
         check_adapters(model, "student")
+        common_vocabulary(self.tokenizer, self.tokenizer, student_rows=head_rows(model, "student"))
         set_end_ids(model, {*end_ids(model, self.tokenizer), *self._teacher_end_ids})
         return model
 

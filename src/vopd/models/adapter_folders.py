@@ -14,6 +14,7 @@ from vopd.errors import MismatchError, first_line, require
 from .model_files import damage, has_weights
 
 CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
 _PARTS = ["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model", "*.txt", "README.md"]
 
 
@@ -122,6 +123,7 @@ def attach(base: Any, adapter: Adapter, *, trainable: bool = False) -> Any:
         raise MismatchError(f"cannot load the adapter '{adapter.source}': {problem}")
     if (task := adapter.config.get("task_type")) not in (None, "CAUSAL_LM"):
         raise MismatchError(f"the adapter '{adapter.source}' is for the task {task}; use one for CAUSAL_LM")
+    _check_rows(base, folder, adapter)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,9 +144,28 @@ def attach(base: Any, adapter: Adapter, *, trainable: bool = False) -> Any:
     return adapted.train(base.training)
 
 
+def _check_rows(base: Any, folder: Path, adapter: Adapter) -> None:
+    """Raises MismatchError if the adapter has embeddings of another size: its base was resized when it was trained."""
+    path, embedding = folder / _WEIGHTS, base.get_input_embeddings()
+    if not path.exists():
+        return
+    inside = f"base_model.model.{next(name for name, module in base.named_modules() if module is embedding)}."
+    own = base.config.get_text_config().vocab_size  # the weight itself may be divided among processes
+    with require("safetensors", "train").safe_open(path, framework="pt") as file:
+        saved = [name for name in file.keys() if name.startswith(inside) and name.endswith("weight")]  # noqa: SIM118
+        rows = {file.get_slice(name).get_shape()[0] for name in saved}
+    if rows - {own}:
+        size = max(rows)
+        raise MismatchError(
+            f"the adapter '{adapter.source}' was trained on a base with {size} embedding rows, but '{adapter.base}' "
+            f"has {own}: resize that one (resize_token_embeddings({size})), save it with the adapter's tokenizer, and "
+            f"{adapter.fix}"
+        )
+
+
 def _check_used(adapted: Any, folder: Path, adapter: Adapter) -> None:
     """Raises MismatchError if the file has adapter weights that the model has no place for: PEFT drops them."""
-    peft, path = require("peft", "train"), folder / "adapter_model.safetensors"
+    peft, path = require("peft", "train"), folder / _WEIGHTS
     prefix = require("peft.mapping", "train").PEFT_TYPE_TO_PREFIX_MAPPING.get(adapter.kind)
     if prefix is None or not path.exists():
         return

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError, NonFiniteError, check_at_least, counted, require
+from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError, check_at_least, counted, require
 
 from .undisturbed import evaluating, own_generation_config, random_state
 from .vocabulary import end_ids
@@ -71,6 +71,7 @@ def sample(
     Raises:
         ConfigurationError: a setting is out of range.
         DataError: a prompt is not text, is empty, or leaves too few positions for max_new_tokens.
+        MismatchError: a prompt has a token that the model has no embedding of.
     """
     if not 0 < top_p <= 1:
         raise ConfigurationError(f"top_p must be above 0 and at most 1, got {top_p}")
@@ -79,6 +80,7 @@ def sample(
     check_at_least("max_new_tokens", max_new_tokens, 1)
     check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
+    _check_embedded(model, tokenizer, prompt_ids)
     found: dict[int, Completion] = {}
     # top_k is passed even when it is off: the default is 50.
     shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
@@ -86,7 +88,7 @@ def sample(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(end_ids(model, tokenizer)) or None,
-        pad_token_id=tokenizer.pad_token_id or 0,
+        pad_token_id=_pad_id(model, tokenizer),
         suppress_tokens=_textless(model, tokenizer),
         use_cache=True,
         **shaping,
@@ -117,6 +119,25 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max
     return encoded
 
 
+def _check_embedded(model: Any, tokenizer: Any, prompt_ids: list[list[int]]) -> None:
+    rows, highest = _embeddings(model), max((max(ids) for ids in prompt_ids), default=0)
+    if highest >= rows:
+        raise MismatchError(
+            f"a prompt has the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but the model has "
+            f"{rows} embeddings: this tokenizer does not belong to it; put the model's own tokenizer into its folder"
+        )
+
+
+def _embeddings(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _pad_id(model: Any, tokenizer: Any) -> int:
+    """A token that the model has an embedding of: some tokenizers got one for padding that their model did not."""
+    pad = tokenizer.pad_token_id or 0
+    return pad if pad < _embeddings(model) else 0
+
+
 def plan_batches(prompts: Sequence[Sized], samples: int, batch_size: int) -> list[list[tuple[int, int]]]:
     """Return the (prompt, sample) indices of every batch, longest prompts first to reduce padding."""
     order = sorted(range(len(prompts)), key=lambda prompt: (-len(prompts[prompt]), prompt))
@@ -131,7 +152,7 @@ def batch_seed(seed: int, index: int) -> int:
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
     width = max(len(ids) for ids in batch)
-    pad = tokenizer.pad_token_id or 0
+    pad = _pad_id(model, tokenizer)
     # The mask is computed from lengths: where the end token is also the padding token, ids cannot distinguish them.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)

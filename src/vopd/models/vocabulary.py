@@ -55,7 +55,8 @@ def common_vocabulary(
         if rows is not None and rows < size:
             raise MismatchError(
                 f"the {name}'s output head has {rows} rows but its tokenizer has {size} ids; "
-                "this tokenizer does not belong to this model"
+                "this tokenizer does not belong to this model: put the model's own there, or resize the model (of an "
+                f"adapter, its base) with resize_token_embeddings({size}) and save it"
             )
     return size
 

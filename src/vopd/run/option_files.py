@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,42 @@ class _Twice(Exception):
     """A key of a YAML file occurs twice."""
 
 
-def _load_yaml(text: str) -> Any:
-    """What a YAML file holds, with the keys of its options underscored, and no, yes, on, off of an option as text.
+def load_value(text: str) -> Any:
+    """What YAML text holds; 1e-5 is a number, as in YAML 1.2, and not text, as in YAML 1.1."""
+    return require("yaml", "train").load(text, _loader())
 
-    YAML 1.1 reads them as booleans, but `save_strategy: no` is a name; an option that is a boolean converts them.
+
+@cache
+def _loader() -> Any:
+    yaml = require("yaml", "train")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """A safe loader with its own kinds of numbers."""
+
+    # Not 12e45 without a sign and a point, which may be a commit.
+    numbers = re.compile(r"[-+]?(\d+[eE][-+]|(\d+\.\d*|\.\d+)[eE][-+]?)\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", numbers, list("-+.0123456789"))
+    return Loader
+
+
+def _load_yaml(text: str) -> Any:
+    """What a YAML file holds, with the keys of its options underscored, and numbers, no, yes, on, off of an option as
+    text.
+
+    YAML 1.1 reads the latter as booleans, but `save_strategy: no` is a name; each option converts its own text.
 
     Raises:
         _Twice: a mapping has a key twice.
     """
     yaml = require("yaml", "train")
 
-    root = yaml.compose(text, yaml.SafeLoader)
+    root = yaml.compose(text, _loader())
     mappings = [root] if isinstance(root, yaml.MappingNode) else []
     for key, value in root.value if mappings else ():
         key.value = str(key.value).replace("-", "_")
-        if value.tag.endswith(":bool") and value.value.lower() not in ("true", "false"):
+        # The last character of .inf and .nan, which text cannot be converted to, is no digit.
+        number = value.tag.endswith(":float") and value.value[-1].isdigit()
+        if number or (value.tag.endswith(":bool") and value.value.lower() not in ("true", "false")):
             value.tag = "tag:yaml.org,2002:str"
     for mapping in mappings:  # grows
         lines: dict[str, int] = {}

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, Union, cast
 
 from vopd.errors import ConfigurationError, Faults, VOPDError, did_you_mean, first_line, require
 
-from .option_files import read_file, resolved_origins
+from .option_files import load_value, read_file, resolved_origins
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ def convert(text: str, kind: Any, name: str) -> Any:
         if container in kinds and lowered.startswith(bracket):
             yaml = require("yaml", "train")
             with suppress(yaml.YAMLError):
-                if isinstance(value := yaml.safe_load(text), container):
+                if isinstance(value := load_value(text), container):
                     return value
             raise _wrong(name, [container], f"'{text}'")
     if list in kinds and (str not in kinds or "," in text):
@@ -290,10 +290,23 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
         # The default of report_to is the text "none", which is not None.
-        return value if value == option.default else _expanded(convert(value, option.kind, name))
-    if type(value) in kinds or (type(value) is int and float in kinds):
-        return _expanded(value)
-    raise _wrong(name, kinds, repr(value))
+        if value == option.default:
+            return value
+        value = convert(value, option.kind, name)
+    elif not (type(value) in kinds or (type(value) is int and float in kinds)):
+        raise _wrong(name, kinds, repr(value))
+    inner = _entry_kind(option.kind)
+    if isinstance(value, list) and inner is not None and str not in kinds_of(inner):
+        return [_checked(entry, Option(option.name, inner, None, ""), where) for entry in value]
+    return _expanded(value)
+
+
+def _entry_kind(kind: Any) -> Any:
+    """The annotation of the entries, for a list of annotated ones; otherwise None."""
+    if typing.get_origin(kind) is list:
+        return typing.get_args(kind)[0]
+    found = map(_entry_kind, typing.get_args(kind))
+    return next((inner for inner in found if inner is not None), None)
 
 
 def _expanded(value: Any) -> Any:

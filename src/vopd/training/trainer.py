@@ -333,6 +333,12 @@ class VOPDTrainer(TRLAdapter):
         if checkpoint is not None and self.teachers.average is not None:
             self.teachers.average.load(checkpoint)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Without the weights that are tied to others, which no checkpoint has."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self.checkpoints.other_processes:  # transformers would repeat the random numbers of the first steps
             set_seed(self.args.seed + self.state.global_step * self.args.world_size, device_specific=True)

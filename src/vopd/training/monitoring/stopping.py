@@ -58,8 +58,12 @@ class Stopping(TrainerCallback):
             VOPDError: the error given to ``end``.
         """
         self.error, self.unplanned, self._signal, self._interrupted = None, False, 0, None
-        with self._catching():
-            yield
+        try:
+            with self._catching():
+                yield
+        except KeyboardInterrupt:
+            logger.warning("ended without saving; to resume from the newest checkpoint: %s", self.command)
+            raise
         if self.error is not None:
             raise self.error
 

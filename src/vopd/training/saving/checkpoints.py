@@ -225,6 +225,11 @@ class Checkpoints:
                 logger.info("no checkpoint to resume from in %s: starting at step 0", self.run)
         elif asked:
             chosen = Path(asked)
+            if not chosen.is_dir() or not ((chosen / MANIFEST).exists() or _NAME.fullmatch(chosen.name)):
+                raise ConfigurationError(
+                    f"cannot resume from {chosen}: there is no checkpoint; name a folder checkpoint-STEP, or True for "
+                    "the newest one, or start a new run with a trained model as model"
+                )
             wrong = fault(chosen)
             if wrong is not None:
                 raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; choose another checkpoint")
