@@ -289,11 +289,15 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     """Check a value from the command line or a YAML file. Text is converted in both: YAML reads 1e-5 as text."""
     kinds, name = kinds_of(option.kind), f"{where}{option.name}"
     if isinstance(value, str):
-        # The default of report_to is the text "none", which is not None.
-        return value if value == option.default else _expanded(convert(value, option.kind, name))
-    if type(value) in kinds or (type(value) is int and float in kinds):
-        return _expanded(value)
-    raise _wrong(name, kinds, repr(value))
+        if value == option.default:  # that of report_to is the text "none", which is not None
+            return value
+        value = convert(value, option.kind, name)
+    elif type(value) not in kinds and not (type(value) is int and float in kinds):
+        raise _wrong(name, kinds, repr(value))
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        if entry is None and ":" in str(key):  # {key:1}, which YAML reads as a key without a value
+            raise ConfigurationError(f"{name}: write a space after the colon in '{key}'")
+    return _expanded(value)
 
 
 def _expanded(value: Any) -> Any:
