@@ -197,7 +197,22 @@ def test_a_loss_without_meaning_is_no_good_choice(
     given = {"eval_dataset": Dataset.from_dict({"prompt": ["1="]})}
     settings = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     make_trainer(trainer=given, load_best_model_at_end=True, estimator=estimator, **settings)
-    assert told("metric_for_best_model=loss ... 'vopd' ... eval_reverse_kl", caplog.text) is warned
+    assert told("metric_for_best_model=loss ... eval_reverse_kl", caplog.text) is warned
+
+
+def test_a_metric_that_an_evaluation_lacks_is_told_in_a_line(make_trainer: Callable[..., Any]) -> None:
+    """A sparse estimator reads a few rows of the teacher's head, and knows no exact reverse KL."""
+    given = {"eval_dataset": Dataset.from_dict({"prompt": ["1="]})}
+    settings = {"estimator": "vopd_sparse", "loss_top_k": 4, "metric_for_best_model": "eval_reverse_kl"}
+    settings |= {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ConfigurationError, match=says("metric_for_best_model ... eval_reverse_kl ... not found")):
+        make_trainer(trainer=given, **settings).train()
+
+
+def test_a_benchmark_may_be_a_path(tmp_path: Path) -> None:
+    for given in (tmp_path / "a.jsonl", [tmp_path / "a.jsonl"], f" {tmp_path / 'a.jsonl'}"):
+        args = VOPDConfig(str(tmp_path), use_cpu=True, eval_benchmarks=given)
+        assert args.eval_benchmarks == [str(tmp_path / "a.jsonl")]
 
 
 def test_an_option_of_the_command_names_its_place_in_python() -> None:

@@ -153,3 +153,8 @@ def test_reward_functions_see_no_column_of_ours(make_trainer: Callable[..., Any]
         trainer={"train_dataset": data, "reward_funcs": reward},
     ).train()
     assert seen == {"prompts", "completion_ids", "trainer_state", "hint", "level"}
+
+
+def test_a_path_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says("train_dataset ... pass a datasets.Dataset")):
+        check_prompts(tmp_path / "prompts.jsonl")
