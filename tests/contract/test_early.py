@@ -33,6 +33,17 @@ def swapped(place: Place) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
+def few_rows(place: Place) -> None:
+    """A teacher with fewer rows than its tokenizer has ids."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(place.teacher)
+    model.resize_token_embeddings(299)
+    model.save_pretrained(place.work / "few")
+    for path in place.teacher.glob("tokenizer*"):
+        shutil.copy(path, place.work / "few")
+
+
 def written(name: str, content: str | bytes) -> Callable[[Place], object]:
     """A file in the other folder."""
     return lambda place: (place.work / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -77,6 +88,7 @@ CASES = [
     Case("RUN --dtype half --lora_rank -1 --beta 1", 2, "dtype 'half'",
          also=("lora_rank ... -1", "beta ... estimator")),
     Case("train --output_dir {out}", 2, "--model ... --dataset", lacks=("teacher_model is missing",)),
+    Case("RUN --output_dir . --run_name .", 2, "run name '.' ... letters"),
     # options, places, prompts, models
     Case("RUN --dataset gone.jsonl --model ./gone --lerning_rate 1", 4, NO_MODEL, also=(NO_FILE, "'lerning_rate'")),
     Case("RUN --model ./gone --per_device_train_batch_size 8", 4, NO_MODEL, also=(FEW,)),
@@ -146,8 +158,14 @@ CASES = [
     Case("RUN", 2, "r ... not empty ... --run_name ... --resume", before=used),
     Case("RUN --per_device_train_batch_size 8", 2, "r ... not empty", before=used, also=(FEW,)),
     Case("RUN --dry-run", 0, "note ... r ... not empty", before=used),
+    Case("compare --output_dir {out} --run_name r --estimator opd", 2, "r ... not empty ... --run_name",
+         before=used, lacks=("--resume",)),
     Case("RUN", 2, "cannot write ... Not a directory ... output_dir", before=file_for("r")),
     Case("RUN", 2, "cannot write ... Not a directory ... output_dir", before=file_for("")),
+    Case(
+        "variance --model {S} --teacher_model {work}/few --dataset {p} --output_dir {out} --device cpu", 4,
+        "teacher's output head has 299 rows ... tokenizer has 300 ids", before=few_rows,
+    ),
     # the configuration file
     Case("train --config gone.yaml", 2, "cannot read ... 'gone.yaml'"),
     Case("train --config {work}", 2, "cannot read ... Is a directory"),

@@ -48,6 +48,9 @@ REFUSED = [
     ("--max_grad_norm nan", "max_grad_norm ... nan"),
     ("--temperature inf", "temperature ... finite"),
     ("--estimator full_rkl --top_p 2", "top_p ... at most 1"),
+    ("--lr_scheduler_kwargs {min_lr:1}", "lr_scheduler_kwargs ... space after the colon ... 'min_lr:1'"),
+    ("--teachers {a:x}", "teachers ... space after the colon ... 'a:x'"),
+    ("--remove_unused_columns true --teacher_prompt_column answer", "remove_unused_columns ... remove it"),
     # ---- choices
     ("--save_strategy none", "save_strategy 'none' ... 'no'"),
     ("--log_level loud", "log_level 'loud' ... debug"),

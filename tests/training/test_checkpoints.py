@@ -170,6 +170,24 @@ def test_later_checkpoints_of_a_run_that_goes_another_way_are_never_resumed(make
     assert fault(run / "abandoned-checkpoint-3") is None
 
 
+def test_files_of_others_stay_in_the_folder_of_a_new_run(make_trainer: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 9):  # of another trainer, which writes no manifest
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "model.safetensors").write_text("theirs")
+    (run / "README.md").write_text("# My project\n")
+    trainer = saving(make_trainer, 2, save_total_limit=1)
+    trainer.train()
+    trainer.save_model()
+    assert (run / "README.md").read_text() == "# My project\n"
+    kept = [path.read_text() for path in run.glob("abandoned-checkpoint-*/model.safetensors")]
+    assert kept == ["theirs", "theirs"] and [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
+    card = run / "checkpoint-2" / "README.md"
+    (run / "README.md").write_text(card.read_text() if card.exists() else "Trained by on-policy distillation with vopd")
+    trainer.create_model_card()
+    assert "| optimizer steps | 2 |" in (run / "README.md").read_text()
+
+
 def test_a_second_save_of_one_step_leaves_the_first(make_trainer: Make, tmp_path: Path) -> None:
     trainer = saving(make_trainer, 1)
     trainer.train()

@@ -12,7 +12,9 @@ import torch
 import trl
 from datasets import Dataset
 
+from messages import says
 from training.conftest import PROMPTS
+from vopd.errors import DataError
 
 Make = Callable[..., Any]
 FIVE = Dataset.from_dict({"prompt": [f"{'so ' * n}{n}" for n in range(5)]})
@@ -41,6 +43,22 @@ def test_the_same_student_has_the_same_numbers(make_trainer: Make) -> None:
     assert numbers(trainer.evaluate()) == first
     assert tested == {name.replace("eval_", "test_"): value for name, value in first.items()}
     assert first.keys() >= {"eval_reverse_kl", "eval_variance/optimal", "eval_rewards/noisy/mean", "eval_entropy"}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("prompt", "eval_dataset has no column 'prompt'"),
+        ("hint", "eval_dataset has no column 'hint' ... teacher_prompt_column"),
+        ("key", "reward function ... column 'key' ... eval_dataset"),
+    ],
+)
+def test_other_prompts_are_checked_as_those_of_the_run(column: str, message: str, make_trainer: Make) -> None:
+    rows = Dataset.from_dict({name: ["1=", "2="] for name in ("prompt", "hint", "key")})
+    given = {"train_dataset": rows, "reward_funcs": lambda key, **_: [1.0] * len(key)}
+    trainer = make_trainer(trainer=given, teacher_prompt_column="hint", num_generations=2)
+    with pytest.raises(DataError, match=says(message)):
+        trainer.evaluate(rows.remove_columns(column))
 
 
 def test_training_is_the_same_to_the_bit_with_and_without(make_trainer: Make, tmp_path: Path) -> None:

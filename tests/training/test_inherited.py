@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from messages import says
+from messages import says, told
 from vopd import VOPDConfig
 from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.run.plan import TrainOptions
@@ -162,6 +162,57 @@ def test_a_configuration_with_evaluations_is_built_again_from_its_values(tmp_pat
     args = VOPDConfig(str(tmp_path), use_cpu=True, eval_strategy="steps", load_best_model_at_end=True, save_steps=1)
     again = dataclasses.replace(args, learning_rate=1e-3)
     assert again.do_eval and again.metric_for_best_model == "loss"
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("eval_reverse_kl", False), ("eval_a_b_sampled_reverse_kl", False), ("rewards/math/mean", True), ("loss", False)],
+)
+def test_the_best_model_is_the_one_with_the_better_metric(metric: str, greater: bool, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": metric}
+    assert VOPDConfig(str(tmp_path), use_cpu=True, **settings).greater_is_better is greater
+    assert VOPDConfig(str(tmp_path), use_cpu=True, greater_is_better=True, **settings).greater_is_better
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric_for_best_model": "eval_revers_kl"}, "eval_revers_kl is not a metric ... eval_reverse_kl"),
+        ({"metric_for_best_model": "eval_mine_avg@4"}, "eval_mine_avg@4 is not a metric ... eval_reverse_kl"),
+        ({"metric_for_best_model": "eval_entropy", "metrics_every": 0}, "eval_entropy ... metrics_every=0"),
+    ],
+)
+def test_a_best_model_by_what_is_not_measured(
+    settings: dict[str, Any], message: str, make_trainer: Callable[..., Any]
+) -> None:
+    prompts = Dataset.from_dict({"prompt": ["1="]})
+    with pytest.raises(ConfigurationError, match=says(message)):
+        make_trainer(trainer={"eval_dataset": prompts}, eval_strategy="steps", **settings)
+
+
+@pytest.mark.parametrize(("estimator", "warned"), [("vopd", True), ("full_rkl", False)])
+def test_a_loss_without_meaning_is_no_good_choice(
+    estimator: str, warned: bool, make_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"eval_dataset": Dataset.from_dict({"prompt": ["1="]})}
+    settings = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    make_trainer(trainer=given, load_best_model_at_end=True, estimator=estimator, **settings)
+    assert told("metric_for_best_model=loss ... eval_reverse_kl", caplog.text) is warned
+
+
+def test_a_metric_that_an_evaluation_lacks_is_told_in_a_line(make_trainer: Callable[..., Any]) -> None:
+    """A sparse estimator reads a few rows of the teacher's head, and knows no exact reverse KL."""
+    given = {"eval_dataset": Dataset.from_dict({"prompt": ["1="]})}
+    settings = {"estimator": "vopd_sparse", "loss_top_k": 4, "metric_for_best_model": "eval_reverse_kl"}
+    settings |= {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ConfigurationError, match=says("metric_for_best_model ... eval_reverse_kl ... not found")):
+        make_trainer(trainer=given, **settings).train()
+
+
+def test_a_benchmark_may_be_a_path(tmp_path: Path) -> None:
+    for given in (tmp_path / "a.jsonl", [tmp_path / "a.jsonl"], f" {tmp_path / 'a.jsonl'}"):
+        args = VOPDConfig(str(tmp_path), use_cpu=True, eval_benchmarks=given)
+        assert args.eval_benchmarks == [str(tmp_path / "a.jsonl")]
 
 
 def test_an_option_of_the_command_names_its_place_in_python() -> None:
@@ -352,15 +403,17 @@ def test_best_model(make_trainer: Callable[..., Any]) -> None:
     prompts = Dataset.from_dict({"prompt": [f"{n}=" for n in range(3)]})
     settings = {
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
-        "load_best_model_at_end": True, "metric_for_best_model": "eval_reverse_kl", "greater_is_better": True,
-        "learning_rate": 0.5, "restore_callback_states_from_checkpoint": True,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_reverse_kl", "save_total_limit": 1,
+        "learning_rate": 0.3, "restore_callback_states_from_checkpoint": True,
     }  # fmt: skip
     given = {"eval_dataset": prompts, "callbacks": [EarlyStoppingCallback(early_stopping_patience=9)]}
     trainer = make_trainer(trainer=given, **settings)
     trainer.train()
     found = {record["step"]: record["eval_reverse_kl"] for record in records(trainer) if "eval_reverse_kl" in record}
-    best = max(found, key=found.__getitem__)
+    best = min(found, key=found.__getitem__)
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    kept = {path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")}
+    assert best < 3 and kept == {f"checkpoint-{best}", "checkpoint-3"}  # the run goes on from the last one
     from safetensors.torch import load_file
 
     saved = load_file(Path(trainer.state.best_model_checkpoint, "model.safetensors"))

@@ -110,8 +110,9 @@ def test_each_prompt_is_tokenised_once_before_the_first_step_and_never_again(
     trainer.train()
     assert not tokenized
     # Rows that the trainer has not seen before are tokenised when they are drawn.
-    trainer.evaluate(Dataset.from_dict({"prompt": [prompt("new")], "hint": [None]}))
-    assert set(tokenized) == {rendered("new")}
+    rows = {"prompt": [prompt("new"), prompt("newer")], "hint": [None, prompt("new hint")]}
+    trainer.evaluate(Dataset.from_dict(rows))
+    assert set(tokenized) == {rendered("new"), rendered("newer"), *([rendered("new hint")] if hinted else [])}
 
 
 def test_the_rollout_continues_the_ids_of_the_rows_it_was_drawn_for(make_trainer: Callable[..., Any]) -> None:
@@ -154,7 +155,6 @@ def test_reward_functions_see_no_column_of_ours(make_trainer: Callable[..., Any]
     assert seen == {"prompts", "completion_ids", "trainer_state", "hint", "level"}
 
 
-def test_unused_columns_may_be_removed(make_trainer: Callable[..., Any]) -> None:
-    trainer = make_trainer(max_steps=1, remove_unused_columns=True)
-    trainer.train()
-    assert trainer.state.global_step == 1
+def test_a_path_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says("train_dataset ... pass a datasets.Dataset")):
+        check_prompts(tmp_path / "prompts.jsonl")

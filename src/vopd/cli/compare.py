@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vopd compare` with these arguments and return its exit code."""
     # Needed at the end; check now, not after hours of training.
     require("matplotlib", "report")
-    from vopd.experiments.compare import INPUTS, compare, embedded_runs, recipe_runs
+    from vopd.experiments.compare import INPUTS, compare, embedded_runs, is_comparison, recipe_runs
     from vopd.experiments.measure import Measurement
     from vopd.models import best_device
     from vopd.run.plan import train_options
@@ -82,7 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     grid = _grid(settings, embedded)
     name = str(settings.values["run_name"] or "compare")
     folder = directory.run_directory(str(settings.values["output_dir"]), name).resolve()
-    directory.check_free(folder, resume=True)
+    # A comparison goes on where it was, and replaces what killed runs left, so nothing else may be there.
+    directory.check_free(folder, resume=is_comparison(folder) or None)
     with directory.created(folder, *INPUTS):
         if embedded:
             runs, measurement = embedded_runs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, counted
@@ -37,7 +38,7 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
 
 def check_no_stream(dataset: Any, name: str) -> None:
     """Raise DataError if a dataset has no length."""
-    if not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__") and isinstance(dataset, Iterable):
         raise DataError(
             f"{name} is a stream: its prompts cannot be counted, checked before the run, or found again on resume; "
             "load it with streaming=False, or take a part of it: Dataset.from_list(list(stream.take(1000)))"
@@ -117,3 +118,12 @@ def check_enough(num_prompts: int, batch_size: int) -> None:
             f"{counted(num_prompts, 'prompt')} cannot fill one step of {batch_size}; add prompts, or lower "
             "per_device_train_batch_size or gradient_accumulation_steps"
         )
+
+
+def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """Each dataset with its name for error messages."""
+    if isinstance(eval_dataset, dict):
+        others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
+    else:
+        others = [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
+    return [("train_dataset", train_dataset), *others]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ _CHECKPOINTS = 4
 _JOBS_FILE = "jobs.json"
 # What a comparison writes before its first run starts.
 INPUTS = (HELD_OUT_FILE, "train-seed*.jsonl", _JOBS_FILE, MEASUREMENT_FILE, "configs")
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether `folder` is that of a comparison, or may become it: one has begun there, or wrote at most its inputs."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return MEASUREMENT_FILE in names or all(any(fnmatch(name, own) for own in INPUTS) for name in names)
 
 
 @dataclass(frozen=True)

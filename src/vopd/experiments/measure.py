@@ -21,8 +21,8 @@ from vopd.models import (
     common_vocabulary,
     end_ids,
     last_hidden_states,
-    load_configuration,
     load_model,
+    load_skeleton,
     load_tokenizer,
     read_head,
     sample,
@@ -123,10 +123,13 @@ def check_pair(student: str, teacher: str, faults: Faults) -> Any:
     """Check two models without loading their weights; returns the student's tokenizer, or None if it has none."""
     tokenizers = [faults.check(load_tokenizer, name) for name in (student, teacher)]
     if None not in tokenizers:
-        for name in (student, teacher):
-            faults.check(load_configuration, name)
-        faults.check(common_vocabulary, *tokenizers)
+        heads = [faults.check(_head_rows, name) for name in (student, teacher)]
+        faults.check(common_vocabulary, *tokenizers, student_rows=heads[0], teacher_rows=heads[1])
     return tokenizers[0]
+
+
+def _head_rows(source: str) -> int:
+    return len(load_skeleton(source).get_output_embeddings().weight)
 
 
 class ModelPair:

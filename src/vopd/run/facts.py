@@ -155,7 +155,8 @@ def _check_machine(plan: Plan, far: bool, faults: Faults) -> list[str]:
     if far and quantized:
         faults.check(require, "bitsandbytes", "quantization")
     starts, later = far and not options.dry_run, Faults()
-    (faults if starts else later).check(directory.check_free, plan.folder, resume=options.resume)
+    if plan.folder != Path(options.output_dir):  # it is if the run's name is wrong
+        (faults if starts else later).check(directory.check_free, plan.folder, resume=options.resume)
     if starts:
         faults.check(check_engine, config.use_vllm, config.importance_sampling, None)
     if far or "triton" not in missing:

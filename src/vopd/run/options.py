@@ -295,6 +295,9 @@ def _checked(value: Any, option: Option, where: str) -> Any:
         value = convert(value, option.kind, name)
     elif not (type(value) in kinds or (type(value) is int and float in kinds)):
         raise _wrong(name, kinds, repr(value))
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        if entry is None and ":" in str(key):  # {key:1}, which YAML reads as a key without a value
+            raise ConfigurationError(f"{name}: write a space after the colon in '{key}'")
     inner = _entry_kind(option.kind)
     if isinstance(value, list) and inner is not None and str not in kinds_of(inner):
         return [_checked(entry, Option(option.name, inner, None, ""), where) for entry in value]

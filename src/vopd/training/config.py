@@ -21,7 +21,7 @@ from vopd.processes import check_launched, check_together
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
-from .inherited import check_inherited, check_optimizer, elsewhere, own_errors
+from .inherited import check_inherited, check_optimizer, complete_best, elsewhere, own_errors
 from .monitoring.guards import GUARDS, check_guards
 from .monitoring.trackers import check_trackers
 from .sampling_rules import check_sampling
@@ -197,8 +197,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if isinstance(self.eval_benchmarks, str):
-            self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
+        benchmarks = self.eval_benchmarks
+        if isinstance(benchmarks, str | os.PathLike):
+            benchmarks = os.fspath(benchmarks).split(",")
+        self.eval_benchmarks = benchmarks and [os.fspath(name).strip() for name in benchmarks]
         faults = Faults()
         for check in (
             self._check_estimator,
@@ -222,6 +224,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             faults.check(check_sampling, self)
             faults.check(check_server, self)
             faults.tell()
+        complete_best(self)
         self.beta = 1.0  # passes TRL's own check
         with own_errors():
             super().__post_init__()

@@ -14,13 +14,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short, named_datasets
 from vopd.data.tokenized import add_ids
 from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError
 from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
 from vopd.models import States
 from vopd.models.head_checks import disable_dropout
+from vopd.models.undisturbed import replaced
 from vopd.placement import head_rows
 from vopd.teachers import Scored
 from vopd.teachers.build import check_sources, set_up_teachers, sources
@@ -29,7 +30,7 @@ from vopd.teachers.itself import check_worth, is_self
 
 from .batch import Batch
 from .config import VOPDConfig
-from .inherited import check_evaluated
+from .inherited import check_evaluated, own_errors
 from .monitoring.benchmark_runs import BenchmarkRuns, load_benchmarks
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
@@ -47,7 +48,7 @@ from .objective import Objective, combined, own_mask
 from .prompt_order import PromptOrder
 from .rewards.functions import Rewards
 from .rollout_logprobs import RolloutDifference, check_engine
-from .saving.card import card_facts, write_card
+from .saving.card import card_facts, write_card, writes_card
 from .saving.checkpoints import Checkpoints, clear_save_errors
 from .saving.contents import Given
 from .saving.logs import RunLog
@@ -120,13 +121,10 @@ class VOPDTrainer(TRLAdapter):
         faults.check(check_evaluated, args, eval_dataset)
         faults.check(check_worth, given, args.teacher_prompt_column, bool(self.rewards.names))
         for source in (model, *given.values()):
-            if isinstance(source, str) and not is_self(source):
+            if isinstance(source, str | Path) and not is_self(source):
                 faults.check(check_model_folder, source)
-        for name, dataset in _named(train_dataset, eval_dataset):
-            with faults:
-                check_prompts(dataset, name)
-                for part in (self.rewards, self._routes, self._teacher_prompts):
-                    part.check(dataset, name)
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
+            faults.check(self._check_prompts, dataset, name)
         backend = faults.check(backend_name, args.loss_backend, args.device)
         benchmarks = faults.check(load_benchmarks, args)
         faults.tell()
@@ -160,6 +158,11 @@ class VOPDTrainer(TRLAdapter):
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
+    def _check_prompts(self, dataset: Any, name: str) -> None:
+        check_prompts(dataset, name)
+        for part in (self.rewards, self._routes, self._teacher_prompts):
+            part.check(dataset, name)
+
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
         self.teachers = set_up_teachers(self, given)
         self.teacher = self.teachers.as_one(self.placement.divided)
@@ -188,7 +191,7 @@ class VOPDTrainer(TRLAdapter):
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
         self.prompts_dropped = given - len(self.train_dataset)
         positions = self.teachers.positions
-        for name, dataset in _named(self.train_dataset, self.eval_dataset):
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
         check_enough(len(self.train_dataset), self.args.step_prompts)
 
@@ -316,12 +319,14 @@ class VOPDTrainer(TRLAdapter):
             self._progress.close()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As TRL's, which also takes a stream.
+        """As TRL's, which also takes a stream, and rows without the columns that the run needs.
 
         Raises:
-            DataError: `eval_dataset` is a stream.
+            DataError: `eval_dataset` is one of these.
         """
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
+        if hasattr(eval_dataset, "column_names"):
+            self._check_prompts(eval_dataset, "eval_dataset")
+        elif eval_dataset is not None and not isinstance(eval_dataset, str):
             check_no_stream(eval_dataset, "eval_dataset")
         return super().get_eval_dataloader(eval_dataset)
 
@@ -351,6 +356,15 @@ class VOPDTrainer(TRLAdapter):
         self.checkpoints.unplanned = self.stopping.unplanned
         self.checkpoints.save(partial(super()._save_checkpoint, model, trial), self.teachers.average)
 
+    def _determine_best_metric(self, *given: Any, **named: Any) -> bool:
+        with own_errors():  # the metric is not there, such as the exact reverse KL to a teacher on a server
+            return super()._determine_best_metric(*given, **named)
+
+    def _finalize_training(self, *given: Any, **named: Any) -> Any:
+        # With a limit of 1 transformers would delete the last checkpoint, from which the run goes on, for the best one.
+        with replaced(self.args, save_total_limit=None):
+            return super()._finalize_training(*given, **named)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle that vopd and transformers never read.
@@ -359,27 +373,21 @@ class VOPDTrainer(TRLAdapter):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student as safetensors, with its tokenizer and a model card."""
         folder = output_dir or self.args.output_dir
+        writes = writes_card(folder)  # before PEFT writes a card of its own
         # The launcher decides the format of checkpoints, which are internal calls.
         with clear_save_errors(folder), nullcontext() if _internal_call else self.placement.saved_whole():
             super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero() and hasattr(self.model, "peft_config"):
             # PEFT does not save it with the adapter, and the EOS tokens that the student was given would be lost.
             self.model.get_base_model().generation_config.save_pretrained(folder)
-        self._write_card(folder)
+        if writes:
+            self._write_card(folder)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the model card into the run directory; called by transformers with every checkpoint."""
-        self._write_card(self.args.output_dir, model_name)
+        if writes_card(self.args.output_dir):
+            self._write_card(self.args.output_dir, model_name)
 
     def _write_card(self, folder: str, name: str | None = None) -> None:
         if self.is_world_process_zero():
             write_card(folder, card_facts(self, name or Path(folder).name))
-
-
-def _named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    """Each dataset with its name for error messages."""
-    if isinstance(eval_dataset, dict):
-        others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    else:
-        others = [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
-    return [("train_dataset", train_dataset), *others]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,11 @@ from transformers import Trainer, get_scheduler
 
 from vopd.errors import ConfigurationError, Faults, MissingExtraError, VOPDError, did_you_mean, one_line
 
+from ..monitoring.glossary import falls, of_evaluation
 from ..trl import DistillationConfig
 from .table import INHERITED, Range, Works
+
+logger = logging.getLogger("vopd")
 
 # Optimizers that step inside the backward pass, before gradients are checked, or that keep other weights for sampling.
 _OTHER_STEPS = ("lomo", "galore", "apollo", "schedule_free")
@@ -85,7 +89,7 @@ def _check_evaluation(config: Any) -> None:
         if needed and config.eval_strategy == "no":
             raise ConfigurationError(f"{name}={getattr(config, name)} needs evaluations; set eval_strategy=steps")
     if saves == "best" and config.metric_for_best_model is None:
-        raise ConfigurationError("save_strategy=best needs metric_for_best_model, for example loss")
+        raise ConfigurationError("save_strategy=best needs metric_for_best_model, for example eval_reverse_kl")
     if config.load_best_model_at_end and evaluates != "no" and saves not in ("best", config.eval_strategy):
         raise ConfigurationError(
             f"load_best_model_at_end needs a checkpoint at each evaluation, but save_strategy={saves} and "
@@ -93,11 +97,37 @@ def _check_evaluation(config: Any) -> None:
         )
 
 
+def complete_best(config: Any) -> None:
+    """Set `greater_is_better` for the metric of the best model; transformers knows only that of a loss."""
+    if config.greater_is_better is None and config.metric_for_best_model is not None:
+        config.greater_is_better = not falls(config.metric_for_best_model)
+
+
 def check_evaluated(config: Any, eval_dataset: Any) -> None:
-    """Raise ConfigurationError if evaluations are asked for, but there is nothing to evaluate on."""
+    """Raise ConfigurationError if evaluations are asked for, but there is nothing to evaluate on, or not the metric
+    that they decide by; warn if it is no measure of progress."""
     if eval_dataset is None and (config.eval_strategy != "no" or config.eval_on_start):
         asked = "eval_on_start" if config.eval_strategy == "no" else f"eval_strategy={config.eval_strategy.value}"
         raise ConfigurationError(f"{asked} needs prompts; pass eval_dataset to VOPDTrainer, or remove it")
+    if config.metric_for_best_model is not None:
+        _check_best(config, config.metric_for_best_model)
+
+
+def _check_best(config: Any, name: str) -> None:
+    metric, instead = of_evaluation(name), "set metric_for_best_model=eval_reverse_kl"
+    if metric is None:
+        raise ConfigurationError(
+            f"metric_for_best_model={name} is not a metric of evaluations on eval_dataset; {instead}, or another "
+            "metric of docs/reference/metrics.md"
+        )
+    if config.metrics_every == 0 and "metrics_every" in metric.meaning:
+        raise ConfigurationError(f"metric_for_best_model={name} is not measured with metrics_every=0; set it to 1")
+    if metric.name == "loss" and config.chosen_estimator.samples:
+        logger.warning(
+            "metric_for_best_model=%s is no measure of progress with estimator %r, whose loss has no meaning beyond "
+            "its gradient; %s",
+            *(name, config.chosen_estimator.name, instead),
+        )
 
 
 @contextmanager

@@ -92,6 +92,7 @@ _OPTIMIZER, _BATCHES = _HERE + "test_optimizer_and_schedule", _HERE + "test_batc
 _PRECISION, _CHECKPOINTING = _HERE + "test_precision", _HERE + "test_activation_checkpointing"
 _LOADER, _ORDER, _LOGS = _HERE + "test_loading_of_rows", _HERE + "test_order", _HERE + "test_logs"
 _TRACKER, _SAVES, _BEST = _HERE + "test_trackers", _HERE + "test_checkpoints", _HERE + "test_best_model"
+_BETTER = _HERE + "test_the_best_model_is_the_one_with_the_better_metric"
 _EVALUATION, _MODELS, _DDP = _HERE + "test_evaluation", _HERE + "test_models", _HERE + "test_ddp"
 _SAMPLING, _VLLM, _HUB = _HERE + "test_sampling", _HERE + "test_vllm", _HERE + "test_hub"
 _COMPILED, _TOOLS = _HERE + "test_compilation", _HERE + "test_tools"
@@ -189,7 +190,7 @@ INHERITED: dict[str, Works | Refused] = {
     "train_sampling_strategy": _without_effect("set shuffle_dataset=false to keep the order of the dataset"),
     "length_column_name": _without_effect("prompts are not grouped by length; remove it"),
     "ignore_data_skip": Refused("a resumed run would train on the same prompts again; remove it"),
-    "remove_unused_columns": Works("training/test_prompts.py::test_unused_columns_may_be_removed"),
+    "remove_unused_columns": Refused("rewards, teachers and the order of rows need the other columns; remove it"),
     "dataloader_num_workers": Works(_LOADER, Range(0)),
     "dataloader_pin_memory": Works(_LOADER),
     "dataloader_prefetch_factor": Works(_LOADER, _COUNT, needs=("dataloader_num_workers",)),
@@ -207,7 +208,7 @@ INHERITED: dict[str, Works | Refused] = {
     "per_device_eval_batch_size": Works(_EVALUATION, _COUNT),
     "load_best_model_at_end": Works(_BEST, needs=("eval_strategy",), in_python=_NO_PROMPTS),
     "metric_for_best_model": Works(_BEST, needs=("eval_strategy",), in_python=_NO_PROMPTS),
-    "greater_is_better": Works(_BEST, needs=("eval_strategy",), in_python=_NO_PROMPTS),
+    "greater_is_better": Works(_BETTER, needs=("eval_strategy",), in_python=_NO_PROMPTS),
     "do_train": _without_effect(f"{_SCRIPTS} train()"),
     "do_eval": Works(_EVALUATION, needs=("eval_strategy",), in_python=_NO_PROMPTS),
     "do_predict": _without_effect(f"{_SCRIPTS} predict()"),

@@ -33,14 +33,15 @@ class Metric:
         return re.fullmatch(form, name) is not None
 
 
+_LOSS = Metric(
+    "loss", "nats/token", "Sum of the token losses over the number of sampled tokens, or over `loss_normalizer`.",
+    "Not a measure of progress with a policy-gradient estimator, whose loss has no meaning beyond its gradient: "
+    "watch `reverse_kl` or `sampled_reverse_kl`.",
+)  # fmt: skip
 _TRAINING = (
     Metric("step", "optimizer steps", "The step that this line ends.", "Lines of a resumed run continue the count."),
     Metric("epoch", "epochs", "Passes over the prompts so far.", ""),
-    Metric(
-        "loss", "nats/token", "Sum of the token losses over the number of sampled tokens, or over `loss_normalizer`.",
-        "Not a measure of progress with a policy-gradient estimator, whose loss has no meaning beyond its gradient: "
-        "watch `reverse_kl` or `sampled_reverse_kl`.",
-    ),
+    _LOSS,
     Metric(
         "grad_norm", "", "Norm of the gradient before clipping.",
         "Falls slowly. Far above `max_grad_norm` at every step: each step is clipped, try a lower `learning_rate` or "
@@ -266,3 +267,20 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "Evaluation": _EVALUATION,
 }
 """By subject, in the order of the documents."""
+
+
+def of_evaluation(name: str) -> Metric | None:
+    """The metric that an evaluation on prompts logs as `name`: eval_METRIC, with several datasets eval_DATASET_METRIC.
+
+    The prefix may be left out. None if it logs no such metric.
+    """
+    words = name.split("_")
+    endings = ["_".join(words[place:]) for place in range(len(words))]
+    measured = (*_DIVERGENCE, *_NOISE, *_COMPLETIONS, *_REWARDS, *_ROLLOUT, _LOSS)
+    return next((metric for ending in endings for metric in measured if metric.covers(ending)), None)
+
+
+def falls(name: str) -> bool:
+    """Whether less of the metric that an evaluation logs as `name` is better."""
+    metric = of_evaluation(name)
+    return metric is not None and (metric is _LOSS or metric.reading.startswith("Lower is better"))

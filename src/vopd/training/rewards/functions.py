@@ -91,10 +91,6 @@ class Rewards:
         rewards = cls(given, args.reward_weights, args.num_generations, args.reward_column)
         if rewards.names:
             check_sampling(args, rewarded=True)
-            if args.remove_unused_columns:
-                raise ConfigurationError(
-                    "remove_unused_columns would drop the columns that rewards need; remove this setting"
-                )
         return rewards
 
     @property

@@ -23,6 +23,7 @@ CITATION = """\
 }
 """
 
+_TRAINED = "Trained by on-policy distillation with vopd"
 _TEMPLATE = """\
 ---
 {metadata}
@@ -30,7 +31,7 @@ _TEMPLATE = """\
 
 # {name}
 
-Trained by on-policy distillation with vopd: the student samples completions and the teacher scores each of their
+{trained}: the student samples completions and the teacher scores each of their
 tokens.
 
 | | |
@@ -90,11 +91,19 @@ def model_card(facts: dict[str, Any]) -> ModelCard:
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
         name=facts["name"],
+        trained=_TRAINED,
         rows="\n".join(f"| {title} | {_cell(value)} |" for title, value in _rows(facts).items()),
         results=f"\n## Results\n\n{results}\n" if results else "",
         citation=CITATION,
     )
     return ModelCard(text)
+
+
+def writes_card(folder: str | Path) -> bool:
+    """Whether a model card may be written into `folder`: it has no README.md, or one with a model card of vopd's. Any
+    other belongs to somebody else, such as that of a project whose folder is the output_dir."""
+    path = Path(folder, "README.md")
+    return not path.exists() or _TRAINED in path.read_text(encoding="utf-8", errors="replace")
 
 
 def write_card(folder: str | Path, facts: dict[str, Any]) -> None:

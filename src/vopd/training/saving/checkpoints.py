@@ -106,10 +106,13 @@ def newest_valid(run: Path, *, contents: bool = True) -> Found:
     return Found(None, tuple(skipped))
 
 
-def set_aside_later(run: Path, step: int) -> None:
-    """Rename valid checkpoints of steps after `step`, because a run starts there that does not continue them."""
+def set_aside_later(run: Path, step: int, *, others: bool = False) -> None:
+    """Rename valid checkpoints of steps after `step`, because a run starts there that does not continue them.
+
+    With `others` all of them: a new run does not know whose they are, and would delete those without a manifest.
+    """
     for later, path in _checkpoints(run):
-        if later > step and fault(path, contents=False) is None:
+        if later > step and (others or fault(path, contents=False) is None):
             aside = path.with_name(ABANDONED + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
@@ -234,7 +237,7 @@ class Checkpoints:
             if wrong is not None:
                 raise ConfigurationError(f"cannot resume from {chosen}: {wrong}; choose another checkpoint")
         if chosen is None:
-            set_aside_later(self.run, 0)
+            set_aside_later(self.run, 0, others=not asked)
             return None, False, []
         step, trainer = step_of(chosen), self.trainer
         other = self._by_others(chosen)  # first: another number of prompts per step changes the number of steps
