@@ -84,6 +84,10 @@ def without_a_field(place: Place) -> None:
     edit_manifest(trained(place), lambda manifest: manifest["settings"].pop("temperature"))
 
 
+def cooler(place: Place) -> None:
+    edit_manifest(trained(place), lambda manifest: manifest["settings"].update(temperature=0.7))
+
+
 def of_another_launcher(place: Place) -> None:
     """Which is known only once the models are loaded."""
     edit_manifest(trained(place), lambda manifest: manifest["origin"].update(launcher="DeepSpeed ZeRO-2"))
@@ -120,6 +124,7 @@ CASES = [
     refused("--optim sgd", "optim adamw_torch_fused -> sgd"),
     refused("--seed 1", "seed 42 -> 1", run=MORE + " --dry_run"),
     refused("--seed 1", "seed 42 -> 1", run=MORE.replace("RUN", RUN.replace("train", "validate", 1))),
+    Case(f"{MORE} --temperature 0.7 --learning_rate -1", 2, "learning_rate ... -1", before=cooler),
     # The course of the same training.
     goes_on("", "resuming from ... with max_steps 2 -> 3; from step 3 the learning rate ... a run of 3 steps"),
     goes_on("--learning_rate 2e-6", "resuming ... learning_rate 1e-06 -> 2e-06; from step 3"),

@@ -13,7 +13,7 @@ from typing import Any
 from vopd.data.files import SUFFIXES
 from vopd.data.sources import Source, parse_sources
 from vopd.errors import DataError, Faults
-from vopd.folders import check_model_folder
+from vopd.folders import check_model_folder, listed_models
 
 from . import directory
 from .options import peek
@@ -39,7 +39,7 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
     texts = dict.fromkeys((*_MODELS, *_DATA), str)
     given = peek(arguments, {**texts, "dataset": str | list, "teachers": dict, **_RUN})
     if command == "eval":  # one or several models
-        models = [name.strip() for name in given.get("model", "").split(",") if name.strip()]
+        models = listed_models(given.get("model", ""))
     else:
         models = [*map(given.get, _MODELS), *(given.get("teachers") or {}).values()]
     for model in models:

@@ -13,6 +13,7 @@ from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, check_at_least
 from vopd.evaluation.backend import Backend
 from vopd.evaluation.benchmarks import Benchmark, check_kind, load_benchmark, training_texts
+from vopd.folders import listed_models
 from vopd.models.undisturbed import own_generation_config
 
 from .options import needed, setting
@@ -70,6 +71,8 @@ class EvalOptions:
             raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
         if self.task is not None and not self.task.startswith(TASK_PREFIX):
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or use --data for a file")
+        if self.model is not None and not listed_models(self.model):
+            raise ConfigurationError(f"model is {self.model!r}; write the folder or hub id of a model")
         check_kind(self.kind)
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             check_at_least(name, getattr(self, name), 1)
@@ -112,15 +115,11 @@ def evaluate(
     prompts = None if options.training_prompts is None else training_texts(options.training_prompts)
     given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **settings}
     if loaded is None:
-        return runner.evaluate(models_of(options), **given)
-    (source,) = models_of(options)
+        return runner.evaluate(listed_models(options.model), **given)
+    (source,) = listed_models(options.model)
     checkpoint = Checkpoint(runner.short_names([source])[0], source, loaded.model, loaded.tokenizer)
     with own_generation_config(loaded.model, loaded.generation_config):
         return runner.evaluate(checkpoint, **given)
-
-
-def models_of(options: EvalOptions) -> list[str]:
-    return [name.strip() for name in options.model.split(",") if name.strip()]
 
 
 def command(options: EvalOptions) -> str:

@@ -1,10 +1,11 @@
 """Options that a configuration inherits from TRL and transformers, sorted once."""
 
 from .elsewhere import elsewhere
-from .rules import check_command, check_evaluated, check_inherited, check_optimizer, own_errors
+from .rules import check_evaluated, check_inherited, check_optimizer, only_in_python, own_errors, read_mappings
 from .table import INHERITED, OF_SOME_VERSIONS, TOP_K, Range, Refused, Works
 
 __all__ = [
     "INHERITED", "OF_SOME_VERSIONS", "TOP_K", "Range", "Refused", "Works",
-    "check_command", "check_evaluated", "check_inherited", "check_optimizer", "elsewhere", "own_errors",
+    "check_evaluated", "check_inherited", "check_optimizer", "elsewhere", "only_in_python", "own_errors",
+    "read_mappings",
 ]  # fmt: skip

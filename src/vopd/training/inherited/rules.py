@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -46,14 +47,38 @@ def check_inherited(config: Any) -> None:
     faults.tell()
 
 
-def check_command(values: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError if one of the options of a command that works only in Python is not at its default."""
-    faults = Faults()
+def only_in_python(values: Mapping[str, Any]) -> dict[str, ConfigurationError]:
+    """What is wrong with the `values` of a command's options that work only in Python, unless they are defaults."""
+    found = {}
     for entry in dataclasses.fields(DistillationConfig):
         known, name = INHERITED.get(entry.name), entry.name
         if isinstance(known, Works) and known.in_python and values[name] != entry.default:
-            faults.add(ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}"))
+            found[name] = ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}")
+    return found
+
+
+def read_mappings(config: Any) -> None:
+    """Read the options of a configuration that are mappings from JSON text, as a script's command line has them.
+
+    Raises:
+        ConfigurationError: a text is something else; its option is left out.
+    """
+    faults = Faults()
+    for name in config._VALID_DICT_FIELDS:
+        text = getattr(config, name)
+        if isinstance(INHERITED.get(name), Works) and isinstance(text, str):
+            setattr(config, name, faults.check(_mapping, name, text))
     faults.tell()
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{name} must be {{key: value}}, not {text!r}")
+    return found
 
 
 def _check_value(config: Any, name: str, value: Any, known: Works) -> None:
