@@ -103,7 +103,14 @@ CASES = [
     Case(f"{TINY} --kind graders:fails", 2, "'fails' ... graders.py, line 6", leaves=("e/",), before=problems),
     Case(TINY, 3, "options ... kind", before=mixed),
     Case(TINY.replace("{S}", "diverged"), 6, "NaN ... learning_rate", before=diverged),
+    Case(TINY.replace("problems.jsonl", "math500=problems.jsonl"), 0, "math500 ... 0.0", ("e/",), before=problems),
+    Case(f"{TINY} --training_prompts dapo_math=problems.jsonl", 0, "12 problems occur", ("e/",), before=problems),
     # In training
+    Case(f"{CHECK} --eval_data problems.jsonl --eval_template {{level}}", 2, "{level} ... answer", before=problems),
+    Case(
+        f"{CHECK} --eval_benchmarks problems.jsonl --eval_benchmark_template {{level}}", 2, "{level} ... answer",
+        before=problems,
+    ),
     Case("RUN --eval_data problems.jsonl --eval_kind essay", 2, "'essay' ... tags", before=problems),
     Case("RUN --eval_benchmarks problems.jsonl --eval_benchmark_kind essay", 2, "'essay' ... tags", before=problems),
     Case(f"{CHECK} --eval_kind graders:x", 2, "grader 'graders:x'", before=module),

@@ -89,14 +89,29 @@ class Loaded:
 
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:
-    """Load the benchmarks that `options` name."""
+    """Load the benchmarks that `options` name, and check that they can be asked with these options."""
+    from vopd.evaluation.completions import Settings
+
     sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
-    return [
+    found = [
         load_benchmark(
             source.strip(), kind=options.kind, count=options.count, seed=options.seed, task_options=options.task_options
         )
         for source in sources
     ]
+    settings = Settings(**_sampling(options))
+    for benchmark in found:
+        settings.applied_to(benchmark)
+    return found
+
+
+def _sampling(options: EvalOptions) -> dict[str, Any]:
+    """The settings of an evaluation, by the names that `Settings` has for them."""
+    from vopd.evaluation.completions import Settings
+
+    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
+    names = {field.name for field in fields(Settings)} - renamed.keys()
+    return {name: getattr(options, name) for name in names} | renamed
 
 
 def evaluate(
@@ -107,13 +122,10 @@ def evaluate(
     `loaded` is sampled in place of loading the model that `options` name.
     """
     from vopd.evaluation import runner
-    from vopd.evaluation.completions import Checkpoint, Settings
+    from vopd.evaluation.completions import Checkpoint
 
-    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
-    names = {field.name for field in fields(Settings)} - renamed.keys()
-    settings = {name: getattr(options, name) for name in names} | renamed
     prompts = None if options.training_prompts is None else training_texts(options.training_prompts)
-    given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **settings}
+    given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **_sampling(options)}
     if loaded is None:
         return runner.evaluate(listed_models(options.model), **given)
     (source,) = listed_models(options.model)

@@ -201,7 +201,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
             self.eval_benchmarks = [name.strip() for name in self.eval_benchmarks.split(",")]
         faults = Faults()
         for check in (
-            partial(read_mappings, self),  # first: the others read them
+            partial(read_mappings, self, self._VALID_DICT_FIELDS),  # first: the others read them
             self._check_estimator,
             self._check_ranges,
             partial(check_inherited, self),

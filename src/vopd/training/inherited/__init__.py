@@ -2,10 +2,10 @@
 
 from .elsewhere import elsewhere
 from .rules import check_evaluated, check_inherited, check_optimizer, only_in_python, own_errors, read_mappings
-from .table import INHERITED, OF_SOME_VERSIONS, TOP_K, Range, Refused, Works
+from .table import FOLLOWING, INHERITED, OF_SOME_VERSIONS, TOP_K, Range, Refused, Works
 
 __all__ = [
-    "INHERITED", "OF_SOME_VERSIONS", "TOP_K", "Range", "Refused", "Works",
+    "FOLLOWING", "INHERITED", "OF_SOME_VERSIONS", "TOP_K", "Range", "Refused", "Works",
     "check_evaluated", "check_inherited", "check_optimizer", "elsewhere", "only_in_python", "own_errors",
     "read_mappings",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import Trainer, get_scheduler
 from vopd.errors import ConfigurationError, Faults, MissingExtraError, VOPDError, did_you_mean, one_line
 
 from ..trl import DistillationConfig
-from .table import INHERITED, Range, Works
+from .table import FOLLOWING, INHERITED, Range, Works
 
 # Optimizers that step inside the backward pass, before gradients are checked, or that keep other weights for sampling.
 _OTHER_STEPS = ("lomo", "galore", "apollo", "schedule_free")
@@ -57,14 +57,14 @@ def only_in_python(values: Mapping[str, Any]) -> dict[str, ConfigurationError]:
     return found
 
 
-def read_mappings(config: Any) -> None:
-    """Read the options of a configuration that are mappings from JSON text, as a script's command line has them.
+def read_mappings(config: Any, names: Iterable[str]) -> None:
+    """Read the options `names` of a configuration, which are mappings, from JSON text, as scripts pass them.
 
     Raises:
         ConfigurationError: a text is something else; its option is left out.
     """
     faults = Faults()
-    for name in config._VALID_DICT_FIELDS:
+    for name in names:
         text = getattr(config, name)
         if isinstance(INHERITED.get(name), Works) and isinstance(text, str):
             setattr(config, name, faults.check(_mapping, name, text))
@@ -103,7 +103,7 @@ def _check_evaluation(config: Any) -> None:
     """Settings that an evaluation decides on."""
     evaluates, saves = str(config.eval_strategy), config.save_strategy
     needs = {
-        "lr_scheduler_type": config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+        "lr_scheduler_type": config.lr_scheduler_type in FOLLOWING,
         "save_strategy": saves == "best",
     }
     for name, needed in needs.items():
