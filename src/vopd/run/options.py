@@ -162,7 +162,8 @@ def parse(
     if faults is None:
         own.tell()
     else:
-        faults.found += own.found
+        for fault in own.found:
+            faults.add(fault)
     return Settings(values, origins)
 
 

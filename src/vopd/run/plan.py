@@ -234,8 +234,8 @@ def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict
     if options.push_to_hub and not config.hub_model_id:
         faults.add(ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model"))
     faults.check(check_sources, config, teachers)
-    adapts = bool(faults.check(check_lora_options, options))
-    for teacher in filter(is_self, teachers.values()):
+    adapts = faults.check(check_lora_options, options)
+    for teacher in filter(is_self, teachers.values()) if adapts is not None else ():
         faults.check(check_self, teacher, adapters=adapts, in_an_engine=False)
     return teachers
 
