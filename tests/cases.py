@@ -10,6 +10,7 @@ from pathlib import Path
 
 from messages import told
 from vopd import cli
+from vopd.errors import Interrupted
 
 RUN = (
     "train --model {S} --teacher_model {T} --dataset {p} --output_dir {out} --run_name r --use_cpu true "
@@ -49,7 +50,7 @@ class Case:
     """`command` ends with exit code `code`, and a line of the output has the facts `says` ("a ... b").
 
     Attributes:
-        also: facts of further faults, each on a line of its own; there are no others.
+        also: facts of further faults, each on a line of its own; no line tells another one.
         leaves: paths that the output folder has afterwards, folders with a slash; empty: nothing at all, and every byte
             as it was if `before` left something there.
         lacks: facts that no line may have.
@@ -78,7 +79,7 @@ class Case:
         assert not [facts for facts in self.lacks if told(facts, text)], text
         faults = [line for line in text.splitlines() if line.startswith("vopd: error:")]
         assert all(told(facts, "\n".join(faults)) for facts in self.also), text
-        assert not self.also or len(faults) == 1 + len(self.also), text
+        assert len(faults) == (self.code not in (0, Interrupted.exit_code)) + len(self.also), text
         if self.leaves:
             assert set(self.leaves) <= place.files()
         else:

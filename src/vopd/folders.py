@@ -44,6 +44,11 @@ def nearest_model(path: Path) -> str:
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""
 
 
+def listed_models(text: str) -> list[str]:
+    """The models that a text names, separated by commas; a folder whose own path has a comma is one."""
+    return [text] if text and Path(text).is_dir() else [name.strip() for name in text.split(",") if name.strip()]
+
+
 @contextmanager
 def new_folder(folder: Path, *own: str) -> Iterator[None]:
     """Create a folder for a task, and remove it again if the task fails before anything in it is of value.

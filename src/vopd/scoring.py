@@ -41,6 +41,12 @@ class Scorer:
         if not callable(given):
             what = f"'{name}' is of type {type(given).__name__}"
             raise ConfigurationError(f"a {kind} must be a name or a callable, but {what}")
+        try:
+            inspect.signature(given)
+        except ValueError as error:  # of some that are written in C
+            raise ConfigurationError(
+                f"{kind} '{_name(given)}' does not tell its arguments; wrap it in a def"
+            ) from error
         if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004
             raise ConfigurationError(
                 f"{kind} '{_name(given)}' is asynchronous, which is not supported; make it a plain function"

@@ -10,7 +10,9 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -76,7 +78,7 @@ def spelling_of(value: object) -> str | None:
 
 
 def source_digest(function: Any, *values: object) -> str | None:
-    """Return a digest of a function's source, of what it uses from its own module, and of `values`.
+    """Return a digest of a function's source, of what it uses from its own module or was bound to, and of `values`.
 
     Comments and line breaks do not count. None for a function of vopd itself, or without source.
     """
@@ -90,7 +92,10 @@ def source_digest(function: Any, *values: object) -> str | None:
 
 def _read(function: Any, parts: dict[str, str]) -> None:
     """Add the source of `function` to `parts`, and of the functions and numbers of its module that it names."""
-    function = inspect.unwrap(getattr(function, "func", function))  # of functools.partial
+    if isinstance(function, partial):
+        _keep(parts, {**dict(enumerate(function.args)), **function.keywords})
+        function = function.func
+    function = inspect.unwrap(function)
     name = getattr(function, "__qualname__", "")
     if not inspect.isfunction(function) or name in parts:
         return
@@ -98,12 +103,26 @@ def _read(function: Any, parts: dict[str, str]) -> None:
         parts[name] = _without_layout(inspect.getsource(function))
     except (OSError, TypeError):
         return
+    with suppress(ValueError):  # a name of the function around it that has no value yet
+        _keep(
+            parts,
+            {used: cell.cell_contents for used, cell in zip(function.__code__.co_freevars, function.__closure__ or ())},
+        )
     for used in _names(function.__code__):
         value = function.__globals__.get(used)
         if inspect.isfunction(value) and value.__module__ == function.__module__:
             _read(value, parts)
-        elif isinstance(value, bool | int | float | str | tuple):
-            parts[used] = f"{used} = {value!r}"
+        else:
+            _keep(parts, {used: value})
+
+
+def _keep(parts: dict[str, str], values: Mapping[Any, object]) -> None:
+    """Add the values that are written in the same way in every process, unlike functions and other objects."""
+    parts |= {str(name): f"{name} = {value!r}" for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, bool | int | float | str)
 
 
 def _without_layout(source: str) -> str:

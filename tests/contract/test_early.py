@@ -67,6 +67,7 @@ def file_for(name: str) -> Callable[[Place], object]:
 
 
 FEW = "4 prompts ... 8"
+SERVER = "teachers '{default: \"http://127.0.0.1:9\"}'"
 NO_FILE = "no file 'gone.jsonl'"
 NO_MODEL = "no model folder './gone'"
 
@@ -89,6 +90,10 @@ CASES = [
          also=("lora_rank ... -1", "beta ... estimator")),
     Case("train --output_dir {out}", 2, "--model ... --dataset", lacks=("teacher_model is missing",)),
     Case("RUN --output_dir . --run_name .", 2, "run name '.' ... letters"),
+    # those that are left out because another one is wrong are not missed
+    Case("RUN --teacher_model self:base --teacher_prompt_column answer --lora_rank 4 --dtype half", 2, "dtype 'half'"),
+    Case("RUN --push_to_hub true --hub_model_id me/mine --learning_rate -1", 2, "learning_rate ... -1"),
+    Case(f"{RUN.replace('teacher_model {T}', SERVER)} --estimator opd --learning_rate -1", 2, "learning_rate ... -1"),
     # options, places, prompts, models
     Case("RUN --dataset gone.jsonl --model ./gone --lerning_rate 1", 4, NO_MODEL, also=(NO_FILE, "'lerning_rate'")),
     Case("RUN --model ./gone --per_device_train_batch_size 8", 4, NO_MODEL, also=(FEW,)),
@@ -160,6 +165,7 @@ CASES = [
     Case("RUN --dry-run", 0, "note ... r ... not empty", before=used),
     Case("compare --output_dir {out} --run_name r --estimator opd", 2, "r ... not empty ... --run_name",
          before=used, lacks=("--resume",)),
+    Case("RUN --run_name 'a b'", 2, "'a b' ... letters", before=used),
     Case("RUN", 2, "cannot write ... Not a directory ... output_dir", before=file_for("r")),
     Case("RUN", 2, "cannot write ... Not a directory ... output_dir", before=file_for("")),
     Case(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from cases import Case, Place
+from cases import RUN, Case, Place
 from vopd.experiments.pair import embedded_pair, pair_problems
 
 GRADERS = """
@@ -56,6 +56,12 @@ def mixed(place: Place) -> None:
         file.write('{"problem": "1 + 1", "answer": "2"}\n')
 
 
+def comma(place: Place) -> None:
+    """A student in a folder with a comma in its name."""
+    problems(place)
+    (place.work / "a, b").symlink_to(place.student)
+
+
 def diverged(place: Place) -> None:
     """A student of which one weight is NaN."""
     problems(place)
@@ -78,7 +84,7 @@ ANSWERS = (
     f"train --model {PAIR.student} --teacher_model {PAIR.teacher} --dataset problems.jsonl --output_dir {{out}} "
     "--run_name r --use_cpu true --per_device_train_batch_size 4 --max_steps 1 --max_completion_length 56"
 )
-CHECK = "validate --model {S} --teacher_model {T} --dataset {p}"
+CHECK = RUN.replace("train", "validate", 1)
 REWARDED = "RUN --num_generations 2 --guard_window 2"
 
 CASES = [
@@ -87,6 +93,8 @@ CASES = [
     Case(f"{EVAL} --kind tags", 0, "student ... problems ... 83.3", leaves=("e/results.json",), before=problems),
     Case(f"{EVAL} --kind graders:exact", 0, "student ... problems ... 83.3", leaves=("e/",), before=problems),
     Case(EVAL, 0, "student ... problems ... 83.3", leaves=("e/results.json",), before=task_rows),
+    Case(TINY.replace("{S}", "'a, b'"), 0, "a, b ... problems ... 0.0", leaves=("e/results.json",), before=comma),
+    Case(TINY.replace("{S}", ","), 2, "model ... ','", before=problems),
     Case(f"{TINY} --kind essay", 2, "'essay' ... math, choice, tags, module:function", before=problems),
     Case(f"{TINY} --kind graders:exakt", 2, "grader 'graders:exakt' ... exact", before=problems),
     Case(f"{TINY} --kind nowhere:exact", 2, "'nowhere' ... PYTHONPATH", before=problems),
@@ -95,7 +103,14 @@ CASES = [
     Case(f"{TINY} --kind graders:fails", 2, "'fails' ... graders.py, line 6", leaves=("e/",), before=problems),
     Case(TINY, 3, "options ... kind", before=mixed),
     Case(TINY.replace("{S}", "diverged"), 6, "NaN ... learning_rate", before=diverged),
+    Case(TINY.replace("problems.jsonl", "math500=problems.jsonl"), 0, "math500 ... 0.0", ("e/",), before=problems),
+    Case(f"{TINY} --training_prompts dapo_math=problems.jsonl", 0, "12 problems occur", ("e/",), before=problems),
     # In training
+    Case(f"{CHECK} --eval_data problems.jsonl --eval_template {{level}}", 2, "{level} ... answer", before=problems),
+    Case(
+        f"{CHECK} --eval_benchmarks problems.jsonl --eval_benchmark_template {{level}}", 2, "{level} ... answer",
+        before=problems,
+    ),
     Case("RUN --eval_data problems.jsonl --eval_kind essay", 2, "'essay' ... tags", before=problems),
     Case("RUN --eval_benchmarks problems.jsonl --eval_benchmark_kind essay", 2, "'essay' ... tags", before=problems),
     Case(f"{CHECK} --eval_kind graders:x", 2, "grader 'graders:x'", before=module),

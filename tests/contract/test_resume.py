@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def without_a_field(place: Place) -> None:
     edit_manifest(trained(place), lambda manifest: manifest["settings"].pop("temperature"))
 
 
+def cooler(place: Place) -> None:
+    edit_manifest(trained(place), lambda manifest: manifest["settings"].update(temperature=0.7))
+
+
+def followed(place: Place) -> None:
+    """As a run in Python leaves it, which can evaluate."""
+    edit_manifest(
+        trained(place), lambda manifest: manifest["settings"].update(lr_scheduler_type="reduce_lr_on_plateau")
+    )
+
+
 def of_another_launcher(place: Place) -> None:
     """Which is known only once the models are loaded."""
     edit_manifest(trained(place), lambda manifest: manifest["origin"].update(launcher="DeepSpeed ZeRO-2"))
@@ -120,6 +132,12 @@ CASES = [
     refused("--optim sgd", "optim adamw_torch_fused -> sgd"),
     refused("--seed 1", "seed 42 -> 1", run=MORE + " --dry_run"),
     refused("--seed 1", "seed 42 -> 1", run=MORE.replace("RUN", RUN.replace("train", "validate", 1))),
+    Case(
+        f"{MORE} --learning_rate 2e-6", 2,
+        "cannot resume ... follows a metric: learning_rate ... lr_scheduler_type reduce_lr_on_plateau -> linear",
+        before=followed,
+    ),
+    Case(f"{MORE} --temperature 0.7 --learning_rate -1", 2, "learning_rate ... -1", before=cooler),
     # The course of the same training.
     goes_on("", "resuming from ... with max_steps 2 -> 3; from step 3 the learning rate ... a run of 3 steps"),
     goes_on("--learning_rate 2e-6", "resuming ... learning_rate 1e-06 -> 2e-06; from step 3"),
@@ -332,6 +350,16 @@ def test_code_counts_with_what_it_calls_and_without_its_comments(
         monkeypatch.syspath_prepend(str(tmp_path))
         found.append(source_digest(__import__(f"code{number}").mine))
     same, scaled, changed, layout, elsewhere = found
+
+    def bound(scale: object) -> Any:
+        return lambda x: x * scale  # type: ignore[operator]
+
+    given = [partial(bound, 2), partial(bound, 3), partial(bound, scale=3), bound(2), bound(3)]
+    assert len({source_digest(one) for one in given}) == len(given)
+    objects = [
+        source_digest(make(value)) for make in (bound, partial(partial, bound)) for value in (object(), (bound,))
+    ]
+    assert objects[0] == objects[1] and objects[2] == objects[3]  # addresses differ from process to process
     assert same == layout == elsewhere and len({same, scaled, changed}) == 3
     assert source_digest(OPD.estimate) is None
 

@@ -15,6 +15,8 @@ from conftest import STUDENT_ROWS
 from messages import says
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.models import end_ids, load_model, load_skeleton, load_tokenizer
+from vopd.run.lora import check_lora_options
+from vopd.run.plan import TrainOptions
 
 
 @pytest.fixture
@@ -155,6 +157,10 @@ class TestQuantization:
             load_model(tiny_student_dir, quantization="4bit")
 
 
+def _check_lora(model: str) -> None:
+    check_lora_options(TrainOptions(model=model))
+
+
 class TestNamesThatAreNoFolder:
     @pytest.fixture
     def asked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
@@ -173,7 +179,7 @@ class TestNamesThatAreNoFolder:
         monkeypatch.chdir(tmp_path)
         return names
 
-    @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_skeleton])
+    @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_skeleton, _check_lora])
     def test_the_hub_is_asked_once_and_nothing_is_downloaded(self, load: Any, asked: list[str], tmp_path: Path) -> None:
         (tmp_path / "student").mkdir()
         (tmp_path / "student" / "config.json").write_text("{}")

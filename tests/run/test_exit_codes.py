@@ -67,3 +67,9 @@ def test_a_pipe_of_something_else_that_breaks_is_not_taken_for_stdout() -> None:
 
     with pytest.raises(BrokenPipeError):
         report_error(command)
+
+
+def test_an_output_that_was_closed_before_the_start_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has no object for it then."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert report_error(lambda: 0) == 0

@@ -159,6 +159,8 @@ def test_a_checkpoint_that_is_named_but_not_valid_is_refused(make_trainer: Make,
     folder = checkpoint(tmp_path, 1, complete=False)
     with pytest.raises(ConfigurationError, match=says(f"{folder} ... manifest.json")):
         make_trainer().train(resume_from_checkpoint=str(folder))
+    with pytest.raises(ConfigurationError, match=says("checkpoint-9 ... no such folder")):
+        make_trainer().train(resume_from_checkpoint=tmp_path / "checkpoint-9")
 
 
 def test_later_checkpoints_of_a_run_that_goes_another_way_are_never_resumed(make_trainer: Make, tmp_path: Path) -> None:

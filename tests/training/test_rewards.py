@@ -95,6 +95,7 @@ def test_functions_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("math", {"weights": [float("nan")]}, "reward_weights ... finite ... nan"),
         (["math", "math"], {}, "math, math ... name"),
         (3, {}, "callable ... int"),
+        (max, {}, "'max' ... wrap it in a def"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: Any, settings: Any, message: str) -> None:

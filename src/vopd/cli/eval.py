@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vopd.errors import Faults, require
-from vopd.folders import check_writable
+from vopd.folders import check_writable, listed_models
 from vopd.run import directory
-from vopd.run.evaluation import EvalOptions, evaluate, find_problems, models_of
+from vopd.run.evaluation import EvalOptions, evaluate, find_problems
 from vopd.run.options import read_options
 
 
@@ -35,14 +35,16 @@ def run(arguments: Sequence[str]) -> int:
 
     faults = Faults()
     faults.check(check_writable, options.output_dir)
-    for model in models_of(options):
+    for model in listed_models(options.model):
         if faults.check(load_tokenizer, model, revision=options.model_revision) is not None:
             faults.check(load_configuration, model, revision=options.model_revision)
     earlier = faults.check(load_results, options.against) if options.against else None
     benchmarks = faults.check(find_problems, options) or []
     faults.tell()
     names = [benchmark.short_name for benchmark in benchmarks]
-    folder = directory.run_directory(options.output_dir, options.run_name, "eval", models_of(options)[-1], *names)
+    folder = directory.run_directory(
+        options.output_dir, options.run_name, "eval", listed_models(options.model)[-1], *names
+    )
     results = evaluate(options, benchmarks, folder)
     print_table(*table_rows(results))
     print("\n".join(remarks(results)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.data.chat import chat_renderer, render_prompts, thinking_options
+from vopd.data.chat import chat_renderer, fill_template, render_prompts, thinking_options
 from vopd.errors import ConfigurationError
 from vopd.models import Completion, batch_seed, plan_batches
 
@@ -90,7 +90,8 @@ class Settings:
         """The benchmark with the protocol and template given here, or else its own.
 
         Raises:
-            ConfigurationError: several samples at temperature 0, or samples or batch_size below 1.
+            ConfigurationError: several samples at temperature 0, samples or batch_size below 1, or a template that
+                names a column which the problems do not have.
         """
         given = {name: getattr(self, name) for name in vars(benchmark.protocol) if getattr(self, name) is not None}
         if given.get("temperature") == 0:
@@ -100,7 +101,10 @@ class Settings:
             raise ConfigurationError("samples and batch_size must be at least 1")
         if protocol.temperature == 0 and protocol.samples > 1:
             raise ConfigurationError("at temperature 0 all samples are equal; set samples=1 or raise temperature")
-        return replace(benchmark, protocol=protocol, template=self.template or benchmark.template)
+        applied = replace(benchmark, protocol=protocol, template=self.template or benchmark.template)
+        for row in _rows(applied):
+            fill_template(applied.template, row)
+        return applied
 
 
 def draw_all(
@@ -132,11 +136,17 @@ def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) 
     """The prompt text of every question."""
     thinking = thinking_options(settings.thinking, settings.chat_template, tokenizer)
     return render_prompts(
-        [{**question.columns, "question": question.text, "problem": question.text} for question in benchmark.questions],
+        _rows(benchmark),
         benchmark.name,
         benchmark.template,
         chat_renderer(tokenizer, settings.chat_template, {**(settings.chat_options or {}), **thinking}),
     )
+
+
+def _rows(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """What the template of the prompts may name."""
+    texts = [(question, question.text) for question in benchmark.questions]
+    return [{**question.columns, "question": text, "problem": text} for question, text in texts]
 
 
 def records_of(batch: Batch, prompts: Sequence[str], completions: Sequence[Completion]) -> list[Record]:

@@ -13,13 +13,15 @@ from typing import Any
 from vopd.data.files import SUFFIXES
 from vopd.data.sources import Source, parse_sources
 from vopd.errors import DataError, Faults
-from vopd.folders import check_model_folder
+from vopd.folders import check_model_folder, listed_models
 
 from . import directory
 from .options import peek
 
 _MODELS = ("model", "teacher_model")
 _DATA = ("dataset", "eval_data", "held_out", "data", "training_prompts")
+# Those that may name a benchmark.
+_PROBLEMS = ("eval_data", "data", "training_prompts")
 _RUN = {"output_dir": str, "run_name": str, "estimator": str, "resume": bool, "dry_run": bool}
 # A teacher that is the student itself, or on a server.
 _NO_FOLDERS = ("self:", "http://", "https://")
@@ -39,14 +41,16 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
     texts = dict.fromkeys((*_MODELS, *_DATA), str)
     given = peek(arguments, {**texts, "dataset": str | list, "teachers": dict, **_RUN})
     if command == "eval":  # one or several models
-        models = [name.strip() for name in given.get("model", "").split(",") if name.strip()]
+        models: list[Any] = [*listed_models(given.get("model", ""))]
     else:
         models = [*map(given.get, _MODELS), *(given.get("teachers") or {}).values()]
     for model in models:
         if isinstance(model, str) and not model.startswith(_NO_FOLDERS):
             faults.check(check_model_folder, model)
-    if Path(given.get("data", "")).suffix not in SUFFIXES:
-        given.pop("data", None)  # the name of a benchmark
+    for name in _PROBLEMS:
+        value = given.get(name, "")
+        if "=" in value or Path(value).suffix not in SUFFIXES:
+            given.pop(name, None)  # a benchmark, or its name with a file
     if "held_out" in given:  # from here on by its full path, for processes that start elsewhere
         given["held_out"] = str(Path(given["held_out"]).resolve())
     for value in filter(None, map(given.get, _DATA)):

@@ -13,6 +13,7 @@ from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, check_at_least
 from vopd.evaluation.backend import Backend
 from vopd.evaluation.benchmarks import Benchmark, check_kind, load_benchmark, training_texts
+from vopd.folders import listed_models
 from vopd.models.undisturbed import own_generation_config
 
 from .options import needed, setting
@@ -70,6 +71,8 @@ class EvalOptions:
             raise ConfigurationError("vopd eval needs one of --benchmark NAMES, --task reasoning_gym:NAME, --data FILE")
         if self.task is not None and not self.task.startswith(TASK_PREFIX):
             raise ConfigurationError(f"unknown task '{self.task}'; write reasoning_gym:NAME, or use --data for a file")
+        if self.model is not None and not listed_models(self.model):
+            raise ConfigurationError(f"model is {self.model!r}; write the folder or hub id of a model")
         check_kind(self.kind)
         for name in ("samples", "count", "batch_size", "max_new_tokens"):
             check_at_least(name, getattr(self, name), 1)
@@ -86,14 +89,29 @@ class Loaded:
 
 
 def find_problems(options: EvalOptions) -> list[Benchmark]:
-    """Load the benchmarks that `options` name."""
+    """Load the benchmarks that `options` name, and check that they can be asked with these options."""
+    from vopd.evaluation.completions import Settings
+
     sources = options.benchmark.split(",") if options.benchmark else [str(options.task or options.data)]
-    return [
+    found = [
         load_benchmark(
             source.strip(), kind=options.kind, count=options.count, seed=options.seed, task_options=options.task_options
         )
         for source in sources
     ]
+    settings = Settings(**_sampling(options))
+    for benchmark in found:
+        settings.applied_to(benchmark)
+    return found
+
+
+def _sampling(options: EvalOptions) -> dict[str, Any]:
+    """The settings of an evaluation, by the names that `Settings` has for them."""
+    from vopd.evaluation.completions import Settings
+
+    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
+    names = {field.name for field in fields(Settings)} - renamed.keys()
+    return {name: getattr(options, name) for name in names} | renamed
 
 
 def evaluate(
@@ -104,23 +122,16 @@ def evaluate(
     `loaded` is sampled in place of loading the model that `options` name.
     """
     from vopd.evaluation import runner
-    from vopd.evaluation.completions import Checkpoint, Settings
+    from vopd.evaluation.completions import Checkpoint
 
-    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
-    names = {field.name for field in fields(Settings)} - renamed.keys()
-    settings = {name: getattr(options, name) for name in names} | renamed
     prompts = None if options.training_prompts is None else training_texts(options.training_prompts)
-    given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **settings}
+    given = {"benchmarks": list(benchmarks), "output_dir": folder, "training_prompts": prompts, **_sampling(options)}
     if loaded is None:
-        return runner.evaluate(models_of(options), **given)
-    (source,) = models_of(options)
+        return runner.evaluate(listed_models(options.model), **given)
+    (source,) = listed_models(options.model)
     checkpoint = Checkpoint(runner.short_names([source])[0], source, loaded.model, loaded.tokenizer)
     with own_generation_config(loaded.model, loaded.generation_config):
         return runner.evaluate(checkpoint, **given)
-
-
-def models_of(options: EvalOptions) -> list[str]:
-    return [name.strip() for name in options.model.split(",") if name.strip()]
 
 
 def command(options: EvalOptions) -> str:

@@ -38,7 +38,7 @@ def report_error(command: Callable[[], int]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         code = command()
-        sys.stdout.flush()  # here, where a reader that has gone can be handled
+        _flush()  # here, where a reader that has gone can be handled
         return code
     except VOPDError as error:
         return _report(error, error.exit_code)
@@ -57,6 +57,12 @@ def report_error(command: Callable[[], int]) -> int:
         return 130
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed before the command was started
+            stream.flush()
+
+
 def _reader_gone(stream: TextIO) -> bool:
     """Whether the other end of a pipe has been closed."""
     poll = select.poll()
@@ -73,8 +79,7 @@ def leave(code: int) -> NoReturn:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(code)
     sys.exit(code)
 

@@ -12,6 +12,7 @@ from vopd.errors import ConfigurationError, first_line
 from vopd.models import read_head
 from vopd.models.adapter_folders import Adapter, find_adapter
 from vopd.models.head_checks import check_adapters
+from vopd.models.model_paths import check_source
 
 if TYPE_CHECKING:
     from .plan import TrainOptions
@@ -37,7 +38,9 @@ def check_lora_options(options: TrainOptions) -> bool:
 
     Raises:
         ConfigurationError: an option needs an adapter and there is none, or contradicts the student's own.
+        MismatchError: there is no such student.
     """
+    check_source(options.model, options.model_revision)  # first: looking for a file on the hub would try six times
     adapter = find_adapter(options.model, options.model_revision)
     if adapter is not None:
         _check_continued(options, adapter)

@@ -59,6 +59,10 @@ class Settings:
         """The same settings, with all but those of `names` left at their defaults in what is built from them."""
         return Settings(self.values, {name: self.origins[name] for name in names})
 
+    def without(self, name: str) -> Settings:
+        """The same settings, with the option `name` left at its default in what is built from them."""
+        return Settings(self.values, {**self.origins, name: "default"})
+
     def build(self, target: type[T], **fixed: Any) -> T:
         """Make the dataclass `target` from the values that were set; the others keep the defaults of `target`.
 
@@ -158,7 +162,8 @@ def parse(
     if faults is None:
         own.tell()
     else:
-        faults.found += own.found
+        for fault in own.found:
+            faults.add(fault)
     return Settings(values, origins)
 
 

@@ -21,7 +21,7 @@ from vopd.models.loading import BITS, DTYPES
 from vopd.teachers.build import check_sources, sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
-from vopd.training.inherited import check_command
+from vopd.training.inherited import only_in_python
 from vopd.training.rewards.functions import Rewards
 from vopd.training.saving.contract import Change
 
@@ -142,6 +142,7 @@ class TrainOptions:
         for quantization in filter(None, (self.quantization, self.teacher_quantization)):
             faults.check(check_known, "quantization", quantization, BITS)
         faults.check(check_at_least, "lora_rank", self.lora_rank, 0)
+        faults.check(check_at_least, "lora_alpha", self.lora_alpha, 1)
         faults.check(self._check_pairs)
         faults.tell()
 
@@ -187,13 +188,15 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments, faults)
     options = _build(settings, TrainOptions, faults)
-    faults.check(check_command, settings.values)
+    for name, fault in only_in_python(settings.values).items():
+        faults.add(fault)
+        settings = settings.without(name)
     estimator = faults.check(find_estimator, settings.values["estimator"])
     if options is None:
         return None
     names = options.model or "", "" if estimator is None else estimator.name
     folder = faults.check(directory.run_directory, options.output_dir, options.run_name, *names)
-    folder = folder or Path(options.output_dir)
+    folder = folder or Path(options.output_dir, directory.suggest_name(str(options.run_name)))
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:
@@ -219,18 +222,20 @@ def _build(settings: Settings, target: type[T], faults: Faults, **fixed: Any) ->
 
 
 def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict[str, Any]:
-    """The teachers by name; checks them and the rewards."""
+    """The teachers by name; checks them, the rewards, and what options need of each other."""
+    rewards = faults.check(Rewards.of, config, options.reward_funcs)
+    teachers = faults.check(sources, options.teacher_model, options.teachers, config.teacher_server_url) or {}
+    if rewards is not None:
+        faults.check(check_worth, teachers, config.teacher_prompt_column, bool(rewards.names))
+    if faults.found:  # the option that another one needs may have been left out with those that are wrong
+        return teachers
     if options.quantization is not None and config.use_vllm:
         faults.add(ConfigurationError(QUANTIZED))
     if options.push_to_hub and not config.hub_model_id:
         faults.add(ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model"))
-    rewards = faults.check(Rewards.of, config, options.reward_funcs)
-    teachers = faults.check(sources, options.teacher_model, options.teachers, config.teacher_server_url) or {}
     faults.check(check_sources, config, teachers)
-    if rewards is not None:
-        faults.check(check_worth, teachers, config.teacher_prompt_column, bool(rewards.names))
-    adapts = bool(faults.check(check_lora_options, options))
-    for teacher in filter(is_self, teachers.values()):
+    adapts = faults.check(check_lora_options, options)
+    for teacher in filter(is_self, teachers.values()) if adapts is not None else ():
         faults.check(check_self, teacher, adapters=adapts, in_an_engine=False)
     return teachers
 

@@ -58,7 +58,8 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
     facts = accuracy = settings = None
     if plan is not None:
         facts = faults.check(gather_facts, plan, far=far)
-        if facts is not None and facts.student is not None and facts.prompts is not None:
+        # A plan with faults lacks settings, which would then differ from the checkpoint's.
+        if not faults.found and facts is not None and facts.student is not None and facts.prompts is not None:
             settings = faults.check(check_resume, plan, facts)
         accuracy = faults.check(plan_accuracy, plan)
         for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder

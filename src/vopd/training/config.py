@@ -21,7 +21,14 @@ from vopd.processes import check_launched, check_together
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
-from .inherited import check_inherited, check_optimizer, complete_best, elsewhere, own_errors
+from .inherited import (
+    check_inherited,
+    check_optimizer,
+    complete_best,
+    elsewhere,
+    own_errors,
+    read_mappings,
+)
 from .monitoring.guards import GUARDS, check_guards
 from .monitoring.trackers import check_trackers
 from .sampling_rules import check_sampling
@@ -203,6 +210,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         self.eval_benchmarks = benchmarks and [os.fspath(name).strip() for name in benchmarks]
         faults = Faults()
         for check in (
+            partial(read_mappings, self, self._VALID_DICT_FIELDS),  # first: the others read them
             self._check_estimator,
             self._check_ranges,
             partial(check_inherited, self),

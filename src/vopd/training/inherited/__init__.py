@@ -1,11 +1,19 @@
 """Options that a configuration inherits from TRL and transformers, sorted once."""
 
 from .elsewhere import elsewhere
-from .rules import check_command, check_evaluated, check_inherited, check_optimizer, complete_best, own_errors
-from .table import INHERITED, OF_SOME_VERSIONS, TOP_K, Range, Refused, Works
+from .rules import (
+    check_evaluated,
+    check_inherited,
+    check_optimizer,
+    complete_best,
+    only_in_python,
+    own_errors,
+    read_mappings,
+)
+from .table import FOLLOWING, INHERITED, OF_SOME_VERSIONS, TOP_K, Range, Refused, Works
 
 __all__ = [
-    "INHERITED", "OF_SOME_VERSIONS", "TOP_K", "Range", "Refused", "Works",
-    "check_command", "check_evaluated", "check_inherited", "check_optimizer", "complete_best", "elsewhere",
-    "own_errors",
+    "FOLLOWING", "INHERITED", "OF_SOME_VERSIONS", "TOP_K", "Range", "Refused", "Works",
+    "check_evaluated", "check_inherited", "check_optimizer", "complete_best", "elsewhere", "only_in_python",
+    "own_errors", "read_mappings",
 ]  # fmt: skip

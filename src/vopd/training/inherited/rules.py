@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ from vopd.errors import ConfigurationError, Faults, MissingExtraError, VOPDError
 
 from ..monitoring.glossary import falls, of_evaluation
 from ..trl import DistillationConfig
-from .table import INHERITED, Range, Works
+from .table import FOLLOWING, INHERITED, Range, Works
 
 logger = logging.getLogger("vopd")
 
@@ -50,14 +51,38 @@ def check_inherited(config: Any) -> None:
     faults.tell()
 
 
-def check_command(values: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError if one of the options of a command that works only in Python is not at its default."""
-    faults = Faults()
+def only_in_python(values: Mapping[str, Any]) -> dict[str, ConfigurationError]:
+    """What is wrong with the `values` of a command's options that work only in Python, unless they are defaults."""
+    found = {}
     for entry in dataclasses.fields(DistillationConfig):
         known, name = INHERITED.get(entry.name), entry.name
         if isinstance(known, Works) and known.in_python and values[name] != entry.default:
-            faults.add(ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}"))
+            found[name] = ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}")
+    return found
+
+
+def read_mappings(config: Any, names: Iterable[str]) -> None:
+    """Read the options `names` of a configuration, which are mappings, from JSON text, as scripts pass them.
+
+    Raises:
+        ConfigurationError: a text is something else; its option is left out.
+    """
+    faults = Faults()
+    for name in names:
+        text = getattr(config, name)
+        if isinstance(INHERITED.get(name), Works) and isinstance(text, str):
+            setattr(config, name, faults.check(_mapping, name, text))
     faults.tell()
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{name} must be {{key: value}}, not {text!r}")
+    return found
 
 
 def _check_value(config: Any, name: str, value: Any, known: Works) -> None:
@@ -82,7 +107,7 @@ def _check_evaluation(config: Any) -> None:
     """Settings that an evaluation decides on."""
     evaluates, saves = str(config.eval_strategy), config.save_strategy
     needs = {
-        "lr_scheduler_type": config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+        "lr_scheduler_type": config.lr_scheduler_type in FOLLOWING,
         "save_strategy": saves == "best",
     }
     for name, needed in needs.items():

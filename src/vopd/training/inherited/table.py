@@ -17,6 +17,8 @@ from vopd.errors import ConfigurationError
 from vopd.estimators.exact import FULL_RKL
 
 FINITE = sys.float_info.max
+FOLLOWING = ("reduce_lr_on_plateau", "greedy")
+"""The schedules that follow a metric: their learning rate depends on the evaluations so far."""
 
 
 @dataclass(frozen=True)

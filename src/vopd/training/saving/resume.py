@@ -10,8 +10,10 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, counted
 
+from ..inherited import FOLLOWING
 from .contract import FREE, NEW_RUN, RULES, SCHEDULE, Change, differences, refuse
 
+_SCHEDULE = "lr_scheduler_type"
 # What the names of their files have in them, under every launcher.
 _STATES = {"optimizer": "optim", "random states": "rng_state"}
 
@@ -68,6 +70,9 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
     saved = manifest.get("settings", {})
     changes = differences(saved, now, step)
     refuse([one for one in changes if one.refused], cannot, "go on with the settings of the checkpoint, or ")
+    if {saved.get(_SCHEDULE), now.get(_SCHEDULE)} & {*FOLLOWING}:
+        rates = [one for one in changes if one.name in (_SCHEDULE, "learning_rate", "lr_scheduler_kwargs")]
+        refuse(rates, f"{cannot} with another learning rate, because a schedule follows a metric")
     if steps < step:
         raise ConfigurationError(
             f"{cannot}: its {counted(step, 'step')} are more than the {steps:,} asked for; raise max_steps, or "
