@@ -286,6 +286,7 @@ CASES = [
             "a ... trained on a base with 310 embedding rows ... student ... 304 ... resize_token_embeddings(310) ... "
             "base_model_name_or_path",
             before=grown(True),
+            also=("every prompt ... empty",) if "dry_run" in command else (),
         )
         for command in (f"{ON_A} --dry_run", EVAL + " --model {work}/a", "merge --model {work}/a --output {work}/m")
     ),
