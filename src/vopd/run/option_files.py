@@ -41,6 +41,22 @@ class _Twice(Exception):
     """A key of a YAML file occurs twice."""
 
 
+def read_value(text: str) -> Any:
+    """What a dictionary or list on the command line holds, written as in YAML.
+
+    Raises:
+        ConfigurationError: a dictionary has a key twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    yaml = require("yaml", "train")
+    root = yaml.compose(text, yaml.SafeLoader)
+    try:
+        _read_inner(yaml, root)
+    except _Twice as error:
+        raise ConfigurationError(f"'{text}' {error}; keep one of them") from error
+    return yaml.SafeLoader("").construct_document(root)
+
+
 def _load_yaml(text: str) -> Any:
     """What a YAML file holds, with the keys of its options underscored, and no, yes, on, off of an option as text.
 
@@ -50,28 +66,34 @@ def _load_yaml(text: str) -> Any:
         _Twice: a mapping has a key twice.
     """
     yaml = require("yaml", "train")
-
     root = yaml.compose(text, yaml.SafeLoader)
-    mappings = [root] if isinstance(root, yaml.MappingNode) else []
-    for key, value in root.value if mappings else ():
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         key.value = str(key.value).replace("-", "_")
         if value.tag.endswith(":bool") and value.value.lower() not in ("true", "false"):
             value.tag = "tag:yaml.org,2002:str"
-    for mapping in mappings:  # grows
-        lines: dict[str, int] = {}
-        for key, value in mapping.value:
-            if key.value in lines:
-                raise _Twice(f"has '{key.value}' in line {lines[key.value]} and in line {key.start_mark.line + 1}")
-            lines[str(key.value)] = key.start_mark.line + 1
-            mappings += _mappings(value, yaml.MappingNode)
+    _read_inner(yaml, root, own=True)
     return None if root is None else yaml.SafeLoader("").construct_document(root)
 
 
-def _mappings(node: Any, kind: type) -> list[Any]:
-    """The mappings directly in a node of a YAML file, or in its lists."""
-    if isinstance(node, kind):
-        return [node]
-    return [found for part in node.value for found in _mappings(part, kind)] if isinstance(node.value, list) else []
+def _read_inner(yaml: Any, node: Any, own: bool = False) -> None:
+    """Read 1e-7 in a dictionary as a number, which YAML 1.1 reads as text, and look for keys that are there twice.
+
+    The file's `own` options are converted to their own types later.
+    """
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in lines:
+            raise _Twice(f"has '{key.value}' in line {lines[key.value]} and in line {key.start_mark.line + 1}")
+        lines[str(key.value)] = key.start_mark.line + 1
+        if (
+            not own
+            and getattr(value, "style", "") is None
+            and re.fullmatch(r"[-+]?\d+e[-+]?\d+", str(value.value), re.I)
+        ):
+            value.tag = "tag:yaml.org,2002:float"
+        _read_inner(yaml, value)
+    for entry in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _read_inner(yaml, entry)
 
 
 def resolved_origins(path: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, Union, cast
 
 from vopd.errors import ConfigurationError, Faults, VOPDError, did_you_mean, first_line, require
 
-from .option_files import read_file, resolved_origins
+from .option_files import read_file, read_value, resolved_origins
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ def convert(text: str, kind: Any, name: str) -> Any:
         if container in kinds and lowered.startswith(bracket):
             yaml = require("yaml", "train")
             with suppress(yaml.YAMLError):
-                if isinstance(value := yaml.safe_load(text), container):
+                if isinstance(value := read_value(text), container):
                     return value
             raise _wrong(name, [container], f"'{text}'")
     if list in kinds and (str not in kinds or "," in text):

@@ -21,7 +21,7 @@ from vopd.models.loading import BITS, DTYPES
 from vopd.teachers.build import check_sources, sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
-from vopd.training.inherited import check_command
+from vopd.training.inherited import refused_by_command
 from vopd.training.rewards.functions import Rewards
 from vopd.training.saving.contract import Change
 
@@ -187,13 +187,15 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments, faults)
     options = _build(settings, TrainOptions, faults)
-    faults.check(check_command, settings.values)
+    for fault in (refused := refused_by_command(settings.values)).values():
+        faults.add(fault)
+    settings = settings.only([name for name in settings.origins if name not in refused])
     estimator = faults.check(find_estimator, settings.values["estimator"])
     if options is None:
         return None
     names = options.model or "", "" if estimator is None else estimator.name
     folder = faults.check(directory.run_directory, options.output_dir, options.run_name, *names)
-    folder = folder or Path(options.output_dir)
+    folder = folder or Path(options.output_dir, "unnamed")  # only to check that it can be written to
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:

@@ -57,8 +57,9 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
     plan = read_plan(command, summary, arguments, faults)
     facts = accuracy = settings = None
     if plan is not None:
+        complete = not faults.found  # otherwise options are at their defaults: no word on what resuming would change
         facts = faults.check(gather_facts, plan, far=far)
-        if facts is not None and facts.student is not None and facts.prompts is not None:
+        if complete and facts is not None and facts.student is not None and facts.prompts is not None:
             settings = faults.check(check_resume, plan, facts)
         accuracy = faults.check(plan_accuracy, plan)
         for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder

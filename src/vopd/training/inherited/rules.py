@@ -46,14 +46,14 @@ def check_inherited(config: Any) -> None:
     faults.tell()
 
 
-def check_command(values: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError if one of the options of a command that works only in Python is not at its default."""
-    faults = Faults()
+def refused_by_command(values: Mapping[str, Any]) -> dict[str, ConfigurationError]:
+    """The options of a command that work only in Python and are not at their defaults, each with its error."""
+    refused = {}
     for entry in dataclasses.fields(DistillationConfig):
         known, name = INHERITED.get(entry.name), entry.name
         if isinstance(known, Works) and known.in_python and values[name] != entry.default:
-            faults.add(ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}"))
-    faults.tell()
+            refused[name] = ConfigurationError(f"{name} is not an option of vopd train: {known.in_python}")
+    return refused
 
 
 def _check_value(config: Any, name: str, value: Any, known: Works) -> None:
@@ -83,7 +83,10 @@ def _check_evaluation(config: Any) -> None:
     }
     for name, needed in needs.items():
         if needed and config.eval_strategy == "no":
-            raise ConfigurationError(f"{name}={getattr(config, name)} needs evaluations; set eval_strategy=steps")
+            raise ConfigurationError(
+                f"{name}={getattr(config, name)} needs evaluations, which vopd train does not have; choose another "
+                "one, or in Python set eval_strategy=steps"
+            )
     if saves == "best" and config.metric_for_best_model is None:
         raise ConfigurationError("save_strategy=best needs metric_for_best_model, for example loss")
     if config.load_best_model_at_end and evaluates != "no" and saves not in ("best", config.eval_strategy):
