@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 
 from cases import RUN, Case, Place
 
+MIN_LR = "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs"
 TRAINED = ("r/model/", "r/resolved_config.yaml")
 SERVED = "validate --model {S} --dataset {p} --output_dir {out} --use_cpu true --max_completion_length 8 "
 SERVED += "--per_device_train_batch_size 4 --teacher_server_url http://127.0.0.1:8000 --estimator opd "
@@ -29,6 +31,20 @@ def at_home(place: Place) -> None:
     (home / "stud").symlink_to(place.student)
     (home / "p.jsonl").symlink_to(place.prompts)
     config("model: ~/stud\ndataset: [~/p.jsonl]\nteachers: {default: ~/stud}\n")(place)
+
+
+def published(place: Place) -> None:
+    """A student as many are published: a temperature without do_sample, which transformers does not save once an end
+    token or the padding token was added."""
+    student = place.work / "published"
+    shutil.copytree(place.student, student)
+    (student / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9, "eos_token_id": 26}')
+
+
+def run_beside(place: Place) -> None:
+    """The output folder has another run."""
+    (place.out / "other").mkdir(parents=True)
+    (place.out / "other" / "metrics.jsonl").write_text("{}")
 
 
 REFUSED = [
@@ -89,7 +105,9 @@ REFUSED = [
     ("--generation_kwargs '{eos_token_id: 26}'", "eos_token_id ... generation_config.json"),
     ("--generation_kwargs '{eos_token_id: [1, 26]}'", "eos_token_id ... generation_config.json"),
     ("--generation_kwargs '{stop_token_ids: [26]}'", "stop_token_ids ... generation_config.json"),
-    ("--generation_kwargs '{stop_strings: [a]}'", "stop_strings ... generation_config.json"),
+    ("--generation_kwargs '{stop_strings: [a]}'", "stop_strings ... id of a token ... generation_config.json"),
+    ("--generation_kwargs '{use_cache: true, use_cache: false}'", "'use_cache' ... keep one"),
+    ("--lr_scheduler_type reduce_lr_on_plateau", "reduce_lr_on_plateau ... choose another one"),
     ("--generation_kwargs '{prompt_lookup_num_tokens: 3}'", "prompt_lookup_num_tokens"),
     ("--generation_kwargs '{assistant_model: x}'", "assistant_model"),
     ("--generation_kwargs '{max_new_tokens: 2}'", "max_new_tokens ... max_completion_length"),
@@ -126,6 +144,20 @@ CASES = [
     Case("train --config {work}/mine.yaml --output_dir {out} --run_name r --use_cpu true --max_steps 1 "
          "--per_device_train_batch_size 4 --max_completion_length 8", 0, "trained 1 step",
          leaves=TRAINED, before=at_home),
+    # ---- numbers without a dot are numbers in a dictionary, too
+    Case(f"RUN {MIN_LR} '{{min_lr: 1e-7}}'", 0, "trained 2 steps", leaves=TRAINED),
+    Case(
+        "RUN --lr_scheduler_type cosine_with_min_lr --config {work}/mine.yaml", 0, "trained 2 steps", leaves=TRAINED,
+        before=config("lr_scheduler_kwargs:\n  min_lr: 1e-7\nlearning_rate: 1e-5\n"),
+    ),
+    Case(f"RUN {MIN_LR} '{{min_lr: \"1e-7\"}}'", 2, "min_lr ... 'str'"),
+    # ---- an option that is refused is told once, and nothing advises to set it
+    Case("RUN --eval_strategy step", 2, "eval_strategy ... eval_benchmarks", lacks=("did you mean",)),
+    Case("RUN --load_best_model_at_end true", 2, "eval_benchmarks", lacks=("set eval_strategy",)),
+    Case("RUN --run_name 'a b'", 2, "'a b' ... letters", lacks=("not empty",), before=run_beside),
+    # ---- what comes with a model
+    Case("RUN --model {work}/published", 0, "trained 2 steps", leaves=TRAINED, before=published),
+    Case("RUN --model {work}/published --lora_rank 2", 0, "trained 2 steps", leaves=TRAINED, before=published),
     # ---- two servers, and servers of several teachers
     Case(SERVED, 0, "valid"),
     Case(SERVED + "--teacher_offload true", 2, "teacher_offload ... local"),

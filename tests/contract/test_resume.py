@@ -155,6 +155,11 @@ CASES = [
     goes_on("", "checkpoint-2 ... does not record temperature: not compared", without_a_field),
     Case(f"{MORE} --logging_steps 2", 2, "cannot resume ... DeepSpeed ZeRO-2 again", before=of_another_launcher),
     # Its settings as a file.
+    # With a wrong option no word on resuming: options that were left out because of it have not changed.
+    Case(
+        f"{MORE} --estimator opd --loss_top_k 4", 2, "loss_top_k ... 'opd'", lacks=("cannot resume",),
+        before=lambda place: trained(place, "--save_steps 1 --estimator opd"),
+    ),
     Case(SAME, 2, "not empty ... --run_name ... r-2 ... --resume", before=trained),
     Case(f"{SAME} --run_name r-2", 0, "trained 2", leaves=("r-2/model/",), before=trained),
     Case(f"{SAME} --resume", 0, "already finished", leaves=("r/model/",), before=trained),

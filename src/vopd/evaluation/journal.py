@@ -69,7 +69,7 @@ def only_one(folder: Path) -> Iterator[None]:
         held = FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout as error:
         raise ConfigurationError(
-            f"another evaluation is running in '{folder}'; choose another folder for this one"
+            f"another evaluation is running in '{folder}'; choose another folder for this one: another --run_name"
         ) from error
     with held:
         yield
@@ -90,7 +90,7 @@ def same_plan(folder: Path, plan: dict[str, Any]) -> None:
     if changed:
         raise OtherEvaluation(
             f"'{folder}' has an evaluation with other {' and '.join(changed)}; resume it with the same ones, or choose "
-            "another folder"
+            "another folder: another --run_name"
         )
 
 

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -148,6 +150,22 @@ def plan_batches(prompts: Sequence[Sized], samples: int, batch_size: int) -> lis
 def batch_seed(seed: int, index: int) -> int:
     """Return the seed of batch number `index`."""
     return zlib.crc32(f"{seed} {index}".encode())
+
+
+def allow_saving(model: Any) -> None:
+    """Let transformers save a model's generation settings again as they were published.
+
+    Many models come with a temperature but without do_sample. transformers reads these and saves what it has read, but
+    refuses once an end token or the padding token was added.
+    """
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        with TemporaryDirectory() as folder:
+            config.to_json_file(Path(folder, "generation_config.json"))
+            base.generation_config = type(config).from_pretrained(folder)
 
 
 def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:

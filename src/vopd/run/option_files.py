@@ -43,8 +43,19 @@ class _Twice(Exception):
 
 
 def load_value(text: str) -> Any:
-    """What YAML text holds; 1e-5 is a number, as in YAML 1.2, and not text, as in YAML 1.1."""
-    return require("yaml", "train").load(text, _loader())
+    """What a dictionary or list on the command line holds, written as in YAML; 1e-5 is a number, as in YAML 1.2.
+
+    Raises:
+        ConfigurationError: a dictionary has a key twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    yaml = require("yaml", "train")
+    root = yaml.compose(text, _loader())
+    try:
+        _check_keys(yaml, root)
+    except _Twice as error:
+        raise ConfigurationError(f"'{text}' {error}; keep one of them") from error
+    return None if root is None else yaml.SafeLoader("").construct_document(root)
 
 
 @cache
@@ -72,28 +83,26 @@ def _load_yaml(text: str) -> Any:
     yaml = require("yaml", "train")
 
     root = yaml.compose(text, _loader())
-    mappings = [root] if isinstance(root, yaml.MappingNode) else []
-    for key, value in root.value if mappings else ():
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         key.value = str(key.value).replace("-", "_")
         # The last character of .inf and .nan, which text cannot be converted to, is no digit.
         number = value.tag.endswith(":float") and value.value[-1].isdigit()
         if number or (value.tag.endswith(":bool") and value.value.lower() not in ("true", "false")):
             value.tag = "tag:yaml.org,2002:str"
-    for mapping in mappings:  # grows
-        lines: dict[str, int] = {}
-        for key, value in mapping.value:
-            if key.value in lines:
-                raise _Twice(f"has '{key.value}' in line {lines[key.value]} and in line {key.start_mark.line + 1}")
-            lines[str(key.value)] = key.start_mark.line + 1
-            mappings += _mappings(value, yaml.MappingNode)
+    _check_keys(yaml, root)
     return None if root is None else yaml.SafeLoader("").construct_document(root)
 
 
-def _mappings(node: Any, kind: type) -> list[Any]:
-    """The mappings directly in a node of a YAML file, or in its lists."""
-    if isinstance(node, kind):
-        return [node]
-    return [found for part in node.value for found in _mappings(part, kind)] if isinstance(node.value, list) else []
+def _check_keys(yaml: Any, node: Any) -> None:
+    """Raise _Twice if a mapping in a node has a key twice."""
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in lines:
+            raise _Twice(f"has '{key.value}' in line {lines[key.value]} and in line {key.start_mark.line + 1}")
+        lines[str(key.value)] = key.start_mark.line + 1
+        _check_keys(yaml, value)
+    for entry in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _check_keys(yaml, entry)
 
 
 def resolved_origins(path: str) -> dict[str, str]:

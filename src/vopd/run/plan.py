@@ -196,7 +196,7 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
         return None
     names = options.model or "", "" if estimator is None else estimator.name
     folder = faults.check(directory.run_directory, options.output_dir, options.run_name, *names)
-    folder = folder or Path(options.output_dir, directory.suggest_name(str(options.run_name)))
+    folder = folder or Path(options.output_dir, "unnamed")  # only to check that it can be written to
     # transformers would upload the whole run folder with samples and settings; only the model is uploaded, at the end.
     fixed: dict[str, Any] = {"output_dir": str(folder), "run_name": folder.name, "push_to_hub": False}
     if options.teacher_prompt_template is not None:

@@ -21,11 +21,12 @@ _HOW = ("use_cache", "cache_implementation", "cache_config", "prefill_chunk_size
 # Entries that other settings decide, and which.
 _ONE = ("n", "best_of", "num_return_sequences")
 _STOP = (
-    "add the id to eos_token_id in the model's generation_config.json, which the trainer, the teacher and vLLM read: a "
+    "add {ids} to eos_token_id in the model's generation_config.json, which the trainer, the teacher and vLLM read: a "
     "completion that ends at another token would be trained on beyond its end"
 )
 _DECIDED = {
-    **dict.fromkeys(("eos_token_id", "stop_token_ids", "stop", "stop_strings"), _STOP),
+    **dict.fromkeys(("eos_token_id", "stop_token_ids"), _STOP.format(ids="the id")),
+    **dict.fromkeys(("stop", "stop_strings"), _STOP.format(ids="the id of a token to stop at")),
     **dict.fromkeys(("max_new_tokens", "max_tokens", "max_length", "max_time"), "set max_completion_length"),
     **dict.fromkeys(("pad_token_id", "bos_token_id"), "it comes from the tokenizer"),
     **dict.fromkeys(_ONE, "set num_generations, which repeats the prompt"),

@@ -20,6 +20,7 @@ from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, T
 from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
 from vopd.models import States
+from vopd.models.generation import allow_saving
 from vopd.models.head_checks import disable_dropout
 from vopd.models.undisturbed import replaced
 from vopd.placement import head_rows
@@ -366,6 +367,7 @@ class VOPDTrainer(TRLAdapter):
             return super()._finalize_training(*given, **named)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        allow_saving(self.model)
         super()._save(output_dir, state_dict)
         # A pickle that vopd and transformers never read.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)

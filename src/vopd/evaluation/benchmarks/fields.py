@@ -124,6 +124,8 @@ def _question_text(value: Any) -> str | None:
 def _answer(value: Any, where: str) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if value is None:
+        raise DataError(f"{where} has no answer; give each problem one, in the column {ANSWER[0]}")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where} has no answer that is text or a number: {type(value).__name__}")
     if isinstance(value, float) and value.is_integer():

@@ -112,7 +112,10 @@ def _check_evaluation(config: Any) -> None:
     }
     for name, needed in needs.items():
         if needed and config.eval_strategy == "no":
-            raise ConfigurationError(f"{name}={getattr(config, name)} needs evaluations; set eval_strategy=steps")
+            raise ConfigurationError(
+                f"{name}={getattr(config, name)} needs evaluations, which vopd train does not have; choose another "
+                "one, or in Python set eval_strategy=steps"
+            )
     if saves == "best" and config.metric_for_best_model is None:
         raise ConfigurationError("save_strategy=best needs metric_for_best_model, for example eval_reverse_kl")
     if config.load_best_model_at_end and evaluates != "no" and saves not in ("best", config.eval_strategy):
