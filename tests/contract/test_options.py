@@ -79,7 +79,9 @@ REFUSED = [
     # ---- needs
     ("--reward_funcs math --num_generations 2 --reward_weights abc", "reward_weights ... number ... 'abc'"),
     ("--lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr ... min_lr_rate"),
-    ("--lr_scheduler_kwargs '{num_cycles: 2}'", "lr_scheduler_type=linear ... num_cycles"),
+    ("--lr_scheduler_kwargs '{num_cycles: 2}'", "lr_scheduler_type=linear ... num_cycles ... takes nothing"),
+    ("--lr_scheduler_type constant --lr_scheduler_kwargs '{power: 2}'", "lr_scheduler_type=constant ... no effect"),
+    ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps ... schedule takes num_decay_steps, num_stable_steps"),
     ("--vllm_mode server", "vllm_mode ... use_vllm"),
     ("--loss_backend triton", "loss_backend=triton ... use_cpu"),
     ("--teacher_offload true --teacher_model self:frozen --teacher_prompt_column answer", "teacher_offload ... local"),

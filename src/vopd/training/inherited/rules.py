@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from vopd.errors import ConfigurationError, Faults, MissingExtraError, VOPDError, did_you_mean, one_line
 
@@ -171,6 +173,13 @@ def own_errors(about: str = "") -> Iterator[None]:
         raise ConfigurationError(f"{about}{one_line(error)}") from error
 
 
+def _arguments_of(kind: Any) -> str:
+    """The names of what a schedule of transformers takes besides its steps and the optimizer."""
+    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters
+    own = [name for name in known if name not in ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")]
+    return ", ".join(own) or "nothing"
+
+
 def check_optimizer(config: Any) -> None:
     """Check that the optimizer and its schedule can be made; `config` is a finished VOPDConfig.
 
@@ -186,7 +195,10 @@ def check_optimizer(config: Any) -> None:
         )
     with own_errors(f"optim={name}: "):
         _check_optimizer_arguments(config, name)
+    takes = _arguments_of(config.lr_scheduler_type)
     try:
+        if config.lr_scheduler_kwargs and takes == "nothing":
+            raise TypeError("they have no effect")
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
         steps = config.max_steps if config.max_steps > 0 else 1000
         warmup = config.get_warmup_steps(steps)
@@ -194,8 +206,8 @@ def check_optimizer(config: Any) -> None:
         get_scheduler(kind, optimizer, warmup, steps, scheduler_specific_kwargs=arguments)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigurationError(
-            f"lr_scheduler_type={kind} with lr_scheduler_kwargs={config.lr_scheduler_kwargs}: {one_line(error)}; set "
-            "lr_scheduler_kwargs to what this schedule takes, such as {min_lr_rate: 0.1}"
+            f"lr_scheduler_type={kind} with lr_scheduler_kwargs={config.lr_scheduler_kwargs}: {one_line(error)}; this "
+            f"schedule takes {takes} in lr_scheduler_kwargs"
         ) from error
 
 
