@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_named_but_not_valid_is_refused(make_trainer: Make,
     folder = checkpoint(tmp_path, 1, complete=False)
     with pytest.raises(ConfigurationError, match=says(f"{folder} ... manifest.json")):
         make_trainer().train(resume_from_checkpoint=str(folder))
-    with pytest.raises(ConfigurationError, match=says("checkpoint-9 ... no such folder")):
+    with pytest.raises(ConfigurationError, match=says("checkpoint-9 ... there is no checkpoint")):
         make_trainer().train(resume_from_checkpoint=tmp_path / "checkpoint-9")
 
 
