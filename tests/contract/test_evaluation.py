@@ -123,7 +123,7 @@ CASES = [
         "vopd eval ... --kind math ... 'Q: {prompt}' ... --max_new_tokens 8", ("r/",), lacks=("module:function",),
     ),
     # Rewards
-    Case(f"{REWARDED} --reward_funcs graders:same", 0, "zero_spread ... from same", ("r/guards.jsonl",), before=module),
+    Case(f"{REWARDED} --reward_funcs graders:same", 0, "zero_spread ... same gave", ("r/guards.jsonl",), before=module),
     Case(
         f"{REWARDED} --reward_funcs graders:same,math --max_steps 1", 0, "reward same 1 ... reward math 0", ("r/",),
         before=module,

@@ -36,7 +36,7 @@ TROUBLE: dict[str, tuple[Step, str]] = {
     "logprobs_stop": ({MEAN_DIFFERENCE: 0.6}, "0.600 nats/token ... 0.5"),
     "zero_spread": (
         {"rewards/math/zero_spread_share": 1.0},
-        "100% of the prompts ... same reward from math ... samples.jsonl",
+        "100% of the prompts ... math gave ... same reward ... samples.jsonl",
     ),
     "no_signal": ({"grad_norm": 0.0, "advantage/std": 0.0}, "gradient ... 0 ... 4 logged steps"),
 }
