@@ -161,6 +161,11 @@ def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> 
     assert collect(wanted, folder, {}).estimators == ["opd 0.001", "opd 0.0003"]
 
 
+def test_runs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=says("two runs ... 'opd-lr0.001-seed0'")):
+        grid.prepare([*runs(OPD), *runs(OPD, rate=1.0000001e-3)], tmp_path, MEASUREMENT)
+
+
 def test_nothing_finished_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="start was not measured"):
         collect(runs(OPD), tmp_path, {})

@@ -119,8 +119,12 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     contents = _Contents(measurement.held_out)
     wanted = {}
     for run in runs:
-        path = config_of(folder, run.directory)
-        wanted[path] = options_of(run, folder), contents.of(run)
+        path, options = config_of(folder, run.directory), options_of(run, folder)
+        if wanted.get(path, (options,))[0] != options:
+            raise ConfigurationError(
+                f"two runs would share the folder {run.directory!r}; make their settings differ more"
+            )
+        wanted[path] = options, contents.of(run)
         if begun:
             _check_same(path, *wanted[path])
     for path, (options, named) in wanted.items():
