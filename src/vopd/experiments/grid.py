@@ -117,7 +117,7 @@ def prepare(runs: Sequence[GridRun], folder: Path, measurement: Measurement) -> 
     known = path.is_file() and read_measurement(folder) == measurement
     keep(path, path.read_text(encoding="utf-8") if known else json.dumps(asdict(measurement), indent=1) + "\n")
     contents = _Contents(measurement.held_out)
-    wanted = {}
+    wanted: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
     for run in runs:
         path, options = config_of(folder, run.directory), options_of(run, folder)
         if wanted.get(path, (options,))[0] != options:

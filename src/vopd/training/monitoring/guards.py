@@ -227,9 +227,9 @@ class ZeroSpread(Guard):
         if not found:
             return None
         return (
-            f"{', '.join(found)} gave every completion of a prompt the same reward, in at least {self.limit:.0%} of the "
-            "prompts, which teaches nothing there; try prompts that the student answers right only sometimes, or a larger "
-            "num_generations, and see in samples.jsonl whether the reward function can read the answers"
+            f"{', '.join(found)} gave every completion of a prompt the same reward, in at least {self.limit:.0%} of "
+            "the prompts, which teaches nothing there; try prompts that the student answers right only sometimes, or a "
+            "larger num_generations, and see in samples.jsonl whether the reward function can read the answers"
         )
 
 
