@@ -128,7 +128,7 @@ def resume_rules() -> str:
     body = [
         ("refused: the objective or the data", named[REFUSED]),
         ("refused if the content changed: the rendered prompts, or the weights", named[CONTENT]),
-        ("told and recorded: the course of the same training", named[TOLD]),
+        ("reported and recorded: the course of the same training", named[TOLD]),
         ("free: what is written, measured and watched, and where it runs", "every other setting"),
     ]
     return rows(("another value is", "settings"), body)

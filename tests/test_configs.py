@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from vopd import cli
+from vopd.errors import Faults
 from vopd.run.accuracy import EvalOptions
-from vopd.run.plan import plan_run, train_options
+from vopd.run.plan import read_plan, train_options
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes").glob("*/config.yaml"))
@@ -52,7 +53,9 @@ def test_every_file_and_option_that_a_recipe_names_exists(path: Path) -> None:
 
 def test_the_papers_setup() -> None:
     """LoRA of rank 64, alpha 128, on all linear layers; 64 prompts a process; 1e-5; 1024 + 2048 tokens."""
-    plan = plan_run("train", "", ["--config", str(ROOT / "recipes" / "qwen3-1.7b-lora-vllm" / "config.yaml")])
+    plan = read_plan(
+        "train", "", ["--config", str(ROOT / "recipes" / "qwen3-1.7b-lora-vllm" / "config.yaml")], Faults()
+    )
     options, config = plan.options, plan.config
     assert (options.lora_rank, options.lora_alpha, options.lora_target_modules) == (64, 128, ["all-linear"])
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64

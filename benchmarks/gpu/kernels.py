@@ -7,10 +7,7 @@ Writes gpu-kernels.json and gpu-kernels.log. About 5 minutes on one H100; --dry-
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from steps import HERE, ROOT, Record, Step, about
+from steps import HERE, ROOT, Record, Step, about, arguments
 
 CONTESTANTS = (
     "naive opd", "naive vopd", "naive full_rkl", "trl chunked reverse KL", "liger fused JSD", "opd", "vopd",
@@ -48,12 +45,8 @@ def steps(dry: bool) -> list[Step]:
 
 def main() -> None:
     """Run all steps."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on any machine")
-    arguments = parser.parse_args()
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    Record(arguments.results / "gpu-kernels.json", about("benchmarks/gpu/kernels.py")).run(steps(arguments.dry_run))
+    given = arguments(__doc__)
+    Record(given.results / "gpu-kernels.json", about("benchmarks/gpu/kernels.py")).run(steps(given.dry_run))
 
 
 if __name__ == "__main__":

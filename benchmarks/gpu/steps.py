@@ -6,6 +6,7 @@ over, and the record is written again after each, so that nothing is lost when t
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -104,6 +105,16 @@ def _output(process: subprocess.Popen[str], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()[0]
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """--results FOLDER, which is made if it is not there, and --dry-run."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes and models, on any machine")
+    given = parser.parse_args()
+    given.results.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def about(command: str) -> dict[str, Any]:

@@ -9,14 +9,13 @@ itself. About 5 minutes on one H100; --dry-run takes tiny models and few steps o
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from steps import HERE, ROOT, Record, Step, about
+from steps import HERE, ROOT, Record, Step, about, arguments
 
 EMBEDDED = ROOT / "src" / "vopd" / "experiments" / "embedded"
 FSDP = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
@@ -94,19 +93,15 @@ def measurements(folder: Path, dry: bool) -> list[Step]:
 
 def main() -> None:
     """Run all steps and keep the small results of the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--dry-run", action="store_true", help="tiny models and few steps, on any machine")
-    arguments = parser.parse_args()
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    given = arguments(__doc__)
     folder = Path(tempfile.mkdtemp(prefix="vopd-gpu-"))
-    record = Record(arguments.results / "gpu-training.json", about("benchmarks/gpu/training.py"))
-    corpus, *models = language_pair(folder, arguments.dry_run)
-    runs = command_line(folder, arguments.dry_run)
+    record = Record(given.results / "gpu-training.json", about("benchmarks/gpu/training.py"))
+    corpus, *models = language_pair(folder, given.dry_run)
+    runs = command_line(folder, given.dry_run)
     record.run(corpus)
     record.run(*models, *runs)
     record.add("metrics", record_of(folder))
-    for step in measurements(folder, arguments.dry_run):
+    for step in measurements(folder, given.dry_run):
         record.run([step])
         record.add("metrics", record_of(folder))
     shutil.rmtree(folder)

@@ -15,13 +15,14 @@ import yaml
 
 import vopd
 from vopd import VOPDConfig, cli
+from vopd.errors import Faults
 from vopd.estimators import Estimator, find_estimator
 from vopd.experiments.compare import Grid, recipe_runs
 from vopd.experiments.grid import prepare
 from vopd.experiments.measure import Measurement
 from vopd.models import load_model
 from vopd.reporting.report import write_report
-from vopd.run.plan import plan_run
+from vopd.run.plan import read_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAME = "custom_estimator:CLIPPED"
@@ -57,7 +58,9 @@ def test_it_trains_resumes_to_the_same_weights_and_is_in_the_report(train: Train
 
 
 def test_a_run_without_a_name_is_called_by_that_of_its_estimator() -> None:
-    plan = plan_run("train", "", ["--model", "s", "--teacher_model", "t", "--dataset", "p.jsonl", "--estimator", NAME])
+    plan = read_plan(
+        "train", "", ["--model", "s", "--teacher_model", "t", "--dataset", "p.jsonl", "--estimator", NAME], Faults()
+    )
     assert plan.folder.name == "s-opd-clipped"
 
 

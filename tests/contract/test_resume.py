@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from cases import RUN, Case, Place
 from messages import says, told
 from vopd import VOPDConfig, cli
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, Faults
 from vopd.estimators.policy_gradient import OPD
 from vopd.run.facts import gather_facts
-from vopd.run.plan import TrainOptions, plan_run
+from vopd.run.plan import TrainOptions, read_plan
 from vopd.run.train import check_resume
 from vopd.training.saving import contract
 from vopd.training.saving.contents import contents_of_model
@@ -230,13 +230,15 @@ def column(path: Path, name: str) -> list[float]:
 def test_the_command_that_resumes_is_the_one_that_was_typed(given: list[str]) -> None:
     typed = ["--model", "s s", "--teacher_model", "t", "--dataset", "p.jsonl", *given]
     more = [] if given else ["--resume"]
-    assert plan_run("train", "", typed).resumption == shlex.join(["vopd", "train", *typed, *more])
+    assert read_plan("train", "", typed, Faults()).resumption == shlex.join(["vopd", "train", *typed, *more])
 
 
 def test_generated_prompts_are_compared_by_how_they_are_made(place: Place) -> None:
     """Some tasks make others in every process."""
     given = f"--model {place.student} --teacher_model {place.teacher} --dataset {place.prompts}"
-    plan = plan_run("train", "", [*given.split(), "--max_completion_length", "8", "--per_device_train_batch_size", "4"])
+    plan = read_plan(
+        "train", "", [*given.split(), "--max_completion_length", "8", "--per_device_train_batch_size", "4"], Faults()
+    )
     facts = gather_facts(plan)
     assert facts.prompts is not None
     other = facts.prompts.dataset.select(range(3, -1, -1))

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from messages import says
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, Faults
+from vopd.run import options as module
 from vopd.run.option_files import CHOSEN_HERE, to_yaml
-from vopd.run.options import convert, needed, options_of, parse, read_options, setting
+from vopd.run.options import convert, needed, options_of, read_options, setting
 
 
 @dataclass
@@ -30,6 +31,14 @@ class Example:
 
 
 OPTIONS = options_of(Example)
+
+
+def parse(*given: Any) -> Any:
+    """`vopd.run.options.parse`, raising what is wrong."""
+    faults = Faults()
+    settings = module.parse(*given, faults)
+    faults.tell()
+    return settings
 
 
 def read(*arguments: str) -> Any:

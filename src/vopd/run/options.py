@@ -120,16 +120,13 @@ def parse(
     summary: str,
     options: Mapping[str, Option],
     arguments: Sequence[str],
-    faults: Faults | None = None,
+    faults: Faults,
 ) -> Settings:
     """Parse the command line, and the file that it names with `--config`, into settings.
 
-    `--help` prints the options and ends the program. With `faults` nothing is raised: what is wrong is added to them,
-    and its option keeps its default.
-
-    Raises:
-        ConfigurationError: a key is unknown or has no value, a value has the wrong type, the file cannot be read, or a
-            required option is missing.
+    `--help` prints the options and ends the program. What is wrong is added to `faults`, and its option keeps its
+    default: a key is unknown or has no value, a value has the wrong type, the file cannot be read, or a required option
+    is missing.
     """
     own = Faults()
     parser = _parser(command, summary, options)
@@ -159,11 +156,8 @@ def parse(
     missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
     if missing and not own.found:  # it may be there under a name that is misspelt, or in a file that cannot be read
         own.add(ConfigurationError(f"vopd {command} needs {' and '.join(missing)}; --help lists the options"))
-    if faults is None:
-        own.tell()
-    else:
-        for fault in own.found:
-            faults.add(fault)
+    for fault in own.found:
+        faults.add(fault)
     return Settings(values, origins)
 
 

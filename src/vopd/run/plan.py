@@ -166,24 +166,15 @@ class Plan:
     resumption: str
 
 
-def plan_run(command: str, summary: str, arguments: Sequence[str]) -> Plan:
+def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faults) -> Plan | None:
     """Read the command line and its configuration file into a plan. Loads and writes nothing.
 
-    Raises:
-        ConfigurationError: an option is unknown, has the wrong type, is out of range, or conflicts with another one.
-    """
-    faults = Faults()
-    plan = read_plan(command, summary, arguments, faults)
-    faults.tell()
-    assert plan is not None
-    return plan
+    Args:
+        faults: what is wrong is added to them. The plan is then good only for further checks, of models and prompts:
+            other settings of the trainer are left out.
 
-
-def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faults) -> Plan | None:
-    """As `plan_run`, but add what is wrong to `faults` instead of raising it.
-
-    The plan is then good only for further checks, of models and prompts: other settings of the trainer are left out.
-    None if there is too little for them.
+    Returns:
+        The plan; None if there is too little for further checks.
     """
     known = train_options()
     settings = parse(command, summary + _MORE, known, arguments, faults)
