@@ -62,7 +62,7 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
         if not faults.found and facts is not None and facts.student is not None and facts.prompts is not None:
             settings = faults.check(check_resume, plan, facts)
         accuracy = faults.check(plan_accuracy, plan)
-        for fault in broadcast_object_list([faults.found])[0]:  # the first process alone looks at the run's folder
+        for fault in broadcast_object_list([[*faults.found]])[0]:  # the first process alone looks at the run's folder
             faults.add(fault)
     faults.tell()
     assert plan is not None and facts is not None
