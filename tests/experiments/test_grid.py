@@ -161,6 +161,16 @@ def test_several_rates_are_variants_of_their_own(tmp_path: Path, entry: str) -> 
     assert collect(wanted, folder, {}).estimators == ["opd 0.001", "opd 0.0003"]
 
 
+def test_a_measurement_is_kept_once_a_run_has_begun(tmp_path: Path) -> None:
+    grid.prepare(runs(OPD), tmp_path, MEASUREMENT)
+    grid.prepare(runs(OPD), tmp_path, replace(MEASUREMENT, problems=3))
+    assert json.loads((tmp_path / "measurement.json").read_text())["problems"] == 3
+    (tmp_path / "opd").mkdir()
+    (tmp_path / "opd" / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigurationError, match=says("measurement.json ... other settings ... run_name")):
+        grid.prepare(runs(OPD), tmp_path, MEASUREMENT)
+
+
 def test_runs_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=says("two runs ... 'opd-lr0.001-seed0'")):
         grid.prepare([*runs(OPD), *runs(OPD, rate=1.0000001e-3)], tmp_path, MEASUREMENT)

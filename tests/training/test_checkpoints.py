@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,14 @@ def test_later_checkpoints_of_a_run_that_goes_another_way_are_never_resumed(make
     other.train(resume_from_checkpoint=str(run / "checkpoint-1"))
     assert newest_valid(run).path == run / "checkpoint-2"
     assert fault(run / "abandoned-checkpoint-3") is None
+
+
+def test_the_same_trainer_goes_another_way_twice(make_trainer: Make, tmp_path: Path) -> None:
+    run, trainer = tmp_path / "run", saving(make_trainer, 3)
+    trainer.train()
+    for _ in range(2):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-1"))
+        shutil.rmtree(run / "abandoned-checkpoint-3")
 
 
 def test_files_of_others_stay_in_the_folder_of_a_new_run(make_trainer: Make, tmp_path: Path) -> None:
