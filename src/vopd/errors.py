@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TypeVar
 
+from vopd.secrets import hidden
+
 T = TypeVar("T")
 
 
@@ -175,13 +177,13 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of another library's error message, or the error's type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of another library's error message without secrets, or the error's type."""
+    return hidden((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def one_line(error: Exception) -> str:
-    """Return another library's error message on one line, or the error's type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return another library's error message on one line without secrets, or the error's type."""
+    return hidden(" ".join(str(error).split()) or type(error).__name__)
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

@@ -101,10 +101,13 @@ def test_full_disk(raising: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_debug_shows_the_traceback(raising: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_too(
+    raising: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VOPD_DEBUG", "1")
-    with pytest.raises(errors.DataError):
-        raising(errors.DataError("x"))
+    assert raising(errors.DataError("x")) == 3
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and shown.splitlines()[-1] == "vopd: error: x"
 
 
 def test_bugs_are_not_hidden(raising: Any) -> None:

@@ -56,11 +56,12 @@ class StubServer:
         digits: int | None = None,
         names: tuple[str, ...] = (NAME,),
         max_model_len: int = 256,
+        retry_after: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.faults, self.slow = model.eval(), tokenizer, faults, slow
         self.key, self.heeds_temperature, self.scores_chosen = key, heeds_temperature, scores_chosen
         self.tokenizes, self.max_logprobs, self.digits = tokenizes, max_logprobs, digits
-        self.names, self.max_model_len = names, max_model_len
+        self.names, self.max_model_len, self.retry_after = names, max_model_len, retry_after
         self.seen: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.answered: list[int] = []
@@ -279,6 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            if status == 429 and self.stub.retry_after is not None:
+                self.send_header("Retry-After", self.stub.retry_after)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if fault == "cut":

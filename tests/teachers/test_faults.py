@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,48 @@ def test_other_weights_under_the_same_name_end_the_run(serve: Make, make_trainer
     server.model = pair.student
     with pytest.raises(TeacherServerError, match=says(f"{server.url} ... nats/token")):
         trainer.train()
+
+
+def test_a_server_that_asks_to_wait_is_given_the_time(serve: Make) -> None:
+    server = serve(faults=lambda number: "429" if number == 0 else None, retry_after="1")
+    began = time.monotonic()
+    ask(Servers(server.url, patience=QUICK))
+    assert time.monotonic() - began >= 1 and len(server.bodies) == 2
+    server.faults = lambda number: "429"
+    for asked in ("3600", "Fri, 01 Jan 2100 00:00:00 GMT"):  # longer than the deadline: no use to wait
+        server.retry_after = asked
+        with pytest.raises(TeacherServerError, match=says("status 429: not now ... 1 attempt ... teacher_server_deadline")):
+            ask(Servers(server.url, patience=QUICK))
+    server.retry_after = "soon"
+    with pytest.raises(TeacherServerError, match=says("status 429: not now ... 4 attempts")):
+        ask(Servers(server.url, patience=QUICK))
+
+
+def test_a_busy_server_is_not_waited_for_where_another_one_answers(serve: Make) -> None:
+    busy, free = serve(faults=lambda number: "429", retry_after="20"), serve()
+    began = time.monotonic()
+    servers = Servers([busy.url, free.url], patience=QUICK)
+    for _ in range(3):
+        ask(servers)
+    assert time.monotonic() - began < 5 and len(busy.bodies) == 1 and len(free.bodies) == 3
+
+
+def test_a_key_that_is_changed_during_a_run_ends_it_with_a_checkpoint(
+    serve: Make, make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+
+    monkeypatch.setenv("TEACHER_API_KEY", "first-key")
+    server = serve(key="first-key")
+
+    class Changes(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                server.key = "second-key"
+
+    trainer = make_trainer(teacher_server_url=server.url, max_steps=3, max_completion_length=2, save_strategy="steps")
+    trainer.add_callback(Changes())
+    with pytest.raises(TeacherServerError, match=says("TEACHER_API_KEY ... 401 ... --resume")) as raised:
+        trainer.train()
+    assert "first-key" not in str(raised.value)
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()

@@ -8,12 +8,14 @@ import logging
 import os
 import select
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from vopd.errors import VOPDError, printable
+from vopd.secrets import hidden
 
 from .directory import is_main_process
 
@@ -102,6 +104,9 @@ class _Stderr(logging.StreamHandler):
 
     stream = property(lambda self: sys.stderr, lambda self, _: None)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
+
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("vopd")
@@ -114,7 +119,7 @@ def tell(error: Exception) -> None:
     """Print a line on stderr for each fault of an error that was not told yet."""
     faults, own = getattr(error, "more", ()), Exception.__str__ if isinstance(error, VOPDError) else str
     # Always a single line, without control characters from quoted data.
-    line = "vopd: error: " + printable(" ".join(own(error).split()))
+    line = "vopd: error: " + printable(hidden(" ".join(own(error).split())))
     if line not in _told:
         print(line, file=sys.stderr, flush=True)
     _told.add(line)
@@ -124,6 +129,6 @@ def tell(error: Exception) -> None:
 
 def _report(error: Exception, code: int) -> int:
     if os.environ.get("VOPD_DEBUG") == "1":
-        raise error
+        print(hidden("".join(traceback.format_exception(error))), file=sys.stderr)
     tell(error)
     return code

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, require
+from vopd.secrets import is_secret, without_passwords
 
 RESOLVED = "resolved_config.yaml"
 CHOSEN_HERE = "chosen for this machine"
@@ -126,7 +127,7 @@ def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
 
     lines = []
     for name in sorted(settings, key=rank):
-        if _is_secret(name):
+        if is_secret(name):
             continue
         # Flow style without width limit: one line for any value, so that a comment can follow.
         text = yaml.safe_dump([_plain(settings[name])], default_flow_style=True, width=float("inf")).strip()
@@ -137,13 +138,9 @@ def to_yaml(settings: Mapping[str, Any], origins: Mapping[str, str]) -> str:
 def _plain(value: Any) -> Any:
     """A value that YAML can represent: enumerations by value, unknown types as text, URLs without passwords."""
     if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items() if not _is_secret(str(name))}
+        return {str(name): _plain(entry) for name, entry in value.items() if not is_secret(str(name))}
     if isinstance(value, list | tuple | set):
         return [_plain(entry) for entry in value]
     if isinstance(value, str):
-        return re.sub(r"://[^/@\s]+@", "://", str(getattr(value, "value", value)))
+        return without_passwords(str(getattr(value, "value", value)))
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _is_secret(name: str) -> bool:
-    return re.search(r"(^|_)(token|api_key|key|secret|password)$", name) is not None

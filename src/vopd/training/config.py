@@ -18,6 +18,7 @@ from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
 from vopd.processes import check_launched, check_together
+from vopd.secrets import is_secret
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
@@ -364,6 +365,6 @@ def _supports_bf16() -> bool:
 
 
 def _without_tokens(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of nested `values` in which every entry named "token" or "..._token" is None."""
-    known = {name: None if name.split("_")[-1] == "token" else value for name, value in values.items()}
+    """A copy of nested `values` in which every entry whose name says that it is a secret is None."""
+    known = {name: None if is_secret(str(name)) else value for name, value in values.items()}
     return {name: _without_tokens(value) if isinstance(value, dict) else value for name, value in known.items()}

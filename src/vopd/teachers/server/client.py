@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
+import ssl
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from vopd.errors import ConfigurationError, TeacherServerError, counted, require
+from vopd.errors import TeacherServerError, counted, require
 
+from .addresses import certificates, checked_urls, proxy_of
+from .keys import read_key
+from .refusals import Rejected, Reply, Unreachable, advice, refusal, shortened, unanswered
 from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
 
-# The server is starting, overloaded or being replaced: worth another attempt.
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SHOWN = 300
+# Most bytes of a list of models, and of scores.
+_MODELS, _SCORES = 1 << 22, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,38 +45,6 @@ class Patience:
     retries: int = 8
     pause: float = 0.5
     longest_pause: float = 30.0
-
-
-class Rejected(TeacherServerError):
-    """The server refuses the request for good; ``status`` is the HTTP status of its response."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
-    """Server addresses without a trailing slash or /v1.
-
-    Raises:
-        ConfigurationError: one is not an http(s) address, or contains a password.
-    """
-    found = []
-    for url in [urls] if isinstance(urls, str) else urls:
-        parts = urlsplit(str(url).strip())
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            shown = str(url).rpartition("@")[2]  # a password in front of it stays out of the message
-            raise ConfigurationError(f"teacher_server_url {shown!r} is not an address; write http://host:8001")
-        if "@" in parts.netloc:
-            raise ConfigurationError(
-                "teacher_server_url contains a password, which would end up in logs; put it into the environment "
-                "variable that teacher_server_key_env names"
-            )
-        path = parts.path.rstrip("/").removesuffix("/v1")
-        found.append(f"{parts.scheme}://{parts.netloc}{path}")
-    if not found:
-        raise ConfigurationError("teacher_server_url is empty; give one or several addresses")
-    return tuple(dict.fromkeys(found))
 
 
 class Servers:
@@ -105,13 +73,9 @@ class Servers:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
         self.patience = patience or Patience()
-        self._key_env = key_env
-        key = os.environ.get(key_env, "")
-        self._client = self._httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self.patience.timeout,
-            limits=self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
-        )
+        self._key, self._key_env = read_key(key_env), key_env
+        self._proxies = {url: proxy_of(url) for url in self.urls}
+        self._client = self._opened(concurrency)
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
         self._random = random.Random()  # its own: the random numbers of training must not depend on failures
         self._lock = threading.Lock()
@@ -122,6 +86,23 @@ class Servers:
             self, _give_up, self._closed, self._executor, self._client, self._lock, self._under_way
         )
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
+
+    def _opened(self, concurrency: int) -> Any:
+        """The client: without redirections, which would take the key elsewhere, and with the chosen proxies only."""
+        proxied = {url: proxy.url for url, proxy in self._proxies.items() if proxy is not None}
+        tls = any(address.startswith("https:") for address in (*self.urls, *proxied.values()))
+        # Without TLS, no certificate is checked, and a wrong SSL_CERT_FILE is not in the way.
+        verify = certificates(self._httpx) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
+        transport = partial(self._httpx.HTTPTransport, verify=verify, limits=limits)
+        return self._httpx.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=self.patience.timeout,
+            transport=transport(),
+            mounts={url: transport(proxy=proxy) for url, proxy in proxied.items()},
+            trust_env=False,
+            follow_redirects=False,
+        )
 
     def background(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` in the pool of requests; the future holds its result or error."""
@@ -149,6 +130,8 @@ class Servers:
             except BadAnswer as error:
                 problem, self._failed_at[where] = error, time.monotonic()
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
+            if url is not None or len(self.urls) == 1:  # or else another server may answer sooner
+                pause = max(pause, problem.wait)
             if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable response in {counted(attempt + 1, 'attempt')}: "
@@ -165,12 +148,19 @@ class Servers:
             TeacherServerError: no model server answers there, or it requires a key.
         """
         try:
-            return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + 10)
-        except (BadAnswer, Rejected) as error:
+            seconds = min(10.0, self.patience.timeout)
+            return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + seconds)
+        except Unreachable as error:
+            port = self._httpx.URL(url).port or 80
+            here = f"start one with vllm serve TEACHER --host 127.0.0.1 --port {port}, or correct teacher_server_url"
+            raise TeacherServerError(f"no teacher server responds at {url} ({error}); {error.fix or here}") from error
+        except BadAnswer as error:
             raise TeacherServerError(
-                f"no teacher server responds at {url} ({error}); start one with vllm serve TEACHER --host 127.0.0.1 "
-                f"--port {self._httpx.URL(url).port or 80}, or correct teacher_server_url"
+                f"{url}/v1/models gives no usable response: {error}; {advice(error.status)}"
             ) from error
+        except Rejected as error:
+            fix = "" if 300 <= error.status < 400 else f"; {advice(error.status)}"
+            raise Rejected(f"{error}{fix}", error.status) from error
 
     def _attempt(self, url: str, request: Request, read: Callable[[Any], T], ends: float) -> T:
         """One attempt. Raises BadAnswer if a retry may help."""
@@ -181,44 +171,54 @@ class Servers:
             self.counts["requests"] += 1
         path, body = request
         try:
-            status, content = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
-        except (self._httpx.HTTPError, self._httpx.StreamError) as error:
-            raise BadAnswer(_shortened(error) or type(error).__name__) from error
+            reply = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
+        except (self._httpx.HTTPError, self._httpx.StreamError, self._httpx.InvalidURL, OSError, ValueError) as error:
+            raise unanswered(error, url, self._proxies[url], self._key) from error
         finally:
             with self._lock:
                 self._under_way[url] -= 1
                 if self._closed.is_set():
                     _close_unused(self._client, self._under_way)
-        if status in _TRANSIENT:
-            raise BadAnswer(f"status {status}: {_message(content)}")
-        if status == 401:
-            raise TeacherServerError(
-                f"the teacher server {url} requires an API key; set the environment variable {self._key_env}, or name "
-                "another one with teacher_server_key_env"
-            )
-        if status != 200:
-            raise Rejected(f"the teacher server {url} refuses with status {status}: {_message(content)}", status)
-        try:
-            return read(json.loads(content))
-        except json.JSONDecodeError as error:
-            raise BadAnswer("the response is not JSON") from error
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise BadAnswer(f"the response has an unexpected form ({type(error).__name__}: {error})") from error
+        if reply.status != 200:
+            raise refusal(reply, url, path, self._key_env, self._proxies[url])
+        return self._read(reply, read)
 
-    def _exchange(self, address: str, body: bytes | None, ends: float) -> tuple[int, bytes]:
-        """Status and content of the response, which must be complete in time: httpx's timeout only limits silence."""
+    def _read(self, reply: Reply, read: Callable[[Any], T]) -> T:
+        """What `read` makes of a response. Errors have no cause, which could show a key that the server quotes."""
+        try:
+            return read(json.loads(reply.content))
+        except BadAnswer as error:
+            why = shortened(error, self._key)
+        except RecursionError:
+            why = "the response is nested too deeply"
+        except json.JSONDecodeError:
+            why = (
+                f"the response is {reply.said}" if reply.page is not None else f"the response is not JSON: {reply.said}"
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {shortened(error, self._key)}"
+            why = f"the response has an unexpected form ({what}): {reply.said}"
+        raise BadAnswer(why, reply.status)
+
+    def _exchange(self, address: str, body: bytes | None, ends: float) -> Reply:
+        """The whole response, which must be complete in time: httpx's timeout only limits silence."""
         seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
-        latest, parts = time.monotonic() + seconds, []
+        latest, parts, longest = time.monotonic() + seconds, [], _MODELS if body is None else _SCORES
         method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
         with self._client.stream(method, address, content=body, headers=headers, timeout=seconds) as answer:
             for part in answer.iter_bytes():
                 parts.append(part)
+                longest -= len(part)
                 if time.monotonic() > latest:
-                    raise BadAnswer(f"no complete response within {seconds:.0f} s")
+                    raise BadAnswer(f"no complete response within {seconds:.3g} s")
+                if longest < 0 and answer.status_code != 200:
+                    break  # its beginning has the message
+                if longest < 0:
+                    raise BadAnswer("the response is too long for one of a model server", answer.status_code)
             with self._lock:
                 self.counts["bytes_sent"] += len(body or b"")
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
-            return answer.status_code, b"".join(parts)
+            return Reply(answer.status_code, answer.headers, b"".join(parts), self._key)
 
     def _least_busy(self) -> str:
         """The server with the fewest pending requests; those that failed in the last minute come last."""
@@ -272,19 +272,6 @@ def _close_unused(client: Any, under_way: dict[str, int]) -> None:
 
 def _lengths(body: Any) -> dict[str, int | None]:
     if not body["data"]:
-        raise BadAnswer("/v1/models lists no models")
-    return {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
-
-
-def _message(content: bytes) -> str:
-    """The server's error message, shortened to one line."""
-    text: Any = content.decode(errors="replace")
-    with suppress(ValueError, AttributeError):
-        found = json.loads(text)
-        text = found.get("error", found)
-        text = text.get("message", text)
-    return _shortened(text) or "no message"
-
-
-def _shortened(text: object) -> str:
-    return " ".join(str(text).split())[:_SHOWN]
+        raise BadAnswer("it lists no models", 200)
+    lengths = {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
+    return {name: length if type(length) is int else None for name, length in lengths.items()}

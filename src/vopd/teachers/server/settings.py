@@ -9,7 +9,8 @@ from vopd.errors import ConfigurationError, check_known
 from vopd.estimators import ESTIMATORS, Estimator
 from vopd.estimators.checks import check_gives
 
-from .client import checked_urls
+from .addresses import checked_urls
+from .keys import check_key_name
 
 
 def own(value: Any, help_text: str) -> Any:
@@ -66,6 +67,7 @@ def check_server(args: Any) -> None:
     check_known("teacher_failure", args.teacher_failure, ("raise", "drop"))
     if not 0 <= args.teacher_drop_limit <= 1:
         raise ConfigurationError(f"teacher_drop_limit must be from 0 to 1, got {args.teacher_drop_limit}; try 0.1")
+    check_key_name(args.teacher_server_key_env)
     if args.teacher_server_url is None:
         return
     checked_urls(args.teacher_server_url)

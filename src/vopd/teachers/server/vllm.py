@@ -35,7 +35,16 @@ Request = tuple[str, dict[str, Any] | None]
 
 
 class BadAnswer(Exception):
-    """No response, or an unusable one, with the reason. A retry may get a better one."""
+    """No response, or an unusable one, with the reason. A retry may get a better one.
+
+    Attributes:
+        status: HTTP status of the response; 0 if there is none.
+        wait: seconds that the server asks to wait before the retry.
+    """
+
+    def __init__(self, reason: str, status: int = 0, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.status, self.wait = status, wait
 
 
 @dataclass(frozen=True)

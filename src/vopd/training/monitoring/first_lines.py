@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from vopd.errors import counted
 from vopd.models import device_name
 from vopd.placement import Placement, described
 from vopd.processes import remark
+from vopd.secrets import without_passwords
 from vopd.teachers.build import Served
 from vopd.teachers.columns import DEFAULT
 from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
@@ -136,7 +136,7 @@ def _teachers(config: VOPDConfig, start: Start) -> dict[str, str]:
 def _teacher(source: Any, config: VOPDConfig) -> str:
     if isinstance(source, Served):
         urls = [source.urls] if isinstance(source.urls, str) else source.urls
-        shown = ", ".join(_address(url) for url in urls)
+        shown = ", ".join(without_passwords(url) for url in urls)
         return f"server at {shown}" + (f", tokenizer of {source.path}" if source.path is not None else "")
     itself = {
         FROZEN: "the student as it was before training",
@@ -146,11 +146,6 @@ def _teacher(source: Any, config: VOPDConfig) -> str:
     if isinstance(source, str):
         return f"{source}, {itself[source]}" if source in itself else source
     return str(source.name_or_path) or type(source).__name__
-
-
-def _address(url: str) -> str:
-    """Without user name and password."""
-    return re.sub(r"://[^/@\s]+@", "://", str(url))
 
 
 def _prompts(config: VOPDConfig, start: Start) -> str:
@@ -184,7 +179,7 @@ def _rollouts(config: VOPDConfig) -> str:
     if config.vllm_mode == "colocate":
         return f"vLLM, in the training process with {config.vllm_gpu_memory_utilization:.0%} of the GPU's memory"
     url = config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}"
-    return f"vLLM server at {_address(url)}"
+    return f"vLLM server at {without_passwords(url)}"
 
 
 def _guards(config: VOPDConfig, start: Start) -> str:

@@ -7,13 +7,13 @@ trained with; `differences` compares them with those that are asked for.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vopd.errors import ConfigurationError
 from vopd.estimators import ESTIMATORS, Estimator
+from vopd.secrets import without_passwords
 from vopd.teachers.columns import DEFAULT
 from vopd.user_code import source_digest
 
@@ -149,8 +149,7 @@ def settings_of(
         "lora_alpha": getattr(adapter, "lora_alpha", None),
         "lora_target_modules": _modules(getattr(adapter, "target_modules", None)),
     }
-    text = re.sub(r"://[^/@\s\"]+@", "://", json.dumps(found, default=str))  # addresses without passwords
-    plain: dict[str, Any] = json.loads(text)
+    plain: dict[str, Any] = json.loads(without_passwords(json.dumps(found, default=str)))
     return plain
 
 
