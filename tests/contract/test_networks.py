@@ -18,15 +18,20 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.request import proxy_bypass
 
 import pytest
 
 from cases import Place
 from messages import says, told
 from vopd import cli
-from vopd.errors import ConfigurationError
-from vopd.teachers.server.addresses import checked_urls, is_here
+from vopd.errors import ConfigurationError, TeacherServerError
+from vopd.network import bypass_proxies, is_here
+from vopd.secrets import hidden
+from vopd.teachers.server.addresses import checked_urls
+from vopd.training.models import rollout_errors
 
 KEY = "sk-example-0123456789"
 Make = Callable[..., "Listener"]
@@ -428,3 +433,133 @@ def test_addresses_of_this_machine() -> None:
     )
     assert all(is_here(f"http://{name}:1") for name in here)
     assert not any(is_here(f"http://{name}:1") for name in ("127.0.0.1.example", "10.0.0.1", "[::2]", "localhost.org"))
+
+
+# ---- the hub, and TRL's client of a vLLM server ---------------------------------------------------------------------
+
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz01"
+
+
+@pytest.fixture
+def hub(listen: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Listener]:
+    """hub(answer): the hub that this process asks from now on; its cache is empty."""
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def start(answer: Any) -> Listener:
+        server = listen(answer)
+        for name, value in {
+            "HF_HUB_OFFLINE": False,
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        return server
+
+    return start
+
+
+def quoting(status: str, code: str = "") -> Callable[[bytes], bytes]:
+    """A refusal that quotes the request's headers."""
+    return lambda request: reply(
+        status, {"error": f"no: {request.decode()}"}, **({"X_Error_Code": code} if code else {})
+    )
+
+
+HUB = {
+    "expired": (quoting("401 Unauthorized"), "status 401 ... HF_TOKEN"),
+    "gated": (quoting("403 Forbidden", "GatedRepo"), "gated ... conditions ... hf auth login"),
+    "forbidden": (quoting("403 Forbidden"), "status 403 ... hf auth login"),
+    "a login page": (reply("200 OK", b"<html>Sign in", Content_Type="text/html"), "not the hub ... HF_ENDPOINT"),
+    "cut": (b"", "disconnected"),
+}
+
+
+@pytest.mark.parametrize("answer", HUB)
+def test_what_the_hub_refuses_is_said_without_the_token(
+    answer: str, place: Place, hub: Callable[..., Listener], fails: Callable[..., str]
+) -> None:
+    given, facts = HUB[answer]
+    server = hub(given)
+    command = ["train", "--teacher_model", str(place.teacher), "--output_dir", str(place.out), "--use_cpu", "true"]
+    command += ["--per_device_train_batch_size", "4", "--max_completion_length", "8"]
+    fails([*command, "--model", "me/mine", "--dataset", str(place.prompts)], 4, f"'me/mine' ... {facts}", TOKEN)
+    line = fails([*command, "--model", str(place.student), "--dataset", "me/set"], 3, "'me/set'", TOKEN)
+    assert "Illegal" not in line and not place.out.exists()
+    assert server.requests
+
+
+def test_the_way_to_the_hub_is_named(
+    place: Place, hub: Callable[..., Listener], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(b"")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
+    from huggingface_hub.utils import close_session
+
+    command = [
+        "train", "--teacher_model", str(place.teacher), "--model", "me/mine", "--dataset", str(place.prompts),
+        "--per_device_train_batch_size", "4", "--max_completion_length", "8", "--use_cpu", "true",
+    ]  # fmt: skip
+    for variable, value, facts in (
+        ("ALL_PROXY", f"socks5://me:{KEY}@x:1", "socks5://x:1 (ALL_PROXY) ... pip install 'httpx[socks]'"),
+        ("all_proxy", "socks://x:1", "socks://x:1 (all_proxy) ... socks5://"),
+        ("SSL_CERT_FILE", "/no/such", "SSL_CERT_FILE ... '/no/such'"),
+        ("HTTPS_PROXY", f"http://me:{KEY}@127.0.0.1:9", "proxy http://127.0.0.1:9 (HTTPS_PROXY)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            close_session()  # which was opened with another environment
+            fails(command, 4, f"'me/mine' ... {facts}")
+    close_session()
+
+
+def test_an_upload_that_fails_loses_nothing_and_shows_no_token(
+    place: Place, hub: Callable[..., Listener], fails: Callable[..., str]
+) -> None:
+    hub(quoting("403 Forbidden"))
+    command = [
+        "train", "--model", str(place.student), "--teacher_model", str(place.teacher), "--dataset", str(place.prompts),
+        "--output_dir", str(place.out), "--run_name", "r", "--use_cpu", "true", "--per_device_train_batch_size", "4",
+        "--max_completion_length", "2", "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "me/mine",
+    ]  # fmt: skip
+    fails(command, 1, f"'me/mine' ... status 403 ... hf upload me/mine {place.out}/r/model", TOKEN)
+    assert (place.out / "r" / "model" / "model.safetensors").is_file() and (place.out / "r" / "report.html").is_file()
+
+
+def test_a_rollout_server_on_this_machine_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "x.org")
+    monkeypatch.setenv("NO_PROXY", "")
+    bypass_proxies("http://10.0.0.1:8000")
+    assert not proxy_bypass("127.0.0.1")
+    bypass_proxies("http://127.0.0.1:8000")
+    assert proxy_bypass("127.0.0.1") and proxy_bypass("x.org") and not proxy_bypass("10.0.0.1")
+
+
+@pytest.mark.parametrize("text", ["Request failed: 500, no", f"The vLLM server can't be reached: Bearer {KEY}"])
+def test_what_the_rollout_server_refuses_is_no_traceback(text: str) -> None:
+    args = SimpleNamespace(use_vllm=True, vllm_mode="server", vllm_server_base_url=f"http://me:{KEY}@h:1")
+    with pytest.raises(TeacherServerError, match=says("http://h:1 ... vllm serve")) as raised, rollout_errors(args):
+        raise Exception(text)
+    assert KEY not in str(raised.value)
+    with pytest.raises(ZeroDivisionError), rollout_errors(args):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"key {KEY}, header 'Bearer {KEY}'", "key [hidden], header 'Bearer [hidden]'"),
+        ("Illegal header value b'Bearer abc-123\\n'", "Illegal header value b'Bearer [hidden]\\n'"),
+        ("{'Authorization': 'Basic bWU6cHc='}", "{'Authorization': 'Basic [hidden]'}"),
+        ("https://me:pw@h/x?a=1&api_key=abc&b=2", "https://h/x?a=1&api_key=[hidden]&b=2"),
+        ("the Bearer token is missing; authorization required", "the Bearer token is missing; authorization required"),
+        ("12 tokens of key 5: http://h:1/a@b", "12 tokens of key 5: http://h:1/a@b"),
+    ],
+)
+def test_secrets_are_left_out_of_a_text(text: str, shown: str) -> None:
+    assert hidden(text) == shown

@@ -253,7 +253,9 @@ def test_a_server_that_asks_to_wait_is_given_the_time(serve: Make) -> None:
     server.faults = lambda number: "429"
     for asked in ("3600", "Fri, 01 Jan 2100 00:00:00 GMT"):  # longer than the deadline: no use to wait
         server.retry_after = asked
-        with pytest.raises(TeacherServerError, match=says("status 429: not now ... 1 attempt ... teacher_server_deadline")):
+        with pytest.raises(
+            TeacherServerError, match=says("status 429: not now ... 1 attempt ... teacher_server_deadline")
+        ):
             ask(Servers(server.url, patience=QUICK))
     server.retry_after = "soon"
     with pytest.raises(TeacherServerError, match=says("status 429: not now ... 4 attempts")):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
+from vopd.hub import hub_refusal
 
 from .chat import columns_of
 from .files import SUFFIXES, read_rows
@@ -168,9 +169,9 @@ def _from_hub(source: Source) -> tuple[Any, str]:
         raise DataError(f"there is no file '{source.source}'")
     try:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
-    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of whichever library makes the request
         raise DataError(
-            f"cannot load '{source.source}', split '{source.split}': {first_line(error)}; pass a .jsonl, "
+            f"cannot load '{source.source}', split '{source.split}': {hub_refusal(error)}; pass a .jsonl, "
             ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
     version = recorded_commit(dataset) or source.revision or "unknown revision"

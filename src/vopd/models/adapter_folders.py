@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import MismatchError, first_line, require
+from vopd.errors import MismatchError, require
+from vopd.hub import hub_refusal
 
 from .model_files import damage, has_weights
 
@@ -77,8 +78,8 @@ class Adapter:
             return Path(
                 hub.snapshot_download(self.source, revision=self.revision, allow_patterns=_PARTS, ignore_patterns="*/*")
             )
-        except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
-            raise MismatchError(f"the adapter '{self.source}' cannot be downloaded ({first_line(error)})") from error
+        except Exception as error:  # of whichever library makes the request
+            raise MismatchError(f"the adapter '{self.source}' cannot be downloaded ({hub_refusal(error)})") from error
 
 
 def find_adapter(source: str | Path, revision: str | None = None) -> Adapter | None:

@@ -17,6 +17,7 @@ import torch
 
 from vopd.errors import MismatchError, VOPDError, check_known, counted, first_line, require
 from vopd.folders import nearest_model
+from vopd.hub import hub_refusal
 
 from .adapter_folders import Adapter, attach, find_adapter
 from .model_files import damage, damaged_weights
@@ -337,7 +338,7 @@ def _loading(what: str, source: str | Path, revision: str | None) -> Iterator[An
             otherwise = f"{_reason(error)}; {fix}"
             raise MismatchError(f"cannot load the {what} of '{source}': {damage(source) or otherwise}") from error
         where = nearest_model(Path(source)) or "; pass a local folder, or a hub id that this machine can reach"
-        raise MismatchError(f"cannot load the {what} of '{source}' ({first_line(error)}){where}") from error
+        raise MismatchError(f"cannot load the {what} of '{source}' ({hub_refusal(error)}){where}") from error
 
 
 def _reason(error: Exception) -> str:

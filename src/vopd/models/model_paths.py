@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vopd.errors import MismatchError, require
 from vopd.folders import CONFIGURATIONS, check_model_folder, nearest_model
+from vopd.hub import hub_refusal
 
 _PATIENCE_S = 10
 
@@ -43,17 +44,21 @@ def _check_hub(source: str, revision: str | None) -> None:
         cached = (hub.try_to_load_from_cache(source, name, revision=revision) for name in CONFIGURATIONS)
         if not any(isinstance(path, str) for path in cached):
             hub.HfApi().model_info(source, revision=revision, timeout=_PATIENCE_S)
-    except (hub.errors.GatedRepoError, hub.errors.RevisionNotFoundError):
+    except hub.errors.RevisionNotFoundError:
         return  # the error of the download is clear
+    except hub.errors.GatedRepoError as error:  # which is a RepositoryNotFoundError too
+        raise MismatchError(f"'{source}' is gated: {hub_refusal(error)}") from error
     except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
         raise MismatchError(
             f"there is no folder '{source}' here and no such model on the hub{nearest_model(Path(source))}; "
             "if it is private, log in with `hf auth login`"
         ) from error
-    except hub.errors.HfHubHTTPError:
-        return
+    except hub.errors.HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            return  # the download retries
+        raise MismatchError(f"cannot load '{source}': {hub_refusal(error)}") from error
     except Exception as error:  # of whichever library makes the request
         raise MismatchError(
             f"there is no folder '{source}' here{nearest_model(Path(source))}, and the hub is unreachable: "
-            f"{str(error).strip() or type(error).__name__}"
+            f"{hub_refusal(error)}"
         ) from error

@@ -8,7 +8,8 @@ from typing import Any
 
 import huggingface_hub
 
-from vopd.errors import VOPDError, counted, first_line
+from vopd.errors import VOPDError, counted
+from vopd.hub import hub_refusal
 from vopd.training import VOPDConfig
 
 from .facts import only_on_hub
@@ -31,14 +32,14 @@ def push(model: Path, config: VOPDConfig) -> str:
     Raises:
         VOPDError: the Hub refuses or cannot be reached. The model stays on disk.
     """
-    hub = huggingface_hub.HfApi(token=config.hub_token)
     try:
+        hub = huggingface_hub.HfApi(token=config.hub_token)
         private = config.hub_private_repo is not False
         name = hub.create_repo(config.hub_model_id, private=private, exist_ok=True).repo_id
         hub.upload_folder(repo_id=name, folder_path=str(model), commit_message="Model trained by vopd")
-    except (OSError, ValueError) as error:  # the hub's errors are either
+    except Exception as error:  # of whichever library makes the request
         raise VOPDError(
             f"the model was saved to '{model}' but could not be uploaded to '{config.hub_model_id}': "
-            f"{first_line(error)}; log in with hf auth login, then run: hf upload {config.hub_model_id} {model}"
+            f"{hub_refusal(error)}; then run: hf upload {config.hub_model_id} {model}"
         ) from error
     return f"https://huggingface.co/{name}"

@@ -1,4 +1,4 @@
-"""The models of a trainer, as they were given or loaded from their paths."""
+"""The models of a trainer, as they were given or loaded from their paths, and the errors of loading them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vopd.errors import ConfigurationError, MismatchError
+from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, one_line
+from vopd.hub import hub_refusal, is_refusal
 from vopd.models import load_model, load_tokenizer
 from vopd.models.undisturbed import replaced
+from vopd.network import bypass_proxies
+from vopd.secrets import without_passwords
 
 
 @contextmanager
@@ -94,3 +97,46 @@ def _naming(model: str) -> Iterator[None]:
         yield
     except MismatchError as error:
         raise MismatchError(f"the {model} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def clear_errors(args: Any) -> Iterator[None]:
+    """Turn errors of TRL and transformers during setup into vopd's own errors."""
+    if rollout_server(args):
+        bypass_proxies(rollout_server(args))
+    try:
+        with rollout_errors(args):
+            yield
+    except VOPDError:
+        raise
+    except Exception as error:
+        if isinstance(error, ConnectionError) or (args.push_to_hub and is_refusal(error)):
+            raise VOPDError(f"the Hub does not answer: {hub_refusal(error)}; set push_to_hub=false") from error
+        if isinstance(error, OSError):
+            raise MismatchError(f"the student cannot be loaded: {hub_refusal(error)}") from error
+        if isinstance(error, ValueError | TypeError):
+            raise ConfigurationError(one_line(error)) from error
+        raise
+
+
+@contextmanager
+def rollout_errors(args: Any) -> Iterator[None]:
+    """Turn errors of TRL's client of a vLLM server, which have no type of their own, into TeacherServerError."""
+    try:
+        yield
+    except Exception as error:
+        of_client = type(error).__module__.startswith(("requests", "urllib3")) or isinstance(error, ConnectionError)
+        text = one_line(error)
+        if not rollout_server(args) or not (of_client or text.startswith(("Request failed: ", "The vLLM server"))):
+            raise
+        raise TeacherServerError(
+            f"the vLLM server for rollouts, {rollout_server(args)}, does not answer ({text[:300]}); start it with vllm "
+            "serve, or use vllm_mode=colocate"
+        ) from error
+
+
+def rollout_server(args: Any) -> str:
+    """The address of the vLLM server for rollouts; empty if there is none."""
+    if not args.use_vllm or args.vllm_mode != "server":
+        return ""
+    return without_passwords(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")

@@ -23,7 +23,7 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from vopd.data.chat import lacks_template
 from vopd.data.tokenized import drawn_ids
-from vopd.errors import ConfigurationError, MismatchError, TeacherServerError, VOPDError, one_line, require
+from vopd.errors import ConfigurationError, MismatchError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
@@ -37,7 +37,7 @@ from vopd.versions import check_trl_version
 
 from .agreement import older_runner, repeated_rows
 from .batch import Batch
-from .models import adapters_of_quantized, check_trained, student_loaded, teacher_of
+from .models import adapters_of_quantized, check_trained, clear_errors, rollout_errors, student_loaded, teacher_of
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
 from .monitoring.finite import FiniteGuard
@@ -83,7 +83,7 @@ class TRLAdapter(DistillationTrainer):
     _drawn_ids: list[list[int]] | None = None  # of the rows that the next rollout continues
 
     def __init__(self, **arguments: Any) -> None:
-        with _clear_errors(arguments["args"]), student_loaded(arguments) as loaded, warnings.catch_warnings():
+        with clear_errors(arguments["args"]), student_loaded(arguments) as loaded, warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")  # of PEFT's calls
             unrounded = adapters_of_quantized(loaded["model"])
             super().__init__(teacher_model=None, **loaded)
@@ -273,7 +273,8 @@ class TRLAdapter(DistillationTrainer):
         model = self.placement.unwrap(self.model_wrapped)
         with own_generation_config(model, self.generation_config), finite_probabilities(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            with rollout_errors(self.args):
+                completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
         return completions
 
@@ -377,23 +378,3 @@ class _Engine(VLLMGeneration):
         adapted, gather = is_peft_model(self.model), partial(whole_on, self.accelerator.device)
         named = merged_weights(self.model, gather) if adapted else whole_weights(self.model, gather)
         yield from ((self._fix_param_name_to_vllm(name), weight) for name, weight in named)
-
-
-@contextmanager
-def _clear_errors(args: Any) -> Iterator[None]:
-    """Turn errors of TRL and transformers during setup into vopd's own errors."""
-    try:
-        yield
-    except VOPDError:
-        raise
-    except ConnectionError as error:
-        if not args.use_vllm:
-            raise VOPDError(f"the Hub does not answer: {one_line(error)}; set push_to_hub=false") from error
-        raise TeacherServerError(
-            f"the vLLM server for rollouts does not answer ({error}); start it with vllm serve, or use "
-            "vllm_mode=colocate"
-        ) from error
-    except OSError as error:
-        raise MismatchError(f"the student cannot be loaded: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(one_line(error)) from error

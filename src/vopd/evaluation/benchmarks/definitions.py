@@ -14,7 +14,8 @@ from typing import Any
 
 from vopd.data.files import SUFFIXES, read_rows
 from vopd.data.sources import TASK_PREFIX, recorded_commit
-from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, first_line, require
+from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, require
+from vopd.hub import hub_refusal
 
 from .fields import TASK, Question, find, is_choice, is_task, read_question
 from .kinds import check_columns, check_kind, own_grader
@@ -238,7 +239,7 @@ def _read(definition: Definition, given: str | None, revision: str | None) -> Ro
     commit = _commit(source.repository, revision)
     try:
         found = datasets.load_dataset(source.repository, source.config, split=source.split, revision=commit or revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of whichever library makes the request
         raise DataError(_why(source, definition, error)) from error
     return found.to_list(), source.repository, commit or recorded_commit(found)
 
@@ -246,7 +247,7 @@ def _read(definition: Definition, given: str | None, revision: str | None) -> Ro
 def _commit(repository: str, revision: str | None) -> str | None:
     """The commit that a revision currently resolves to; None if the Hub cannot be reached."""
     hub, commit = require("huggingface_hub", "eval"), None
-    with suppress(OSError, ValueError, RuntimeError):
+    with suppress(Exception):  # of whichever library makes the request
         commit = hub.HfApi().dataset_info(repository, revision=revision).sha
     return commit
 
@@ -259,4 +260,4 @@ def _why(source: Source, definition: Definition, error: Exception) -> str:
             f"'{source.repository}' is gated: accept its conditions at https://huggingface.co/datasets/"
             f"{source.repository} and log in with `hf auth login`, or use {instead}"
         )
-    return f"cannot load '{source.repository}': {first_line(error)}; use {instead}"
+    return f"cannot load '{source.repository}': {hub_refusal(error)}; use {instead}"

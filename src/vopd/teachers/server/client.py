@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vopd.errors import TeacherServerError, counted, require
+from vopd.network import check_certificates, proxy_of
 
-from .addresses import certificates, checked_urls, proxy_of
+from .addresses import checked_urls
 from .keys import read_key
 from .refusals import Rejected, Reply, Unreachable, advice, refusal, shortened, unanswered
 from .vllm import Answer, BadAnswer, Question, Request, read, request_of
@@ -91,8 +92,10 @@ class Servers:
         """The client: without redirections, which would take the key elsewhere, and with the chosen proxies only."""
         proxied = {url: proxy.url for url, proxy in self._proxies.items() if proxy is not None}
         tls = any(address.startswith("https:") for address in (*self.urls, *proxied.values()))
-        # Without TLS, no certificate is checked, and a wrong SSL_CERT_FILE is not in the way.
-        verify = certificates(self._httpx) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if tls:
+            check_certificates()
+        # Without TLS no certificate is checked, and a wrong SSL_CERT_FILE must not be in the way.
+        verify = self._httpx.create_ssl_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
         transport = partial(self._httpx.HTTPTransport, verify=verify, limits=limits)
         return self._httpx.Client(

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from vopd.errors import TeacherServerError, one_line, printable
+from vopd.network import Proxy, is_here
 from vopd.secrets import hidden
 
-from .addresses import Proxy, is_here
 from .vllm import BadAnswer
 
 _READ, _SHOWN = 1 << 16, 200

@@ -19,6 +19,7 @@ from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
 from vopd.teachers.local import LocalTeacher
 
 from ..config import VOPDConfig
+from ..models import rollout_server
 from .guards import LogprobsStop, watching
 
 if TYPE_CHECKING:
@@ -178,8 +179,7 @@ def _rollouts(config: VOPDConfig) -> str:
         return "transformers, in the training process"
     if config.vllm_mode == "colocate":
         return f"vLLM, in the training process with {config.vllm_gpu_memory_utilization:.0%} of the GPU's memory"
-    url = config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}"
-    return f"vLLM server at {without_passwords(url)}"
+    return f"vLLM server at {rollout_server(config)}"
 
 
 def _guards(config: VOPDConfig, start: Start) -> str:
