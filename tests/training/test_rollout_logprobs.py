@@ -274,5 +274,5 @@ class TestRefusals:
 
         monkeypatch.setattr(FakeEngine, "__init__", refuse)
         with pytest.raises(TeacherServerError, match=says("vllm serve")) as raised:
-            with_engine()
+            with_engine(vllm_mode="server")
         assert raised.value.exit_code == 5
