@@ -199,6 +199,25 @@ def test_an_answer_that_is_none_is_read(answer: str, listen: Make, fails: Callab
     assert len(server.requests) == 1 and f"Bearer {KEY}".encode() in server.requests[0]
 
 
+OTHERS = {
+    "llama.cpp": {"models": [], "object": "list", "data": [{"id": "m", "meta": {"n_ctx_train": 64}}]},
+    "Ollama": {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "library"}]},
+    "SGLang": {"object": "list", "data": [{"id": "m", "owned_by": "sglang", "max_model_len": "64"}]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_kind_of_server_is_told_by_what_it_lacks(
+    kind: str, place: Place, listen: Make, fails: Callable[..., str]
+) -> None:
+    def answer(request: bytes) -> bytes:
+        if b"/v1/models" in request.split(b"\r\n")[0]:
+            return reply("200 OK", OTHERS[kind])
+        return reply("200 OK", {"model": "m", "choices": [{"text": " 2", "finish_reason": "stop"}]})
+
+    fails(doctor(listen(answer).url), 5, "no token_ids ... return_token_ids ... vLLM")
+
+
 def test_an_echo_is_not_in_the_traceback_either(
     listen: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,9 +244,9 @@ class ServedModel:
     name: str
     vocab_size: int | None = None
 
-    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str) -> T:
+    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str, retries: int | None = None) -> T:
         """As ``Servers.ask``; adds the model's name to the body."""
-        return self.servers.ask((path, {"model": self.name, **body}), read, url)
+        return self.servers.ask((path, {"model": self.name, **body}), read, url, retries)
 
     def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
         """The scores of one completion; arguments and errors as those of ``Servers.ask``."""

@@ -146,7 +146,7 @@ def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
 def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
     """The server's greedy continuation of the prompt, to be scored, and the id that ended it."""
     body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
-    choice = model.ask(COMPLETIONS, body, _only_choice, url)
+    choice = model.ask(COMPLETIONS, body, _only_choice, url, retries=1)  # another kind of server stays one
     ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
     return Question((*prompt, *choice["token_ids"]), len(prompt)), choice["token_ids"][-1] if ended else None
 
@@ -154,7 +154,8 @@ def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Quest
 def _only_choice(body: Any) -> Any:
     if not body["choices"][0].get("token_ids"):
         raise BadAnswer(
-            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer)"
+            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer; SGLang, TGI, "
+            "llama.cpp and Ollama do not have it)"
         )
     return body["choices"][0]
 
