@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TypeVar
 
@@ -184,6 +184,13 @@ def first_line(error: Exception) -> str:
 def one_line(error: Exception) -> str:
     """Return another library's error message on one line without secrets, or the error's type."""
     return hidden(" ".join(str(error).split()) or type(error).__name__)
+
+
+def causes(error: BaseException | None) -> Iterator[Exception]:
+    """Yield an error and those that led to it."""
+    while isinstance(error, Exception):
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

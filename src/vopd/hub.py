@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from traceback import walk_tb
 
-from vopd.errors import ConfigurationError, first_line, printable
+from vopd.errors import ConfigurationError, causes, first_line, printable
 from vopd.network import check_certificates, proxy_of
 from vopd.secrets import hidden
 
@@ -18,7 +17,7 @@ _LOG_IN = "log in with `hf auth login`"
 
 def is_refusal(error: Exception) -> bool:
     """Return whether an error comes from a request that failed: by where it was raised, as it may be of any type."""
-    frames = (frame for cause in _causes(error) for frame, _ in walk_tb(cause.__traceback__))
+    frames = (frame for cause in causes(error) for frame, _ in walk_tb(cause.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] in _CLIENTS for frame in frames)
 
 
@@ -27,18 +26,18 @@ def hub_refusal(error: Exception) -> str:
 
     Errors of transformers and datasets often say only that there is no connection; the cause has the status.
     """
-    causes = list(_causes(error))
-    for cause in causes:
+    chain = list(causes(error))
+    for cause in chain:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int) and status != 404:  # for which the libraries say what is missing
             said = getattr(cause, "server_message", None) or str(cause)
             said = printable(hidden(" ".join(said.split("(Request ID")[0].split())))[:200]
             return f"the hub answers with status {status}: {said}; {_fix(status, type(cause).__name__)}"
-    if any("not seem to be served by a Hugging Face Hub" in str(cause) for cause in causes):
+    if any("not seem to be served by a Hugging Face Hub" in str(cause) for cause in chain):
         return _NO_HUB
     if not is_refusal(error):
         return first_line(error)
-    if any(type(cause).__name__ == "JSONDecodeError" for cause in causes):
+    if any(type(cause).__name__ == "JSONDecodeError" for cause in chain):
         return _NO_HUB
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
@@ -47,7 +46,7 @@ def hub_refusal(error: Exception) -> str:
     except ConfigurationError as wrong:
         return str(wrong)
     through = "" if proxy is None else f", through the proxy {proxy}"
-    *_, last = (cause for cause in causes if str(cause).strip())
+    *_, last = (cause for cause in chain if str(cause).strip())
     return f"{first_line(last)}{through}"
 
 
@@ -61,9 +60,3 @@ def _fix(status: int, kind: str) -> str:
     if status == 429:
         return f"wait some minutes, or {_LOG_IN} for a higher limit"
     return "try again later"
-
-
-def _causes(error: BaseException | None) -> Iterator[Exception]:
-    while isinstance(error, Exception):
-        yield error
-        error = error.__cause__ or error.__context__

@@ -12,12 +12,8 @@ from vopd.errors import ConfigurationError
 _ENDPOINT = re.compile(r"(/v1)?(/models|/completions|/chat/completions)?$")
 
 
-def checked_urls(urls: str | Sequence[str], setting: str = "teacher_server_url") -> tuple[str, ...]:
+def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     """Server addresses without a trailing slash, /v1, or an endpoint below it.
-
-    Args:
-        urls: one or several addresses.
-        setting: their name in errors.
 
     Raises:
         ConfigurationError: one is not an http(s) address, or contains a password or a key; neither is shown.
@@ -32,15 +28,15 @@ def checked_urls(urls: str | Sequence[str], setting: str = "teacher_server_url")
         except ValueError:  # a port or an IPv6 address that is none
             known = False
         if not known or re.search(r"\s", text):
-            raise ConfigurationError(f"{setting} {shown!r} is not an address; write http://host:8001")
+            raise ConfigurationError(f"teacher_server_url {shown!r} is not an address; write http://host:8001")
         if "@" in parts.netloc or parts.query:
             what = "a password" if "@" in parts.netloc else "a query (after the ?)"
             raise ConfigurationError(
-                f"{setting} contains {what}, which would end up in logs; give the address alone, and put a key into "
+                f"teacher_server_url contains {what}, which would end up in logs; give the address alone, and put a key into "
                 "the environment variable that teacher_server_key_env names"
             )
         path = parts.path.rstrip("/")
         found.append(f"{parts.scheme}://{parts.netloc}{_ENDPOINT.sub('', path)}")
     if not found:
-        raise ConfigurationError(f"{setting} is empty; give one or several addresses")
+        raise ConfigurationError(f"teacher_server_url is empty; give one or several addresses")
     return tuple(dict.fromkeys(found))

@@ -154,8 +154,8 @@ def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Quest
 def _only_choice(body: Any) -> Any:
     if not body["choices"][0].get("token_ids"):
         raise BadAnswer(
-            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer; SGLang, TGI, "
-            "llama.cpp and Ollama do not have it)"
+            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer; SGLang, "
+            "TGI, llama.cpp and Ollama do not have it)"
         )
     return body["choices"][0]
 

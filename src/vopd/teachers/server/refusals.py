@@ -8,7 +8,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -16,7 +16,7 @@ from socket import gaierror
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from vopd.errors import TeacherServerError, one_line, printable
+from vopd.errors import TeacherServerError, causes, one_line, printable
 from vopd.network import Proxy, is_here
 from vopd.secrets import hidden
 
@@ -124,7 +124,7 @@ def refusal(reply: Reply, url: str, path: str, key_name: str, proxy: Proxy | Non
         )
     if status == 407 and proxy is not None:
         return TeacherServerError(f"{proxy_refuses(url, proxy)} (status 407: {said})")
-    if 300 <= status < 400:
+    if 300 <= status < 400 and "location" in reply.headers:
         return Rejected(
             f"the teacher server {url} answers with status {status} and {_redirection(reply, url, path)}", status
         )
@@ -147,14 +147,13 @@ def _redirection(reply: Reply, url: str, path: str) -> str:
     if not where.endswith(path):
         return f"redirects to {where}: a login or another page, not a model server; correct teacher_server_url"
     base = where.removesuffix(path)
-    https = "https" if base == re.sub("^http:", "https:", url) != url else base
-    what = "the same address with https" if https == "https" else where
+    what = "the same address with https" if url.startswith("http:") and base == _other(url) else where
     return f"redirects to {what}; if you trust it, set teacher_server_url to {base}"
 
 
 def unanswered(error: Exception, url: str, proxy: Proxy | None, key: str) -> Exception:
     """The error that a failed connection stands for: Unreachable if a retry may help, else TeacherServerError."""
-    chain, host = list(_causes(error)), urlsplit(url).hostname
+    chain, host = list(causes(error)), urlsplit(url).hostname
     of = {type(cause).__name__: cause for cause in chain}
     text = shortened(one_line(error), key).rstrip(".")
     for cause in chain:
@@ -199,9 +198,3 @@ def _other(url: str) -> str:
     """An address with https instead of http, and the other way round."""
     scheme, _, rest = url.partition("://")
     return f"{'http' if scheme == 'https' else 'https'}://{rest}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
