@@ -46,7 +46,7 @@ def hub_refusal(error: Exception) -> str:
     except ConfigurationError as wrong:
         return str(wrong)
     through = "" if proxy is None else f", through the proxy {proxy}"
-    *_, last = (cause for cause in chain if str(cause).strip())
+    last = next((cause for cause in reversed(chain) if str(cause).strip()), error)
     return f"{first_line(last)}{through}"
 
 

@@ -32,11 +32,11 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
         if "@" in parts.netloc or parts.query:
             what = "a password" if "@" in parts.netloc else "a query (after the ?)"
             raise ConfigurationError(
-                f"teacher_server_url contains {what}, which would end up in logs; give the address alone, and put a key into "
-                "the environment variable that teacher_server_key_env names"
+                f"teacher_server_url contains {what}, which would end up in logs; give the address alone, and put "
+                "a key into the environment variable that teacher_server_key_env names"
             )
         path = parts.path.rstrip("/")
         found.append(f"{parts.scheme}://{parts.netloc}{_ENDPOINT.sub('', path)}")
     if not found:
-        raise ConfigurationError(f"teacher_server_url is empty; give one or several addresses")
+        raise ConfigurationError("teacher_server_url is empty; give one or several addresses")
     return tuple(dict.fromkeys(found))
