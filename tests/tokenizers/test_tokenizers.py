@@ -24,3 +24,10 @@ def test_a_chat_opens_the_models_turn(family: str, tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "What is 12 + 30?"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert "What is 12 + 30?" in text and text.endswith(OPENINGS[family])
+
+
+def test_the_template_knows_tools(family: str, tokenizer: Any) -> None:
+    """As those of the four models do but Gemma 3's, which ignores them."""
+    add = {"type": "function", "function": {"name": "add", "description": "Sum."}}
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "12 + 30?"}], tools=[add], tokenize=False)
+    assert ("add" in text) == (family != "gemma3")
