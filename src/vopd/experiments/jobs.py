@@ -86,7 +86,7 @@ def child_environment(offline: bool = True) -> dict[str, str]:
 
 def last_line(log: Path) -> str:
     """The last line of a job's output; empty if there is none."""
-    return (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    return (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
 
 
 def _ended(entry: _Running, finished: Callable[[Job, float], None], excused: Callable[[Job, int], bool]) -> bool:

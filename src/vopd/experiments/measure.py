@@ -220,7 +220,7 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     plan, problems = evaluator.plan, evaluator.problems
     model, few = evaluator.models.student(folder / "model"), problems[: plan.curve_problems]
     (right, texts), final = evaluator.answers(model, problems), evaluator.reverse_kl(model, problems)
-    last = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    last = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     divergence, accuracy = [], []
     for step, path in _checkpoints(folder):
         if step < last:

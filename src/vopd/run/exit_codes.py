@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import logging
 import os
 import select
@@ -34,6 +35,7 @@ def report_error(command: Callable[[], int]) -> int:
 
     An error that vopd raises becomes one line on stderr, or one per fault, and its own code.
     """
+    _print_anything()
     _log_to_stderr()
     _told.clear()
     # peft and trl use names that transformers has renamed; users cannot fix that.
@@ -59,6 +61,13 @@ def report_error(command: Callable[[], int]) -> int:
         return 130
 
 
+def _print_anything() -> None:
+    """Print a character that the terminal's encoding lacks as \\u2192; Python would end with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed before the command was started
@@ -67,6 +76,8 @@ def _flush() -> None:
 
 def _reader_gone(stream: TextIO) -> bool:
     """Whether the other end of a pipe has been closed."""
+    if not hasattr(select, "poll"):  # Windows: nothing else that is written to breaks like a pipe
+        return True
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return bool(poll.poll(0))

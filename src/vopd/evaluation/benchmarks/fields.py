@@ -11,19 +11,32 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from string import ascii_uppercase
+from itertools import takewhile
 from typing import Any
 
 from vopd.data.reasoning import Problem
-from vopd.errors import DataError, counted
+from vopd.errors import DataError
 
-QUESTION = ("problem", "question", "prompt", "query")
+from .answer_options import LETTERS, read_options, right_letter
+
+QUESTION = ("problem", "question.stem", "question", "question_stem", "prompt", "query")
 ANSWER = (
     "answer", "final_answer", "answer_key", "gold", "ground_truth", "reward_model.ground_truth", "target", "solution",
 )  # fmt: skip
-OPTIONS = ("options", "choices")
-LETTER = ("answer_key", "letter", "answer_letter", "answer", "answer_index", "label", "target", "gold")
-CORRECT, INCORRECT = ("correct_answer",), ("incorrect_answer_1", "incorrect_answer_2", "incorrect_answer_3")
+OPTIONS = ("options", "choices", "question.choices")
+OPTION_COLUMNS = (("option", LETTERS), ("option", "123456789"), ("op", LETTERS))
+"""Beginnings of the names of columns with one option each, and the labels that follow; A, B, C alone too."""
+RIGHT_OPTION = (
+    "answer_key", "letter", "answer_letter", "answer", "answer_index", "answer_idx", "correct_option", "correct_answer",
+    "cop",
+)  # fmt: skip
+"""Columns that name the right option; the others do in rows without these."""
+RIGHT_OPTION_ELSE = ("label", "target", "gold")
+CORRECT = ("correct_answer",)
+INCORRECT = (
+    "incorrect_answer_1", "incorrect_answer_2", "incorrect_answer_3", "distractor1", "distractor2", "distractor3",
+    "incorrect_answers",
+)  # fmt: skip
 IDENTITY = (
     "unique_id", "record_id", "problem_id", "question_id", "id", "problem_idx", "uid", "idx", "extra_info.index",
 )  # fmt: skip
@@ -71,15 +84,15 @@ def _dotted(row: Any, name: str) -> Any:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower()
+    return re.sub(r"[\s_#-]", "", name).lower()
 
 
 def is_choice(row: Mapping[str, Any]) -> bool:
-    """Whether a row has options, as a list or as one correct and several incorrect answers."""
+    """Whether a row has options, as a list, in columns, or as one correct and several incorrect answers."""
     options = find(row, OPTIONS)
     if isinstance(options, Mapping) and "text" in options:
         options = options["text"]
-    return bool(options) or find(row, INCORRECT) is not None
+    return bool(options) or bool(_option_columns(row)) or find(row, INCORRECT) is not None
 
 
 def read_question(row: Mapping[str, Any], kind: str, where: str) -> Question:
@@ -140,19 +153,44 @@ def _answer(value: Any, where: str) -> str:
 
 def _choice(row: Mapping[str, Any], text: str, identity: str, where: str) -> tuple[str, str]:
     """Question with lettered options, and the letter of the right one."""
-    correct = find(row, CORRECT)
-    if correct is not None:
-        options = [str(correct).strip(), *(str(find(row, (name,))).strip() for name in INCORRECT if find(row, (name,)))]
-        ordered = shuffled(options, identity)
-        return with_options(text, ordered), ascii_uppercase[ordered.index(options[0])]
-    answer = find(row, LETTER)
-    found = find(row, OPTIONS)
-    if found is None:
-        # The options are part of the question.
-        return text, _letter(answer, [], where)
-    labels, options = _labelled(found, where)
+    incorrect = _texts(row, INCORRECT)
+    if incorrect:
+        correct = "".join(_texts(row, CORRECT))
+        if not correct or correct in incorrect:
+            raise DataError(f"{where} needs a {CORRECT[0]} that is none of its incorrect ones, not '{correct[:40]}'")
+        ordered = shuffled(read_options([correct, *incorrect], where).written, identity)
+        return with_options(text, ordered), LETTERS[ordered.index(correct)]
+    found, columns = find(row, OPTIONS), _option_columns(row)
+    options = read_options(found or columns, where, in_columns=not found) if found or columns else None
     # Options that come with letters keep their order: a question may say "both A and B".
-    return with_options(text, options), _letter(answer, options, where, labels)
+    shown = text if options is None else with_options(text, options.texts)
+    return shown, right_letter(_named(row, RIGHT_OPTION) or _named(row, RIGHT_OPTION_ELSE), options, where)
+
+
+def _named(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Values of those columns that exist and are not empty."""
+    return {name: value for name in names if (value := find(row, (name,))) is not None}
+
+
+def _texts(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """What those columns hold, texts or lists of them."""
+    values = _named(row, names).values()
+    return [str(text).strip() for value in values for text in (value if isinstance(value, list) else [value])]
+
+
+def _option_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in columns of their own, by label; {} if there are none."""
+    # Capitals, and three of them: `a` and `b` are also the numbers of a sum.
+    alone = _until_absent({label: row.get(label) for label in LETTERS})
+    if len(alone) > 2:
+        return alone
+    plain = {_plain(str(name)): value for name, value in row.items()}
+    found = ({label: plain.get(f"{name}{label.lower()}") for label in labels} for name, labels in OPTION_COLUMNS)
+    return next((options for options in map(_until_absent, found) if len(options) > 1), {})
+
+
+def _until_absent(options: dict[str, Any]) -> dict[str, Any]:
+    return dict(takewhile(lambda option: option[1] not in (None, ""), options.items()))
 
 
 def shuffled(options: Sequence[str], identity: str) -> list[str]:
@@ -163,41 +201,5 @@ def shuffled(options: Sequence[str], identity: str) -> list[str]:
 
 def with_options(text: str, options: Sequence[str]) -> str:
     """A question followed by its options, one per line: ``A. ...``."""
-    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options)]
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
     return "\n".join([text, "", *lines])
-
-
-def _labelled(found: Any, where: str) -> tuple[list[str], list[str]]:
-    """Labels and texts of options: a list, ``{"text": [...], "label": [...]}``, or ``{"A": ..., "B": ...}``."""
-    if isinstance(found, Mapping) and isinstance(_dotted(found, "text"), list):
-        texts, labels = _dotted(found, "text"), _dotted(found, "label")
-    elif isinstance(found, Mapping):
-        texts, labels = list(found.values()), list(found)
-    elif isinstance(found, list):
-        texts, labels = [option.get("text", option) if isinstance(option, Mapping) else option for option in found], []
-    else:
-        raise DataError(f"{where} has options of type {type(found).__name__}; give a list")
-    labels = labels or ascii_uppercase[: len(texts)]
-    if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
-        raise DataError(
-            f"{where} has {counted(len(texts), 'option')} and {counted(len(labels), 'label')}; give 2 to "
-            f"{len(ascii_uppercase)} options with one label each"
-        )
-    unlabelled = [re.sub(r"^\s*[(\[]?[A-Z][.):\]]\s+", "", str(option)).strip() for option in texts]
-    return [str(label).strip().upper() for label in labels], unlabelled
-
-
-def _letter(answer: Any, options: list[str], where: str, labels: Sequence[str] = ()) -> str:
-    """The right letter, from a letter, a label, an index from 0, or the text of an option."""
-    text = str(answer).strip()
-    if isinstance(answer, int) and not isinstance(answer, bool) and answer < len(options):
-        return ascii_uppercase[answer]
-    bare = re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]?", text)
-    for candidate in (text.upper(), bare[1].upper() if bare else text.upper()):
-        if candidate in labels:
-            return ascii_uppercase[labels.index(candidate)]
-    if bare and not labels:
-        return bare[1].upper()
-    if text in options:
-        return ascii_uppercase[options.index(text)]
-    raise DataError(f"{where} has the answer '{text[:40]}', which is none of its options")

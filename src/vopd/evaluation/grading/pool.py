@@ -171,6 +171,8 @@ def shared_pool() -> Pool:
     global _pool
     if not installed("math_verify"):
         raise MissingExtraError(f"math-verify is needed to grade math answers; {how_to_install('math_verify', 'eval')}")
+    if sys.platform == "win32":
+        raise ConfigurationError("math answers are graded in a way that Windows does not offer; use Linux, as in WSL")
     with _lock:
         if _pool is None or _pool.pid != os.getpid():
             _pool = Pool(max(2, min(_cores(), 8)))

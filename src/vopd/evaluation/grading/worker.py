@@ -7,7 +7,6 @@ thread and from a daemonic process, needs no ``__main__`` guard in the caller's 
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -15,15 +14,16 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 _MEMORY = 4 << 30
-# Beyond the parent's limit: a worker whose parent was killed must not run forever.
-_GRACE_S = 10
+_GRACE_S = 10  # beyond the parent's limit
 
 
 def main() -> None:
     """Answer requests ``(gold, answer, limit_s)`` on the connection with the file descriptor ``sys.argv[1]``, until it
     closes."""
     connection = Connection(int(sys.argv[1]))
-    with suppress(ValueError, OSError):
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     # Ctrl-C in a terminal reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,14 +33,20 @@ def main() -> None:
     with suppress(EOFError):  # it is closed
         while True:
             gold, answer, limit_s = connection.recv()
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(limit_s + _GRACE_S)
+            _end_after(limit_s + _GRACE_S)
             reply = b"ungradable"
             if _guarded(readable, gold):
                 connection.send_bytes(b"gold")
                 reply = b"right" if _guarded(judge, gold, answer) else b"wrong"
-            signal.alarm(0)
+            _end_after(0)
             connection.send_bytes(reply)
+
+
+def _end_after(seconds: int) -> None:
+    """End this process then, 0 for never: a worker whose parent was killed must not run forever."""
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
 
 
 def _guarded(function: Callable[..., bool], *arguments: str) -> bool:

@@ -91,4 +91,4 @@ def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[st
         for batch in batches
         for prompt, completion in batch.unpadded()
     ]
-    path.with_suffix(".json").write_text(json.dumps({**facts, "texts": texts}, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({**facts, "texts": texts}, indent=1) + "\n", encoding="utf-8")

@@ -305,7 +305,7 @@ class Checkpoints:
 def step_of(checkpoint: Path) -> int:
     """The step of a checkpoint, from its name, or else from its manifest."""
     match = _NAME.fullmatch(checkpoint.name)
-    return int(match.group(1) if match else json.loads((checkpoint / MANIFEST).read_text())["step"])
+    return int(match.group(1) if match else json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["step"])
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -326,7 +326,9 @@ def _synced_hash(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and flushes only files that are open for writing
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:

@@ -71,7 +71,7 @@ def open_log(path: Path, step: int) -> None:
 
 
 def _records_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
