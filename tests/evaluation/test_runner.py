@@ -43,18 +43,24 @@ def problems(tmp_path: Path) -> str:
     return str(path)
 
 
+def letters(text: list[str]) -> dict[str, list[list[int]]]:
+    """A tokenizer without a chat template."""
+    return {"input_ids": [[*map(ord, one)] for one in text]}
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Sequence[str]]) -> list[tuple[list[str], int]]:
     """Every model answers problem n with the n-th text of its name's list, by turns; returns the calls."""
     calls: list[tuple[list[str], int]] = []
 
     def open_sampler(source: str, *_: Any) -> Sampler:
-        def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-            calls.append((list(prompts), seed))
+        def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
+            asked = [prompt.text for prompt in prompts]
+            calls.append((asked, seed))
             texts = answers[Path(source).name]
-            legs = [int(prompt.split("have ")[1].split()[0]) for prompt in prompts]
+            legs = [int(prompt.split("have ")[1].split()[0]) for prompt in asked]
             return [Completion(texts[n % len(texts)].format(n=4 * n), (1, 2, 3), False) for n in legs]
 
-        return Sampler(None, draw)
+        return Sampler(letters, draw)
 
     monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
     return calls

@@ -14,7 +14,7 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
 
-from .chat import columns_of
+from .columns import columns_of
 from .files import SUFFIXES, read_rows
 from .reasoning import reasoning_problems
 
