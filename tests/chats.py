@@ -95,7 +95,9 @@ GPTOSS = """{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or '
 
 FAMILIES: dict[str, tuple[str, list[str], str | None]] = {
     "gemma": (GEMMA, ["<bos>", "<start_of_turn>", "<end_of_turn>"], "<bos>"),
-    "llama": (LLAMA, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|begin_of_text|>"),
+    "llama": (
+        LLAMA, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|begin_of_text|>"
+    ),
     "qwen": (QWEN, ["<|im_start|>", "<|im_end|>"], None),
     "gptoss": (GPTOSS, ["<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|call|>"], None),
 }  # fmt: skip

@@ -37,7 +37,11 @@ FUNCTION = {
 }
 TOOL = {"type": "function", "function": FUNCTION}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 12}}}
-CALLS = [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "name": "add", "content": "42"}]
+CALLS = [
+    USER,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "add", "content": "42"},
+]
 CONVERSATIONS = {
     "user": [USER],
     "system": [SYSTEM, USER],
@@ -91,7 +95,9 @@ def test_a_rendered_chat_is_left_as_it_is(tokenizer: Any) -> None:
         chat = Chat(tokenizer, texts=texts)
         assert chat.kind(text) == "rendered chat" and chat.ids([text]) == [ids_of(tokenizer, [SYSTEM, USER])]
     plain = Chat(tokenizer)
-    assert plain.kind("Is <b> a tag?") == "text" and plain.ids(["Is <b> a tag?"]) == [tokenizer("Is <b> a tag?")["input_ids"]]
+    assert plain.kind("Is <b> a tag?") == "text" and plain.ids(["Is <b> a tag?"]) == [
+        tokenizer("Is <b> a tag?")["input_ids"]
+    ]
 
 
 def test_a_last_turn_is_continued(tokenizer: Any) -> None:
@@ -106,7 +112,11 @@ def test_tools_and_their_results(name: str) -> None:
     tokenizer = tokenizer_of(name, tools=True)
     chat, want = Chat(tokenizer), ids_of(tokenizer, CALLS, tools=[TOOL])
     written = [dict(turn) for turn in CALLS]
-    written[1] = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "add", "arguments": '{"a": 12}'}}]}
+    written[1] = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**CALL, "function": {"name": "add", "arguments": '{"a": 12}'}}],
+    }
     rows = Dataset.from_list([{"prompt": written, "tools": [TOOL]}, {"prompt": [USER], "tools": None}])
     data = settled(rows, "data")
     for prompt in (CALLS, written, data[0]["prompt"]):

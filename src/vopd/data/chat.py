@@ -252,8 +252,8 @@ class Chat:
         """The text of the template; a tokenizer may have several, one of them for tools."""
         if not self.has_template:
             raise MismatchError(
-                "the prompts are conversations, and the student's tokenizer has no chat template: use an instruct "
-                "model with its tokenizer, set the tokenizer's chat_template, or give the prompts as text"
+                "the prompts are chat messages, and the student's tokenizer has no chat template: use an instruct "
+                "model with its tokenizer, set the tokenizer's chat_template, or give prompts that are texts"
             )
         own = self.template or self.tokenizer.chat_template
         if isinstance(own, str):

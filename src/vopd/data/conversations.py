@@ -38,7 +38,7 @@ _WRITTEN = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:"""
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with its row's tools and arguments of the chat template, all as they stand in the row."""
+    """A prompt with its row's tools and arguments of the chat template, all unread."""
 
     prompt: Any
     tools: Any = None
@@ -81,16 +81,12 @@ def ends_with_answer(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
 
 
-def stored(prompt: Prompt) -> Prompt:
-    """The same prompt, with the arguments of tool calls as JSON texts: those of a table's rows differ in their keys."""
-    if isinstance(prompt, str):
-        return prompt
-    return [_with_calls(turn, _as_json) if "tool_calls" in turn else turn for turn in prompt]
-
-
 def rendered_form(prompt: list[Turn]) -> list[Turn]:
     """The same conversation, with the arguments of tool calls as objects: some templates cannot read a text."""
-    return [_with_calls(turn, _as_object) if "tool_calls" in turn else turn for turn in prompt]
+    return [
+        {**turn, "tool_calls": list(map(_with_object, turn["tool_calls"]))} if "tool_calls" in turn else turn
+        for turn in prompt
+    ]
 
 
 def without_nones(value: Any) -> Any:
@@ -247,23 +243,13 @@ def _call_in(text: str) -> list[Turn]:
         return []
 
 
-def _with_calls(turn: Turn, change: Any) -> Turn:
-    calls = [
-        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
-        for call in turn["tool_calls"]
-    ]
-    return {**turn, "tool_calls": calls}
-
-
-def _as_json(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _as_object(arguments: Any) -> Any:
+def _with_object(call: Turn) -> Turn:
+    arguments = call["function"]["arguments"]
     try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
+        found = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
-        return arguments
+        found = arguments
+    return {**call, "function": {**call["function"], "arguments": found}}
 
 
 def _json(value: Any, what: str) -> Any:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError, check_at_least, counted, first_line
+from vopd.errors import DataError, check_at_least, counted, require
 
 from .chat import Chat
-from .columns import asked_value, chosen_column, empty_rows, fill_where_present, prompt_column
 from .conversations import (
     CONTINUE,
     DROP,
@@ -24,10 +23,11 @@ from .conversations import (
     at,
     ends_with_answer,
     read_prompt,
-    stored,
     without_nones,
 )
 from .mixture import mix, most_without_repeats, shares, take
+from .prompt_checks import check_dataset
+from .prompt_columns import asked_value, chosen_column, empty_rows, fill_where_present, prompt_column
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
 from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, add_ids, asked, has_ids, written_ids
 
@@ -69,8 +69,8 @@ class Prompts:
 
     @property
     def conversations(self) -> bool:
-        """Whether the prompts are conversations, which always get the chat template."""
-        return not isinstance(self.dataset[0][PROMPT], str)
+        """Whether there are conversations, which always get the chat template."""
+        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT])
 
 
 def read_prompts(
@@ -102,7 +102,7 @@ def read_prompts(
         options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
         template: text in which {column} is replaced by that column of the row; {} is kept. "{messages}" alone takes a
             conversation in that column. By default the prompt is the first existing column of
-            `vopd.data.columns.PROMPT_COLUMNS`.
+            `vopd.data.prompt_columns.PROMPT_COLUMNS`.
         chat: renders the prompts and makes their token ids. Without it, prompts are read and not tokenized.
         teacher_template: template of a separate prompt for the teacher, stored in the column "teacher_prompt". A row
             with an empty or missing value in one of its columns gets none.
@@ -141,14 +141,15 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
     A dataset that is settled already, and one with a transform, is returned as it is.
 
     Args:
-        dataset: a `datasets.Dataset` with one of the columns in `vopd.data.columns.PROMPT_COLUMNS`.
+        dataset: a `datasets.Dataset` with one of the columns in `vopd.data.prompt_columns.PROMPT_COLUMNS`.
         name: of the dataset in messages.
         last_assistant_turn: see `read_prompt`.
         teacher_column: a column with prompts for the teacher, which are read likewise.
 
     Raises:
-        DataError: there is no such column, or a row is neither a text nor a conversation.
+        DataError: it is no dataset of texts, there is no such column, or a row is neither a text nor a conversation.
     """
+    check_dataset(dataset, name)
     column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
     if dataset.format["format_kwargs"].get("transform") is not None:
         _read_all(dataset[PROMPT], range(len(dataset)), name, last_assistant_turn)
@@ -157,11 +158,11 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
     found = dataset
     if column != PROMPT or prompts != without_nones(list(plain[column])):
         _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
-        found = _with_prompts(dataset, PROMPT, prompts, name)
+        found = _with_prompts(dataset, PROMPT, prompts)
     if teacher_column in dataset.column_names:
         given = list(plain[teacher_column])
         its = [prompt and read_prompt(prompt, last_assistant_turn) for prompt in given]
-        found = found if its == without_nones(given) else _with_prompts(found, str(teacher_column), its, name)
+        found = found if its == without_nones(given) else _with_prompts(found, str(teacher_column), its)
     return found
 
 
@@ -172,13 +173,13 @@ def with_ids(dataset: Any, chat: Chat, name: str, teacher_column: str | None = N
         DataError: the chat template refuses a row.
         ConfigurationError: a setting of the chat template is not used.
     """
-    if not has_ids(dataset, chat.ids):
-        given = asked(dataset, PROMPT)
+    known, given = has_ids(dataset, chat.ids), asked(dataset, PROMPT)
+    found = add_ids(dataset, chat.ids, teacher_column, name)
+    if not known:
         kinds = list(map(chat.kind, given))
         chat.check_used(kinds)
-        dataset = add_ids(dataset, chat.ids, name=name)
         _tell_rendered(given, kinds, range(len(given)), name, chat)
-    return add_ids(dataset, chat.ids, teacher_column, name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,12 @@ class _Reader:
         _tell_columns(columns if source.template is None else [], name, answered, last)
         given = [Asked.of(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
         examples = self._told(given, numbers, name, source.source)
-        dataset = with_column(dataset, PROMPT, [json.dumps(stored(prompt)) for prompt in prompts])
+        dataset = with_column(dataset, PROMPT, list(map(_written, prompts)))
         for beside in {TOOLS, OPTIONS} & {*columns}:
             dataset = _with_text(dataset, beside, [row[beside] for row in rows])
         its = self._teacher_prompts(rows, source.source, last, numbers)
         if its is not None:
-            dataset = with_column(dataset, str(self.teachers), [prompt and json.dumps(prompt) for prompt in its])
+            dataset = with_column(dataset, str(self.teachers), list(map(_written, its)))
         dataset = self._with_ids(dataset, given, its, numbers, name)
         facts = {"source": source.source, "version": version, "prompts": len(dataset)}
         return Prompts(dataset, [facts], examples)
@@ -229,11 +230,12 @@ class _Reader:
         if self.chat is None:
             return ()
         found: dict[str, Example] = {}
-        kinds = list(map(self.chat.kind, given))
-        for kind, one, number in zip(kinds, given, numbers, strict=True):
-            if kind not in found:
-                with at(f"row {number} of {name}"):
-                    found[kind] = Example(kind, source, number, self.chat.text(one))
+        kinds = []
+        for one, number in zip(given, numbers, strict=True):
+            with at(f"row {number} of {name}"):
+                kinds.append(self.chat.kind(one))
+                if kinds[-1] not in found:
+                    found[kinds[-1]] = Example(kinds[-1], source, number, self.chat.text(one))
         _tell_rendered(given, kinds, numbers, name, self.chat)
         return tuple(found.values())
 
@@ -250,7 +252,7 @@ class _Reader:
         found = []
         for number, prompt in zip(numbers, given, strict=True):
             with at(f"row {number} of '{source}', the teacher's prompt"):
-                found.append(stored(read_prompt(prompt, last)) if prompt else None)
+                found.append(read_prompt(prompt, last) if prompt else None)
         return found
 
     def _with_ids(
@@ -373,11 +375,17 @@ def _unpacked(dataset: Any, column: str, name: str, chat: Chat | None) -> Any:
                 "template too, or give all prompts in one form"
             )
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
-    return _with_prompts(dataset, column, prompts, name)
+    return _with_prompts(dataset, column, prompts)
 
 
-def _with_prompts(dataset: Any, column: str, prompts: list[Any], name: str) -> Any:
-    try:
-        return with_column(dataset, column, [prompt and stored(prompt) for prompt in prompts])
-    except (ValueError, TypeError) as error:  # pyarrow raises both
-        raise DataError(f"the conversations of {name} mix types of values: {first_line(error)}") from error
+def _with_prompts(dataset: Any, column: str, prompts: list[Any]) -> Any:
+    """Return `dataset` with a column of prompts. Conversations stay as they are: Arrow would give each of their objects
+    the keys of all others."""
+    if all(isinstance(prompt, str | None) for prompt in prompts):
+        return with_column(dataset, column, prompts)
+    json_feature = require("datasets", "train").Json()
+    return with_column(dataset, column, list(map(_written, prompts)), json_feature)
+
+
+def _written(prompt: Any) -> str | None:
+    return None if prompt is None else json.dumps(prompt, ensure_ascii=False, default=str)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd.data.chat import Chat, PromptError, Rendered
-from vopd.data.columns import fill_template
+from vopd.data.prompt_columns import fill_template
 from vopd.errors import ConfigurationError, DataError
 from vopd.models import Completion, batch_seed, plan_batches
 

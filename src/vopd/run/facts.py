@@ -130,7 +130,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     vocabulary = _check_models(plan, student, teachers, notes, faults)
     prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
     if prompts is not None and student is None and (config.chat_template or prompts.conversations):
-        notes.append("prompts not rendered: they need the chat template of the student, which is not on this machine")
+        notes.append("prompts not checked with the chat template of the student, which is not on this machine")
     if prompts is not None and student is not None:
         positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
         limit, name = config.max_completion_length, f"'{prompts.name}'"

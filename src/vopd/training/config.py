@@ -80,7 +80,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         thinking: turn the chat template's thinking mode on or off; None leaves it to the template.
         system_prompt: first turn of every conversation that has no system turn of its own.
         last_assistant_turn: what becomes of a conversation's last turn by the assistant: "drop" leaves it out, so that
-            the student writes its own; "continue" lets the student go on from its end.
+            the student writes its own; "continue" lets the student continue it.
         max_prompt_length: prompts with more tokens are dropped and counted, never truncated. None keeps all.
         importance_sampling: weight sampled tokens by min(p_trainer / p_rollout, importance_cap). The default, None,
             does so if the rollout engine reports log-probabilities: vLLM does, transformers' generate does not.

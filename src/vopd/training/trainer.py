@@ -14,15 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import (
-    check_dataset,
-    check_enough,
-    check_no_stream,
-    check_room,
-    each,
-    keep_short,
-    named_datasets,
-)
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_room, each, keep_short, named_datasets
 from vopd.data.prompts import settled, with_ids
 from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError
 from vopd.folders import check_model_folder, check_writable, new_folder
@@ -168,7 +160,6 @@ class VOPDTrainer(TRLAdapter):
     # ---- setting up -------------------------------------------------------------------------------------------
 
     def _settled(self, dataset: Any, name: str) -> Any:
-        check_dataset(dataset, name)
         dataset = settled(dataset, name, self._last_turn, self._teacher_prompts.column)
         for part in (self.rewards, self._routes, self._teacher_prompts):
             part.check(dataset, name)

@@ -25,11 +25,9 @@ def prompt_column(columns: Sequence[str], name: str) -> str:
     """
     found = next((column for column in PROMPT_COLUMNS if column in columns), None)
     if found is None:
-        listed = f"{', '.join(map(repr, PROMPT_COLUMNS[:-1]))} or {PROMPT_COLUMNS[-1]!r}"
-        present = ", ".join(map(repr, columns)) or "none"
         raise DataError(
-            f"{name} has no column {listed}; it has: {present}. Rename one, or (in vopd train) name it in "
-            "prompt_template, such as '{text}'"
+            f"{name} has no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has: "
+            f"{', '.join(columns) or 'none'}. Rename one, or (in vopd train) name it in a template such as '{{text}}'"
         )
     return found
 
@@ -46,7 +44,7 @@ def chosen_column(columns: Sequence[str], name: str) -> str:
 
 
 def asked_value(template: str | None, column: str, row: Mapping[str, Any]) -> Any:
-    """Return the prompt of a row as it stands there: the `column`, or the filled `template`.
+    """Return the prompt in a row, unread: the `column`, or the filled `template`.
 
     A template that is one column and nothing else may name one that is not text.
 
@@ -56,7 +54,8 @@ def asked_value(template: str | None, column: str, row: Mapping[str, Any]) -> An
     if template is None:
         return row.get(column)
     whole = _FIELD.fullmatch(template)
-    return row[whole[1]] if whole and whole[1] in row else fill_template(template, row)
+    value = row.get(whole[1]) if whole else None
+    return value if isinstance(value, list | dict) else fill_template(template, row)
 
 
 def fill_template(template: str, row: Mapping[str, Any]) -> str:
