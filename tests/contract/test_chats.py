@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,9 @@ ROWS = [
     Row({"prompt": str([USER])}, ONE),
     Row({"messages": USER}, ONE),
     Row({"conversations": {"from": ["human", "gpt"], "value": ["2+2", "4"]}}, ONE),
-    Row({"prompt": '[{"role": "user", "content": "2+2"'}, "not valid JSON", error=DataError),
+    Row({"prompt": '[{"role": "user", "content": "2+2"]'}, "not valid JSON", error=DataError),
+    Row({"prompt": '{"role": "user", "id": 3} is what?'}, '{"role": "user", "id": 3} is what?', kind="text"),
+    Row({"prompt": '[{"role": "user", "id": 3}]'}, '[{"role": "user", "id": 3}]', kind="text"),
     Row({"prompt": "2+2", "messages": [USER]}, "2+2", said="column 'prompt' ... 'messages'"),
     Row({"prompt": "2+2", "messages": [USER]}, ONE, template="{messages}"),
     Row({"prompt": [USER], "completion": [ANSWER]}, ONE, said="'completion' ... not trained on"),
@@ -231,6 +234,15 @@ def test_templates_with_names(tokenizers: dict[str, Any]) -> None:
         Chat(tokenizer).ids([[USER]])
 
 
+def test_a_template_for_images_gets_parts(tokenizers: dict[str, Any]) -> None:
+    tokenizer = copy.deepcopy(tokenizers["qwen"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}[{{ p.text }}]{% endif %}{% endfor %}"
+        "{% endfor %}"
+    )
+    assert Chat(tokenizer).text([SYSTEM, USER]) == "[be brief][2+2]"
+
+
 def test_rows_with_other_keys_and_types_stand_together(tokenizers: dict[str, Any], tmp_path: Path) -> None:
     other = {**CALL, "function": {"name": "say", "arguments": '{"text": "x"}'}}
     rows = [
@@ -314,3 +326,19 @@ def test_a_run_on_conversations_and_what_it_says_next(
     samples = (place.out / "r" / "samples.jsonl").read_text().splitlines()
     prompts = {json.loads(line)["prompt"] for line in samples}
     assert prompts <= {qwen("system: be kind", "user: 2+2"), qwen("system: be brief", "user: 2+2")}
+
+
+def test_a_resumed_run_has_the_same_prompts_on_another_day(
+    chat_student: Path, place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    student = shutil.copytree(chat_student, place.work / "student")
+    template = student / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%f') }}" + template.read_text())
+    written(place.work / "rows.jsonl", *FOUR)
+    assert place.call(f"{CHAT} --save_steps 1 --max_steps 1") == 0
+    Case(
+        f"{CHAT} --save_steps 1 --max_steps 2 --resume --system_prompt x", 2, "system_prompt null -> x ... new run"
+    ).check(place, capfd.readouterr)
+    assert place.call(more) == 0
+    written(place.work / "rows.jsonl", *FOUR[:3], {"messages": [{**USER, "content": "3"}]})
+    Case(f"{CHAT} --save_steps 1 --max_steps 3 --resume", 2, "dataset ... new run").check(place, capfd.readouterr)

@@ -75,7 +75,9 @@ def test_a_setting_without_effect_is_refused(make: Make) -> None:
     with pytest.raises(ConfigurationError, match=says("thinking ... chat_template=true")):
         make([{"prompt": "2+2"}] * 4, thinking=True)
     with pytest.raises(DataError, match=says("row 1 of train_dataset ... turn 0 ... 'image'")):
-        make([{"prompt": [{"role": "user", "content": [{"type": kind, "text": "a"}]}]} for kind in ("text", "image")] * 2)
+        make(
+            [{"prompt": [{"role": "user", "content": [{"type": kind, "text": "a"}]}]} for kind in ("text", "image")] * 2
+        )
 
 
 def double(number: int) -> int:

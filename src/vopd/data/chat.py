@@ -207,7 +207,10 @@ class Chat:
         if self.system_prompt is not None and not _has_system(turns):
             turns = [{"role": "system", "content": self.system_prompt}, *turns]
         turns = [_known(turn, index, source) for index, turn in enumerate(turns)]
-        text = self._apply(rendered_form(turns), tools, {**self.arguments, **own})
+        given = rendered_form(turns)
+        if self._takes_parts:
+            given = [{**turn, "content": _as_parts(turn["content"])} for turn in given]
+        text = self._apply(given, tools, {**self.arguments, **own})
         _check_kept(turns, text)
         return text, False
 
@@ -263,6 +266,19 @@ class Chat:
         except ValueError as error:
             raise MismatchError(f"the tokenizer has several chat templates, none of them for this: {error}") from error
 
+    @property
+    def dated(self) -> bool:
+        """Whether the chat template writes the date: prompts are then others on another day."""
+        return self.has_template and "strftime_now" in self._source(None)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template leaves out contents that are texts, as those of some models for images do."""
+        try:
+            return "vopd" not in self._apply([{"role": "user", "content": "vopd"}], None, self.arguments)
+        except DataError:
+            return False
+
     def control_token_in(self, prompt: Any) -> bool:
         """Whether the words of a prompt have a token that the chat template writes."""
         words = text_of(read_prompt(prompt.prompt if isinstance(prompt, Asked) else prompt))
@@ -292,6 +308,10 @@ def _known(turn: Turn, index: int, source: str) -> Turn:
     if "tool_calls" in turn and "tool_calls" not in source:
         raise DataError(f"turn {index} calls a tool, and the chat template does not write tool calls")
     return turn
+
+
+def _as_parts(text: str) -> list[Turn]:
+    return [{"type": "text", "text": text}]
 
 
 def _check_kept(turns: list[Turn], text: str) -> None:

@@ -62,7 +62,7 @@ def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
         DataError: it is neither, or a turn is not as it should be; names the turn.
     """
     if isinstance(value, str) and _WRITTEN.match(value):
-        value = _parsed(value)
+        value = _unwritten(value)
     if isinstance(value, str):
         if not value.strip():
             raise DataError("the prompt is empty")
@@ -145,13 +145,20 @@ def check_last_turn(value: str) -> None:
         raise ConfigurationError(f"last_assistant_turn must be {DROP} or {CONTINUE}, not {value!r}")
 
 
-def _parsed(text: str) -> Any:
+def _unwritten(text: str) -> Any:
+    """The conversation that a text is the notation of; a text that only begins like one stays a text."""
     for read in (json.loads, ast.literal_eval):  # a list in a CSV file is often in Python's notation
         try:
-            return read(text)
+            value = read(text)
         except (ValueError, SyntaxError):
             continue
-    raise DataError("the prompt is the text of a conversation that is not valid JSON")
+        turns = value if isinstance(value, list) else [value]
+        said = [turn.keys() if isinstance(turn, dict) else {} for turn in turns]
+        whole = all({"role", "from"} & {*keys} and {"content", "value", "tool_calls"} & {*keys} for keys in said)
+        return value if whole else text
+    if text.rstrip().endswith(("]", "}")):
+        raise DataError("the prompt is the text of a conversation that is not valid JSON")
+    return text
 
 
 def _turns(value: Any) -> list[Turn]:

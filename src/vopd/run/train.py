@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, release_memory
 
+from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, Faults, VOPDError, counted
@@ -140,6 +141,7 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
     """
     options, config, prompts, places = plan.options, plan.config, facts.prompts, teacher_places(plan)
     assert facts.student is not None and prompts is not None
+    dated = Chat.of(config, facts.student.tokenizer).dated
     settings = settings_of(
         config,
         model=contents_of_model(options.model, facts.student.commit),
@@ -147,7 +149,12 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
             name: contents_of_model(source, _commit(facts.teachers, places.get(name)))
             for name, source in plan.teachers.items()
         },
-        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts)),
+        dataset=contents_of_rows(
+            prompts.dataset,
+            prompts.name,
+            _recipe(options, prompts),
+            dated=Chat.of(config, facts.student.tokenizer).dated,
+        ),
         rewards=Rewards.of(config, options.reward_funcs).rewards,
         adapter=lora_config(options),
         options=asdict(options),
