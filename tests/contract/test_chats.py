@@ -336,9 +336,8 @@ def test_a_resumed_run_has_the_same_prompts_on_another_day(
     template.write_text("{{ strftime_now('%f') }}" + template.read_text())
     written(place.work / "rows.jsonl", *FOUR)
     assert place.call(f"{CHAT} --save_steps 1 --max_steps 1") == 0
-    Case(
-        f"{CHAT} --save_steps 1 --max_steps 2 --resume --system_prompt x", 2, "system_prompt null -> x ... new run"
-    ).check(place, capfd.readouterr)
+    more = f"{CHAT} --save_steps 1 --max_steps 2 --resume"
+    Case(f"{more} --system_prompt x", 2, "system_prompt null -> x ... new run").check(place, capfd.readouterr)
     assert place.call(more) == 0
     written(place.work / "rows.jsonl", *FOUR[:3], {"messages": [{**USER, "content": "3"}]})
     Case(f"{CHAT} --save_steps 1 --max_steps 3 --resume", 2, "dataset ... new run").check(place, capfd.readouterr)

@@ -149,12 +149,7 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
             name: contents_of_model(source, _commit(facts.teachers, places.get(name)))
             for name, source in plan.teachers.items()
         },
-        dataset=contents_of_rows(
-            prompts.dataset,
-            prompts.name,
-            _recipe(options, prompts),
-            dated=Chat.of(config, facts.student.tokenizer).dated,
-        ),
+        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts), dated=dated),
         rewards=Rewards.of(config, options.reward_funcs).rewards,
         adapter=lora_config(options),
         options=asdict(options),

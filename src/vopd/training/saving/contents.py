@@ -48,10 +48,8 @@ def contents_of_rows(dataset: Any, sources: str = "", recipe: Any = None, *, dat
         recipe: hashed in place of rows that are not the same whenever they are made.
         dated: the chat template writes the date, so that the token ids are left out.
     """
-    digest = hashlib.sha256()
-    for rows in (
-        [recipe] if recipe is not None else (without_ids(dataset) if dated else dataset).with_format(None).iter(1000)
-    ):
+    digest, hashed = hashlib.sha256(), without_ids(dataset) if dated else dataset
+    for rows in [recipe] if recipe is not None else hashed.with_format(None).iter(1000):
         digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
     name = f"{sources or 'train_dataset'}, {counted(len(dataset), 'prompt')}"
     return {"name": name, "content": _short(digest)}
