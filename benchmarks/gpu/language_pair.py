@@ -48,9 +48,8 @@ def texts(limit: int) -> list[str]:
 
 def corpus(folder: Path, dry: bool) -> dict[str, int]:
     """Write tokenizer, tokens, prompts and held-out prompts."""
-    from transformers import PreTrainedTokenizerFast
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     found = texts(300_000 if dry else 100_000_000)
     apart = min(_PROMPTS + _HELD_OUT, len(found) // 2)

@@ -128,6 +128,8 @@ ROWS = [
         "llama"),
     Row({"prompt": [USER], "tools": json.dumps([TOOL])}, "# Tools\n" + TOOL_JSON),
     Row({"prompt": [USER], "tools": []}, ONE),
+    Row({"prompt": [USER, calls(tool_calls=[{"name": "add", "arguments": {"a": 2, "text": None}}]), RESULT]},
+        '"parameters": {"a": 2}}', "llama"),
     Row({"prompt": [USER], "tools": "hammer"}, "row 0 ... 'tools' is not valid JSON", error=DataError),
     Row({"prompt": "2+2", "tools": "hammer"}, "2+2"),
     Row({"prompt": [USER], "tools": [TOOL]}, gemma("2+2"), "gemma", said="1 of 1 ... tools ... not use ... row 0"),

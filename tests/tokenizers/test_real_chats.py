@@ -24,7 +24,7 @@ FOLDER = Path(os.environ.get("VOPD_TOKENIZERS", "")).resolve()
 TEMPLATES = Path(trl.__file__).with_name("chat_templates")
 NAMES = ("qwen3", "llama3_1", "gemma3", "gptoss")
 
-pytestmark = pytest.mark.skipif("VOPD_TOKENIZERS" not in os.environ, reason="VOPD_TOKENIZERS names no folder")
+pytestmark = pytest.mark.skipif(not os.environ.get("VOPD_TOKENIZERS"), reason="VOPD_TOKENIZERS names no folder")
 
 USER = {"role": "user", "content": "What is 12 + 30?"}
 ANSWER = {"role": "assistant", "content": "It is 42."}
@@ -51,9 +51,9 @@ CONVERSATIONS = {
 
 
 def tokenizer_of(name: str, *, tools: bool = False) -> Any:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER / name)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
     if tokenizer.chat_template is None or (tools and "tools" not in tokenizer.chat_template):
         tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
     return tokenizer

@@ -71,6 +71,13 @@ def test_evaluation_data_and_the_teachers_prompts(make: Make) -> None:
     assert trainer.evaluate(Dataset.from_list([{"messages": [USER], "hint": [USER]}]))["eval_loss"] >= 0
 
 
+def test_what_is_not_trained_on_is_said_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make([{"prompt": [USER], "completion": [ANSWER]}] * 4)
+    assert caplog.text.count("'completion' of train_dataset is not trained on") == 1
+    make([], {"train_dataset": trainer.train_dataset})
+    assert caplog.text.count("is not trained on") == 1
+
+
 def test_a_setting_without_effect_is_refused(make: Make) -> None:
     with pytest.raises(ConfigurationError, match=says("thinking ... chat_template=true")):
         make([{"prompt": "2+2"}] * 4, thinking=True)
@@ -103,7 +110,8 @@ def test_prompts_of_tools_are_tokenized_as_by_trl(
         model.config.max_position_embeddings = 2048
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = Path(trl.__file__).with_name("chat_templates").joinpath("qwen3.jinja").read_text()
-    prompts = [[USER], [SYSTEM, USER]] * 2
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"}
+    prompts = [[USER, thought, USER], [SYSTEM, USER]] * 2
     given = {"teacher_model": models[1], "tools": [double], "processing_class": tokenizer}
     trainer = make_trainer(
         model=models[0], trainer={**given, "train_dataset": Dataset.from_dict({"prompt": prompts})}, thinking=False
@@ -111,3 +119,4 @@ def test_prompts_of_tools_are_tokenized_as_by_trl(
     assert trainer.chat_template is not None and trainer.chat_template_kwargs == {"enable_thinking": False}
     assert prompt_ids(trainer.train_dataset) == trl.DistillationTrainer._tokenize_prompts(trainer, prompts)[0]
     assert trainer.train_dataset[1]["prompt"] == [SYSTEM, USER]
+    assert "hm" in tokenizer.decode(prompt_ids(trainer.train_dataset)[0])

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tools.embedded_pair.worked_steps import worked_completion
 from vopd.data.reasoning import Problem, stream_problems
 from vopd.errors import ConfigurationError

@@ -186,12 +186,11 @@ def _turn(given: Any) -> Turn:
     if not isinstance(given, Mapping):
         raise DataError(f"is {type(given).__name__}: the prompt must be a text or a list of chat messages")
     turn = without_nones(given)
-    named = turn.pop("role", turn.pop("from", None))
+    named = turn.pop("role", turn.pop("from", None))  # both go, whichever is taken
     if not isinstance(named, str) or not named:
         raise DataError("has no role: chat messages have 'role' and 'content', or 'from' and 'value'")
     role = _ROLES.get(named.lower(), named.lower() if named.lower() in ("user", "assistant", "system") else named)
     content = turn.pop("content", turn.pop("value", None))
-    turn.pop("from", None), turn.pop("value", None)
     calls = _read_calls(turn.pop("tool_calls", None))
     if (call := turn.pop("function_call", None)) is not None:
         calls = _read_calls([call])

@@ -155,9 +155,10 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
         _read_all(dataset[PROMPT], range(len(dataset)), name, last_assistant_turn)
         return dataset
     prompts, answered = _read_all(plain[column], range(len(dataset)), name, last_assistant_turn)
+    if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
+        _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
     found = dataset
     if column != PROMPT or prompts != without_nones(list(plain[column])):
-        _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
         found = _with_prompts(dataset, PROMPT, prompts)
     if teacher_column in dataset.column_names:
         given = list(plain[teacher_column])
