@@ -124,7 +124,7 @@ def read_prompts(
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
     if chat is not None:
         chat.check_used(example.kind for example in found.examples)
-    written = list(found.dataset[PROMPT])
+    written = list(found.dataset[PROMPT if chat is None else PROMPT_IDS])
     repeats = len(written) - len(set(written))
     if repeats:
         logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(written))
