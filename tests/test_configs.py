@@ -62,7 +62,7 @@ def test_the_papers_setup() -> None:
     assert (config.learning_rate, config.lr_scheduler_type, config.temperature) == (1e-5, "cosine", 1.0)
     assert (config.max_prompt_length, config.max_completion_length, config.num_train_epochs) == (1024, 2048, 1)
     assert config.vllm_max_model_length == 1024 + 2048
-    assert not options.chat_template and str(options.prompt_template).endswith("within \\boxed{}.")
+    assert not config.chat_template and str(options.prompt_template).endswith("within \\boxed{}.")
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ import pytest
 from messages import says, told
 from vopd import cli
 from vopd.cli.eval import EvalOptions
+from vopd.data.chat import Rendered
 from vopd.errors import ConfigurationError
 from vopd.evaluation.benchmarks import Protocol
 from vopd.evaluation.engines import Sampler
@@ -62,11 +63,14 @@ def evaluate(tiny_student_dir: Path, tmp_path: Path) -> Evaluate:
 
 
 def answers_with(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def letters(text: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[*map(ord, one)] for one in text]}
+
     def open_sampler(source: str, *_: Any) -> Sampler:
-        def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+        def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
             return [Completion(text, (5, 6), False) for _ in prompts]
 
-        return Sampler(None, draw)
+        return Sampler(letters, draw)
 
     monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
 

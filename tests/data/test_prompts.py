@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from messages import says, told
-from vopd.data.chat import fill_template, thinking_options
 from vopd.data.files import read_rows
 from vopd.data.mixture import most_without_repeats, shares
+from vopd.data.prompt_columns import fill_template
 from vopd.data.prompts import read_prompts
 from vopd.errors import ConfigurationError, DataError
 
@@ -292,62 +292,6 @@ def test_what_tells_the_version_of_the_data(write) -> None:
     assert re.fullmatch("sha256 [0-9a-f]{12}", first[0]["version"])
     write(ROWS[:1])
     assert read_prompts(path).sources[0]["version"] != first[0]["version"]
-
-
-class ChatTokenizer:
-    chat_template = "there is one"
-    bos_token, bos_token_id = "<s>", 1
-
-    def __init__(self, adds_begin: bool) -> None:
-        self.adds_begin = adds_begin
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [1, 9] if self.adds_begin else [9]}
-
-    def apply_chat_template(self, turns: list[dict[str, str]], **options: Any) -> str:
-        assert options["add_generation_prompt"] and not options["tokenize"]
-        think = "<think>" if options.get("enable_thinking") else ""
-        return "<s>" + "".join(f"[{turn['role']}]{turn['content']}" for turn in turns) + "[assistant]" + think
-
-
-class TestChatTemplate:
-    def test_text_becomes_the_users_turn(self, write) -> None:
-        dataset = load_prompts(
-            write(ROWS),
-            tokenizer=ChatTokenizer(False),
-            chat_template=True,
-            chat_options={"enable_thinking": True},
-        )
-        assert dataset[0]["prompt"] == "<s>[user]1 + 1 =[assistant]<think>"
-
-    def test_the_begin_token_does_not_come_twice(self, write) -> None:
-        dataset = load_prompts(write(ROWS), tokenizer=ChatTokenizer(True), chat_template=True)
-        assert dataset[0]["prompt"] == "[user]1 + 1 =[assistant]"
-
-    def test_conversations_are_rendered_only_when_asked(self, write) -> None:
-        turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-        path = write([{"prompt": turns}])
-        with pytest.raises(DataError, match=says("row 0 ... list of messages ... chat_template")):
-            load_prompts(path)
-        dataset = load_prompts(path, tokenizer=ChatTokenizer(True), chat_template=True)
-        assert dataset[0]["prompt"] == "[system]be brief[user]hi[assistant]"
-
-    def test_thinking_is_a_switch_of_the_template(self, tiny_tokenizer: Any) -> None:
-        switch = ChatTokenizer(False)
-        switch.chat_template = "{% if enable_thinking %}<think>{% endif %}"
-        assert thinking_options(False, True, switch) == {"enable_thinking": False}
-        assert thinking_options(True, True, switch) == {"enable_thinking": True}
-        assert thinking_options(None, False, tiny_tokenizer) == {}
-        with pytest.raises(ConfigurationError, match="set chat_template=true"):
-            thinking_options(True, False, switch)
-        with pytest.raises(ConfigurationError, match="has no option enable_thinking"):
-            thinking_options(False, True, ChatTokenizer(False))
-        with pytest.raises(ConfigurationError, match=says("this tokenizer has none ... remove thinking")):
-            thinking_options(False, True, tiny_tokenizer)
-
-    def test_tokenizer_without_template(self, write, tiny_tokenizer: Any) -> None:
-        with pytest.raises(ConfigurationError, match="no chat template"):
-            load_prompts(write(ROWS), tokenizer=tiny_tokenizer, chat_template=True)
 
 
 def test_reasoning_gym_task() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from vopd.data.chat import Chat
 from vopd.data.tokenized import (
     PROMPT_IDS,
     TEACHER_PROMPT_IDS,
     add_ids,
     drawn_ids,
     first_ids,
-    text_tokenizer,
     token_lengths,
     without_ids,
 )
@@ -28,7 +28,7 @@ def as_rows(dataset: Dataset) -> list[dict[str, Any]]:
 
 def test_ids_are_the_tokenizers_and_empty_teacher_prompts_are_the_students(tiny_tokenizer: Any) -> None:
     plain = Dataset.from_dict({"prompt": PROMPTS, "hint": HINTS})
-    dataset = add_ids(plain, text_tokenizer(tiny_tokenizer), "hint")
+    dataset = add_ids(plain, Chat(tiny_tokenizer).ids, "hint")
     own, its = (tiny_tokenizer(texts)["input_ids"] for texts in (PROMPTS, [PROMPTS[0], "a hint", PROMPTS[2]]))
     assert drawn_ids(as_rows(dataset)) == own and first_ids(dataset) == own[0]
     assert drawn_ids(as_rows(dataset), TEACHER_PROMPT_IDS) == its

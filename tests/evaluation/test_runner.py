@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from messages import says, told
+from vopd.data.chat import Rendered
 from vopd.errors import ConfigurationError, DataError, MissingExtraError
 from vopd.evaluation import compare_results, evaluate, load_results
 from vopd.evaluation.benchmarks import Protocol, load_benchmark
@@ -43,18 +44,24 @@ def problems(tmp_path: Path) -> str:
     return str(path)
 
 
+def letters(text: list[str]) -> dict[str, list[list[int]]]:
+    """A tokenizer without a chat template."""
+    return {"input_ids": [[*map(ord, one)] for one in text]}
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Sequence[str]]) -> list[tuple[list[str], int]]:
     """Every model answers problem n with the n-th text of its name's list, by turns; returns the calls."""
     calls: list[tuple[list[str], int]] = []
 
     def open_sampler(source: str, *_: Any) -> Sampler:
-        def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-            calls.append((list(prompts), seed))
+        def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
+            asked = [prompt.text for prompt in prompts]
+            calls.append((asked, seed))
             texts = answers[Path(source).name]
-            legs = [int(prompt.split("have ")[1].split()[0]) for prompt in prompts]
+            legs = [int(prompt.split("have ")[1].split()[0]) for prompt in asked]
             return [Completion(texts[n % len(texts)].format(n=4 * n), (1, 2, 3), False) for n in legs]
 
-        return Sampler(None, draw)
+        return Sampler(letters, draw)
 
     monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
     return calls
@@ -309,10 +316,10 @@ def test_tasks_are_graded_by_their_own_verifier(monkeypatch: pytest.MonkeyPatch,
     golds = {question.text: question.gold for question in benchmark.questions}
 
     def open_sampler(source: str, *_: Any) -> Sampler:
-        def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
-            return [Completion(f"<answer>{golds[prompt]}</answer>", (1,), False) for prompt in prompts]
+        def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
+            return [Completion(f"<answer>{golds[prompt.text]}</answer>", (1,), False) for prompt in prompts]
 
-        return Sampler(None, draw)
+        return Sampler(letters, draw)
 
     monkeypatch.setattr("vopd.evaluation.completions.open_sampler", open_sampler)
     (entry,) = evaluate("m", [benchmark], tmp_path, samples=2)["results"]
@@ -397,12 +404,13 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class Engine:
         def __init__(self, **options: Any) -> None:
             seen.append(options)
+            self.tokenizer = load_tokenizer(options["model"])
             core = SimpleNamespace(shutdown=lambda timeout: seen.append(f"end of {Path(options['model']).name}"))
             self.llm_engine = SimpleNamespace(engine_core=core)
 
-        def generate(self, prompts: list[str], settings: list[Any], **_: Any) -> list[Any]:
+        def generate(self, prompts: list[dict[str, list[int]]], settings: list[Any], **_: Any) -> list[Any]:
             assert len({one.seed for one in settings}) == len(prompts) and settings[0].max_tokens == 8
-            if "sixth" in prompts[0]:
+            if "sixth" in self.tokenizer.decode(prompts[0]["prompt_token_ids"]):
                 raise RuntimeError("the engine is out of memory")
             seen.append(settings[0])
             output = SimpleNamespace(text=r"\boxed{4}", token_ids=[1, 2], finish_reason="length")

@@ -224,8 +224,8 @@ class TestPrompts:
         )  # fmt: skip
         (runs,) = [call for call in trainer.callback_handler.callbacks if isinstance(call, BenchmarkRuns)]
         (prepared,) = runs.prepared
-        assert prepared.prompts[0] == "[What is 3 + 3? Think.]!"
-        assert prepared.prompt_ids[0] == tokenizer(prepared.prompts[0])["input_ids"]
+        assert prepared.prompts[0].text == "[What is 3 + 3? Think.]!"
+        assert prepared.prompts[0].ids == tokenizer("[What is 3 + 3? Think.]!")["input_ids"]
 
     def test_questions_among_the_training_prompts_are_told(
         self, make_trainer: Callable[..., Any], sums: str, caplog: pytest.LogCaptureFixture

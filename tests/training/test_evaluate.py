@@ -48,7 +48,7 @@ def test_the_same_student_has_the_same_numbers(make_trainer: Make) -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("prompt", "eval_dataset has no column 'prompt'"),
+        ("prompt", "eval_dataset has no column prompt"),
         ("hint", "eval_dataset has no column 'hint' ... teacher_prompt_column"),
         ("key", "reward function ... column 'key' ... eval_dataset"),
     ],

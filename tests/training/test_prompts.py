@@ -9,13 +9,19 @@ import pytest
 from datasets import Dataset
 
 from messages import says
-from vopd.data.prompt_checks import check_enough, check_prompts, keep_short
+from vopd.data.prompt_checks import check_enough, keep_short
+from vopd.data.prompts import settled
 from vopd.data.tokenized import add_ids
 from vopd.errors import DataError
 
 
 def rows(*prompts: Any) -> Dataset:
     return Dataset.from_dict({"prompt": list(prompts)})
+
+
+def check_prompts(dataset: Any) -> None:
+    """As VOPDTrainer does."""
+    settled(dataset, "train_dataset")
 
 
 def test_texts_and_messages_pass() -> None:
@@ -28,7 +34,7 @@ def test_texts_and_messages_pass() -> None:
     [
         (None, "train_dataset ... missing"),
         (rows(), "train_dataset ... empty"),
-        (Dataset.from_dict({"question": ["a"]}), "'prompt' ... 'question'"),
+        (Dataset.from_dict({"text": ["a"]}), "train_dataset ... prompt ... it has: text"),
         (rows("a", ""), "row 1 of train_dataset ... empty"),
         (rows("a", None), "row 1 ... text"),
         (rows(3), "row 0 ... int"),

@@ -95,6 +95,7 @@ def run(arguments: Sequence[str]) -> int:
             measurement = Measurement(
                 recipe["model"], recipe["teacher_model"], str(held_out), options.problems, options.curve_problems,
                 int(recipe.get("max_completion_length", 512)), options.held_out_kind, best_device(options.device),
+                chat=_chat(recipe),
             )  # fmt: skip
         try:
             compare(folder, runs, measurement, processes=options.jobs, target=options.target_accuracy, offline=embedded)
@@ -129,6 +130,14 @@ def _grid(settings: Settings, embedded: bool) -> Grid:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}") from error
     return Grid([find_estimator(name) for name in found["estimator"]], found["seed"], found["learning_rate"])
+
+
+def _chat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the chat template that the held-out problems get, if the prompts of training get it."""
+    names = {"system_prompt": "system_prompt", "thinking": "thinking", "chat_template_kwargs": "options"}
+    if not recipe.get("chat_template"):
+        return {}
+    return {"texts": True, **{own: recipe[name] for name, own in names.items() if recipe.get(name) is not None}}
 
 
 def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:

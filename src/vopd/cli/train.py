@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from typing import Any
 
+from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
-from vopd.data.tokenized import first_ids, token_lengths
+from vopd.data.tokenized import PROMPT, asked, first_ids, token_lengths
 from vopd.errors import counted
 from vopd.folders import nearest_existing
 from vopd.models import end_ids
@@ -57,7 +57,7 @@ def dry_run(plan: Plan, facts: Facts) -> str:
     start = planned_start(plan, facts)
     sections = [
         first_lines(config, start),
-        _prompts(facts.prompts, facts.student.tokenizer),
+        _prompts(facts.prompts, Chat.of(config, facts.student.tokenizer)),
         _vocabularies(plan, facts),
         _memory(config, memory, start.placement),
         _disk(plan, memory.gradients if frozen else memory.student, memory.optimizer, start.steps),
@@ -97,17 +97,19 @@ def _checkpointing(config: VOPDConfig) -> bool:
     return bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False))
 
 
-def _prompts(prompts: Prompts, tokenizer: Any) -> list[str]:
-    text = prompts.dataset[0]["prompt"]
+def _prompts(prompts: Prompts, chat: Chat) -> list[str]:
+    (first,) = asked(prompts.dataset.select([0]), PROMPT)
+    plain = [one.kind for one in prompts.examples] == ["text"]
     ids = first_ids(prompts.dataset)
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
     sources = (f"{entry['prompts']:,} from {entry['source']} ({entry['version']})" for entry in prompts.sources)
     return [
         f"prompts: {', '.join(sources)}",
         # repr: control characters of a dataset must not reach the terminal
-        f"first prompt: {text!r}",
+        f"first prompt: {chat.text(first)!r}",
         f"its {counted(len(ids), 'token id')}: {shown}",
-        f"decoded: {tokenizer.decode(ids)!r}",
+        f"decoded: {chat.tokenizer.decode(ids)!r}",
+        *(f"{one.kind}, row {one.row} of {one.source}: {one.text!r}" for one in prompts.examples if not plain),
     ]
 
 

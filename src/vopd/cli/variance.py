@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vopd.data.conversations import check_last_turn
 from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, counted, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
@@ -29,7 +30,11 @@ class VarianceOptions:
     dataset_split: str = setting("train", "split of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")
-    chat_template: bool = setting(False, "apply the student's chat template to the prompts")
+    chat_template: bool = setting(False, "apply the student's chat template to texts too; conversations always get it")
+    thinking: bool | None = setting(None, "switch the chat template's thinking mode; default: the template's own")
+    system_prompt: str | None = setting(None, "system prompt of conversations that have none of their own")
+    last_assistant_turn: str = setting("drop", "a conversation's last turn by the assistant: drop or continue it")
+    chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
     estimators: list[str] | None = setting(
         None,
         "estimators to measure: names, or module:NAME for your own; default: six, from the noisiest to the exact one",
@@ -52,6 +57,7 @@ class VarianceOptions:
         find_estimators(self.estimators)
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
             check_at_least(name, getattr(self, name), least)
+        check_last_turn(self.last_assistant_turn)
         if self.temperature <= 0:
             raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
 
@@ -76,31 +82,29 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check(options: VarianceOptions, faults: Faults) -> list[str]:
-    """Check the models without their weights, and the prompts; returns the prompts."""
+def _check(options: VarianceOptions, faults: Faults) -> list[list[int]]:
+    """Check the models without their weights, and the prompts; returns the token ids of the prompts."""
+    from vopd.data.chat import Chat
     from vopd.data.prompts import read_prompts
+    from vopd.data.tokenized import prompt_ids
     from vopd.experiments.measure import check_pair
 
     tokenizer = check_pair(options.model, options.teacher_model, faults)
-    prompts: list[str] = []
-    if tokenizer is not None or not options.chat_template:
-        with faults:
-            prompts = list(
-                read_prompts(
-                    options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
-                    options=options.dataset_options, template=options.prompt_template, tokenizer=tokenizer,
-                    chat_template=options.chat_template,
-                ).dataset["prompt"]
-            )  # fmt: skip
-            if len(prompts) < 2:
-                raise DataError(
-                    f"'{options.dataset}' has {counted(len(prompts), 'prompt')}; a variance over contexts needs 2 or "
-                    "more"
-                )
-    return prompts
+    with faults:
+        found = read_prompts(
+            options.dataset, split=options.dataset_split, count=options.contexts, seed=options.seed,
+            options=options.dataset_options, template=options.prompt_template,
+            chat=None if tokenizer is None else Chat.of(options, tokenizer),
+        ).dataset  # fmt: skip
+        if len(found) < 2:
+            raise DataError(
+                f"'{options.dataset}' has {counted(len(found), 'prompt')}; a variance over contexts needs 2 or more"
+            )
+        return [] if tokenizer is None else prompt_ids(found)
+    return []
 
 
-def measure(options: VarianceOptions, prompts: list[str]) -> dict[str, Any]:
+def measure(options: VarianceOptions, prompts: list[list[int]]) -> dict[str, Any]:
     """Return the content of results.json: settings, the context part, each estimator's parts, and the profile."""
     from vopd.estimators.catalogue import ESTIMATORS, find_estimators
     from vopd.experiments.measure import ModelPair

@@ -1,192 +1,325 @@
-"""Turns a row of a dataset into a prompt text: columns, templates, chat templates."""
+"""A prompt as its model reads it: the tokenizer's chat template around conversations, and the ids of the result."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError
+from vopd.errors import ConfigurationError, DataError, MismatchError, one_line
 
-PROMPT_COLUMNS = ("prompt", "problem", "question")
-_FIELD = re.compile(r"\{(\w+)\}")
+from .conversations import (
+    DROP,
+    OPTIONS,
+    Asked,
+    Prompt,
+    Turn,
+    check_last_turn,
+    ends_with_answer,
+    read_options,
+    read_prompt,
+    read_tools,
+    rendered_form,
+    text_of,
+)
+
 _THINKING = "enable_thinking"
+_CHUNK = 1000
+# Arguments of the rendering itself, which no setting may change.
+_RESERVED = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "tokenize", "tools",
+}  # fmt: skip
 
 
-def render_prompts(
-    rows: Sequence[Mapping[str, Any]], source: str, template: str | None, render: Callable[[Any], Any]
-) -> list[str]:
-    """Return the prompt text of every row.
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as its model reads it: the text and its token ids."""
 
-    Args:
-        rows: rows of a dataset.
-        source: name of the rows in errors.
-        template: text in which {column} is replaced by that column; None uses the column that `prompt_column` finds.
-        render: result of `chat_renderer`.
+    text: str
+    ids: list[int]
+
+
+class PromptError(DataError):
+    """What is wrong with the prompt of this `index` among those that were given."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How prompts are rendered. Conversations always get the chat template.
+
+    Attributes:
+        tokenizer: the student's.
+        texts: whether texts get the chat template too, as the user's turn.
+        system_prompt: the first turn where a conversation has no system turn of its own.
+        last_assistant_turn: "drop" or "continue", see `read_prompt`.
+        thinking: turns the template's thinking mode on or off; None leaves it to the template.
+        options: further arguments of the chat template; those of a row come before them.
+        tools: functions or schemas for every prompt, in place of those in the rows.
+        template: in place of the tokenizer's own.
 
     Raises:
-        DataError: there is no prompt column, or a prompt is empty or not text; names the row.
-        ConfigurationError: the template has no columns, or the chat template is missing.
+        ConfigurationError: a setting has no effect or is unknown.
     """
-    column = prompt_column(columns_of(rows), source) if template is None else ""
-    prompts = []
-    for index, row in enumerate(rows):
-        try:
-            prompts.append(_text(render(row.get(column) if template is None else fill_template(template, row))))
-        except DataError as error:
-            raise DataError(f"'{source}' row {index}: {error}") from error
-    return prompts
 
+    tokenizer: Any
+    texts: bool = False
+    system_prompt: str | None = None
+    last_assistant_turn: str = DROP
+    thinking: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Any] = ()
+    template: str | None = None
 
-def chat_renderer(tokenizer: Any, chat_template: bool, options: Mapping[str, Any] | None) -> Callable[[Any], Any]:
-    """Return a function that applies the tokenizer's chat template to a prompt, or nothing without `chat_template`.
+    def __post_init__(self) -> None:
+        check_last_turn(self.last_assistant_turn)
+        if self.texts and self.tokenizer is None:
+            raise ConfigurationError("chat_template needs a tokenizer")
+        if self.texts and not self.has_template:
+            raise ConfigurationError(
+                "this tokenizer has no chat template: leave chat_template off and give prompts as text, or save a "
+                "tokenizer with a template into the student's folder"
+            )
+        if self.thinking is not None and self.has_template and _THINKING not in self._source(None):
+            raise ConfigurationError(
+                f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it "
+                "has with chat_template_kwargs"
+            )
+        if taken := _taken(self.options):
+            raise ConfigurationError(f"{OPTIONS} cannot set {taken}, which vopd sets itself; remove it")
 
-    Raises:
-        ConfigurationError: there is no tokenizer, or it has no chat template.
-    """
-    if not chat_template:
-        return lambda prompt: prompt
-    if tokenizer is None:
-        raise ConfigurationError("chat_template needs a tokenizer")
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            "this tokenizer has no chat template: leave chat_template off and give prompts as text, or save a "
-            "tokenizer with a template into the student's folder"
+    @classmethod
+    def of(cls, settings: Any, tokenizer: Any, **more: Any) -> Chat:
+        """With the `settings` of that name in a configuration, where there are any."""
+        return cls(
+            tokenizer,
+            texts=settings.chat_template,
+            system_prompt=settings.system_prompt,
+            last_assistant_turn=getattr(settings, "last_assistant_turn", DROP),
+            thinking=settings.thinking,
+            options=settings.chat_template_kwargs or {},
+            **more,
         )
 
-    def render(prompt: Any) -> Any:
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if not is_conversation(prompt):
-            return prompt
-        text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **options or {})
-        # The text is tokenized again later: if the tokenizer adds the BOS token itself, it must not occur twice.
-        begin = tokenizer.bos_token
-        if begin and text.startswith(begin) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
-            return text.removeprefix(begin)
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer can render conversations."""
+        return bool(self.template or getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the chat template is given for every prompt."""
+        return {**self.options, **({} if self.thinking is None else {_THINKING: self.thinking})}
+
+    def ids(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """The token ids of prompts: texts, conversations in any form, or `Asked`.
+
+        Raises:
+            PromptError: a prompt cannot be read or rendered.
+            MismatchError: there is a conversation, but no chat template.
+        """
+        return [found.ids for found in self.render(prompts)]
+
+    def render(self, prompts: Sequence[Any]) -> list[Rendered]:
+        """The texts and token ids of prompts.
+
+        Raises:
+            PromptError, MismatchError: as `ids`.
+        """
+        written: list[tuple[str, bool]] = []
+        for index, prompt in enumerate(prompts):
+            try:
+                written.append(self._written(prompt))
+            except DataError as error:
+                raise PromptError(index, str(error)) from error
+        ids: list[list[int]] = [[] for _ in written]
+        for special in (False, True):
+            places = [index for index, (_, adds) in enumerate(written) if adds == special]
+            for start in range(0, len(places), _CHUNK):
+                chunk = places[start : start + _CHUNK]
+                # Without the argument where it is the default: not every tokenizer has it.
+                given = {} if special else {"add_special_tokens": False}
+                found = self.tokenizer(text=[written[index][0] for index in chunk], **given)["input_ids"]
+                for index, tokens in zip(chunk, found, strict=True):
+                    ids[index] = list(tokens)
+        return [Rendered(text, found) for (text, _), found in zip(written, ids, strict=True)]
+
+    def text(self, prompt: Any) -> str:
+        """The text of one prompt.
+
+        Raises:
+            DataError, MismatchError: it cannot be read or rendered.
+        """
+        return self._written(prompt)[0]
+
+    def kind(self, prompt: Any) -> str:
+        """What kind of prompt it is, in words: "text", "rendered chat", "conversation, with tools"."""
+        asked, turns = self._turns(prompt)
+        if isinstance(turns, str):
+            return "rendered chat" if self.is_rendered(turns) else "text"
+        own, system = _has_system(turns), self.system_prompt is not None
+        traits = {
+            "its own system prompt": own,
+            "system_prompt": system and not own,
+            "tools": bool(self.tools or read_tools(asked.tools)),
+            "tool calls": any("tool_calls" in turn or turn["role"] == "tool" for turn in turns),
+            f"its own {OPTIONS}": bool(read_options(asked.options)),
+            "its last turn continued": ends_with_answer(turns),
+        }
+        kind = "text in the chat template" if isinstance(asked.prompt, str) and len(turns) == 1 else "conversation"
+        return ", ".join([kind, *(f"with {name}" for name, there in traits.items() if there)])
+
+    def check_used(self, kinds: Iterable[str]) -> None:
+        """Raises ConfigurationError for a setting of the chat template, if no prompt of these kinds gets it."""
+        if any(kind not in ("text", "rendered chat") for kind in kinds):
+            return
+        for name, value in (("thinking", self.thinking), ("system_prompt", self.system_prompt)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"{name} is a setting of the chat template, which texts do not get; set chat_template=true, or "
+                    f"remove {name}"
+                )
+
+    # ---- one prompt -------------------------------------------------------------------------------------------
+
+    def _turns(self, prompt: Any) -> tuple[Asked, Prompt]:
+        """The turns that the chat template gets, but for `system_prompt`; a text where it is not applied."""
+        asked = prompt if isinstance(prompt, Asked) else Asked(prompt)
+        read = read_prompt(asked.prompt, self.last_assistant_turn)
+        if isinstance(read, str) and self.texts and not self.is_rendered(read):
+            read = [{"role": "user", "content": read}]
+        return asked, read
+
+    def _written(self, prompt: Any) -> tuple[str, bool]:
+        """The text of a prompt, and whether the tokenizer adds its special tokens to it."""
+        asked, turns = self._turns(prompt)
+        if isinstance(turns, str):
+            begin = getattr(self.tokenizer, "bos_token", None)
+            return turns, not (begin and turns.startswith(begin))
+        tools, own = list(self.tools) or read_tools(asked.tools), read_options(asked.options)
+        if taken := _taken(own):
+            raise DataError(f"'{OPTIONS}' cannot set {taken}, which vopd sets itself")
+        source = self._source(tools)
+        if self.system_prompt is not None and not _has_system(turns):
+            turns = [{"role": "system", "content": self.system_prompt}, *turns]
+        turns = [_known(turn, index, source) for index, turn in enumerate(turns)]
+        given = rendered_form(turns)
+        if self._takes_parts:
+            given = [{**turn, "content": _as_parts(turn["content"])} for turn in given]
+        text = self._apply(given, tools, {**self.arguments, **own})
+        _check_kept(turns, text)
+        return text, False
+
+    def _apply(self, turns: list[Turn], tools: Any, options: dict[str, Any]) -> str:
+        continues = ends_with_answer(turns)
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns,
+                tools=tools,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                **options,
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            what = "cannot continue the last turn" if continues else "does not take this conversation"
+            raise DataError(f"the chat template {what}: {one_line(error)}") from error
         return text
 
-    return render
+    # ---- the template and the tokenizer ---------------------------------------------------------------------
+
+    def is_rendered(self, text: str) -> bool:
+        """Whether a text is a chat that was rendered already: it begins with a token that only the template writes."""
+        return text.lstrip().startswith(self._openings)
+
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The special tokens that the chat template writes."""
+        if not self.has_template:
+            return ()
+        source = self._source(None)
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        return tuple(token.content for token in added if token.special and token.content in source)
+
+    @cached_property
+    def _openings(self) -> tuple[str, ...]:
+        begin = [self.tokenizer.bos_token] if self.has_template and self.tokenizer.bos_token else []
+        return (*begin, *self.control_tokens)
+
+    def _source(self, tools: Any) -> str:
+        """The text of the template; a tokenizer may have several, one of them for tools."""
+        if not self.has_template:
+            raise MismatchError(
+                "the prompts are chat messages, and the student's tokenizer has no chat template: use an instruct "
+                "model with its tokenizer, set the tokenizer's chat_template, or give prompts that are texts"
+            )
+        own = self.template or self.tokenizer.chat_template
+        if isinstance(own, str):
+            return own
+        try:
+            return str(self.tokenizer.get_chat_template(None, tools))
+        except ValueError as error:
+            raise MismatchError(f"the tokenizer has several chat templates, none of them for this: {error}") from error
+
+    @property
+    def dated(self) -> bool:
+        """Whether the chat template writes the date: prompts are then others on another day."""
+        return self.has_template and "strftime_now" in self._source(None)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template leaves out contents that are texts, as those of some models for images do."""
+        try:
+            return "vopd" not in self._apply([{"role": "user", "content": "vopd"}], None, self.arguments)
+        except DataError:
+            return False
+
+    def control_token_in(self, prompt: Any) -> bool:
+        """Whether the words of a prompt have a token that the chat template writes."""
+        words = text_of(read_prompt(prompt.prompt if isinstance(prompt, Asked) else prompt))
+        return any(token in words for token in self.control_tokens)
+
+    def unused(self, prompt: Any) -> list[str]:
+        """What belongs to a prompt in its row, and the chat template does not know."""
+        asked = prompt if isinstance(prompt, Asked) else Asked(prompt)
+        tools = read_tools(asked.tools)
+        source = self._source(tools)
+        names = [name for name in read_options(asked.options) if name not in source]
+        return [*(["tools"] if tools and "tools" not in source else []), *names]
 
 
-def lacks_template(tokenizer: Any, prompts: Sequence[Any]) -> str:
-    """Return what is wrong if prompts are chat messages and the tokenizer has no chat template; otherwise ""."""
-    if getattr(tokenizer, "chat_template", None) or not any(isinstance(prompt, list) for prompt in prompts):
-        return ""
-    return (
-        "they are chat messages, and it has no chat template; set its chat_template, use an instruct model with its "
-        "tokenizer, or pass prompts that are texts"
-    )
+def _has_system(turns: list[Turn]) -> bool:
+    return any(turn["role"] in ("system", "developer") for turn in turns)
 
 
-def thinking_options(thinking: bool | None, chat_template: bool, tokenizer: Any) -> dict[str, Any]:
-    """Return the chat template options that turn thinking on or off; None keeps the template's default.
-
-    Raises:
-        ConfigurationError: no chat template is applied, or the template has no such option.
-    """
-    if thinking is None:
-        return {}
-    if not chat_template:
-        raise ConfigurationError(
-            "thinking is an option of the chat template; set chat_template=true, or remove thinking"
-        )
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            "thinking is an option of chat templates, and this tokenizer has none; remove thinking"
-        )
-    if _THINKING not in str(tokenizer.chat_template):
-        raise ConfigurationError(
-            f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it has "
-            "with chat_template_kwargs"
-        )
-    return {_THINKING: thinking}
+def _known(turn: Turn, index: int, source: str) -> Turn:
+    """The turn, if the template renders its role: many templates leave out silently what they do not know."""
+    role = turn["role"]
+    written = f"'{role}'" in source or f'"{role}"' in source
+    if role == "developer" and not written:
+        return {**turn, "role": "system"}
+    if role not in ("system", "user", "assistant", "tool") and not written:
+        raise DataError(f"turn {index} has the role {role!r}, which the chat template does not know")
+    if "tool_calls" in turn and "tool_calls" not in source:
+        raise DataError(f"turn {index} calls a tool, and the chat template does not write tool calls")
+    return turn
 
 
-def fill_template(template: str, row: Mapping[str, Any]) -> str:
-    """Replace each {column} in `template` by that column of `row`; {} and other braces are kept.
-
-    Raises:
-        ConfigurationError: the template names no column, or a column that the row does not have.
-        DataError: a named column is not text.
-    """
-    names = _named(template, row)
-    for name in names:
-        if not isinstance(row[name], str):
-            raise DataError(f"column '{name}' must be text, not {type(row[name]).__name__}")
-    return _FIELD.sub(lambda match: row[match.group(1)], template)
+def _as_parts(text: str) -> list[Turn]:
+    return [{"type": "text", "text": text}]
 
 
-def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source: str) -> list[str | None]:
-    """Fill `template` for every row that has a value in each of its columns; None for the other rows.
-
-    Raises:
-        ConfigurationError: the template names no column, or a column that the rows do not have.
-        DataError: a named column is not text, or no row has a value in all of them.
-    """
-    names = _named(template, columns_of(rows))
-    texts = [fill_template(template, row) if all(row.get(name) for name in names) else None for row in rows]
-    if not any(texts):
-        listed = ", ".join(sorted(names))
-        raise DataError(f"no row of '{source}' has a value in all columns of the teacher's template: {listed}")
-    return texts
+def _check_kept(turns: list[Turn], text: str) -> None:
+    for index, turn in enumerate(turns):
+        if turn["role"] in ("system", "developer", "user") and turn["content"].strip() not in text:
+            raise DataError(f"the chat template leaves out turn {index} ({turn['role']})")
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the columns that occur in any of the rows, in order of first occurrence."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def prompt_column(columns: Sequence[str], source: str) -> str:
-    """Return the prompt column: the first of prompt, problem, question that exists.
-
-    Raises:
-        DataError: none of them exists; lists the columns that do.
-    """
-    for name in PROMPT_COLUMNS:
-        if name in columns:
-            return name
-    present = ", ".join(columns) or "none"
-    raise DataError(
-        f"'{source}' has no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; "
-        f"it has: {present}. Rename one, or set a template such as '{{text}}'"
-    )
-
-
-def empty_rows(rows: Sequence[Mapping[str, Any]], source: str, template: str | None) -> list[int]:
-    """Return the indices of the rows whose prompt columns contain only whitespace.
-
-    A missing value, or one that is not text, does not count as empty: `render_prompts` raises an error for it.
-    """
-    columns = columns_of(rows)
-    names = {prompt_column(columns, source)} if template is None else _named(template, columns)
-    values = ([row.get(name) for name in names] for row in rows)
-    return [index for index, found in enumerate(values) if all(isinstance(it, str) and not it.strip() for it in found)]
-
-
-def _named(template: str, columns: Iterable[str]) -> set[str]:
-    names = set(_FIELD.findall(template))
-    unknown = sorted(names - {*columns})
-    if unknown or not names:
-        wrong = f"names {{{unknown[0]}}}, which is not a column" if unknown else "names no column"
-        raise ConfigurationError(f"the template {wrong}; the columns are {', '.join(columns)}")
-    return names
-
-
-def is_conversation(prompt: Any) -> bool:
-    """Return whether `prompt` is a list of chat messages."""
-    turns = prompt if isinstance(prompt, list) else []
-    return bool(turns) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
-
-
-def _text(prompt: Any) -> str:
-    if is_conversation(prompt):
-        raise DataError(
-            "the prompt is a list of messages; set chat_template=true to render it, or give it as text if the "
-            "tokenizer has no chat template"
-        )
-    if not isinstance(prompt, str):
-        raise DataError(f"the prompt must be text, not {type(prompt).__name__}")
-    if not prompt.strip():
-        raise DataError("the prompt is empty")
-    return prompt
+def _taken(options: Mapping[str, Any]) -> str:
+    """An option that is the rendering's own; "" if there is none."""
+    return next(iter(sorted(_RESERVED & options.keys())), "")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vopd.errors import ConfigurationError, DataError, counted
 
-from .chat import is_conversation
 from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, token_lengths
 
 logger = logging.getLogger(__name__)
 
 
-def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
-    """Raise DataError unless every row has a prompt: a text or a list of chat messages."""
+def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
+    """Raise DataError unless `dataset` is a dataset of texts with rows; `settled` reads the prompts."""
     if dataset is None:
         raise DataError(f"{name} is missing; pass a dataset with a column {PROMPT!r}")
     check_no_stream(dataset, name)
@@ -28,12 +27,6 @@ def check_prompts(dataset: Any, name: str = "train_dataset") -> None:
         raise DataError(f"{name} is empty")
     if {"image", "images"} & set(columns):
         raise DataError(f"{name} has images, which are not supported; remove the column or use TRL's trainer")
-    if PROMPT not in columns:
-        raise DataError(f"{name} has no column {PROMPT!r}; it has {', '.join(map(repr, columns))}")
-    for row, prompt in enumerate(dataset[PROMPT]):
-        problem = _problem(prompt)
-        if problem:
-            raise DataError(f"row {row} of {name}: the prompt {problem}")
 
 
 def check_no_stream(dataset: Any, name: str) -> None:
@@ -43,16 +36,6 @@ def check_no_stream(dataset: Any, name: str) -> None:
             f"{name} is a stream: its prompts cannot be counted, checked before the run, or found again on resume; "
             "load it with streaming=False, or take a part of it: Dataset.from_list(list(stream.take(1000)))"
         )
-
-
-def _problem(prompt: Any) -> str | None:
-    if not isinstance(prompt, str | list):
-        return f"must be a text or a list of chat messages, not {type(prompt).__name__}"
-    if not prompt:
-        return "is empty"
-    if isinstance(prompt, list) and not is_conversation(prompt):
-        return "is a list whose entries are not all chat messages with 'role' and 'content'"
-    return None
 
 
 def keep_short(dataset: Any, limit: int | None, name: str = "train_dataset") -> Any:
@@ -127,3 +110,10 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any
     else:
         others = [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
     return [("train_dataset", train_dataset), *others]
+
+
+def each(eval_dataset: Any, change: Callable[[Any, str], Any]) -> Any:
+    """`eval_dataset`, one or several by name or none, with `change(dataset, name for error messages)` of each."""
+    if isinstance(eval_dataset, dict):
+        return {name: change(dataset, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()}
+    return None if eval_dataset is None else change(eval_dataset, "eval_dataset")

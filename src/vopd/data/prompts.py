@@ -1,23 +1,50 @@
-"""Reads training prompts from local files, the Hugging Face Hub, reasoning_gym tasks, or a mixture of these."""
+"""Reads prompts from local files, the Hugging Face Hub, reasoning_gym tasks, or a mixture of these; and makes a dataset
+that is there already ready for training. Both give a column "prompt", and the token ids beside it."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import DataError, check_at_least
+from vopd.errors import DataError, check_at_least, counted, require
 
-from .chat import chat_renderer, empty_rows, fill_where_present, render_prompts
+from .chat import Chat
+from .conversations import (
+    CONTINUE,
+    DROP,
+    OPTIONS,
+    TOOLS,
+    Asked,
+    Prompt,
+    at,
+    ends_with_answer,
+    read_prompt,
+    without_nones,
+)
 from .mixture import mix, most_without_repeats, shares, take
+from .prompt_checks import check_dataset
+from .prompt_columns import asked_value, chosen_column, empty_rows, fill_where_present, prompt_column
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
-from .tokenized import PROMPT
+from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, add_ids, asked, has_ids, written_ids
 
 logger = logging.getLogger(__name__)
 
 TEACHER_PROMPT = "teacher_prompt"
+_ANSWERS = ("completion", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first prompt of its kind: the kind in words, where it stands, and the text that the model reads."""
+
+    kind: str
+    source: str
+    row: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -25,17 +52,25 @@ class Prompts:
     """Prompts and the description of their sources for the model card.
 
     Attributes:
-        dataset: a `datasets.Dataset` with a text column "prompt" and all other columns of the source.
+        dataset: a `datasets.Dataset` with a column "prompt" of texts or of conversations, and all other columns of the
+            source; with the token ids if there is a tokenizer.
         sources: for each source its name, its version (commit, digest or seed) and its number of prompts.
+        examples: one prompt of each kind, if there is a tokenizer.
     """
 
     dataset: Any
     sources: list[dict[str, Any]]
+    examples: tuple[Example, ...] = ()
 
     @property
     def name(self) -> str:
         """The names of the sources, for messages."""
         return " + ".join(entry["source"] for entry in self.sources)
+
+    @property
+    def conversations(self) -> bool:
+        """Whether there are conversations, which always get the chat template."""
+        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT])
 
 
 def read_prompts(
@@ -47,9 +82,7 @@ def read_prompts(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     template: str | None = None,
-    tokenizer: Any | None = None,
-    chat_template: bool = False,
-    chat_options: Mapping[str, Any] | None = None,
+    chat: Chat | None = None,
     teacher_template: str | None = None,
     teacher_column: str | None = None,
 ) -> Prompts:
@@ -67,62 +100,176 @@ def read_prompts(
         count: use only the first `count` rows; for reasoning_gym, the number of problems to generate (default 1000).
         seed: seed of the reasoning_gym problems.
         options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
-        template: text in which {column} is replaced by that column of the row; {} is kept. By default the prompt is
-            the first existing column of prompt, problem, question.
-        tokenizer: required for chat_template.
-        chat_template: apply the tokenizer's chat template, with the prompt as the user's message. A prompt that is a
-            list of messages is rendered unchanged.
-        chat_options: additional arguments of the chat template, such as enable_thinking.
+        template: text in which {column} is replaced by that column of the row; {} is kept. "{messages}" alone takes a
+            conversation in that column. By default the prompt is the first existing column of
+            `vopd.data.prompt_columns.PROMPT_COLUMNS`.
+        chat: renders the prompts and makes their token ids. Without it, prompts are read and not tokenized.
         teacher_template: template of a separate prompt for the teacher, stored in the column "teacher_prompt". A row
             with an empty or missing value in one of its columns gets none.
-        teacher_column: alternatively, a column that contains the teacher's prompts; the chat template is applied to it.
+        teacher_column: alternatively, a column that contains the teacher's prompts.
 
     Returns:
         The prompts with their sources.
 
     Raises:
-        DataError: a file is missing or unreadable, there are no rows, a column is missing, or a prompt is not text.
-        ConfigurationError: a template has no columns, or a tokenizer is required but not given.
+        DataError: a file is missing or unreadable, there are no rows, a column is missing, or a prompt is neither a
+            text nor a conversation, or the chat template refuses it.
+        ConfigurationError: a template has no columns, or a setting of the chat template is not used.
+        MismatchError: the prompts are conversations, and the tokenizer has no chat template.
     """
     check_at_least("count", count, 1)
     defaults = {"split": split, "revision": revision, "template": template, "options": options or {}}
     sources = parse_sources(source, defaults)
-    render = chat_renderer(tokenizer, chat_template, chat_options)
-    reader = _Reader(seed, render, teacher_template, teacher_column)
+    reader = _Reader(seed, chat, teacher_template, teacher_column)
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
-    texts = list(found.dataset[PROMPT])
-    repeats = len(texts) - len(set(texts))
+    if chat is not None:
+        chat.check_used(example.kind for example in found.examples)
+    written = list(found.dataset[PROMPT if chat is None else PROMPT_IDS])
+    repeats = len(written) - len(set(written))
     if repeats:
-        logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(texts))
+        logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(written))
+    dataset = found.dataset
+    for column in (PROMPT, reader.teachers):
+        if column in dataset.column_names:
+            dataset = _unpacked(dataset, str(column), found.name, chat)
+    return replace(found, dataset=dataset)
+
+
+def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_column: str | None = None) -> Any:
+    """Return `dataset` with a column "prompt" of texts, or of conversations as chat templates take them.
+
+    A dataset that is settled already, and one with a transform, is returned as it is.
+
+    Args:
+        dataset: a `datasets.Dataset` with one of the columns in `vopd.data.prompt_columns.PROMPT_COLUMNS`.
+        name: of the dataset in messages.
+        last_assistant_turn: see `read_prompt`.
+        teacher_column: a column with prompts for the teacher, which are read likewise.
+
+    Raises:
+        DataError: it is no dataset of texts, there is no such column, or a row is neither a text nor a conversation.
+    """
+    check_dataset(dataset, name)
+    column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
+    if dataset.format["format_kwargs"].get("transform") is not None:
+        _read_all(dataset[PROMPT], range(len(dataset)), name, last_assistant_turn)
+        return dataset
+    prompts, answered = _read_all(plain[column], range(len(dataset)), name, last_assistant_turn)
+    if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
+        _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
+    found = dataset
+    if column != PROMPT or prompts != without_nones(list(plain[column])):
+        found = _with_prompts(dataset, PROMPT, prompts)
+    if teacher_column in dataset.column_names:
+        given = list(plain[teacher_column])
+        its = [prompt and read_prompt(prompt, last_assistant_turn) for prompt in given]
+        found = found if its == without_nones(given) else _with_prompts(found, str(teacher_column), its)
+    return found
+
+
+def with_ids(dataset: Any, chat: Chat, name: str, teacher_column: str | None = None) -> Any:
+    """Return a settled dataset with token ids (`add_ids`), and say what a user should know of how it is rendered.
+
+    Raises:
+        DataError: the chat template refuses a row.
+        ConfigurationError: a setting of the chat template is not used.
+    """
+    known, given = has_ids(dataset, chat.ids), asked(dataset, PROMPT)
+    found = add_ids(dataset, chat.ids, teacher_column, name)
+    if not known:
+        kinds = list(map(chat.kind, given))
+        chat.check_used(kinds)
+        _tell_rendered(given, kinds, range(len(given)), name, chat)
     return found
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads sources and renders their prompts with one seed and chat template."""
+    """Reads sources and renders their prompts with one seed and chat template.
+
+    Until all sources are together, prompts are JSON texts, and so are the columns beside a conversation: the columns of
+    two sources differ in their objects' keys.
+    """
 
     seed: int
-    render: Callable[[Any], Any]
+    chat: Chat | None
     teacher_template: str | None
     teacher_column: str | None
+
+    @property
+    def teachers(self) -> str | None:
+        """The column of the teacher's prompts."""
+        return self.teacher_column if self.teacher_template is None else TEACHER_PROMPT
 
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
-        dataset, rows = _drop_empty(dataset, source)
-        prompts = render_prompts(rows, source.source, source.template, self.render)
-        dataset = self._with_teacher_prompts(with_column(dataset, PROMPT, prompts), rows, source.source)
-        return Prompts(dataset, [{"source": source.source, "version": version, "prompts": len(dataset)}])
+        dataset, rows, numbers = _drop_empty(dataset, source)
+        name, last = f"'{source.source}'", DROP if self.chat is None else self.chat.last_assistant_turn
+        columns = dataset.column_names
+        column = prompt_column(columns, name) if source.template is None else ""
+        values = []
+        for number, row in zip(numbers, rows, strict=True):
+            with at(f"row {number} of {name}"):
+                values.append(asked_value(source.template, column, row))
+        prompts, answered = _read_all(values, numbers, name, last)
+        _tell_columns(columns if source.template is None else [], name, answered, last)
+        given = [Asked.of(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        examples = self._told(given, numbers, name, source.source)
+        dataset = with_column(dataset, PROMPT, list(map(_written, prompts)))
+        for beside in {TOOLS, OPTIONS} & {*columns}:
+            dataset = _with_text(dataset, beside, [row[beside] for row in rows])
+        its = self._teacher_prompts(rows, source.source, last, numbers)
+        if its is not None:
+            dataset = with_column(dataset, str(self.teachers), list(map(_written, its)))
+        dataset = self._with_ids(dataset, given, its, numbers, name)
+        facts = {"source": source.source, "version": version, "prompts": len(dataset)}
+        return Prompts(dataset, [facts], examples)
 
-    def _with_teacher_prompts(self, dataset: Any, rows: list[dict[str, Any]], source: str) -> Any:
-        """Return `dataset` with the teacher's prompts, made from the original `rows`."""
+    def _told(self, given: Sequence[Asked], numbers: Sequence[int], name: str, source: str) -> tuple[Example, ...]:
+        """Say what is to be known of the prompts, and return one of each kind."""
+        if self.chat is None:
+            return ()
+        found: dict[str, Example] = {}
+        kinds = []
+        for one, number in zip(given, numbers, strict=True):
+            with at(f"row {number} of {name}"):
+                kinds.append(self.chat.kind(one))
+                if kinds[-1] not in found:
+                    found[kinds[-1]] = Example(kinds[-1], source, number, self.chat.text(one))
+        _tell_rendered(given, kinds, numbers, name, self.chat)
+        return tuple(found.values())
+
+    def _teacher_prompts(
+        self, rows: list[dict[str, Any]], source: str, last: str, numbers: Sequence[int]
+    ) -> list[Any] | None:
+        """The teacher's prompts of the original `rows`, None for a row that has none; None without any."""
         if self.teacher_template is not None:
-            name, texts = TEACHER_PROMPT, fill_where_present(self.teacher_template, rows, source)
-        elif self.teacher_column is not None and self.teacher_column in dataset.column_names:
-            name, texts = self.teacher_column, [row[self.teacher_column] for row in rows]
+            given = fill_where_present(self.teacher_template, rows, source)
+        elif self.teacher_column is not None and any(self.teacher_column in row for row in rows):
+            given = [row.get(self.teacher_column) for row in rows]
         else:
+            return None
+        found = []
+        for number, prompt in zip(numbers, given, strict=True):
+            with at(f"row {number} of '{source}', the teacher's prompt"):
+                found.append(read_prompt(prompt, last) if prompt else None)
+        return found
+
+    def _with_ids(
+        self, dataset: Any, given: list[Asked], its: list[Any] | None, numbers: Sequence[int], name: str
+    ) -> Any:
+        """Return `dataset` with the ids of its prompts, and with those of the teacher's prompts if there are any."""
+        if self.chat is None:
             return dataset
-        return with_column(dataset, name, [text and self.render(text) for text in texts])
+        own = written_ids(given, self.chat.ids, numbers, name)
+        dataset = with_column(dataset, PROMPT_IDS, own)
+        if self.teachers is None:
+            return dataset
+        if its is None:
+            return with_column(dataset, TEACHER_PROMPT_IDS, own)
+        theirs = [replace(one, prompt=prompt) for one, prompt in zip(given, its, strict=True)]
+        return with_column(dataset, TEACHER_PROMPT_IDS, written_ids(theirs, self.chat.ids, numbers, name, own))
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
@@ -135,22 +282,111 @@ class _Reader:
             name = sources[counts.index(0)].source
             raise DataError(f"'{name}' has no share in a mixture of {total} prompts; raise its weight")
         parts, facts = [], []
+        examples: dict[str, Example] = {}
         for source, part, wanted in zip(sources, found, counts, strict=True):
             read = part or self.one(source, wanted)
             parts.append(take(read.dataset, wanted, source.source))
             facts.append({**read.sources[0], "prompts": wanted})
-        return Prompts(mix(parts, [source.source for source in sources]), facts)
+            examples |= {example.kind: example for example in read.examples if example.kind not in examples}
+        return Prompts(mix(parts, [source.source for source in sources]), facts, tuple(examples.values()))
 
 
-def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]]:
-    rows, name = dataset.to_list(), source.source
+def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]], list[int]]:
+    """The dataset without rows that have no prompt, its rows, and the numbers they had."""
+    rows, name = dataset.to_list(), f"'{source.source}'"
     empty = empty_rows(rows, name, source.template)
-    if not empty:
-        return dataset, rows
     full = sorted({*range(len(rows))} - {*empty})
+    if not empty:
+        return dataset, rows, full
     if not full:
-        raise DataError(f"every prompt of '{name}' is empty")
+        raise DataError(f"every prompt of {name} is empty")
     logger.warning(
-        "'%s' has empty prompts, which are dropped: %d of %d, first row %d", name, len(empty), len(rows), empty[0]
+        "%s has empty prompts, which are dropped: %d of %d, first row %d", name, len(empty), len(rows), empty[0]
     )
-    return dataset.select(full), [rows[index] for index in full]
+    return dataset.select(full), [rows[index] for index in full], full
+
+
+def _read_all(
+    values: Sequence[Any], numbers: Sequence[int], name: str, last_assistant_turn: str
+) -> tuple[list[Prompt], list[int]]:
+    """The prompts in `values`, and the numbers of those that ended with the assistant's turn."""
+    prompts, answered = [], []
+    for number, value in zip(numbers, values, strict=True):
+        with at(f"row {number} of {name}"):
+            prompt = read_prompt(value)
+            if ends_with_answer(prompt):
+                answered.append(number)
+                prompt = read_prompt(prompt, last_assistant_turn)
+            prompts.append(prompt)
+    return prompts, answered
+
+
+def _tell_columns(columns: Sequence[str], name: str, answered: Sequence[int], last_assistant_turn: str) -> None:
+    """Say which column has the prompts, and what is left out of it."""
+    if any(columns) and (line := chosen_column(columns, name)):
+        logger.warning("%s", line)
+    for column in {*_ANSWERS} & {*columns}:
+        logger.warning("the column '%s' of %s is not trained on: the student writes its own", column, name)
+    if answered:
+        done = "dropped" if last_assistant_turn == DROP else "continued"
+        other = CONTINUE if last_assistant_turn == DROP else DROP
+        logger.warning(
+            "%s of %s ended with the assistant's turn, which is %s (to %s it: last_assistant_turn=%s), first row %d",
+            counted(len(answered), "conversation"), name, done, other, other, answered[0],
+        )  # fmt: skip
+
+
+def _tell_rendered(given: Sequence[Any], kinds: Sequence[str], numbers: Sequence[int], name: str, chat: Chat) -> None:
+    """Say what of the prompts the settings or the chat template do not touch."""
+    numbered = list(zip(numbers, given, kinds, strict=True))
+    found = {
+        "rendered chats already, and left as they are": [n for n, _, kind in numbered if kind == "rendered chat"],
+        "conversations with a system prompt of their own, which stays": [
+            n for n, _, kind in numbered if chat.system_prompt is not None and "its own system prompt" in kind
+        ],
+        "prompts with a special token of the chat template inside, which is read as that token": [
+            n for n, one, kind in numbered if kind != "rendered chat" and chat.control_token_in(one)
+        ],
+    }
+    for number, one, kind in numbered:
+        for unused in chat.unused(one) if kind not in ("text", "rendered chat") else ():
+            found.setdefault(f"prompts with {unused}, which the chat template does not use", []).append(number)
+    for what, rows in found.items():
+        if rows:
+            logger.warning("%d of %d prompts of %s: %s; first row %d", len(rows), len(given), name, what, rows[0])
+
+
+def _with_text(dataset: Any, column: str, values: Sequence[Any]) -> Any:
+    """Return `dataset` with objects in a column as JSON texts; without the column if nothing is in it."""
+    texts = [
+        value if value is None or isinstance(value, str) else json.dumps(without_nones(value), default=str)
+        for value in values
+    ]
+    return with_column(dataset, column, texts) if any(texts) else dataset.remove_columns(column)
+
+
+def _unpacked(dataset: Any, column: str, name: str, chat: Chat | None) -> Any:
+    """Return `dataset` with the prompts that are JSON texts in a column."""
+    prompts = [None if text is None else json.loads(text) for text in dataset[column]]
+    if {str, list} <= {*map(type, prompts)}:
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if chat is not None and not (chat.texts and not any(map(chat.is_rendered, texts))):
+            raise DataError(
+                f"{name} has texts and conversations as prompts; set chat_template=true to give the texts the chat "
+                "template too, or give all prompts in one form"
+            )
+        prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
+    return _with_prompts(dataset, column, prompts)
+
+
+def _with_prompts(dataset: Any, column: str, prompts: list[Any]) -> Any:
+    """Return `dataset` with a column of prompts. Conversations stay as they are: Arrow would give each of their objects
+    the keys of all others."""
+    if all(isinstance(prompt, str | None) for prompt in prompts):
+        return with_column(dataset, column, prompts)
+    json_feature = require("datasets", "train").Json()
+    return with_column(dataset, column, list(map(_written, prompts)), json_feature)
+
+
+def _written(prompt: Any) -> str | None:
+    return None if prompt is None else json.dumps(prompt, ensure_ascii=False, default=str)

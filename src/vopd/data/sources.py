@@ -15,8 +15,8 @@ from typing import Any
 from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
 from vopd.hub import hub_refusal
 
-from .chat import columns_of
 from .files import SUFFIXES, read_rows
+from .prompt_columns import columns_of
 from .reasoning import reasoning_problems
 
 TASK_PREFIX = "reasoning_gym:"
@@ -148,10 +148,10 @@ def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]
     return to_dataset(rows[:count], source.source), f"sha256 {digest}"
 
 
-def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
-    """Return `dataset` with a column added or replaced."""
+def with_column(dataset: Any, name: str, values: Sequence[Any], feature: Any = None) -> Any:
+    """Return `dataset` with a column added or replaced; its feature is inferred unless it is given."""
     # Added under another name first: without any columns, the dataset would have no rows either.
-    added = dataset.add_column("_vopd_new", values)
+    added = dataset.add_column("_vopd_new", values, feature=feature)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vopd.errors import DataError
+
+from .chat import PromptError
+from .conversations import OPTIONS, TOOLS, Asked
 from .sources import with_column
 
 Tokenize = Callable[[list[Any]], list[list[int]]]
@@ -13,31 +17,62 @@ PROMPT = "prompt"
 # With an underscore, so that no dataset has such a column by chance.
 PROMPT_IDS = "_prompt_ids"
 TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
-_CHUNK = 1000
 
 
-def text_tokenizer(tokenizer: Any) -> Tokenize:
-    """Return a function that tokenizes prompt texts with the arguments that TRL uses."""
-    return lambda texts: list(tokenizer(text=texts)["input_ids"])
-
-
-def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None) -> Any:
+def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None, name: str = "the data") -> Any:
     """Return `dataset` with the ids of its prompts, and those of the teacher's prompts if `teacher_column` is given.
 
     Existing ids are kept if those of the first prompt equal the output of `tokenize`; otherwise they belong to another
     tokenizer or to prompts that have changed. A row without a value in `teacher_column` gets the student's prompt. With
     a transform, ids are not passed on: its output is tokenized when a row is read.
+
+    Args:
+        dataset: with a column "prompt".
+        tokenize: such as `Chat.ids`.
+        teacher_column: the column of the teacher's prompts.
+        name: of the dataset in errors.
+
+    Raises:
+        DataError: a prompt cannot be tokenized; names the row.
     """
-    found = dataset
-    if not _has(found, PROMPT_IDS, PROMPT, tokenize):
-        found = with_column(found, PROMPT_IDS, _written(found[PROMPT], tokenize))
-    if teacher_column is not None and not _has(found, TEACHER_PROMPT_IDS, teacher_column, tokenize):
-        own, prompts = _column(found, PROMPT_IDS), list(found[teacher_column])
-        its = iter(_written(filter(None, prompts), tokenize))
-        ids = [next(its) if prompt else ids for prompt, ids in zip(prompts, own, strict=True)]
-        found = with_column(found, TEACHER_PROMPT_IDS, ids)
+    found, rows = dataset, range(len(dataset))
+    if not has_ids(found, tokenize):
+        found = with_column(found, PROMPT_IDS, written_ids(asked(found, PROMPT), tokenize, rows, name))
+    if teacher_column is not None and not has_ids(found, tokenize, TEACHER_PROMPT_IDS, teacher_column):
+        prompts, own = asked(found, teacher_column), list(_column(found, PROMPT_IDS))
+        found = with_column(found, TEACHER_PROMPT_IDS, written_ids(prompts, tokenize, rows, name, own))
     transform = dataset.format["format_kwargs"].get("transform")
     return found if transform is None else found.with_transform(transform, dataset.format["columns"])
+
+
+def written_ids(
+    prompts: Sequence[Any], tokenize: Tokenize, rows: Sequence[int], name: str, instead: Sequence[str] = ()
+) -> list[str]:
+    """Ids as texts such as "5 17 3": `datasets` and accelerate process lists entry by entry, which takes seconds.
+
+    Args:
+        prompts: those of a dataset; a row without one gets its ids in `instead`.
+        tokenize: as in `add_ids`.
+        rows, name: of the rows and of the dataset in errors.
+        instead: ids as texts.
+
+    Raises:
+        DataError: a prompt cannot be tokenized; names the row.
+    """
+    given = [place for place, prompt in enumerate(prompts) if _there(prompt)]
+    try:
+        found = dict(zip(given, tokenize([prompts[place] for place in given]), strict=True))
+    except PromptError as error:
+        raise DataError(f"row {rows[given[error.index]]} of {name}: {error}") from error
+    return [" ".join(map(str, found[place])) if place in found else instead[place] for place in range(len(prompts))]
+
+
+def asked(data: Any, column: str) -> list[Any]:
+    """The prompts of a dataset in one of its columns, with the tools and arguments of their rows if there are any."""
+    prompts = list(data[column])
+    beside = [list(data[name]) if name in data.column_names else [None] * len(prompts) for name in (TOOLS, OPTIONS)]
+    rows = zip(prompts, *beside, strict=True)
+    return [Asked(*row) if any(row[1:]) else row[0] for row in rows]
 
 
 def without_ids(dataset: Any) -> Any:
@@ -55,20 +90,27 @@ def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     return _ids(_column(dataset, column)[0])
 
 
+def prompt_ids(dataset: Any, column: str = PROMPT_IDS) -> list[list[int]]:
+    """Return the ids of all prompts."""
+    return [_ids(written) for written in _column(dataset, column)]
+
+
 def drawn_ids(rows: Sequence[Mapping[str, Any]], column: str = PROMPT_IDS) -> list[list[int]] | None:
     """Return the ids of rows of a dataset; None if it has none, such as an evaluation dataset."""
     return [_ids(row[column]) for row in rows] if column in rows[0] else None
 
 
-def _has(data: Any, ids: str, column: str, tokenize: Tokenize) -> bool:
-    return ids in data.column_names and tokenize([data[column][0] or data[PROMPT][0]]) == [first_ids(data, ids)]
+def has_ids(data: Any, tokenize: Tokenize, ids: str = PROMPT_IDS, column: str = PROMPT) -> bool:
+    """Whether `data` has the ids of its prompts, which are those of its first prompt now."""
+    if ids not in data.column_names:
+        return False
+    first = data.select([0])
+    (prompt,) = asked(first, column)
+    return tokenize([prompt] if _there(prompt) else asked(first, PROMPT)) == [first_ids(data, ids)]
 
 
-def _written(prompts: Iterable[Any], tokenize: Tokenize) -> list[str]:
-    """Ids as a text such as "5 17 3": `datasets` and accelerate process lists entry by entry, which takes seconds."""
-    given = list(prompts)
-    chunks = (tokenize(given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK))
-    return [" ".join(map(str, ids)) for chunk in chunks for ids in chunk]
+def _there(prompt: Any) -> bool:
+    return bool(prompt.prompt if isinstance(prompt, Asked) else prompt)
 
 
 def _ids(written: str) -> list[int]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vopd.data.chat import chat_renderer, fill_template, render_prompts, thinking_options
-from vopd.errors import ConfigurationError
+from vopd.data.chat import Chat, PromptError, Rendered
+from vopd.data.prompt_columns import fill_template
+from vopd.errors import ConfigurationError, DataError
 from vopd.models import Completion, batch_seed, plan_batches
 
 from .backend import Backend
@@ -53,8 +54,9 @@ class Settings:
 
     `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` override each benchmark's own protocol if they are
     given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text columns of
-    the row. `thinking` turns the chat template's thinking mode on or off; `chat_options` are further arguments of the
-    chat template. `revision` applies to models on the Hub. `gpu_memory_utilization` and `max_model_len` are for vLLM.
+    the row. `thinking` turns the chat template's thinking mode on or off, `system_prompt` is its first turn, and
+    `chat_options` are its further arguments.
+    `revision` applies to models on the Hub. `gpu_memory_utilization` and `max_model_len` are for vLLM.
 
     Raises:
         ConfigurationError: the backend is unknown, or an option belongs to another backend.
@@ -70,6 +72,7 @@ class Settings:
     template: str | None = None
     chat_template: bool = False
     thinking: bool | None = None
+    system_prompt: str | None = None
     chat_options: Mapping[str, Any] | None = None
     backend: str = "transformers"
     gpu_memory_utilization: float | None = None
@@ -132,15 +135,26 @@ def benchmark_batches(benchmark: Benchmark, settings: Settings) -> list[Batch]:
     return plan_batches(texts, benchmark.protocol.samples, settings.batch_size)
 
 
-def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) -> list[str]:
-    """The prompt text of every question."""
-    thinking = thinking_options(settings.thinking, settings.chat_template, tokenizer)
-    return render_prompts(
-        _rows(benchmark),
-        benchmark.name,
-        benchmark.template,
-        chat_renderer(tokenizer, settings.chat_template, {**(settings.chat_options or {}), **thinking}),
+def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) -> list[Rendered]:
+    """The prompt of every question, as text and as ids.
+
+    Raises:
+        ConfigurationError: a setting of the chat template has no effect.
+        DataError: the chat template refuses a question.
+    """
+    chat = Chat(
+        tokenizer,
+        texts=settings.chat_template,
+        system_prompt=settings.system_prompt,
+        thinking=settings.thinking,
+        options=settings.chat_options or {},
     )
+    texts = [fill_template(benchmark.template, row) for row in _rows(benchmark)]
+    chat.check_used(map(chat.kind, texts))
+    try:
+        return chat.render(texts)
+    except PromptError as error:
+        raise DataError(f"question {error.index} of {benchmark.name}: {error}") from error
 
 
 def _rows(benchmark: Benchmark) -> list[dict[str, Any]]:
@@ -149,13 +163,13 @@ def _rows(benchmark: Benchmark) -> list[dict[str, Any]]:
     return [{**question.columns, "question": text, "problem": text} for question, text in texts]
 
 
-def records_of(batch: Batch, prompts: Sequence[str], completions: Sequence[Completion]) -> list[Record]:
+def records_of(batch: Batch, prompts: Sequence[Rendered], completions: Sequence[Completion]) -> list[Record]:
     """The records to save for the completions of one batch; `prompts` are those of all problems."""
     return [
         {
             "problem": problem,
             "sample": number,
-            "prompt": prompts[problem],
+            "prompt": prompts[problem].text,
             "completion": completion.text,
             "tokens": len(completion.ids),
             "truncated": completion.truncated,

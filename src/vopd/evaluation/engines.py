@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from vopd.data.chat import Rendered
 from vopd.models import Completion, best_device, device_name, load_model, load_tokenizer, sample
 from vopd.placement import described
 
@@ -16,7 +17,7 @@ from .benchmarks import Protocol
 
 logger = logging.getLogger(__name__)
 
-Draw = Callable[[Sequence[str], Protocol, int], list[Completion]]
+Draw = Callable[[Sequence[Rendered], Protocol, int], list[Completion]]
 """``draw(prompts, protocol, seed)``: one completion per prompt, in order; the same arguments give the same texts."""
 
 
@@ -57,9 +58,10 @@ def open_sampler(source: str, backend: Backend, dtype: str, device: str, revisio
 def transformers_sampler(model: Any, tokenizer: Any) -> Sampler:
     """A sampler of a loaded model. Leaves the model's training mode and the random state unchanged."""
 
-    def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+    def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
         return sample(
-            model, tokenizer, prompts, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
+            model, tokenizer, [prompt.ids for prompt in prompts],
+            temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k,
             max_new_tokens=protocol.max_new_tokens, batch_size=len(prompts), seed=seed,
         )  # fmt: skip
 

@@ -118,8 +118,9 @@ def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: 
         entry |= {"questions": len(entry["questions"]), "protocol": asdict(entry["protocol"])}
     names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
     recorded = {name: getattr(settings, name) for name in names}
-    if settings.max_model_len is not None:  # evaluations older than this option can still be resumed
-        recorded["max_model_len"] = settings.max_model_len
+    for name in ("max_model_len", "system_prompt"):  # evaluations older than these options can still be resumed
+        if getattr(settings, name) is not None:
+            recorded[name] = getattr(settings, name)
     return {
         "settings": recorded,
         "checkpoints": [checkpoint.identity() for checkpoint in checkpoints],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vopd.data.chat import Rendered
 from vopd.errors import MismatchError, MissingExtraError, installed
 from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
 from vopd.models.adapter_folders import Adapter, find_adapter
@@ -58,13 +59,15 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
     }
     engine = vllm.LLM(**options)
 
-    def draw(prompts: Sequence[str], protocol: Protocol, seed: int) -> list[Completion]:
+    def draw(prompts: Sequence[Rendered], protocol: Protocol, seed: int) -> list[Completion]:
         common = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k, **shared}
         limit = protocol.max_new_tokens
         # One seed per request: samples must not depend on the order in which vLLM works.
         seeds = [(seed + index) % 2**31 for index in range(len(prompts))]
         settings = [vllm.SamplingParams(**common, max_tokens=limit, seed=own) for own in seeds]
-        replies = engine.generate(list(prompts), settings, lora_request=adapter, use_tqdm=False)
+        replies = engine.generate(
+            [{"prompt_token_ids": prompt.ids} for prompt in prompts], settings, lora_request=adapter, use_tqdm=False
+        )
         outputs = [reply.outputs[0] for reply in replies]
         return [Completion(one.text, tuple(one.token_ids), one.finish_reason == "length") for one in outputs]
 

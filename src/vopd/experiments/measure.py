@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from vopd.errors import Faults
+from vopd.data.chat import Chat, PromptError
+from vopd.errors import DataError, Faults
 from vopd.estimators import linear_distillation_loss
 from vopd.estimators.exact import FULL_RKL
 from vopd.models import (
@@ -41,7 +42,7 @@ SHOWN_SAMPLES = 4
 _BATCH = 128
 
 
-def greedy_texts(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def greedy_texts(model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
     """Return the greedy completion of every prompt."""
     found = sample(model, tokenizer, prompts, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=_BATCH)
     return [completion.text for completion in found]
@@ -52,7 +53,7 @@ def held_out_reverse_kl(
     student: Any,
     teacher: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     max_new_tokens: int,
     seed: int = 0,
@@ -102,6 +103,7 @@ class Measurement:
         accuracy_curve: whether the accuracy of checkpoints is measured, besides their reverse KL.
         noise_estimators: whose gradient noise is measured at the start, on `noise_contexts` rollouts, resampling every
             token `noise_resamples` times; `noise_top_k` is the k of the top-k estimators.
+        chat: settings of the chat template, by their names in `vopd.data.chat.Chat`, where the problems get it.
     """
 
     student: str
@@ -117,6 +119,7 @@ class Measurement:
     noise_top_k: int | None = None
     noise_contexts: int = 64
     noise_resamples: int = 32
+    chat: dict[str, Any] = field(default_factory=dict)
 
 
 def check_pair(student: str, teacher: str, faults: Faults) -> Any:
@@ -161,15 +164,23 @@ class Evaluator:
         self.plan = plan
         self.models = ModelPair(plan.student, plan.teacher, teacher_dtype="float32", device=plan.device)
         self.problems = read_held_out(plan.held_out, plan.problems)
+        self.chat = Chat(self.models.tokenizer, **plan.chat)
+
+    def prompts(self, problems: Sequence[HeldOut]) -> list[list[int]]:
+        """The token ids of the problems' prompts."""
+        try:
+            return self.chat.ids([problem.prompt for problem in problems])
+        except PromptError as error:
+            raise DataError(f"row {error.index} of '{self.plan.held_out}': {error}") from error
 
     def answers(self, model: Any, problems: Sequence[HeldOut]) -> tuple[list[bool], list[str]]:
         """Greedy completions: whether each is correct, and its text."""
-        texts = greedy_texts(model, self.models.tokenizer, _prompts(problems), self.plan.max_new_tokens)
+        texts = greedy_texts(model, self.models.tokenizer, self.prompts(problems), self.plan.max_new_tokens)
         return outcomes(problems, texts, self.plan.kind), texts
 
     def reverse_kl(self, model: Any, problems: Sequence[HeldOut], seed: int = 0) -> Interval:
         return held_out_reverse_kl(
-            model, self.models.teacher, self.models.tokenizer, _prompts(problems), seed=seed,
+            model, self.models.teacher, self.models.tokenizer, self.prompts(problems), seed=seed,
             max_new_tokens=self.plan.max_new_tokens, vocabulary=self.models.vocabulary,
         )  # fmt: skip
 
@@ -185,7 +196,7 @@ class Evaluator:
         if not plan.noise_estimators:
             return {}
         rollouts = sample_rollouts(
-            student, models.tokenizer, _prompts(self.problems[: plan.noise_contexts]),
+            student, models.tokenizer, self.prompts(self.problems[: plan.noise_contexts]),
             max_new_tokens=plan.max_new_tokens, batch_size=_BATCH,
         )  # fmt: skip
         found = gradient_noise(
@@ -240,10 +251,6 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
 
 def _share(right: Sequence[bool]) -> float:
     return sum(right) / len(right)
-
-
-def _prompts(problems: Sequence[HeldOut]) -> list[str]:
-    return [problem.prompt for problem in problems]
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

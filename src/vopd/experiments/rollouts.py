@@ -24,19 +24,19 @@ class Rollout:
 def sample_rollouts(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int,
     batch_size: int,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Rollout]:
-    """Sample one completion per prompt from the model's own distribution."""
+    """Sample one completion per prompt, a text or token ids, from the model's own distribution."""
     found = sample(
         model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size,
         seed=seed,
     )  # fmt: skip
-    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    prompt_ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
     return [Rollout(ids, drawn.ids) for ids, drawn in zip(prompt_ids, found, strict=True)]
 
 

@@ -37,7 +37,7 @@ class Completion:
 def sample(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -59,7 +59,7 @@ def sample(
     Args:
         model: a causal language model, with or without LoRA adapter.
         tokenizer: its tokenizer; prompts are padded on the left, whatever its setting.
-        prompts: texts, tokenized with the tokenizer's special tokens (such as BOS).
+        prompts: token ids; or texts, tokenized with the tokenizer's special tokens (such as BOS).
         temperature: the logits are divided by it; 0 takes the most likely token.
         top_p: sample from the smallest set of tokens with at least this probability; 1 is off.
         top_k: sample from the k most likely tokens; 0 is off.
@@ -103,12 +103,14 @@ def sample(
     return [found[number] for number in range(len(prompts))]
 
 
-def _tokenize(tokenizer: Any, prompts: Sequence[str], positions: int | None, max_new_tokens: int) -> list[list[int]]:
+def _tokenize(
+    tokenizer: Any, prompts: Sequence[str | Sequence[int]], positions: int | None, max_new_tokens: int
+) -> list[list[int]]:
     encoded = []
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise DataError(f"prompt {index} must be text, not {type(prompt).__name__}")
-        ids = tokenizer(prompt)["input_ids"]
+        if not isinstance(prompt, str | list | tuple):
+            raise DataError(f"prompt {index} must be text or token ids, not {type(prompt).__name__}")
+        ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise DataError(f"prompt {index} is empty: there is no token to start from")
         if positions is not None and len(ids) + max_new_tokens > positions:

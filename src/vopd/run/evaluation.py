@@ -40,6 +40,7 @@ class EvalOptions:
     thinking: bool | None = setting(
         None, "turn thinking in the chat template on or off; default: the chat template's default"
     )
+    system_prompt: str | None = setting(None, "system prompt of the chat template")
     chat_template_kwargs: dict | None = setting(None, "further arguments of the chat template")
     samples: int | None = setting(None, "completions per problem; default: 8, AIME 32, and 1 at temperature 0")
     temperature: float | None = setting(None, "sampling temperature, 0 is greedy; default: 0.6")
@@ -103,6 +104,12 @@ def find_problems(options: EvalOptions) -> list[Benchmark]:
     for benchmark in found:
         settings.applied_to(benchmark)
     return found
+
+
+def chat_options(config: Any, used: bool) -> dict[str, Any]:
+    """The settings of the chat template in a run's configuration, if an evaluation is to use it."""
+    names = ("thinking", "system_prompt", "chat_template_kwargs") if used else ()
+    return {"chat_template": used, **{name: getattr(config, name) for name in names}}
 
 
 def _sampling(options: EvalOptions) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
-from vopd.data.chat import thinking_options
+from vopd.data.chat import Chat
 from vopd.data.prompt_checks import check_enough, check_room, keep_short
 from vopd.data.prompts import Prompts, read_prompts
-from vopd.data.sources import Source, load_rows, parse_sources
-from vopd.data.tokenized import TEACHER_PROMPT_IDS, add_ids, text_tokenizer, without_ids
+from vopd.data.sources import Source
+from vopd.data.tokenized import TEACHER_PROMPT_IDS, without_ids
 from vopd.errors import Faults, VOPDError, installed, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
@@ -128,11 +128,9 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
     }
     teachers = {place: teacher for place, teacher in found.items() if teacher is not None}
     vocabulary = _check_models(plan, student, teachers, notes, faults)
-    prompts = None
-    if student is not None or not options.chat_template:
-        prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
-    elif reach(options.dataset, _rows, plan) is not None:
-        notes.append("prompts not checked: they need the chat template of the student, which is not on this machine")
+    prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
+    if prompts is not None and student is None and (config.chat_template or prompts.conversations):
+        notes.append("prompts not checked with the chat template of the student, which is not on this machine")
     if prompts is not None and student is not None:
         positions = context_length(student.skeleton, *(teacher.skeleton for teacher in teachers.values()))
         limit, name = config.max_completion_length, f"'{prompts.name}'"
@@ -282,25 +280,9 @@ def _check_models(
     return None
 
 
-def _rows(plan: Plan) -> list[Any]:
-    """The rows of every source, as they are: prompts without their chat template."""
-    options = plan.options
-    defaults = {
-        "split": options.dataset_split,
-        "revision": options.dataset_revision,
-        "options": options.dataset_options or {},
-    }
-    return [
-        load_rows(source, options.max_prompts, plan.config.seed) for source in parse_sources(options.dataset, defaults)
-    ]
-
-
 def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:
     """The prompts, read and checked; with their token ids if there is a tokenizer."""
     options, config = plan.options, plan.config
-    if switch := thinking_options(options.thinking, options.chat_template, tokenizer):
-        # Kept in the configuration: eval_benchmarks renders its questions the same way.
-        config.chat_template_kwargs = {**(config.chat_template_kwargs or {}), **switch}
     prompts = read_prompts(
         options.dataset,
         split=options.dataset_split,
@@ -309,23 +291,18 @@ def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:
         seed=config.seed,
         options=options.dataset_options,
         template=options.prompt_template,
-        tokenizer=tokenizer,
-        chat_template=options.chat_template,
-        chat_options=config.chat_template_kwargs,
+        chat=None if tokenizer is None else Chat.of(config, tokenizer),
         teacher_template=options.teacher_prompt_template,
         teacher_column=config.teacher_prompt_column,
     )
     dataset = prompts.dataset
     if tokenizer is not None:
-        dataset = add_ids(dataset, text_tokenizer(tokenizer))
         dataset = keep_short(dataset, config.max_prompt_length, f"'{prompts.name}'")
     faults.check(check_enough, len(dataset), config.step_prompts)
-    plain, before = without_ids(dataset), len(faults.found)
+    plain = without_ids(dataset)
     if rewards := faults.check(Rewards.of, config, options.reward_funcs):
         faults.check(rewards.check, plain, "the data")
     if plan.teachers:
         faults.check(Routes(list(plan.teachers), config.teacher_column).check, plain, "the data")
-    faults.check(TeacherPrompts(config.teacher_prompt_column).check, plain, "the data")
-    if tokenizer is not None and len(faults.found) == before:
-        dataset = add_ids(dataset, text_tokenizer(tokenizer), config.teacher_prompt_column)
+    faults.check(TeacherPrompts.of(config).check, plain, "the data")
     return replace(prompts, dataset=dataset)

@@ -13,7 +13,7 @@ from vopd.models.adapter_folders import CONFIG
 from vopd.reporting.run_files import SAMPLES_FILE, read_records
 from vopd.training.rewards.named import GRADED
 
-from .evaluation import EvalOptions, command
+from .evaluation import EvalOptions, chat_options, command
 from .plan import Plan
 
 _PLACEHOLDER = "problems.jsonl"
@@ -21,9 +21,10 @@ _OWN = f"({_PLACEHOLDER}: problems of your own, with columns problem and answer{
 _KIND_OPEN = "; --kind says how they are graded: math, choice, tags or module:function"
 
 
-def next_steps(plan: Plan, *, measured: bool) -> list[str]:
-    """The lines. `measured`: the run has already printed the command that measures its accuracy."""
-    lines = [] if measured else evaluation_lines(plan)
+def next_steps(plan: Plan, *, measured: bool, conversations: bool = False) -> list[str]:
+    """The lines. `measured`: the run has already printed the command that measures its accuracy; `conversations`: its
+    prompts were conversations."""
+    lines = [] if measured else evaluation_lines(plan, conversations)
     lines.append(f"vopd report {shlex.quote(str(plan.folder))}")
     if (plan.folder / "model" / CONFIG).exists():
         model, merged = (shlex.quote(str(plan.folder / name)) for name in ("model", "merged"))
@@ -31,7 +32,7 @@ def next_steps(plan: Plan, *, measured: bool) -> list[str]:
     return lines
 
 
-def evaluation_lines(plan: Plan) -> list[str]:
+def evaluation_lines(plan: Plan, conversations: bool = False) -> list[str]:
     """The command that evaluates the trained model as it was trained: prompts, answers, length limit.
 
     On the problems that the run was measured on or generated, or else on a file of the user's, which a second line
@@ -43,9 +44,7 @@ def evaluation_lines(plan: Plan) -> list[str]:
         return [command(EvalOptions(**shared, **_benchmarks(config)))]
     shared |= {
         "template": options.prompt_template or "{problem}",
-        "chat_template": options.chat_template,
-        "thinking": options.thinking,
-        "chat_template_kwargs": config.chat_template_kwargs,
+        **chat_options(config, config.chat_template or conversations),
         "max_new_tokens": config.max_completion_length,
     }
     dataset = options.dataset if isinstance(options.dataset, str) else ""
@@ -66,8 +65,7 @@ def _benchmarks(config: Any) -> dict[str, Any]:
         "samples": config.eval_benchmark_samples,
         "max_new_tokens": config.eval_benchmark_max_new_tokens or config.max_completion_length,
         "template": config.eval_benchmark_template,
-        "chat_template": bool(config.eval_benchmark_chat_template),
-        "chat_template_kwargs": config.chat_template_kwargs,
+        **chat_options(config, bool(config.eval_benchmark_chat_template)),
     }
 
 

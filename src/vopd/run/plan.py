@@ -35,6 +35,7 @@ T = TypeVar("T")
 # Fields of the trainer's configuration that --help lists; all the others are accepted as well.
 MAIN_FIELDS = (
     "estimator", "loss_top_k", "loss_backend", "num_generations", "reward_weights", "loss_normalizer",
+    "chat_template", "thinking", "system_prompt", "last_assistant_turn",
     "max_prompt_length", "max_completion_length", "temperature",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "max_grad_norm", "bf16",
@@ -67,7 +68,8 @@ _TEXTS = {
 _OF_FACTS = (
     "model", "model_revision", "teacher_model", "teacher_model_revision", "teachers", "output_dir", "run_name",
     "resume", "dry_run", "dataset", "dataset_split", "dataset_revision", "dataset_options", "max_prompts",
-    "prompt_template", "teacher_prompt_template", "chat_template", "thinking", "reward_funcs",
+    "prompt_template", "teacher_prompt_template", "reward_funcs",
+    "chat_template", "thinking", "system_prompt", "last_assistant_turn", "chat_template_kwargs",
     "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
     "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "use_cpu",
@@ -98,12 +100,10 @@ class TrainOptions:
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     max_prompts: int | None = setting(None, "use only the first N prompts; reasoning_gym: generate N")
-    prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")
+    prompt_template: str | None = setting(None, "prompt text, with {column} for a column; or '{column}' alone")
     teacher_prompt_template: str | None = setting(
         None, "prompt text for the teacher only, with {column}, such as one with a reference solution"
     )
-    chat_template: bool = setting(False, "apply the student's chat template to the prompts")
-    thinking: bool | None = setting(None, "switch the chat template's thinking mode; default: the template's own")
     model_revision: str | None = setting(None, "branch, tag or commit of the student on the hub")
     teacher_model_revision: str | None = setting(None, "branch, tag or commit of the teacher on the hub")
     dtype: str = setting("float32", "dtype of the student's weights: float32, bfloat16, float16, auto")
@@ -194,8 +194,6 @@ def read_plan(command: str, summary: str, arguments: Sequence[str], faults: Faul
         if settings.values["teacher_prompt_column"] not in (None, TEACHER_PROMPT):
             faults.add(ConfigurationError("give teacher_prompt_column or teacher_prompt_template, not both"))
         fixed["teacher_prompt_column"] = TEACHER_PROMPT
-    if settings.values["eval_benchmark_chat_template"] is None:
-        fixed["eval_benchmark_chat_template"] = options.chat_template
     config = _build(settings, VOPDConfig, faults, **fixed)
     if config is None or options.model is None or options.dataset is None:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, release_memory
 
+from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, Faults, VOPDError, counted
@@ -27,7 +28,7 @@ from vopd.training.saving.contract import NEW_RUN, settings_of
 
 from . import directory, publish
 from .accuracy import Accuracy
-from .evaluation import EvalOptions, Loaded
+from .evaluation import EvalOptions, Loaded, chat_options
 from .facts import Facts, ModelFacts, Place, gather_facts, teacher_places
 from .lora import lora_config
 from .next_steps import next_steps
@@ -61,12 +62,16 @@ def check_run(command: str, summary: str, arguments: Sequence[str], *, far: bool
         # A plan with faults lacks settings, which would then differ from the checkpoint's.
         if not faults.found and facts is not None and facts.student is not None and facts.prompts is not None:
             settings = faults.check(check_resume, plan, facts)
-        accuracy = faults.check(plan_accuracy, plan)
+        accuracy = faults.check(plan_accuracy, plan, _conversations(facts))
         for fault in broadcast_object_list([[*faults.found]])[0]:  # the first process alone looks at the run's folder
             faults.add(fault)
     faults.tell()
     assert plan is not None and facts is not None
     return Checked(plan, facts, accuracy, settings or {})
+
+
+def _conversations(facts: Facts | None) -> bool:
+    return facts is not None and facts.prompts is not None and facts.prompts.conversations
 
 
 def train(run: Checked) -> None:
@@ -83,7 +88,7 @@ def train(run: Checked) -> None:
         release_memory()  # of the trainer, whose parts refer to each other
         part()
         if directory.is_main_process():
-            _finish(plan, run.accuracy, card, prompts)
+            _finish(run, card, prompts)
 
 
 def _train(run: Checked) -> tuple[dict[str, Any], Sequence[Any]]:
@@ -136,6 +141,7 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
     """
     options, config, prompts, places = plan.options, plan.config, facts.prompts, teacher_places(plan)
     assert facts.student is not None and prompts is not None
+    dated = Chat.of(config, facts.student.tokenizer).dated
     settings = settings_of(
         config,
         model=contents_of_model(options.model, facts.student.commit),
@@ -143,7 +149,7 @@ def check_resume(plan: Plan, facts: Facts) -> dict[str, Any]:
             name: contents_of_model(source, _commit(facts.teachers, places.get(name)))
             for name, source in plan.teachers.items()
         },
-        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts)),
+        dataset=contents_of_rows(prompts.dataset, prompts.name, _recipe(options, prompts), dated=dated),
         rewards=Rewards.of(config, options.reward_funcs).rewards,
         adapter=lora_config(options),
         options=asdict(options),
@@ -214,11 +220,11 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
     return trainer
 
 
-def plan_accuracy(plan: Plan) -> Accuracy | None:
+def plan_accuracy(plan: Plan, conversations: bool = False) -> Accuracy | None:
     """Return what measures accuracy before and after the run, or None if no problems are named.
 
     Greedy decoding, with prompts formatted as in training, by the code and the settings of the `vopd eval` command
-    that it prints.
+    that it prints. `conversations`: the prompts are conversations, which get the chat template.
     """
     options, config = plan.options, plan.config
     if (options.eval_task is None and options.eval_data is None) or not directory.is_main_process():
@@ -229,9 +235,7 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
         EvalOptions,
         **problems,
         template=options.eval_template or options.prompt_template or "{problem}",
-        chat_template=options.chat_template,
-        thinking=options.thinking,
-        chat_template_kwargs=config.chat_template_kwargs,
+        **chat_options(config, config.chat_template or conversations),
         max_new_tokens=options.eval_max_new_tokens or config.max_completion_length,
         device="cpu" if config.use_cpu else "auto",
         temperature=0.0,
@@ -240,7 +244,8 @@ def plan_accuracy(plan: Plan) -> Accuracy | None:
     return Accuracy(start, of(model=str(plan.folder / "model")), plan.folder)
 
 
-def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts: Sequence[Any]) -> None:
+def _finish(run: Checked, card: dict[str, Any], prompts: Sequence[Any]) -> None:
+    plan, accuracy = run.plan, run.accuracy
     model = plan.folder / "model"
     if accuracy is not None:
         accuracy.measure("start", prompts)
@@ -250,7 +255,8 @@ def _finish(plan: Plan, accuracy: Accuracy | None, card: dict[str, Any], prompts
     _report(plan.folder)
     if plan.options.push_to_hub:
         print(f"uploaded to {publish.push(model, plan.config)}")
-    print("\n".join(["next:", *(f"  {line}" for line in next_steps(plan, measured=accuracy is not None))]))
+    lines = next_steps(plan, measured=accuracy is not None, conversations=_conversations(run.facts))
+    print("\n".join(["next:", *(f"  {line}" for line in lines)]))
 
 
 def _report(folder: Path) -> None:

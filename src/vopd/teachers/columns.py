@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vopd.data.conversations import Asked
 from vopd.data.tokenized import TEACHER_PROMPT_IDS, Tokenize, drawn_ids
 from vopd.errors import DataError
 
@@ -50,10 +51,17 @@ class TeacherPrompts:
     Args:
         column: column of the dataset; None if the teacher reads the student's prompts. In rows that are empty there
             the teacher reads the student's prompt.
+        in_template: whether texts get the chat template too, and may then stand beside conversations.
     """
 
-    def __init__(self, column: str | None) -> None:
+    def __init__(self, column: str | None, in_template: bool = False) -> None:
         self.column = column
+        self.in_template = in_template
+
+    @classmethod
+    def of(cls, settings: Any) -> TeacherPrompts:
+        """With the settings of a VOPDConfig."""
+        return cls(settings.teacher_prompt_column, settings.chat_template)
 
     def check(self, dataset: Any, name: str) -> None:
         """Raises DataError unless `dataset` has the column, with prompts as text or as chat messages."""
@@ -66,10 +74,10 @@ class TeacherPrompts:
             )
         prompts = dataset[self.column]
         for row, (prompt, own) in enumerate(zip(prompts, dataset["prompt"], strict=True)):
-            if prompt and not isinstance(prompt, type(own)):
+            if prompt and not self.in_template and not isinstance(prompt, type(own)):
                 raise DataError(
                     f"row {row} of {name}: '{self.column}' is {type(prompt).__name__}, but the student's prompt is "
-                    f"{type(own).__name__}; give both as text or both as chat messages"
+                    f"{type(own).__name__}; give both in one form, or set chat_template=true"
                 )
         if not any(prompts):
             raise DataError(f"'{self.column}' of {name} is empty in every row; fill it or remove teacher_prompt_column")
@@ -80,7 +88,9 @@ class TeacherPrompts:
         """The teacher's prompts of `rows`: (N, P') ids and mask, padded on the left with `padding`; None without."""
         if self.column is None:
             return None
-        found = drawn_ids(rows, TEACHER_PROMPT_IDS) or tokenize([row[self.column] or row["prompt"] for row in rows])
+        found = drawn_ids(rows, TEACHER_PROMPT_IDS) or tokenize(
+            [Asked.of(row, row[self.column] or row["prompt"]) for row in rows]
+        )
         width = max(map(len, found))
         ids = [[padding] * (width - len(prompt)) + prompt for prompt in found]
         return ids, [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in found]

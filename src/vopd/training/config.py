@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
+from vopd.data.conversations import check_last_turn
 from vopd.errors import ConfigurationError, Faults, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
 from vopd.evaluation.benchmarks import check_kind
@@ -75,6 +76,12 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         loss_normalizer: constant that divides the summed token losses of one optimizer step. The default, None, divides
             by the number of sampled tokens, which slightly favors short completions because the length is
             sampled too. ``batch size * max_completion_length`` is a neutral choice.
+        chat_template: give texts the student's chat template too, as the user's turn. Conversations always get it, with
+            the inherited chat_template_kwargs and those in the column of that name, which come first.
+        thinking: turn the chat template's thinking mode on or off; None leaves it to the template.
+        system_prompt: first turn of every conversation that has no system turn of its own.
+        last_assistant_turn: what becomes of a conversation's last turn by the assistant: "drop" leaves it out, so that
+            the student writes its own; "continue" lets the student continue it.
         max_prompt_length: prompts with more tokens are dropped and counted, never truncated. None keeps all.
         importance_sampling: weight sampled tokens by min(p_trainer / p_rollout, importance_cap). The default, None,
             does so if the rollout engine reports log-probabilities: vLLM does, transformers' generate does not.
@@ -93,8 +100,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         eval_benchmark_kind: how the answers of files are graded: "math", "choice", "tags" or module:function; None
             decides by their columns.
         eval_benchmark_template: prompt template with {problem}; None uses the benchmark's own.
-        eval_benchmark_chat_template: apply the chat template to the questions; None does so if the training prompts
-            are chat messages.
+        eval_benchmark_chat_template: apply the chat template to the questions, with thinking and system_prompt; None
+            does so if the training prompts get it.
         telemetry: let TRL report the kind of run to Hugging Face.
         teacher_server_url, teacher_failure, ...: settings of a teacher on a server, see ``ServerSettings``.
         num_generations: completions per prompt. A reward needs 2 or more to compare with each other. Each process's
@@ -128,6 +135,12 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     loss_backend: str = own("auto", "Backend of the loss: torch, triton, or auto (triton on a GPU where it works).")
     loss_normalizer: float | None = own(
         None, "Constant that divides a step's summed token losses. Default: the number of sampled tokens."
+    )
+    chat_template: bool = own(False, "Apply the student's chat template to texts too; conversations always get it.")
+    thinking: bool | None = own(None, "Switch the chat template's thinking mode. Default: the template's own.")
+    system_prompt: str | None = own(None, "System prompt of conversations that have none of their own.")
+    last_assistant_turn: str = own(
+        "drop", "A conversation's last turn by the assistant: drop it, or continue it with the student's tokens."
     )
     max_prompt_length: int | None = own(None, "Drop and count prompts with more tokens; prompts are never truncated.")
     importance_sampling: bool | None = own(
@@ -313,6 +326,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 off = ", or none to turn it off" if name.startswith("guard_") else ""
                 faults.add(ConfigurationError(f"{name} must be positive{off}, got {value}"))
         faults.check(check_known, "loss_backend", self.loss_backend, BACKENDS)
+        faults.check(check_last_turn, self.last_assistant_turn)
         faults.check(self._check_others)
         faults.tell()
 

@@ -14,8 +14,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import check_enough, check_no_stream, check_prompts, check_room, keep_short, named_datasets
-from vopd.data.tokenized import add_ids
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_room, each, keep_short, named_datasets
+from vopd.data.prompts import settled, with_ids
 from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError
 from vopd.folders import check_model_folder, check_writable, new_folder
 from vopd.kernels import backend_name
@@ -114,7 +114,7 @@ class VOPDTrainer(TRLAdapter):
         self.sources = given = sources(teacher_model, teachers, args.teacher_server_url)
         self.rewards = Rewards.of(args, reward_funcs)
         self._routes = Routes(list(given), args.teacher_column)
-        self._teacher_prompts = TeacherPrompts(args.teacher_prompt_column)
+        self._teacher_prompts, self._last_turn = TeacherPrompts.of(args), args.last_assistant_turn
         faults = Faults()
         faults.check(check_writable, args.output_dir)
         faults.check(check_engine, args.use_vllm, args.importance_sampling, tools)
@@ -124,8 +124,8 @@ class VOPDTrainer(TRLAdapter):
         for source in (model, *given.values()):
             if isinstance(source, str | Path) and not is_self(source):
                 faults.check(check_model_folder, source)
-        for name, dataset in named_datasets(train_dataset, eval_dataset):
-            faults.check(self._check_prompts, dataset, name)
+        train_dataset = faults.check(self._settled, train_dataset, "train_dataset")
+        eval_dataset = each(eval_dataset, partial(faults.check, self._settled))
         backend = faults.check(backend_name, args.loss_backend, args.device)
         benchmarks = faults.check(load_benchmarks, args)
         faults.tell()
@@ -159,10 +159,11 @@ class VOPDTrainer(TRLAdapter):
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
-    def _check_prompts(self, dataset: Any, name: str) -> None:
-        check_prompts(dataset, name)
+    def _settled(self, dataset: Any, name: str) -> Any:
+        dataset = settled(dataset, name, self._last_turn, self._teacher_prompts.column)
         for part in (self.rewards, self._routes, self._teacher_prompts):
             part.check(dataset, name)
+        return dataset
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
         self.teachers = set_up_teachers(self, given)
@@ -180,12 +181,11 @@ class VOPDTrainer(TRLAdapter):
         self.placement.check_head(self.model_wrapped, "student")
 
     def _tokenize_datasets(self) -> None:
-        with_ids = partial(add_ids, tokenize=self.tokenize, teacher_column=self.args.teacher_prompt_column)
-        self.train_dataset = with_ids(self.train_dataset)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: with_ids(dataset) for name, dataset in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            self.eval_dataset = with_ids(self.eval_dataset)
+        self.train_dataset = self._with_ids(self.train_dataset, "train_dataset")
+        self.eval_dataset = each(self.eval_dataset, self._with_ids)
+
+    def _with_ids(self, dataset: Any, name: str) -> Any:
+        return with_ids(dataset, self.chat, name, self.args.teacher_prompt_column)
 
     def _prepare_prompts(self) -> None:
         given = len(self.train_dataset)
@@ -326,7 +326,7 @@ class VOPDTrainer(TRLAdapter):
             DataError: `eval_dataset` is one of these.
         """
         if hasattr(eval_dataset, "column_names"):
-            self._check_prompts(eval_dataset, "eval_dataset")
+            eval_dataset = self._with_ids(self._settled(eval_dataset, "eval_dataset"), "eval_dataset")
         elif eval_dataset is not None and not isinstance(eval_dataset, str):
             check_no_stream(eval_dataset, "eval_dataset")
         return super().get_eval_dataloader(eval_dataset)

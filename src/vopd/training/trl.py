@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
-from vopd.data.chat import lacks_template
+from vopd.data.chat import Chat
+from vopd.data.conversations import Asked
 from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, MismatchError, require
 from vopd.evaluation.benchmarks import Protocol
@@ -47,7 +48,6 @@ from .rollout_logprobs import check_completions, padded, sampled_logprobs
 check_trl_version(require("trl", "train").__version__)
 
 from accelerate.utils import is_peft_model  # noqa: E402
-from jinja2.exceptions import TemplateError  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 from trl import DistillationConfig, DistillationTrainer  # noqa: E402
 from trl import models as trl_models  # noqa: E402
@@ -92,6 +92,9 @@ class TRLAdapter(DistillationTrainer):
                 "vision-language models are not supported; to train one on text only, pass its tokenizer as "
                 "processing_class"
             )
+        # With TRL's own template, if tools are called: it renders what was said before as the model said it.
+        self.chat = Chat.of(self.args, self.tokenizer, tools=self.tools, template=self.chat_template)
+        self.chat_template_kwargs = self.chat.arguments  # for the results of tools
         check_trained(self.model)
         name_bases_absolutely(self.model)
         self.placement = Placement(self.accelerator, self._forward_redirection, trl_models)
@@ -132,11 +135,7 @@ class TRLAdapter(DistillationTrainer):
 
     def tokenize(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of prompts exactly as the rollout will see them."""
-        try:
-            return self._tokenize_prompts(prompts)[0]
-        except (ValueError, TypeError, TemplateError) as error:
-            why = lacks_template(self.tokenizer, prompts) or error
-            raise MismatchError(f"the student's tokenizer cannot encode the prompts: {why}") from error
+        return self.chat.ids(prompts)
 
     def load_teacher(self, teacher: str | PreTrainedModel, revision: str | None = None) -> PreTrainedModel:
         """The teacher on the host. A path is loaded in the dtype it was saved in."""
@@ -267,7 +266,7 @@ class TRLAdapter(DistillationTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         ids, self._drawn_ids = self._drawn_ids, None
-        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+        return self.tokenize(prompts) if ids is None else ids, None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
@@ -280,7 +279,8 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
-        self._drawn_ids = drawn_ids(inputs)
+        # Rows that a transform makes have no ids.
+        self._drawn_ids = drawn_ids(inputs) or self.tokenize([Asked.of(row, row["prompt"]) for row in inputs])
         batch = Batch.of(super()._generate_and_score_completions(inputs))
         if self._rollout_logprobs is not None:
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))

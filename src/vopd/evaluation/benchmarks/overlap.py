@@ -7,7 +7,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from vopd.data.conversations import text_of
 from vopd.data.prompts import read_prompts
 from vopd.errors import counted
 
@@ -30,8 +32,8 @@ class Overlap:
     share: float
 
 
-def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list[Overlap]:
-    """Questions of which at least 80 % of the text occurs in one training prompt.
+def contamination(questions: Sequence[Question], prompts: Iterable[Any]) -> list[Overlap]:
+    """Questions of which at least 80 % of the text occurs in one training prompt, a text or a conversation.
 
     Texts are compared in lower case as sequences of words and signs, by their runs of eight. A shorter question must
     occur completely. Instructions around a question in the training prompt, or small edits, do not hide it. Questions
@@ -47,7 +49,7 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
             holders[run].append(index)
     lengths = {_WORDS, *(len(next(iter(runs)).split()) for runs in wanted if len(runs) == 1)}
     best: dict[int, tuple[float, int]] = {}
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(map(text_of, prompts)):
         for index, found in _found(prompt, lengths, holders).items():
             part = found / len(wanted[index])
             least = 1.0 if questions[index].kind == "task" else _SHARE
@@ -56,7 +58,7 @@ def contamination(questions: Sequence[Question], prompts: Iterable[str]) -> list
     return [Overlap(questions[index].id, best[index][1], best[index][0]) for index in sorted(best)]
 
 
-def warn_of_overlaps(benchmarks: Sequence[Benchmark], prompts: Sequence[str]) -> dict[str, list[Overlap]]:
+def warn_of_overlaps(benchmarks: Sequence[Benchmark], prompts: Sequence[Any]) -> dict[str, list[Overlap]]:
     """The questions of each benchmark that occur among the training prompts. Logs a warning with their number."""
     found = {benchmark.name: contamination(benchmark.questions, prompts) for benchmark in benchmarks}
     for name, overlaps in found.items():
@@ -67,7 +69,7 @@ def warn_of_overlaps(benchmarks: Sequence[Benchmark], prompts: Sequence[str]) ->
     return found
 
 
-def training_texts(source: str) -> list[str]:
+def training_texts(source: str) -> list[Any]:
     """Prompts of a training set: a benchmark's name such as dapo_math, a file, or a Hub id, read by `read_prompts`.
 
     Raises:

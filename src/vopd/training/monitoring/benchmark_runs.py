@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
+from vopd.data.chat import Rendered
 from vopd.errors import ConfigurationError, DataError, counted
 from vopd.evaluation.benchmarks import DEFINITIONS, Benchmark, load_benchmark, warn_of_overlaps
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
@@ -73,18 +74,22 @@ def _settings(args: Any) -> Settings:
         batch_size=args.per_device_eval_batch_size,
         seed=args.seed,
         template=args.eval_benchmark_template,
-        chat_template=bool(args.eval_benchmark_chat_template),
-        chat_options=args.chat_template_kwargs,
+        **chat_settings(args, bool(args.eval_benchmark_chat_template)),
     )
+
+
+def chat_settings(args: Any, used: bool) -> dict[str, Any]:
+    """The settings of the chat template for an evaluation that does or does not use it, by their names in Settings."""
+    given = {"chat_options": args.chat_template_kwargs, "thinking": args.thinking, "system_prompt": args.system_prompt}
+    return {"chat_template": used, **(given if used else {})}
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One benchmark ready to be sampled: the prompt of each question, as text and as ids, and its batches."""
+    """One benchmark ready to be sampled: the prompt of each question, and its batches."""
 
     benchmark: Benchmark
-    prompts: list[str]
-    prompt_ids: list[list[int]]
+    prompts: list[Rendered]
     batches: list[Batch]
 
     @property
@@ -112,12 +117,13 @@ class BenchmarkRuns(TrainerCallback):
         self.trainer = trainer
         args = trainer.args
         if args.eval_benchmark_chat_template is None:
-            args.eval_benchmark_chat_template = not isinstance(trainer.train_dataset[0]["prompt"], str)
+            conversations = not isinstance(trainer.train_dataset[0]["prompt"], str)
+            args.eval_benchmark_chat_template = args.chat_template or conversations
         self.settings = _settings(args)
         self._warned: set[str] = set()
         self.prepared = [self._prepare(self.settings.applied_to(benchmark)) for benchmark in benchmarks]
         if trainer.accelerator.is_main_process:
-            warn_of_overlaps(benchmarks, list(map(_text, trainer.train_dataset["prompt"])))
+            warn_of_overlaps(benchmarks, trainer.train_dataset["prompt"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
@@ -159,15 +165,14 @@ class BenchmarkRuns(TrainerCallback):
 
     def _prepare(self, benchmark: Benchmark) -> _Prepared:
         prompts = benchmark_prompts(benchmark, self.settings, self.trainer.tokenizer)
-        prompt_ids = self.trainer.tokenize(prompts)
         positions, new_tokens = context_length(self.trainer.model), benchmark.protocol.max_new_tokens
-        longest = max(map(len, prompt_ids)) + new_tokens
+        longest = max(len(prompt.ids) for prompt in prompts) + new_tokens
         if positions is not None and longest > positions:
             raise DataError(
                 f"a question of {benchmark.name} with eval_benchmark_max_new_tokens={new_tokens} needs "
                 f"{longest} tokens, but the student has {positions} positions; lower eval_benchmark_max_new_tokens"
             )
-        return _Prepared(benchmark, prompts, prompt_ids, benchmark_batches(benchmark, self.settings))
+        return _Prepared(benchmark, prompts, benchmark_batches(benchmark, self.settings))
 
     def _drawn(self, prepared: _Prepared) -> list[Record]:
         """The records of one benchmark, on every process."""
@@ -185,7 +190,7 @@ class BenchmarkRuns(TrainerCallback):
         trainer, stops = self.trainer, set(self.trainer.eos_token_ids)
         wanted = [problem for problem, _ in batch]
         filled = wanted + wanted[:1] * (len(prepared.batches[0]) - len(wanted))
-        prompt_ids = [prepared.prompt_ids[problem] for problem in filled]
+        prompt_ids = [prepared.prompts[problem].ids for problem in filled]
         rows = trainer.draw(prompt_ids, prepared.benchmark.protocol, batch_seed(self.settings.seed, index))
         completions = [read_completion(trainer.tokenizer, row, stops) for row in rows[: len(batch)]]
         return records_of(batch, prepared.prompts, completions)
@@ -210,10 +215,3 @@ def _metrics(key: str, found: dict[str, Any]) -> dict[str, float]:
         f"{key}_high": average["high"],
         **{f"{name}_{rate}": found[rate] for rate in ("format_rate", "truncation_rate", "mean_length")},
     }
-
-
-def _text(prompt: Any) -> str:
-    """A training prompt as text, whether it is text or a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(turn["content"] for turn in prompt if isinstance(turn.get("content"), str))

@@ -157,12 +157,14 @@ def _arguments(rows: list[dict[str, Any]], batch: Batch, tokenizer: Any, state: 
     ids = [completion for _, completion in batch.unpadded()]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     prompts = [row["prompt"] for row in rows]
-    conversations = isinstance(prompts[0], list)
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in _HIDDEN}
     return {
         **columns,
         "prompts": prompts,
-        "completions": [[{"role": "assistant", "content": text}] for text in texts] if conversations else texts,
+        "completions": [
+            [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
+            for prompt, text in zip(prompts, texts, strict=True)
+        ],
         "completion_ids": ids,
         "trainer_state": state,
     }

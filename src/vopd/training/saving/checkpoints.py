@@ -174,7 +174,7 @@ class Checkpoints:
             trainer.args,
             model=trainer.given.model,
             teachers=trainer.given.teachers,
-            dataset=contents_of_rows(trainer.train_dataset),
+            dataset=contents_of_rows(trainer.train_dataset, dated=trainer.chat.dated),
             rewards=trainer.given.rewards,
             adapter=trainer.given.adapter,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vopd.data.tokenized import without_ids
 from vopd.errors import counted
 from vopd.teachers.build import Served
 
@@ -38,16 +39,17 @@ class Given:
         return cls(contents_of_model(model), contents, adapter, rewards)
 
 
-def contents_of_rows(dataset: Any, sources: str = "", recipe: Any = None) -> dict[str, Any]:
-    """The number of rows, and a digest of all columns: rendered prompts, token ids, reference answers.
+def contents_of_rows(dataset: Any, sources: str = "", recipe: Any = None, *, dated: bool = False) -> dict[str, Any]:
+    """The number of rows, and a digest of all columns: prompts, token ids, reference answers.
 
     Args:
         dataset: the rows.
         sources: their names, for messages.
         recipe: hashed in place of rows that are not the same whenever they are made.
+        dated: the chat template writes the date, so that the token ids are left out.
     """
-    digest = hashlib.sha256()
-    for rows in [recipe] if recipe is not None else dataset.with_format(None).iter(1000):
+    digest, hashed = hashlib.sha256(), without_ids(dataset) if dated else dataset
+    for rows in [recipe] if recipe is not None else hashed.with_format(None).iter(1000):
         digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
     name = f"{sources or 'train_dataset'}, {counted(len(dataset), 'prompt')}"
     return {"name": name, "content": _short(digest)}

@@ -30,7 +30,8 @@ _SORTED = {
         model_init_kwargs quantization teacher_quantization lora_rank lora_alpha lora_target_modules
         temperature top_p top_k min_p repetition_penalty generation_kwargs vllm_structured_outputs_regex
         num_generations max_completion_length max_tool_calling_iterations
-        prompt_template teacher_prompt_template chat_template thinking chat_template_kwargs
+        prompt_template teacher_prompt_template chat_template thinking system_prompt last_assistant_turn
+        chat_template_kwargs
         seed data_seed shuffle_dataset train_sampling_strategy ignore_data_skip
         optim optim_args optim_target_modules label_smoothing_factor neftune_noise_alpha disable_dropout beta
     """,
