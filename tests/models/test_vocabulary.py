@@ -19,14 +19,19 @@ from vopd.models import (
 
 
 class Vocabulary:
-    """The two methods of a tokenizer that these checks use."""
+    """The methods of a tokenizer that these checks use. The last `added` tokens were added to it."""
 
-    def __init__(self, *tokens: str, eos_token_id: int | None = None) -> None:
+    def __init__(self, *tokens: str, eos_token_id: int | None = None, added: int = 0) -> None:
         self.tokens = tokens
         self.eos_token_id = eos_token_id
+        self.added = added
 
     def get_vocab(self) -> dict[str, int]:
         return {token: index for index, token in enumerate(self.tokens)}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        vocabulary = self.get_vocab()
+        return {token: vocabulary[token] for token in self.tokens[len(self.tokens) - self.added :]}
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return self.tokens[token]
