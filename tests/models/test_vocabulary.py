@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from messages import says
 from vopd.errors import MismatchError
@@ -29,9 +30,10 @@ class Vocabulary:
     def get_vocab(self) -> dict[str, int]:
         return {token: index for index, token in enumerate(self.tokens)}
 
-    def get_added_vocab(self) -> dict[str, int]:
-        vocabulary = self.get_vocab()
-        return {token: vocabulary[token] for token in self.tokens[len(self.tokens) - self.added :]}
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        first = len(self.tokens) - self.added
+        return {first + place: AddedToken(text, special=True) for place, text in enumerate(self.tokens[first:])}
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return self.tokens[token]

@@ -65,8 +65,8 @@ def compare_vocabularies(
     rows beyond the last token stand for no text and must not get probability in either model.
 
     Models of one family may differ at the end of their vocabularies: one has further added tokens, or a head has no row
-    for the last of them. From the first such id on all ids are left out, if each is an added token of every tokenizer
-    that has it, if they are at most 2 % of all ids, and if no model ends its completions with one of them.
+    for the last special tokens. From the first such id on all ids are left out, if each is an added token of every
+    tokenizer that has it, if they are at most 2 % of all ids, and if no model ends its completions with one of them.
 
     Args:
         student_tokenizer: the student's tokenizer.
@@ -117,9 +117,11 @@ class _Side:
     tokenizer: Any
     ends: Collection[int]
 
-    def added_from(self, size: int) -> bool:
-        """Whether all its tokens from this id on were added to the tokenizer, such as special tokens."""
-        return {token for token in self.tokens if token >= size} <= set(self.tokenizer.get_added_vocab().values())
+    def added_from(self, size: int, *, special: bool = False) -> bool:
+        """Whether all its tokens from this id on were added to the tokenizer; or even are special tokens."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        known = {token for token, entry in added if entry.special or not special}
+        return {token for token in self.tokens if token >= size} <= known
 
     def has(self, token: int) -> bool:
         """Whether it can produce this id, as a token."""
@@ -131,9 +133,11 @@ class _Side:
         return ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")
 
     def check_rows(self) -> None:
-        """Raise MismatchError if the head lacks rows for more than a few added tokens."""
+        """Raise MismatchError if the head lacks rows for more than a few special tokens."""
         size = max(self.tokens) + 1
-        if self.rows is None or self.rows >= size or (_few(self.rows, size) and self.added_from(self.rows)):
+        if self.rows is None or self.rows >= size:
+            return
+        if _few(self.rows, size) and self.added_from(self.rows, special=True):
             return
         raise MismatchError(
             f"the {self.name}'s output head has {self.rows} rows but its tokenizer has {size} ids; "

@@ -144,9 +144,10 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         limit, name = config.max_completion_length, f"'{prompts.name}'"
         of_teacher = config.teacher_prompt_column if TEACHER_PROMPT_IDS in prompts.dataset.column_names else None
         faults.check(check_room, prompts.dataset, name, positions, limit, of_teacher)
-        shared = {teacher: sizes[place] for teacher, place in teacher_places(plan).items() if place in sizes}
-        routes = Routes(list(plan.teachers), config.teacher_column)
-        faults.check(check_readers, prompts.dataset, name, student.tokenizer, student.head_rows, shared, routes)
+        if sizes:
+            shared = {teacher: sizes[place] for teacher, place in teacher_places(plan).items() if place in sizes}
+            routes = Routes(list(plan.teachers), config.teacher_column)
+            faults.check(check_readers, prompts.dataset, name, student.tokenizer, student.head_rows, shared, routes)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     faults.check(check_names, benchmarks)

@@ -40,8 +40,8 @@ class Routes:
 
     def of(self, dataset: Any) -> list[str]:
         """The name of each row's teacher."""
-        if len(self.names) == 1:
-            return self.names * len(dataset)
+        if len(self.names) == 1 or self.column not in dataset.column_names:
+            return self.names[:1] * len(dataset)
         return [teacher or DEFAULT for teacher in dataset[self.column]]
 
     def places(self, rows: Sequence[dict[str, Any]]) -> list[int] | None:
