@@ -152,8 +152,8 @@ class _Side:
             return
         then, fix = _WITHOUT_ENDS[self.name]
         raise MismatchError(
-            f"the {self.name} ends completions with {_named(lost, self.tokenizer)}, and without it {then} ({common.cut}"
-            f"); {fix}"
+            f"the {self.name} ends completions with {_named(lost, self.tokenizer)}, and without that {then} ("
+            f"{common.cut}); {fix}"
         )
 
 
