@@ -165,8 +165,9 @@ def test_vocabularies(case: Case, place: Place, capfd: pytest.CaptureFixture[str
 def trained(place: Place, model: Path, teacher_model: Any, monkeypatch: pytest.MonkeyPatch, **named: Any) -> Any:
     """A trainer after one step; its `gradient`, its `loss`, and the ids of its `completions`."""
     settings = {"estimator": "vopd_optimal", **named.pop("settings", {})}
+    folder = place.out / str(len(list(place.out.glob("*"))))
     args = VOPDConfig(
-        output_dir=str(place.out / str(len(list(place.out.glob("*"))))), per_device_train_batch_size=4, max_completion_length=12,
+        output_dir=str(folder), per_device_train_batch_size=4, max_completion_length=12,
         max_steps=1, save_strategy="no", report_to="none", use_cpu=True, learning_rate=1e-3, **settings,
     )  # fmt: skip
     rows = named.pop("rows", {"prompt": ["1+1=", "12+30=", "2=", "So the answer is"]})

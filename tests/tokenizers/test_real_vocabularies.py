@@ -20,7 +20,7 @@ from vopd.errors import DataError, MismatchError
 from vopd.models import compare_vocabularies, rollout_settings
 from vopd.teachers.columns import Routes, check_readers
 
-FOLDER = os.environ.get("VOPD_TOKENIZERS")
+FOLDER = os.environ.get("VOPD_TOKENIZERS") or None
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="VOPD_TOKENIZERS names no folder of tokenizers")
 NAMES = ("qwen3", "llama3_1", "gemma3", "gptoss")
 
@@ -64,9 +64,8 @@ def test_qwen_3_and_2_5_share_all_but_the_last_four_ids(qwen_2_5: Any) -> None:
     for student, teacher, owner in ((qwen3, qwen_2_5, "student"), (qwen_2_5, qwen3, "teacher")):
         found = compare_vocabularies(student, teacher, **rows, **given)
         assert found.size == 151665 and found.cut is not None
-        assert (
-            f"ids 151665 to 151668 (<tool_response>, </tool_response>, <think>, ...), only in the {owner}" in found.cut
-        )
+        assert "ids 151665 to 151668 (<tool_response>, </tool_response>, <think>, ...)" in found.cut
+        assert f"only in the {owner}" in found.cut
     assert compare_vocabularies(qwen3, qwen3, **rows, **given).cut is None
 
 
@@ -80,9 +79,8 @@ def test_a_prompt_of_qwen_3_with_thinking_switched_off_has_a_token_that_2_5_lack
         check_readers(dataset, "'p.jsonl'", qwen3, 151936, {"default": 151665}, Routes(["default"], "teacher"))
 
     check()
-    with pytest.raises(DataError, match=says("row 0 ... p.jsonl ... teacher's prompt ... (id 15166")) as caught:
+    with pytest.raises(DataError, match=says("row 0 ... p.jsonl ... teacher's prompt ... '</think>' (id 151668)")):
         check(enable_thinking=False)
-    assert "think>'" in str(caught.value)
 
 
 def test_gemma_3_1b_has_no_row_for_the_soft_token_of_images() -> None:
@@ -106,20 +104,18 @@ def test_renamed_end_tokens_are_refused(tmp_path: Path) -> None:
         content["post_processor"] = json.loads(text.replace("<|begin_of_text|>", "<|begin_of_sentence|>"))
 
     llama, other = real("llama3_1"), edited("llama3_1", tmp_path / "other", rename)
-    with pytest.raises(MismatchError, match=says("student ends ... 128009 (<|eot_id|>) ... ids 128000 to 128255")):
+    with pytest.raises(MismatchError, match=says("student ends ... 128009 (<|eot_id|>) ... ids 128000")):
         compare_vocabularies(llama, other, student_ends=(128001, 128008, 128009))
 
 
 @pytest.mark.parametrize(("student", "teacher"), list(permutations(NAMES, 2)))
 def test_every_pair_of_families_is_refused_with_its_first_ids(student: str, teacher: str) -> None:
     own, theirs = real(student), real(teacher)
-    first = next(
-        token for token in range(1000) if own.convert_ids_to_tokens(token) != theirs.convert_ids_to_tokens(token)
-    )
-    tokens = [repr(tokenizer.convert_ids_to_tokens(first)) for tokenizer in (own, theirs)]
+    pairs = ((own.convert_ids_to_tokens(token), theirs.convert_ids_to_tokens(token)) for token in range(1000))
+    first, (ours, others) = next((token, pair) for token, pair in enumerate(pairs) if pair[0] != pair[1])
     with pytest.raises(MismatchError, match="different vocabularies") as caught:
         compare_vocabularies(own, theirs)
-    assert f"{first} is {tokens[0]} for the student and {tokens[1]} for the teacher" in str(caught.value)
+    assert f"{first} is {ours!r} for the student and {others!r} for the teacher" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
