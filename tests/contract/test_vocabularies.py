@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import AddedToken
 
 from cases import Case, Place
 from messages import says
 from teachers.stub_server import StubServer
-from tokenizers import AddedToken
 from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import MismatchError
 from vopd.evaluation.benchmarks import Protocol
