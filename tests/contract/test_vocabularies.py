@@ -16,7 +16,7 @@ from cases import Case, Place
 from messages import says
 from teachers.stub_server import StubServer
 from vopd import VOPDConfig, VOPDTrainer
-from vopd.errors import MismatchError
+from vopd.errors import DataError, MismatchError
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import load_model, load_tokenizer, sample
 from vopd.teachers.server import Servers, inspect_servers
@@ -253,6 +253,21 @@ def test_a_padding_token_that_the_teacher_lacks(place: Place, monkeypatch: pytes
     plain = trained(place, place.student, str(short), monkeypatch)
     assert found.completions == plain.completions and found.loss == plain.loss
     assert found.tokenizer.pad_token == "[PAD]"
+
+
+def test_the_trainer_looks_at_the_prompts_of_every_dataset(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = changed(place.student, place.work / "s", "<tool>")
+    with_it = {"prompt": ["1+1=", "<tool>2=", "3=", "4="]}
+    known = says("row 1 ... train_dataset ... teacher's prompt ... '<tool>' (id 300) ... teacher_prompt_column")
+    with pytest.raises(DataError, match=known):
+        trained(place, folder, str(place.teacher), monkeypatch, rows=with_it)
+    with pytest.raises(DataError, match=says("row 1 ... eval_dataset ... '<tool>' (id 300)")):
+        trained(place, folder, str(place.teacher), monkeypatch, eval_dataset=Dataset.from_dict(with_it))
+    served = {**with_it, "own": ["1+1=", "2=", "3=", "4="]}
+    found = trained(
+        place, folder, str(place.teacher), monkeypatch, rows=served, settings={"teacher_prompt_column": "own"}
+    )
+    assert found.vocab_size == 300
 
 
 # ---- servers --------------------------------------------------------------------------------------------------------

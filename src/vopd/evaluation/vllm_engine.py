@@ -11,7 +11,7 @@ from vopd.errors import MismatchError, MissingExtraError, installed
 from vopd.models import Completion, load_configuration, load_tokenizer, rollout_settings
 from vopd.models.adapter_folders import Adapter, find_adapter
 from vopd.models.model_paths import check_source
-from vopd.models.rollout_settings import vllm_bias
+from vopd.models.sampling import vllm_bias
 
 from .benchmarks import Protocol
 from .engines import Sampler

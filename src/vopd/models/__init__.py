@@ -3,7 +3,7 @@
 from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
 from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
-from .rollout_settings import RolloutSettings, rollout_settings
+from .sampling import RolloutSettings, rollout_settings
 from .states import States, last_hidden_states, layers_of
 from .vocabulary import (
     CommonVocabulary,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError, check_at_least, counted
 
-from .rollout_settings import RolloutSettings, rollout_settings
+from .sampling import RolloutSettings, rollout_settings
 from .undisturbed import evaluating, own_generation_config, random_state
 
 

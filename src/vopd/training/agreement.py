@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from vopd.models.rollout_settings import NEWER_RUNNER, vllm_bias
+from vopd.models.sampling import NEWER_RUNNER, vllm_bias
 
 
 def repeated_rows(accelerator: Any, rows: int) -> Tensor | None:

@@ -29,7 +29,7 @@ from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
-from vopd.models.rollout_settings import padding_id
+from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
