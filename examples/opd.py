@@ -6,7 +6,7 @@ equations.
 
 Left out on purpose, because each would hide the algorithm; `vopd train` has all of it:
   resuming, checkpoints and metrics files; LoRA; bf16 and gradient checkpointing; several GPUs; rollouts by vLLM;
-  teachers behind a server; rewards; chat templates; checks that both models read every token id the same way.
+  teachers behind a server; rewards; chat templates.
 
 Run it (the small pair of models inside the package; CPU, no download):
     python examples/opd.py
@@ -22,8 +22,7 @@ Real models (one GPU of 80 GB; NOT run on that hardware yet, so no numbers):
         --batch_size 8 --learning_rate 1e-6 --max_new_tokens 512
 problems.jsonl has one object per line with "prompt" and "answer"; the first 300 (--held_out) are not trained on. The
 prompt must ask for the answer in \boxed{} or in <answer> tags. Watch the sampled reverse KL: it is noisy, and should
-fall over tens of steps. Models whose logits are more than hidden states times a head (Gemma, Cohere, Granite) need the
-loss's options; `vopd train` sets them.
+fall over tens of steps.
 """
 
 import argparse
@@ -34,10 +33,10 @@ import re
 import time
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vopd
 from vopd.experiments.pair import embedded_pair, pair_problems
+from vopd.models import last_hidden_states, load_model, load_tokenizer, read_head, rollout_settings
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>|\\boxed{([^{}]*)}")
 
@@ -59,48 +58,38 @@ def written_out(student_logits, teacher_logits, sampled, estimator):
 
 
 class Pair:
-    """Student, teacher, their tokenizer, and where completions end."""
+    """Student, teacher, their output heads, and what a rollout needs to know of them."""
 
     def __init__(self, student: str, teacher: str, device: str):
-        load = AutoModelForCausalLM.from_pretrained
-        self.tokenizer = AutoTokenizer.from_pretrained(student, padding_side="left")
-        # float32: with bf16 weights an optimizer step of 1e-6 is lost in rounding.
-        self.student = load(student, dtype=torch.float32).to(device).eval()  # eval: no dropout
-        self.teacher = load(teacher, dtype="auto").to(device).eval().requires_grad_(False)
-        ends = [model.generation_config.eos_token_id for model in (self.student, self.teacher)]
-        self.ends = sorted({end for one in ends for end in (one if isinstance(one, list) else [one])})
+        self.tokenizer = load_tokenizer(student)  # pads on the left
+        # float32: with bf16 weights an optimizer step of 1e-6 is lost in rounding. In evaluation mode: no dropout.
+        self.student = load_model(student, dtype="float32", device=device)
+        self.teacher = load_model(teacher, device=device).requires_grad_(False)
+        self.heads = read_head(self.student, "student"), read_head(self.teacher, "teacher")
+        # Every end token of both models, and the token ids that both have; compares the tokenizers id by id.
+        self.settings = rollout_settings(self.student, self.tokenizer, self.teacher, load_tokenizer(teacher))
 
     @torch.no_grad()
     def complete(self, prompts: list[str], max_new_tokens: int, greedy: bool = False):
         """Returns token ids (B, P + T), attention mask (B, P + T), completion mask (B, T); prompts are padded left."""
         prompt = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.student.device)
-        how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        # The whole distribution: top_k or top_p, often set in a model's generation_config, would bias the gradient.
-        # Rows of the output head past the tokenizer's last token stand for no text. The sampler must leave them out
-        # (suppress_tokens) as the loss does (vocab_size), so that both see the same distribution.
-        unused = list(range(len(self.tokenizer), self.student.config.vocab_size)) or None
-        ids = self.student.generate(
-            **prompt, **how, max_new_tokens=max_new_tokens, eos_token_id=self.ends, suppress_tokens=unused
-        )
-        completion = ids[:, prompt.input_ids.shape[1] :]
-        is_end = torch.isin(completion, torch.tensor(self.ends, device=ids.device)).long()
-        mask = is_end.cumsum(1) - is_end == 0  # everything up to the first end token, which counts too
-        return ids, torch.cat([prompt.attention_mask, mask.long()], 1), mask
+        # The whole distribution: top_k, min_p or penalties, often set in a model's generation_config, would bias the
+        # gradient. Ids that are no token of both models are never sampled and have no probability in the loss.
+        temperature = 0.0 if greedy else 1.0
+        self.student.generation_config = self.settings.generation_config(max_new_tokens, temperature=temperature)
+        ids = self.student.generate(prompt.input_ids, attention_mask=prompt.attention_mask)
+        mask = self.settings.completion_mask(ids[:, prompt.input_ids.shape[1] :])  # up to the first end token, included
+        return ids, torch.cat([prompt.attention_mask, mask], 1), mask.bool()
 
     def loss_of_step(self, ids, attention, mask, estimator: str):
         """Mean token loss over the completions, with per-token statistics; only the student gets gradient."""
-        inputs = {"input_ids": ids, "attention_mask": attention}
-        inputs["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
-        start = ids.shape[1] - mask.shape[1]
-        predicts = slice(start - 1, -1)  # the hidden state at position t predicts token t + 1
-        # Hidden states before the head, which is called lm_head in models like Llama and Qwen.
-        student = self.student.base_model(**inputs).last_hidden_state[:, predicts]
-        with torch.no_grad():
-            teacher = self.teacher.base_model(**inputs).last_hidden_state[:, predicts]
+        # The states before the head that predict the completion's tokens, and the heads with bias, scale and soft cap.
+        states = [last_hidden_states(model, ids, attention, mask.shape[1]) for model in (self.student, self.teacher)]
+        student, teacher = self.heads
         return vopd.linear_distillation_loss(
-            student, self.student.lm_head.weight, teacher, self.teacher.lm_head.weight, ids[:, start:], mask,
+            states[0], student.weight, states[1], teacher.weight, ids[:, -mask.shape[1] :], mask,
             estimator=estimator, top_k=20 if vopd.ESTIMATORS[estimator].needs_top_k else None,
-            vocab_size=len(self.tokenizer),
+            vocab_size=self.settings.vocab_size, **student.options("student"), **teacher.options("teacher"),
         )  # fmt: skip
 
     @torch.no_grad()

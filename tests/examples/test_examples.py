@@ -48,7 +48,7 @@ def test_completions_count_up_to_their_first_end_token_and_are_scored_where_they
     completions = ids[:, -mask.shape[1] :]
     assert completions.max() < len(pair.tokenizer) and len(set(mask.sum(1).tolist())) > 1
     for row, counted in zip(completions.tolist(), mask.tolist()):
-        length = row.index(pair.ends[0]) + 1 if pair.ends[0] in row else len(row)
+        length = row.index(pair.settings.end_ids[0]) + 1 if pair.settings.end_ids[0] in row else len(row)
         assert counted == [place < length for place in range(len(row))]
     # The loss reads the logits that predict each completion token, whatever the padding: the equation, row by row.
     with torch.no_grad():

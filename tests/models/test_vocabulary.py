@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from messages import says
 from vopd.errors import MismatchError
@@ -19,14 +20,20 @@ from vopd.models import (
 
 
 class Vocabulary:
-    """The two methods of a tokenizer that these checks use."""
+    """The methods of a tokenizer that these checks use. The last `added` tokens were added to it."""
 
-    def __init__(self, *tokens: str, eos_token_id: int | None = None) -> None:
+    def __init__(self, *tokens: str, eos_token_id: int | None = None, added: int = 0) -> None:
         self.tokens = tokens
         self.eos_token_id = eos_token_id
+        self.added = added
 
     def get_vocab(self) -> dict[str, int]:
         return {token: index for index, token in enumerate(self.tokens)}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        first = len(self.tokens) - self.added
+        return {first + place: AddedToken(text, special=True) for place, text in enumerate(self.tokens[first:])}
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return self.tokens[token]

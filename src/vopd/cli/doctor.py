@@ -15,11 +15,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vopd.errors import Faults, counted
 from vopd.folders import check_writable, nearest_existing
 from vopd.run.options import read_options, setting
 from vopd.versions import versions
+
+if TYPE_CHECKING:
+    from vopd.models import CommonVocabulary
 
 # Packages whose names a user sees in errors or tables of results.
 _PACKAGES = (
@@ -179,14 +183,14 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     return lines
 
 
-def _vocabulary(same_ids: int | None, compared: bool) -> str:
+def _vocabulary(same_ids: CommonVocabulary | None, compared: bool) -> str:
     if not compared:
         return "not compared; name the student with --model"
     if same_ids is None:
         return (
             "not compared, because the server has no /detokenize; in training, set teacher_model to compare tokenizers"
         )
-    return f"all {same_ids} ids are the same as the student's"
+    return f"compared with the student's, {same_ids}"
 
 
 def _temperature(temperature: float, applied: bool) -> str:

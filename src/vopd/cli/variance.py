@@ -119,7 +119,7 @@ def measure(options: VarianceOptions, prompts: list[list[int]]) -> dict[str, Any
     print(f"parameters: {'; '.join(sizes)}, on {device_name(student.device)}", file=sys.stderr, flush=True)
     rollouts = sample_rollouts(
         student, models.tokenizer, prompts, temperature=options.temperature, seed=options.seed,
-        max_new_tokens=options.max_completion_length, batch_size=16,
+        max_new_tokens=options.max_completion_length, batch_size=16, vocab_size=models.vocabulary,
     )  # fmt: skip
     estimators = find_estimators(options.estimators or ())
     found = decompose_variance(

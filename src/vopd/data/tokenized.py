@@ -85,6 +85,11 @@ def token_lengths(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     return [len(ids.split()) for ids in _column(dataset, column)]
 
 
+def highest_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
+    """Return the highest id in every prompt."""
+    return [max(_ids(ids), default=0) for ids in _column(dataset, column)]
+
+
 def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     """Return the ids of the first prompt."""
     return _ids(_column(dataset, column)[0])

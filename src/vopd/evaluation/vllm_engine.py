@@ -9,10 +9,10 @@ from typing import Any
 
 from vopd.data.chat import Rendered
 from vopd.errors import MismatchError, MissingExtraError, installed
-from vopd.models import Completion, end_ids, load_configuration, load_tokenizer
+from vopd.models import Completion, load_configuration, load_tokenizer, rollout_settings
 from vopd.models.adapter_folders import Adapter, find_adapter
 from vopd.models.model_paths import check_source
-from vopd.models.textless import vllm_bias
+from vopd.models.sampling import vllm_bias
 
 from .benchmarks import Protocol
 from .engines import Sampler
@@ -50,12 +50,12 @@ def open_vllm(model: str | Path, dtype: str, revision: str | None, limits: Mappi
         folder = str(found_adapter.folder())
         adapter = importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, folder)
     # Before the engine starts, so that a failure here does not leave one running.
-    tokenizer, found = load_tokenizer(model, revision=revision), load_configuration(model, revision=revision)
-    rows = found.config.get_text_config().vocab_size
+    tokenizer = load_tokenizer(model, revision=revision)
+    settings = rollout_settings(load_configuration(model, revision=revision), tokenizer)
     shared = {
         "ignore_eos": True,  # vLLM's own EOS tokens, which are the base model's
-        "stop_token_ids": [token for token in end_ids(found, tokenizer) if token < rows],
-        "logit_bias": vllm_bias(range(len(tokenizer), rows), engine="this command") or None,
+        "stop_token_ids": [token for token in settings.end_ids if token < settings.rows],
+        "logit_bias": vllm_bias(settings.never_sampled, engine="this command") or None,
     }
     engine = vllm.LLM(**options)
 

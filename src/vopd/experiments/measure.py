@@ -7,6 +7,7 @@ and its checkpoints.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,24 +20,26 @@ from vopd.errors import DataError, Faults
 from vopd.estimators import linear_distillation_loss
 from vopd.estimators.exact import FULL_RKL
 from vopd.models import (
-    common_vocabulary,
     end_ids,
     last_hidden_states,
     load_model,
     load_skeleton,
     load_tokenizer,
     read_head,
+    rollout_settings,
     sample,
     set_end_ids,
+    vocabulary_size,
 )
 from vopd.models.head_checks import check_adapters
-from vopd.placement import head_rows
 from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
 from .rollouts import pad, sample_rollouts
 from .variance import gradient_noise
+
+logger = logging.getLogger("vopd")
 
 SHOWN_SAMPLES = 4
 _BATCH = 128
@@ -69,7 +72,7 @@ def held_out_reverse_kl(
     for start in range(0, len(prompts), _BATCH):
         rollouts = sample_rollouts(
             student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
-            seed=seed + start,
+            seed=seed + start, vocab_size=vocabulary,
         )  # fmt: skip
         inputs, completion_mask = pad(rollouts, student.device)
         mask, sequence = completion_mask[:, 1:], (inputs["input_ids"], inputs["attention_mask"])
@@ -77,7 +80,7 @@ def held_out_reverse_kl(
         output = linear_distillation_loss(
             states[0], heads[0].weight, states[1], heads[1].weight,
             torch.zeros_like(mask),  # the exact divergence does not depend on the sampled token
-            mask, estimator=FULL_RKL, vocab_size=vocabulary or len(tokenizer),
+            mask, estimator=FULL_RKL, vocab_size=vocabulary or vocabulary_size(tokenizer),
             **heads[0].options("student"), **heads[1].options("teacher"),
         )  # fmt: skip
         assert output.reverse_kl is not None  # FULL_RKL always computes it
@@ -126,13 +129,10 @@ def check_pair(student: str, teacher: str, faults: Faults) -> Any:
     """Check two models without loading their weights; returns the student's tokenizer, or None if it has none."""
     tokenizers = [faults.check(load_tokenizer, name) for name in (student, teacher)]
     if None not in tokenizers:
-        heads = [faults.check(_head_rows, name) for name in (student, teacher)]
-        faults.check(common_vocabulary, *tokenizers, student_rows=heads[0], teacher_rows=heads[1])
+        models = [faults.check(load_skeleton, name) for name in (student, teacher)]
+        if None not in models:
+            faults.check(rollout_settings, models[0], tokenizers[0], models[1], tokenizers[1])
     return tokenizers[0]
-
-
-def _head_rows(source: str) -> int:
-    return len(load_skeleton(source).get_output_embeddings().weight)
 
 
 class ModelPair:
@@ -141,19 +141,19 @@ class ModelPair:
     def __init__(self, student: str, teacher: str, *, teacher_dtype: str, device: str) -> None:
         self.device = device
         self.tokenizer = load_tokenizer(student)
-        teacher_tokenizer = load_tokenizer(teacher)
         self.teacher = load_model(teacher, dtype=teacher_dtype, device=device).requires_grad_(False)
         check_adapters(self.teacher, "teacher")
-        rows = head_rows(self.teacher, "teacher")
-        self.vocabulary = common_vocabulary(self.tokenizer, teacher_tokenizer, teacher_rows=rows)
-        self._teacher_end_ids = end_ids(self.teacher, teacher_tokenizer)
+        settings = rollout_settings(load_skeleton(student), self.tokenizer, self.teacher, load_tokenizer(teacher))
+        if settings.cut is not None:
+            logger.warning(settings.cut)
+        self.vocabulary = settings.vocab_size
+        self._end_ids = settings.end_ids
 
     def student(self, source: str | Path, dtype: str = "float32") -> Any:
         """Load a student, or a checkpoint of one. What a run would train requires gradient."""
         model = load_model(source, dtype=dtype, device=self.device, trainable=True)
         check_adapters(model, "student")
-        common_vocabulary(self.tokenizer, self.tokenizer, student_rows=head_rows(model, "student"))
-        set_end_ids(model, {*end_ids(model, self.tokenizer), *self._teacher_end_ids})
+        set_end_ids(model, {*end_ids(model, self.tokenizer), *self._end_ids})
         return model
 
 
@@ -197,7 +197,7 @@ class Evaluator:
             return {}
         rollouts = sample_rollouts(
             student, models.tokenizer, self.prompts(self.problems[: plan.noise_contexts]),
-            max_new_tokens=plan.max_new_tokens, batch_size=_BATCH,
+            max_new_tokens=plan.max_new_tokens, batch_size=_BATCH, vocab_size=models.vocabulary,
         )  # fmt: skip
         found = gradient_noise(
             student, models.teacher, rollouts, estimators=plan.noise_estimators, top_k=plan.noise_top_k,

@@ -30,11 +30,13 @@ def sample_rollouts(
     batch_size: int,
     temperature: float = 1.0,
     seed: int = 0,
+    vocab_size: int | None = None,
 ) -> list[Rollout]:
-    """Sample one completion per prompt, a text or token ids, from the model's own distribution."""
+    """Sample one completion per prompt, a text or token ids, from the model's own distribution; arguments as for
+    `vopd.models.sample`."""
     found = sample(
         model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        seed=seed,
+        seed=seed, vocab_size=vocab_size,
     )  # fmt: skip
     prompt_ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
     return [Rollout(ids, drawn.ids) for ids, drawn in zip(prompt_ids, found, strict=True)]

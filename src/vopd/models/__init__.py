@@ -3,15 +3,27 @@
 from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
 from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
+from .sampling import RolloutSettings, rollout_settings
 from .states import States, last_hidden_states, layers_of
-from .vocabulary import common_vocabulary, end_ids, end_token_difference, set_end_ids
+from .vocabulary import (
+    CommonVocabulary,
+    common_vocabulary,
+    compare_vocabularies,
+    end_ids,
+    end_token_difference,
+    set_end_ids,
+    vocabulary_size,
+)
 
 __all__ = [
+    "CommonVocabulary",
     "Completion",
+    "RolloutSettings",
     "States",
     "batch_seed",
     "best_device",
     "common_vocabulary",
+    "compare_vocabularies",
     "context_length",
     "device_name",
     "end_ids",
@@ -25,6 +37,8 @@ __all__ = [
     "plan_batches",
     "read_completion",
     "read_head",
+    "rollout_settings",
     "sample",
     "set_end_ids",
+    "vocabulary_size",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError, check_at_least, counted, require
+from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError, check_at_least, counted
 
+from .sampling import RolloutSettings, rollout_settings
 from .undisturbed import evaluating, own_generation_config, random_state
-from .vocabulary import end_ids
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def sample(
     max_new_tokens: int = 512,
     batch_size: int = 16,
     seed: int = 0,
+    vocab_size: int | None = None,
 ) -> list[Completion]:
     """Sample one completion per prompt, in order; a prompt that is given several times gets several completions.
 
@@ -66,6 +67,8 @@ def sample(
         max_new_tokens: maximum length of a completion in tokens.
         batch_size: number of completions generated at the same time.
         seed: seed of this call.
+        vocab_size: number of ids that a teacher shares: no others are sampled, nor may a prompt have them. Default: the
+            tokenizer's.
 
     Returns:
         One completion per prompt, in order.
@@ -73,7 +76,7 @@ def sample(
     Raises:
         ConfigurationError: a setting is out of range.
         DataError: a prompt is not text, is empty, or leaves too few positions for max_new_tokens.
-        MismatchError: a prompt has a token that the model has no embedding of.
+        MismatchError: a prompt has a token that the model has no embedding of, or the teacher does not share.
     """
     if not 0 < top_p <= 1:
         raise ConfigurationError(f"top_p must be above 0 and at most 1, got {top_p}")
@@ -82,24 +85,17 @@ def sample(
     check_at_least("max_new_tokens", max_new_tokens, 1)
     check_at_least("batch_size", batch_size, 1)
     prompt_ids = _tokenize(tokenizer, prompts, context_length(model), max_new_tokens)
-    _check_embedded(model, tokenizer, prompt_ids)
+    settings = rollout_settings(model, tokenizer)
+    if vocab_size is not None:
+        settings = replace(settings, vocab_size=vocab_size)
+    _check_known(settings, tokenizer, prompt_ids, shared=vocab_size is not None)
+    config = settings.generation_config(max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
     found: dict[int, Completion] = {}
-    # top_k is passed even when it is off: the default is 50.
-    shaping = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
-    config = require("transformers", "train").GenerationConfig(
-        do_sample=temperature > 0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(end_ids(model, tokenizer)) or None,
-        pad_token_id=_pad_id(model, tokenizer),
-        suppress_tokens=_textless(model, tokenizer),
-        use_cache=True,
-        **shaping,
-    )
     with random_state(model.device), evaluating(model), own_generation_config(model, config):
         for index, batch in enumerate(plan_batches(prompt_ids, 1, batch_size)):
             torch.manual_seed(batch_seed(seed, index))
             numbers = [prompt for prompt, _ in batch]
-            found |= zip(numbers, _generate(model, tokenizer, [prompt_ids[number] for number in numbers]))
+            found |= zip(numbers, _generate(model, tokenizer, settings, [prompt_ids[number] for number in numbers]))
     return [found[number] for number in range(len(prompts))]
 
 
@@ -123,23 +119,15 @@ def _tokenize(
     return encoded
 
 
-def _check_embedded(model: Any, tokenizer: Any, prompt_ids: list[list[int]]) -> None:
-    rows, highest = _embeddings(model), max((max(ids) for ids in prompt_ids), default=0)
-    if highest >= rows:
+def _check_known(settings: RolloutSettings, tokenizer: Any, prompt_ids: list[list[int]], *, shared: bool) -> None:
+    limit = settings.vocab_size if shared else settings.rows
+    highest = max((max(ids) for ids in prompt_ids), default=0)
+    if highest >= limit:
+        has = f"student and teacher share {limit} ids" if shared else f"the model has {limit} embeddings"
         raise MismatchError(
-            f"a prompt has the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but the model has "
-            f"{rows} embeddings: this tokenizer does not belong to it; put the model's own tokenizer into its folder"
+            f"a prompt has the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but {has}"
+            "; leave it out of the prompt, or, if it is ordinary text, put the model's own tokenizer into its folder"
         )
-
-
-def _embeddings(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _pad_id(model: Any, tokenizer: Any) -> int:
-    """A token that the model has an embedding of: some tokenizers got one for padding that their model did not."""
-    pad = tokenizer.pad_token_id or 0
-    return pad if pad < _embeddings(model) else 0
 
 
 def plan_batches(prompts: Sequence[Sized], samples: int, batch_size: int) -> list[list[tuple[int, int]]]:
@@ -170,9 +158,8 @@ def allow_saving(model: Any) -> None:
             base.generation_config = type(config).from_pretrained(folder)
 
 
-def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Completion]:
-    width = max(len(ids) for ids in batch)
-    pad = _pad_id(model, tokenizer)
+def _generate(model: Any, tokenizer: Any, settings: RolloutSettings, batch: list[list[int]]) -> list[Completion]:
+    width, pad = max(len(ids) for ids in batch), settings.pad_id
     # The mask is computed from lengths: where the end token is also the padding token, ids cannot distinguish them.
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
@@ -180,8 +167,7 @@ def _generate(model: Any, tokenizer: Any, batch: list[list[int]]) -> list[Comple
     with torch.no_grad(), finite_probabilities():
         sequences = model.generate(input_ids=input_ids, attention_mask=mask, logits_processor=[watch])
         watch.check()
-    stops = set(model.generation_config.eos_token_id or ())
-    return [read_completion(tokenizer, row, stops) for row in sequences[:, width:].tolist()]
+    return [read_completion(tokenizer, row, set(settings.end_ids)) for row in sequences[:, width:].tolist()]
 
 
 class _Watch:
@@ -222,12 +208,6 @@ def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completi
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
     return Completion(text, tuple(ids), truncated=end is None)
-
-
-def _textless(model: Any, tokenizer: Any) -> list[int] | None:
-    head = model.get_output_embeddings()
-    rows = 0 if head is None else head.weight.shape[0]
-    return list(range(len(tokenizer), rows)) or None
 
 
 def context_length(*models: Any) -> int | None:

@@ -21,8 +21,10 @@ from vopd.errors import Faults, VOPDError, installed, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
 from vopd.models import (
-    common_vocabulary,
+    CommonVocabulary,
+    compare_vocabularies,
     context_length,
+    end_ids,
     end_token_difference,
     load_skeleton,
     load_tokenizer,
@@ -33,7 +35,7 @@ from vopd.models.adapters import check_mergeable, check_sendable
 from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
-from vopd.teachers.columns import Routes, TeacherPrompts
+from vopd.teachers.columns import Routes, TeacherPrompts, check_readers
 from vopd.teachers.itself import is_self
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.first_lines import Start
@@ -60,6 +62,10 @@ class ModelFacts:
     @property
     def head_rows(self) -> int:
         return len(self.skeleton.get_output_embeddings().weight)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return end_ids(self.skeleton, self.tokenizer)
 
     @property
     def commit(self) -> str | None:
@@ -127,7 +133,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         place: reach(place[0], partial(_model, loaded=place in here), *place) for place in teacher_places(plan).values()
     }
     teachers = {place: teacher for place, teacher in found.items() if teacher is not None}
-    vocabulary = _check_models(plan, student, teachers, notes, faults)
+    sizes = _check_models(plan, student, teachers, notes, faults)
     prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
     if prompts is not None and student is None and (config.chat_template or prompts.conversations):
         notes.append("prompts not checked with the chat template of the student, which is not on this machine")
@@ -136,11 +142,15 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         limit, name = config.max_completion_length, f"'{prompts.name}'"
         of_teacher = config.teacher_prompt_column if TEACHER_PROMPT_IDS in prompts.dataset.column_names else None
         faults.check(check_room, prompts.dataset, name, positions, limit, of_teacher)
+        if sizes:
+            shared = {teacher: sizes[place] for teacher, place in teacher_places(plan).items() if place in sizes}
+            routes = Routes(list(plan.teachers), config.teacher_column)
+            faults.check(check_readers, prompts.dataset, name, student.tokenizer, student.head_rows, shared, routes)
     in_reach = [reach(name, load_one, name, config) for name in config.eval_benchmarks or []]
     benchmarks = [benchmark for benchmark in in_reach if benchmark is not None]
     faults.check(check_names, benchmarks)
     faults.tell()
-    return Facts(student, teachers, vocabulary, prompts, plan_lines(config, benchmarks), notes)
+    return Facts(student, teachers, min(sizes.values(), default=None), prompts, plan_lines(config, benchmarks), notes)
 
 
 def _check_machine(plan: Plan, far: bool, faults: Faults) -> list[str]:
@@ -250,34 +260,45 @@ def _model(source: str, revision: str | None, *, trainable: bool = False, loaded
 
 def _check_models(
     plan: Plan, student: ModelFacts | None, teachers: dict[Place, ModelFacts], notes: list[str], faults: Faults
-) -> int | None:
-    """Adapters, heads, vocabularies, end tokens, k; returns the size of the common vocabulary."""
+) -> dict[Place, int]:
+    """Adapters, heads, vocabularies, end tokens, k; returns how many ids each model shares with the student."""
     for name, model in [("student", student), *(("teacher", teacher) for teacher in teachers.values())]:
         if model is not None and model.tokenizer.pad_token_id == model.tokenizer.eos_token_id:
             notes.append(f"the {name} has one token for EOS and padding; vopd tells them apart by sequence lengths")
-    sound = [
-        teacher for teacher in teachers.values() if faults.check(read_head, teacher.skeleton, "teacher") is not None
-    ]
+    sound = {
+        place: teacher
+        for place, teacher in teachers.items()
+        if faults.check(read_head, teacher.skeleton, "teacher") is not None
+    }
     if student is None:
-        return None
+        return {}
     with faults:
         add_adapter(plan.options, student.skeleton)  # first: reading the head then finds adapters on it
         read_head(student.skeleton, "student")
         if plan.config.use_vllm:
             check_sendable(student.skeleton)
             check_mergeable(student.skeleton)
-        sizes = [
-            common_vocabulary(
-                student.tokenizer, other.tokenizer, student_rows=student.head_rows, teacher_rows=other.head_rows
-            )
-            for other in [student, *sound]
-        ]
-        check_top_k("loss_top_k", plan.config.loss_top_k, sizes[-1])
-        for teacher in sound:
+        own = (plan.options.model, plan.options.model_revision)
+        shared = {place: _shared(student, other) for place, other in {own: student, **sound}.items()}
+        sizes = {place: common.size for place, common in shared.items()}
+        check_top_k("loss_top_k", plan.config.loss_top_k, min(sizes.values()))
+        notes += dict.fromkeys(common.cut for common in shared.values() if common.cut is not None)
+        for teacher in sound.values():
             difference = end_token_difference(student.skeleton, teacher.skeleton, student.tokenizer, teacher.tokenizer)
             notes += [] if difference is None else [f"{difference} (vopd train does this)"]
-        return sizes[-1]
-    return None
+        return sizes
+    return {}
+
+
+def _shared(student: ModelFacts, teacher: ModelFacts) -> CommonVocabulary:
+    return compare_vocabularies(
+        student.tokenizer,
+        teacher.tokenizer,
+        student_rows=student.head_rows,
+        teacher_rows=teacher.head_rows,
+        student_ends=student.end_ids,
+        teacher_ends=teacher.end_ids,
+    )
 
 
 def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:

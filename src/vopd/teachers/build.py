@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,8 +14,9 @@ from vopd.data.tokenized import first_ids
 from vopd.errors import ConfigurationError, MismatchError
 from vopd.estimators.checks import check_top_k
 from vopd.models import (
-    common_vocabulary,
+    compare_vocabularies,
     context_length,
+    end_ids,
     end_token_difference,
     load_skeleton,
     load_tokenizer,
@@ -30,6 +31,7 @@ from .local import InProcess, LocalTeacher
 from .routed import RoutedTeacher
 from .server.connect import connect
 from .server.settings import check_server
+from .server.teacher import ServerTeacher
 
 if TYPE_CHECKING:
     from vopd.training import VOPDTrainer
@@ -158,8 +160,18 @@ class TeacherSet:
 
     @property
     def first(self) -> Placed:
-        """One of the teachers, whichever: all share the student's vocabulary."""
+        """One of the teachers, whichever."""
         return next(iter(self.placed.values()))
+
+    @property
+    def vocab_sizes(self) -> dict[str, int]:
+        """Number of ids that each teacher shares with the student."""
+        return {name: placed.vocab_size for name, placed in self.placed.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the student shares with every teacher."""
+        return min(self.vocab_sizes.values())
 
     @property
     def model(self) -> Any:
@@ -208,14 +220,19 @@ def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
             else:
                 made[key] = _place_local(trainer, source, revision)
         placed[name] = made[key]
-    return TeacherSet(placed)
+    found = TeacherSet(placed)
+    check_top_k("loss_top_k", trainer.args.loss_top_k, found.vocab_size)
+    for one in made.values():
+        if isinstance(one.teacher, ServerTeacher):  # it may share more ids than another teacher
+            one.teacher.model = replace(one.teacher.model, vocab_size=found.vocab_size)
+    return found
 
 
 def _place_local(trainer: VOPDTrainer, source: Any, revision: str | None) -> Placed:
     model = trainer.load_teacher(source, revision)
     check_not_shared(trainer.model, model)
     tokenizer = _tokenizer_of(source, model, revision) or trainer.tokenizer
-    vocab_size = _common_vocabulary(trainer, tokenizer, head_rows(model, "teacher"))
+    vocab_size = _common_vocabulary(trainer, tokenizer, model)
     _warn_of_ends(trainer, model, tokenizer)
     name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
     positions = context_length(trainer.model, model)
@@ -251,13 +268,13 @@ def _place_student(trainer: VOPDTrainer, source: str) -> Placed:
 
 
 def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) -> Placed:
-    args, tokenizer = copy.copy(trainer.args), trainer.tokenizer
+    args, tokenizer, model = copy.copy(trainer.args), trainer.tokenizer, None
     if source.urls != args.teacher_server_url:  # one of several teachers: that name is the default one's
         args.teacher_server_url, args.teacher_server_model, args.teacher_model_init_kwargs = source.urls, None, None
     if source.path is not None:
-        tokenizer = load_tokenizer(source.path, revision=revision)
-        _warn_of_ends(trainer, load_skeleton(source.path, revision=revision), tokenizer)
-    vocab_size = _common_vocabulary(trainer, tokenizer)
+        tokenizer, model = (load(source.path, revision=revision) for load in (load_tokenizer, load_skeleton))
+        _warn_of_ends(trainer, model, tokenizer)
+    vocab_size = _common_vocabulary(trainer, tokenizer, model)
     teacher, notes = connect(
         args,
         tokenizer=trainer.tokenizer,
@@ -271,15 +288,23 @@ def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) ->
             logger.info("teacher server: %s", note)
     limits = (context_length(trainer.model), teacher.positions)
     positions = min((length for length in limits if length is not None), default=None)
-    return Placed(teacher, source.path or teacher.model.name, None, vocab_size, positions)
+    assert teacher.model.vocab_size is not None  # it was compared, by the server or here
+    return Placed(teacher, source.path or teacher.model.name, None, teacher.model.vocab_size, positions)
 
 
-def _common_vocabulary(trainer: VOPDTrainer, tokenizer: Any, teacher_rows: int | None = None) -> int:
-    """Number of ids that student and teacher share; the estimator's k must not exceed it."""
-    rows = head_rows(trainer.model, "student")
-    size = common_vocabulary(trainer.tokenizer, tokenizer, student_rows=rows, teacher_rows=teacher_rows)
-    check_top_k("loss_top_k", trainer.args.loss_top_k, size)
-    return size
+def _common_vocabulary(trainer: VOPDTrainer, tokenizer: Any, teacher: Any = None) -> int:
+    """Number of ids that student and teacher share; with the rows and end tokens of `teacher`, if it is a model."""
+    common = compare_vocabularies(
+        trainer.tokenizer,
+        tokenizer,
+        student_rows=head_rows(trainer.model, "student"),
+        teacher_rows=None if teacher is None else head_rows(teacher, "teacher"),
+        student_ends=trainer.eos_token_ids,
+        teacher_ends=() if teacher is None else end_ids(teacher, tokenizer),
+    )
+    if common.cut is not None and trainer.is_world_process_zero():
+        logger.warning(common.cut)
+    return common.size
 
 
 def _warn_of_ends(trainer: VOPDTrainer, teacher: Any, tokenizer: Any) -> None:

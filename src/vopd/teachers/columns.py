@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vopd.data.conversations import Asked
-from vopd.data.tokenized import TEACHER_PROMPT_IDS, Tokenize, drawn_ids
+from vopd.data.tokenized import PROMPT_IDS, TEACHER_PROMPT_IDS, Tokenize, drawn_ids, highest_ids
 from vopd.errors import DataError
+from vopd.models import vocabulary_size
 
 DEFAULT = "default"
 
@@ -38,11 +39,48 @@ class Routes:
                 wrong = f"names the teacher {teacher!r}" if teacher else "names no teacher, and there is no default"
                 raise DataError(f"row {row} of {name} {wrong}; choose one of {', '.join(self.names)}")
 
+    def of(self, dataset: Any) -> list[str]:
+        """The name of each row's teacher."""
+        if len(self.names) == 1 or self.column not in dataset.column_names:
+            return self.names[:1] * len(dataset)
+        return [teacher or DEFAULT for teacher in dataset[self.column]]
+
     def places(self, rows: Sequence[dict[str, Any]]) -> list[int] | None:
         """Index of each row's teacher among the names; None if there is only one."""
         if len(self.names) == 1:
             return None
         return [self.names.index(row[self.column] or DEFAULT) for row in rows]
+
+
+def check_readers(
+    dataset: Any, name: str, tokenizer: Any, student: int, teachers: Mapping[str, int], routes: Routes
+) -> None:
+    """Check that student and teachers have an embedding of every token that they read in a prompt.
+
+    Args:
+        dataset: with the ids of its prompts, see `add_ids`.
+        name: its name in errors.
+        tokenizer: the student's.
+        student: number of ids that the student has embeddings of.
+        teachers: number of ids that each teacher shares with the student, by the teacher's name.
+        routes: which teacher reads which row.
+
+    Raises:
+        DataError: a prompt has another token.
+    """
+    if min([student, *teachers.values()]) >= vocabulary_size(tokenizer):
+        return
+    own = TEACHER_PROMPT_IDS if TEACHER_PROMPT_IDS in dataset.column_names else PROMPT_IDS
+    limits = [teachers.get(teacher, student) for teacher in routes.of(dataset)]
+    for reader, column, known in (("student", PROMPT_IDS, [student] * len(limits)), ("teacher", own, limits)):
+        for row, (token, limit) in enumerate(zip(highest_ids(dataset, column), known, strict=True)):
+            if token >= limit:
+                other = ", or give the teacher prompts of its own with teacher_prompt_column"
+                raise DataError(
+                    f"row {row} of {name}: the {reader}'s prompt has the token "
+                    f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}), which the {reader} does not have; leave "
+                    f"it out of the prompt (text, chat template){other if reader == 'teacher' else ''}"
+                )
 
 
 class TeacherPrompts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from vopd.models.textless import NEWER_RUNNER
+from vopd.models.sampling import NEWER_RUNNER, vllm_bias
 
 
 def repeated_rows(accelerator: Any, rows: int) -> Tensor | None:
@@ -21,6 +23,19 @@ def repeated_rows(accelerator: Any, rows: int) -> Tensor | None:
         return None
     places = accelerator.process_index * rows + torch.arange(rows, device=accelerator.device)
     return places >= dataloader.remainder
+
+
+def rollout_bias(accelerator: Any, engine: Any, mode: str, rows: Sequence[int]) -> dict[int, float]:
+    """The `logit_bias` with which TRL's vLLM `engine` never samples `rows`; one that the user has set is kept.
+
+    Raises:
+        ConfigurationError: on every process, if vLLM would crash with so many ids.
+    """
+    given = (engine.generation_kwargs or {}).get("logit_bias")
+    if mode == "server":
+        asked = partial(older_runner, accelerator, engine)
+        return vllm_bias(rows, given, engine="vllm serve", older_runner=asked)
+    return vllm_bias(rows, given, engine="the training processes")
 
 
 def older_runner(accelerator: Any, engine: Any) -> bool:

@@ -26,7 +26,7 @@ from vopd.models.undisturbed import replaced
 from vopd.placement import head_rows
 from vopd.teachers import Scored
 from vopd.teachers.build import check_sources, set_up_teachers, sources
-from vopd.teachers.columns import Routes, TeacherPrompts
+from vopd.teachers.columns import Routes, TeacherPrompts, check_readers
 from vopd.teachers.itself import check_worth, is_self
 
 from .batch import Batch
@@ -169,7 +169,7 @@ class VOPDTrainer(TRLAdapter):
         self.teachers = set_up_teachers(self, given)
         self.teacher = self.teachers.as_one(self.placement.divided)
         self.teacher_model = self.teachers.model
-        self.vocab_size = self.teachers.first.vocab_size
+        self.vocab_size = self.teachers.vocab_size
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.sample_only(self.vocab_size, head_rows(self.model, "student"))
@@ -191,9 +191,10 @@ class VOPDTrainer(TRLAdapter):
         given = len(self.train_dataset)
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
         self.prompts_dropped = given - len(self.train_dataset)
-        positions = self.teachers.positions
+        positions, sizes = self.teachers.positions, self.teachers.vocab_sizes
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
+            check_readers(dataset, name, self.tokenizer, head_rows(self.model, "student"), sizes, self._routes)
         check_enough(len(self.train_dataset), self.args.step_prompts)
 
     def _prepare_callbacks(self) -> None:
@@ -251,7 +252,7 @@ class VOPDTrainer(TRLAdapter):
         places = self._routes.places(rows)
         if places is not None:
             batch = replace(batch, teacher_places=torch.tensor(places))
-        prompts = self._teacher_prompts.padded(rows, self.tokenize, self.tokenizer.pad_token_id)
+        prompts = self._teacher_prompts.padded(rows, self.tokenize, self.generation_config.pad_token_id)
         if prompts is not None:
             ids, mask = (torch.tensor(part, dtype=like.dtype, device=like.device) for part in prompts)
             batch = replace(batch, teacher_prompt_ids=ids, teacher_prompt_mask=mask)
@@ -260,12 +261,12 @@ class VOPDTrainer(TRLAdapter):
     def _check_drawn(self, batch: Batch) -> None:
         """Raises MismatchError on every rank if one of them sampled an id outside the vocabulary: if only that rank
         raised it, the others would wait for it."""
-        highest = (batch.completion_ids * batch.loss_mask).max().reshape(1)
+        highest = (batch.completion_ids * batch.completion_mask).max().reshape(1)
         anywhere = int(self.accelerator.gather(highest).max())
         if anywhere >= self.vocab_size:
             raise MismatchError(
-                f"the student sampled token id {anywhere}, but the vocabulary has {self.vocab_size} ids; a rollout "
-                "server must serve the student's own model"
+                f"a completion has token id {anywhere}, but student and teacher share {self.vocab_size} ids; a rollout "
+                "server must serve the student's own model, and tools must not answer with other tokens"
             )
 
     def rollout_done(self, rows: list[dict[str, Any]], batch: Batch) -> Batch:

@@ -24,19 +24,19 @@ from torch.utils.data import Sampler, SequentialSampler
 from vopd.data.chat import Chat
 from vopd.data.conversations import Asked
 from vopd.data.tokenized import drawn_ids
-from vopd.errors import ConfigurationError, MismatchError, require
+from vopd.errors import ConfigurationError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.generation import finite_probabilities
-from vopd.models.textless import vllm_bias
+from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
 from vopd.teachers import Scored, Teacher
 from vopd.versions import check_trl_version
 
-from .agreement import older_runner, repeated_rows
+from .agreement import repeated_rows, rollout_bias
 from .batch import Batch
 from .models import adapters_of_quantized, check_trained, clear_errors, rollout_errors, student_loaded, teacher_of
 from .monitoring.clock import StepClock
@@ -142,24 +142,19 @@ class TRLAdapter(DistillationTrainer):
         return teacher_of(teacher, self.args, revision, self.placement.loading_options())
 
     def sample_only(self, vocab_size: int, rows: int) -> None:
-        """Never sample the head rows beyond `vocab_size`: they are no tokens, and the loss gives them no probability.
+        """Sample only ids below `vocab_size`, and pad with one: others are no tokens, or only one model has them.
 
         Raises:
             ConfigurationError: on every rank, if vLLM's engine would crash with so many excluded ids.
         """
-        tail = list(range(vocab_size, rows))
-        if not tail:
-            return
-        self.generation_config.suppress_tokens = sorted({*(self.generation_config.suppress_tokens or ()), *tail})
-        if self.use_vllm:
+        tail, config = range(vocab_size, rows), self.generation_config
+        config.suppress_tokens = sorted({*(config.suppress_tokens or ()), *tail}) or None
+        config.pad_token_id = pad = padding_id(self.tokenizer, self.eos_token_ids, vocab_size)
+        self._padding = {} if pad == self.tokenizer.pad_token_id else {"pad_token_id": pad}
+        if tail and self.use_vllm:
             sampling = self.vllm_generation.generation_kwargs or {}
-            bias = partial(vllm_bias, tail, sampling.get("logit_bias"))
-            if self.vllm_mode == "server":
-                asked = partial(older_runner, self.accelerator, self.vllm_generation)
-                found = bias(engine="vllm serve", older_runner=asked)
-            else:
-                found = bias(engine="the training processes")
-            self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": found}
+            bias = rollout_bias(self.accelerator, self.vllm_generation, self.vllm_mode, tail)
+            self.vllm_generation.generation_kwargs = {**sampling, "logit_bias": bias}
 
     def log_alone(self, logs: dict[str, float]) -> None:
         """Log only `logs`; metrics gathered for the next log of a step are kept for it."""
@@ -233,6 +228,7 @@ class TRLAdapter(DistillationTrainer):
     def _sampling_as(self, protocol: Protocol) -> Iterator[None]:
         shaping = {"temperature": protocol.temperature, "top_p": protocol.top_p, "top_k": protocol.top_k}
         with ExitStack() as changes:
+            changes.enter_context(replaced(self._tokenizer, **self._padding))
             if self.use_vllm:
                 engine = self.vllm_generation
                 before = engine.generation_kwargs or {}
@@ -281,7 +277,8 @@ class TRLAdapter(DistillationTrainer):
         started = time.perf_counter()
         # Rows that a transform makes have no ids.
         self._drawn_ids = drawn_ids(inputs) or self.tokenize([Asked.of(row, row["prompt"]) for row in inputs])
-        batch = Batch.of(super()._generate_and_score_completions(inputs))
+        with replaced(self._tokenizer, **self._padding):
+            batch = Batch.of(super()._generate_and_score_completions(inputs))
         if self._rollout_logprobs is not None:
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))
             self._rollout_logprobs = None

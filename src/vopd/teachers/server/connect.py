@@ -27,7 +27,7 @@ def connect(
         args: a VOPDConfig.
         tokenizer: the student's tokenizer.
         compared: whether the teacher's own tokenizer was already compared with it.
-        vocab_size: number of ids that student and teacher share.
+        vocab_size: number of ids that the tokenizers of student and teacher share.
         prompt: ids of a training prompt, for the server to continue.
         end_ids: the student's EOS ids.
 
@@ -45,12 +45,19 @@ def connect(
         patience=Patience(args.teacher_server_timeout, args.teacher_server_deadline, args.teacher_server_retries),
     )
     try:
-        found = inspect_servers(servers, args.teacher_server_model, tokenizer, prompt, vocab_size)
+        found = inspect_servers(servers, args.teacher_server_model, tokenizer, prompt, vocab_size, end_ids)
         _check_vocabulary(found, compared)
         _check_scores(found, args.chosen_estimator, args.loss_top_k, args.temperature)
     except Exception:
         servers.close()
         raise
+    shared = found.model.vocab_size
+    if found.end_id is not None and shared is not None and found.end_id >= shared:
+        servers.close()
+        raise MismatchError(
+            f"the teacher ended a text with id {found.end_id}, which is not among the {shared} ids that it shares with "
+            "the student: nothing would teach the student to stop; use another teacher"
+        )
     if found.end_id is not None and found.end_id not in end_ids:
         logger.warning(
             f"the teacher ends completions with {found.end_id} ({tokenizer.convert_ids_to_tokens(found.end_id)}), but "
@@ -71,8 +78,8 @@ def connect(
 
 
 def _check_vocabulary(found: Findings, compared: bool) -> None:
-    for url, count in found.same_ids.items():
-        if count is None and not compared:
+    for url, common in found.same_ids.items():
+        if common is None and not compared:
             raise MismatchError(
                 f"{url} has no /detokenize, so its vocabulary cannot be compared with the student's; set teacher_model "
                 "to the teacher's folder or hub id, whose tokenizer is compared instead"
@@ -100,8 +107,7 @@ def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temp
 def _notes(found: Findings) -> list[str]:
     notes = []
     for url, repeat in found.repeats.items():
-        count = found.same_ids[url]
-        ids = "compared only with the tokenizer of teacher_model" if count is None else f"all {count} ids are the same"
+        ids = found.same_ids[url] or "compared only with the tokenizer of teacher_model"
         repeats = f"scores repeat to within {repeat.max():.2g} nats/token, {repeat.mean():.2g} on average"
         notes.append(f"{url}: {found.model.name}; vocabulary: {ids}; {repeats}")
     return notes

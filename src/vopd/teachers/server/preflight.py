@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vopd.errors import ConfigurationError, TeacherServerError
+from vopd.models import CommonVocabulary
 
 from .client import Rejected, ServedModel, Servers
 from .same_ids import check_vocabulary
@@ -28,8 +29,7 @@ class Findings:
     Attributes:
         model: the model on its servers.
         length: longest sequence that all servers accept; None if none reports it.
-        same_ids: by address, the number of ids compared and found equal to the student's; None if the server cannot
-            be asked.
+        same_ids: by address, the ids that are the same as the student's; None if the server cannot be asked.
         text: a text that the first server generated.
         end_id: the id that the server ended it with; None if it reached the length limit.
         scores: scores of its tokens, from the first server.
@@ -38,7 +38,7 @@ class Findings:
 
     model: ServedModel
     length: int | None
-    same_ids: dict[str, int | None]
+    same_ids: dict[str, CommonVocabulary | None]
     text: Question
     end_id: int | None
     scores: Answer
@@ -93,7 +93,12 @@ class Findings:
 
 
 def inspect_servers(
-    servers: Servers, name: str | None, tokenizer: Any, prompt: Sequence[int], vocab_size: int | None = None
+    servers: Servers,
+    name: str | None,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    vocab_size: int | None = None,
+    end_ids: Sequence[int] = (),
 ) -> Findings:
     """Ask the servers what they serve, and have them score a text.
 
@@ -102,7 +107,8 @@ def inspect_servers(
         name: its name there; None if it is the only model.
         tokenizer: the student's tokenizer; None skips the comparison of vocabularies.
         prompt: ids for the first server to continue.
-        vocab_size: number of ids that student and teacher share.
+        vocab_size: number of ids that student and teacher share, as far as it is known without the servers.
+        end_ids: the student's EOS ids besides the tokenizer's.
 
     Raises:
         TeacherServerError: a server does not respond or does not score prompts; or two have different weights.
@@ -111,7 +117,10 @@ def inspect_servers(
     """
     found_name, length = _find_model(servers, name)
     model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
-    same_ids = {url: check_vocabulary(model, url, tokenizer) for url in servers.urls} if tokenizer is not None else {}
+    compared = servers.urls if tokenizer is not None else ()
+    same_ids = {url: check_vocabulary(model, url, tokenizer, end_ids) for url in compared}
+    shared = [vocab_size, *(common.size for common in same_ids.values() if common is not None)]
+    model = replace(model, vocab_size=min((size for size in shared if size is not None), default=None))
     text, end_id = _written(model, first, prompt)
     scores = model.score(text, first)
     repeats = {url: _apart(scores, model.score(text, url)) for url in servers.urls}

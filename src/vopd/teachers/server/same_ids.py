@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from vopd.errors import MismatchError
+from vopd.models import CommonVocabulary, vocabulary_size
+from vopd.models.vocabulary import cut_vocabulary
 
 from .client import Rejected, ServedModel
 
 _CHUNK = 2048
 
 
-def check_vocabulary(model: ServedModel, url: str, tokenizer: Any) -> int | None:
+def check_vocabulary(
+    model: ServedModel, url: str, tokenizer: Any, ends: Collection[int] = ()
+) -> CommonVocabulary | None:
     """Compare every id of the student's tokenizer with the server's, in chunks.
 
     A chunk of ids must decode to the same text on both sides, and its text must encode to the same ids. The second
     check catches what the first cannot: ids of single bytes, which are not text on their own. It is skipped if the
-    server has no /tokenize.
+    server has no /tokenize. Added tokens of the student at the end, which the server does not have, are left out.
+
+    Args:
+        model: the model on its servers.
+        url: the server.
+        tokenizer: the student's tokenizer.
+        ends: the student's end ids besides the tokenizer's.
 
     Returns:
-        The number of ids compared; None if the server has no /detokenize.
+        The ids that are the same; None if the server has no /detokenize.
 
     Raises:
         MismatchError: an id decodes to different text, or a text encodes to different ids.
     """
-    ids = sorted(tokenizer.get_vocab().values())
-    for start in range(0, len(ids), _CHUNK):
-        chunk = ids[start : start + _CHUNK]
-        text = _detokenize(model, url, chunk)
+    ids, common, start = sorted(tokenizer.get_vocab().values()), CommonVocabulary(vocabulary_size(tokenizer)), 0
+    while chunk := ids[start : start + _CHUNK]:
+        text, _ = _asked(model, url, chunk)
         if text is None:
             return None
         if not _reads(tokenizer, chunk, text):
-            raise _first_difference(model, url, tokenizer, chunk)
+            common = _cut(model, url, tokenizer, chunk, ends)
+            ids = [token for token in ids if token < common.size]
+            continue
         body = {"prompt": text, "add_special_tokens": False}
+        start += _CHUNK
         try:
             encoded = model.ask("/tokenize", body, lambda found: list(found["tokens"]), url)
         except Rejected:
@@ -43,20 +56,16 @@ def check_vocabulary(model: ServedModel, url: str, tokenizer: Any) -> int | None
                 "the same text, but encode this text to different ids; choose a student and a teacher of one model "
                 "family"
             )
-    return len(ids)
+    return common
 
 
-def _detokenize(model: ServedModel, url: str, ids: list[int]) -> str | None:
-    """The text to which the server decodes `ids`; None if it has no /detokenize."""
+def _asked(model: ServedModel, url: str, ids: list[int]) -> tuple[str | None, str]:
+    """The text to which the server decodes `ids`, or the empty text and why it refuses them; None if it has no
+    /detokenize."""
     try:
-        return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url)
+        return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url), ""
     except Rejected as error:
-        if error.status in {404, 405}:
-            return None
-        raise MismatchError(
-            f"the teacher server does not know all of the student's ids {ids[0]} to {ids[-1]} ({error}); choose a "
-            "student and a teacher of one model family"
-        ) from error
+        return (None, "") if error.status in {404, 405} else ("", str(error))
 
 
 def _reads(tokenizer: Any, ids: list[int], text: str | None) -> bool:
@@ -64,15 +73,22 @@ def _reads(tokenizer: Any, ids: list[int], text: str | None) -> bool:
     return text in (tokenizer.decode(ids, clean_up_tokenization_spaces=False), tokenizer.decode(ids))
 
 
-def _first_difference(model: ServedModel, url: str, tokenizer: Any, chunk: list[int]) -> MismatchError:
-    """An error that names the first id of the chunk that is decoded differently, found by bisection."""
+def _cut(model: ServedModel, url: str, tokenizer: Any, chunk: list[int], ends: Collection[int]) -> CommonVocabulary:
+    """The vocabulary up to the first id of the chunk that the server decodes differently, found by bisection.
+
+    Raises:
+        MismatchError: that id is an ordinary token.
+    """
     while len(chunk) > 1:
         half = chunk[: len(chunk) // 2]
-        differs = not _reads(tokenizer, half, _detokenize(model, url, half))
+        differs = not _reads(tokenizer, half, _asked(model, url, half)[0])
         chunk = half if differs else chunk[len(half) :]
-    ours, theirs = tokenizer.decode(chunk, clean_up_tokenization_spaces=False), _detokenize(model, url, chunk)
-    return MismatchError(
-        f"student and teacher server use different vocabularies: {chunk[0]} is {ours!r} for the student and "
-        f"{theirs!r} for the server; choose a student and a teacher of one model family, or use TRL's GOLD trainer, "
-        "which distills across tokenizers"
-    )
+    ours, (theirs, refusal) = tokenizer.decode(chunk, clean_up_tokenization_spaces=False), _asked(model, url, chunk)
+    found = cut_vocabulary(tokenizer, chunk[0], "not the same on the server", {*ends, tokenizer.eos_token_id})
+    if found is None:
+        raise MismatchError(
+            f"student and teacher server use different vocabularies: {chunk[0]} is {ours!r} for the student and "
+            f"{refusal or repr(theirs)} for the server; choose a student and a teacher of one model family, or use "
+            "TRL's GOLD trainer, which distills across tokenizers"
+        )
+    return found
