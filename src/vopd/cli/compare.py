@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vopd.data.files import as_path
 from vopd.errors import ConfigurationError, Faults, Interrupted, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
@@ -143,4 +144,4 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
             "a comparison is measured on problems that no run trains on: give --held_out FILE.jsonl with prompt and "
             "answer"
         )
-    return Path(options.held_out).resolve()
+    return as_path(options.held_out).resolve()
