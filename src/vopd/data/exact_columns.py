@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _NONE, _SCALARS, _NUMBERS = type(None), {str, int, float, bool, Written}, {int, float, Written}
 _LARGEST = 2**63 - 1
 _BEYOND = "a whole number is too large for Arrow"
-_LONG = re.compile(r"(?<![\d.])-?\d{19,}")
+_LONG = re.compile(r"\d{19}")
 _WORDS = {
     str: "text", int: "a number", float: "a number", Written: "a number", bool: "true or false", list: "a list",
     dict: "an object",

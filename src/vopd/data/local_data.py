@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def _of_split(folder: Path, split: str | None, configuration: str | None) -> lis
     except (OSError, ValueError, RuntimeError) as error:
         why = one_line(error).partition(" Example of usage")[0]
         raise DataError(f"'{folder}': {why}; choose one with dataset_options={{name: NAME}}") from error
-    files = {str(key): [Path(path) for path in paths] for key, paths in splits.items()}
+    files = {str(key): [folder / os.path.relpath(path, folder) for path in paths] for key, paths in splits.items()}
     if not by_card:
         _tell_left_out(folder, chain.from_iterable(files.values()))
     return files[choose_split(files, split, str(folder))]
@@ -145,9 +146,9 @@ def _tell_left_out(folder: Path, found: Iterable[Path]) -> None:
     ignored = require("datasets", "train").data_files.FILES_TO_IGNORE
     data = (path.relative_to(folder) for path in named_files(folder) if suffix(path) in KINDS)
     visible = {path for path in data if path.name not in ignored and not any(part[0] in "._" for part in path.parts)}
-    left = visible - {path.relative_to(folder) for path in found}
+    left = sorted(visible - {path.relative_to(folder) for path in found})
     if left:
-        names = ", ".join(sorted(map(str, left)))
+        names = ", ".join(map(str, left))
         logger.warning("'%s': not read, since other files name their split, and these do not: %s", folder, names)
 
 

@@ -32,14 +32,23 @@ _HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Written(float):
-    """A number that knows the text it was read from, for columns that are kept as text."""
+    """A number that knows the text it was read from, such as 1.50, for columns that are kept as text."""
 
+    __slots__ = ("text",)
     text: str
 
     def __new__(cls, text: str | float) -> Written:
         number = super().__new__(cls, text)
         number.text = str(text)
         return number
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return number if repr(number) == text else Written(text)
+
+
+_parse = json.JSONDecoder(parse_float=_number).decode  # json.loads would make a decoder for each row
 
 
 def read_text_rows(path: Path, options: Mapping[str, Any]) -> Rows:
@@ -82,13 +91,11 @@ def _json(path: Path, text: str, field: str | None) -> Rows:
             for index, row in enumerate(_list_in(value, path, field)):
                 yield _checked(row, f"'{path}' row {index}", bool(_HALF_ESCAPED.search(text)))
             return
+    name = f"'{path}'"
     for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
-        if line.strip():
-            yield _checked(_line(line, f"'{path}' line {number}"), f"'{path}' line {number}", "\\u" in line)
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_float=Written)
+        if not line.isspace():
+            where = f"{name} line {number}"
+            yield _checked(_line(line, where), where, "\\u" in line)
 
 
 def _line(line: str, where: str) -> Any:
