@@ -207,16 +207,16 @@ NAMED = [
     Named({"p.csv.zst": CSV}, "cannot unpack ... p.csv.zst"),
     Named({"p.parquet": parquet("a")[:-9]}, "p.parquet ... not a readable parquet"),
     Named({"p.parquet": twice()}, "p.parquet ... two columns ... 'prompt'"),
-    Named({"p.parquet": parquet(pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())))}, "'prompt' ... map<string"),
+    Named({"p.parquet": parquet(pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())))}, "p.parquet ... map<string"),
     Named({"p.arrow": "x"}, "p.arrow ... not a readable arrow"),
     Named({"a.parquet": parquet("a"), "b.parquet": parquet(1)},
           "b.parquet ... int64 ... 'prompt' ... a.parquet ... string", "{}/*.parquet"),
     Named({"p.jsonl": LFS}, "p.jsonl ... Git LFS ... git lfs pull"),
     Named({"s/train.parquet": LFS}, "train.parquet ... Git LFS", "{}/s"),
     Named({"p.csv": 'prompt,answer\na,1\n"b,2\n'}, "p.csv ... line 3 ... quote"),
-    Named({"p.csv": "prompt,answer\na,1\nb, c,2\n"}, "line 3 ... 3 values ... 2 columns (prompt, answer)"),
+    Named({"p.csv": "prompt,answer\na,1\nb, c,2\n"}, "line 3 ... 3 values ... 2 columns: prompt, answer"),
     Named({"p.csv": "prompt,answer\na,1,5\nb,2,5\n"}, "line 2 ... 3 values ... 2 columns"),
-    Named({"p.csv": 'prompt,answer\n"a\nb",1\nc\n'}, "line 4 ... 1 values ... 2 columns"),
+    Named({"p.csv": 'prompt,answer\n"a\nb",1\nc\n'}, "line 4 ... 1 value ... 2 columns"),
     Named({"p.csv": "prompt,answer,prompt \na,1,b\n"}, "line 1 ... 'prompt' twice"),
     *(Named({name: ""}, f"{name} ... no rows") for name in ("p.jsonl", "p.csv", "p.ndjson")),
     Named({"p.json": ""}, "p.json ... not valid JSON"),
@@ -276,7 +276,7 @@ def test_values_of_json_are_as_they_are_written(tmp_path: Path, name: str) -> No
             (tmp_path / f"{number}.jsonl").write_text(json.dumps(row))
     found = load_rows(Source(str(tmp_path / name)), None, 0)[0]
     assert repr(found.to_list()) == repr([row | {"number": float(row["number"])} for row in rows])
-    assert repr(local_rows(str(tmp_path / name))) == repr(rows)
+    assert repr([row for _, row in local_rows(str(tmp_path / name))]) == repr(rows)
 
 
 def test_values_of_csv_are_text_as_written(tmp_path: Path) -> None:

@@ -358,4 +358,4 @@ def test_reasoning_gym_task() -> None:
 
 
 def test_local_rows_are_plain_dictionaries(write) -> None:
-    assert local_rows(str(write(ROWS))) == ROWS
+    assert [row for _, row in local_rows(str(write(ROWS)))] == ROWS

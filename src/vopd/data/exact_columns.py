@@ -9,7 +9,7 @@ Arrow has one type for each column. Three kinds of columns do not fit and would 
 - Lists and other values in one column, such as prompts that are text or messages: `datasets.Json` too.
 
 Columns of parquet and Arrow files, saved folders and hub datasets arrive with the types they have, so there an object
-may have keys with None that nobody wrote.
+may have keys with None that its author never wrote.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line,
 
 from .exact_columns import to_dataset
 from .files import ACCEPTED, KINDS, PARQUET, as_path, check_there, digest, named_files, read_bytes, suffix
-from .text_rows import OPTIONS, read_text_rows
+from .text_rows import OPTIONS, PlacedRow, read_text_rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +51,34 @@ def load_local(name: str, split: str | None, options: Mapping[str, Any], count: 
     kind = KINDS[suffix(files[0])]
     if kind in OPTIONS:
         rows = [row for _, row in islice(_rows(files, options), count)]
-        return to_dataset(rows, partial(place_of, files, options)), digest(files)
+        return to_dataset(rows, partial(_place, files, options)), digest(files)
     return _from_tables(files, require("datasets", "train").Dataset), digest(files)
 
 
-def local_rows(name: str, split: str | None = None) -> list[dict[str, Any]]:
-    """Return the rows of local data as dictionaries. Those of JSON and CSV files have just the keys that are written.
+def local_rows(name: str, split: str | None = None) -> list[PlacedRow]:
+    """Return the rows of local data as dictionaries, each with its place for messages.
+
+    Rows of JSON and CSV files have just the keys that are written.
 
     Raises:
         DataError, ConfigurationError: as `load_local`.
     """
     files = [] if _saved_folder(name, split) else _data_files(name, split, {})
     if files and KINDS[suffix(files[0])] in OPTIONS:
-        return [row for _, row in _rows(files, {})]
-    return list(load_local(name, split, {})[0].to_list())
+        return list(_rows(files, {}))
+    rows = load_local(name, split, {})[0].to_list()
+    return [(f"'{name}' row {index}", row) for index, row in enumerate(rows)]
 
 
-def place_of(files: Sequence[Path], options: Mapping[str, Any], index: int) -> str:
-    """Where the row of an index is in JSON or CSV files. They are read again: this is for messages."""
+def row_place(name: str, split: str | None, options: Mapping[str, Any], index: int) -> str:
+    """Return where a row of local data is, such as "'data/2.jsonl' line 7". The files are read again: for messages."""
+    files = [] if _saved_folder(name, split) else _data_files(name, split, options)
+    if files and KINDS[suffix(files[0])] in OPTIONS:
+        return _place(files, options, index)
+    return f"'{name}' row {index}"
+
+
+def _place(files: Sequence[Path], options: Mapping[str, Any], index: int) -> str:
     return next(islice(_rows(files, options), index, None))[0]
 
 
@@ -82,17 +92,19 @@ def choose_split(splits: Iterable[str], wanted: str | None, name: str) -> str:
     if wanted is None:
         wanted = known[0] if len(known) == 1 else "test"
     if wanted not in known:
-        raise DataError(f"'{name}' has no split '{wanted}'; it has: {', '.join(known)}. Choose one with dataset_split")
+        raise DataError(
+            f"'{name}' has no split '{wanted}'; it has {', '.join(known)}: choose one by dataset_split or its path"
+        )
     return wanted
 
 
-def _rows(files: Sequence[Path], options: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(files: Sequence[Path], options: Mapping[str, Any]) -> Iterator[PlacedRow]:
     return chain.from_iterable(read_text_rows(path, options) for path in files)
 
 
 def _data_files(name: str, split: str | None, options: Mapping[str, Any]) -> list[Path]:
     """The files of the split, all of one kind."""
-    folder, own = as_path(name), {key: value for key, value in options.items() if key != "name"}
+    folder = as_path(name)
     check_there(name)
     found = _of_split(folder, split, options.get("name")) if folder.is_dir() else named_files(name)
     files = [path for path in found if suffix(path) in KINDS]
@@ -105,7 +117,8 @@ def _data_files(name: str, split: str | None, options: Mapping[str, Any]) -> lis
             f"'{name}' has files of several kinds: {', '.join(kinds)}; name those to read, such as "
             f"'{folder if folder.is_dir() else folder.parent}/*{suffix(files[0])}'"
         )
-    _check_options(name, f"{kinds[0]} files", own if folder.is_dir() else options, OPTIONS.get(kinds[0], ()))
+    known = [*OPTIONS.get(kinds[0], ()), *(["name"] if _has_configurations(folder) else [])]
+    _check_options(name, f"{kinds[0]} files", options, known)
     return files
 
 
@@ -120,7 +133,7 @@ def _check_options(name: str, what: str, options: Mapping[str, Any], known: Sequ
 def _of_split(folder: Path, split: str | None, configuration: str | None) -> list[Path]:
     """The files of a split of a folder, found as `datasets.load_dataset(folder)` does: by README.md or by names."""
     datasets = require("datasets", "train")
-    by_card = (folder / _CARD).is_file() and "\nconfigs:" in (folder / _CARD).read_text("utf-8", "replace")
+    by_card = _has_configurations(folder)
     try:
         if by_card:
             # The builder finds the files, but is not asked to read them; it leaves a lock in its cache.
@@ -141,6 +154,12 @@ def _of_split(folder: Path, split: str | None, configuration: str | None) -> lis
     return files[choose_split(files, split, str(folder))]
 
 
+def _has_configurations(folder: Path) -> bool:
+    """Whether the README.md of a folder says which files it has."""
+    card = folder / _CARD
+    return card.is_file() and b"\nconfigs:" in card.read_bytes()
+
+
 def _tell_left_out(folder: Path, found: Iterable[Path]) -> None:
     """Once one file has a split in its name, `datasets` leaves out those that have none."""
     ignored = require("datasets", "train").data_files.FILES_TO_IGNORE
@@ -155,9 +174,9 @@ def _tell_left_out(folder: Path, found: Iterable[Path]) -> None:
 def _saved_folder(name: str, split: str | None) -> Path | None:
     """The folder of a dataset that `save_to_disk` wrote, in it that of the split; None if it is none."""
     folder = as_path(name)
-    if (folder / _DICT).is_file():
-        folder /= choose_split(_read_json(folder / _DICT)["splits"], split, name)
-    return folder if (folder / _STATE).is_file() else None
+    if not (folder / _DICT).is_file():
+        return folder if (folder / _STATE).is_file() else None
+    return folder / choose_split(_read_json(folder / _DICT).get("splits", ()), split, name)
 
 
 def _load_saved(folder: Path) -> tuple[Any, str]:
@@ -185,13 +204,10 @@ def _from_tables(files: Sequence[Path], dataset: Any) -> Any:
         together = arrow.concat_tables(tables, promote_options="permissive")
     except (ValueError, TypeError) as error:
         raise DataError(_differing(files, tables)) from error
-    for field in together.schema:
-        try:
-            dataset(together.select([field.name]))
-        except (ValueError, TypeError) as error:
-            why = f"'{files[0]}' has the column '{field.name}' of the type {field.type}, which cannot be used"
-            raise DataError(f"{why}: {first_line(error)}") from error
-    return dataset(together)
+    try:
+        return dataset(together)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"'{files[0]}' has a column that cannot be used: {first_line(error)}; drop it") from error
 
 
 def _read_table(path: Path) -> Any:

@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, first_line
+from vopd.errors import ConfigurationError, DataError, counted, first_line
 
 from .files import CSV, KINDS, read_bytes, suffix
 
 OPTIONS = {CSV: ("delimiter", "quotechar", "column_names", "encoding"), "JSON": ("field", "encoding")}
 """What `dataset_options` may set for each kind of file; the names are those of `datasets.load_dataset`."""
 
-Rows = Iterator[tuple[str, dict[str, Any]]]
-"""The place of each row, such as "'p.jsonl' line 3", and the row."""
+PlacedRow = tuple[str, dict[str, Any]]
+"""The place of a row, such as "'p.jsonl' line 3", and the row."""
 
 _HALF = re.compile(r"[\ud800-\udfff]")
 _HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
@@ -51,7 +51,7 @@ def _number(text: str) -> float:
 _parse = json.JSONDecoder(parse_float=_number).decode  # json.loads would make a decoder for each row
 
 
-def read_text_rows(path: Path, options: Mapping[str, Any]) -> Rows:
+def read_text_rows(path: Path, options: Mapping[str, Any]) -> Iterator[PlacedRow]:
     """Yield the rows of a JSON or CSV file. Values of a CSV file are all text.
 
     Raises:
@@ -76,7 +76,7 @@ def _decoded(path: Path, data: bytes, encoding: str | None) -> str:
         ) from error
 
 
-def _json(path: Path, text: str, field: str | None) -> Rows:
+def _json(path: Path, text: str, field: str | None) -> Iterator[PlacedRow]:
     if field is not None or suffix(path) == ".json" or text.lstrip().startswith("["):
         try:
             value = _parse(text)
@@ -132,7 +132,7 @@ def _list_in(value: Any, path: Path, field: str | None) -> list[Any]:
     return lists[field] if field is not None else next(iter(lists.values()))
 
 
-def _checked(row: Any, where: str, may_be_cut: bool) -> tuple[str, dict[str, Any]]:
+def _checked(row: Any, where: str, may_be_cut: bool) -> PlacedRow:
     if not isinstance(row, dict):
         raise DataError(f'{where} must be an object such as {{"prompt": "..."}}, not {type(row).__name__}')
     for name, value in row.items() if may_be_cut else ():
@@ -147,7 +147,7 @@ def _checked(row: Any, where: str, may_be_cut: bool) -> tuple[str, dict[str, Any
     return where, row
 
 
-def _csv(path: Path, text: str, options: Mapping[str, Any]) -> Rows:
+def _csv(path: Path, text: str, options: Mapping[str, Any]) -> Iterator[PlacedRow]:
     csv.field_size_limit(2**31 - 1)  # by default, a text of more than 131,072 characters is an error
     try:
         reader = csv.reader(
@@ -163,8 +163,8 @@ def _csv(path: Path, text: str, options: Mapping[str, Any]) -> Rows:
     for where, values in records:
         if len(values) != len(names):
             raise DataError(
-                f"{where} has {len(values)} values, but there are {len(names)} columns ({', '.join(names)}); put "
-                "values that contain the delimiter, a quote or a line break in double quotes"
+                f"{where} has {counted(len(values), 'value')}, but there are {counted(len(names), 'column')}: "
+                f"{', '.join(names)}; put values that contain the delimiter or a line break in double quotes"
             )
         yield where, dict(zip(names, values))
 

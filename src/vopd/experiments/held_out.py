@@ -54,13 +54,13 @@ def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:
     rows = local_rows(str(path))[:count]
     if not rows:
         raise DataError(f"'{path}' has no problems")
-    return [_problem(row, index, path) for index, row in enumerate(rows)]
+    return [_problem(row, place) for place, row in rows]
 
 
-def _problem(row: dict[str, Any], index: int, path: str | Path) -> HeldOut:
+def _problem(row: dict[str, Any], place: str) -> HeldOut:
     prompt, answer = row.get("prompt", row.get("problem")), row.get("answer")
     if not isinstance(prompt, str) or not prompt or answer is None:
-        raise DataError(f"row {index} of '{path}' needs a text 'prompt' and an 'answer', on which accuracy is measured")
+        raise DataError(f"{place} needs a text 'prompt' and an 'answer', on which accuracy is measured")
     return HeldOut(prompt, str(answer), row.get("task"), row.get("metadata") or {})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from vopd.data.files import exists, is_local, title
 from vopd.data.local_data import choose_split, local_rows
 from vopd.data.sources import TASK_PREFIX, recorded_commit
+from vopd.data.text_rows import PlacedRow
 from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, first_line, require
 
 from .fields import TASK, Question, find, is_choice, is_task, read_question
@@ -28,8 +29,8 @@ _TEMPLATES = {
 }
 _PLAIN = "{question}"  # of tasks, whose questions ask for the form, and for graders that vopd does not know
 _DEFAULT_TASK_COUNT = 100
-Rows = tuple[list[dict[str, Any]], str, str | None]
-"""Rows of a source, the source's name, and its commit."""
+Rows = tuple[list[PlacedRow], str, str | None]
+"""Rows of a source, each with its place for messages, the source's name, and its commit."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,11 @@ def load_benchmark(
     check_kind(kind)
     definition = DEFINITIONS.get(name) or _unnamed(name)
     rows, where, commit = _read(definition, source or (None if name in DEFINITIONS else name), revision)
-    rows = [row for row in rows if _wanted(row, definition)]
+    rows = [(place, row) for place, row in rows if _wanted(row, definition)]
     if not rows:
         wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())
         raise DataError(f"'{where}' has no rows{wanted}; choose another source")
-    kind = kind or definition.kind or _kind_of(rows)
+    kind = kind or definition.kind or _kind_of([row for _, row in rows])
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
         logger.warning("'%s' has %s, but %s has %d", where, counted(len(questions), "question"), name, definition.count)
@@ -218,8 +219,8 @@ def _kind_of(rows: list[dict[str, Any]]) -> str:
     return kinds.pop()
 
 
-def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Question]:
-    questions = [read_question(row, kind, f"'{where}' row {index}") for index, row in enumerate(rows)]
+def _questions(rows: list[PlacedRow], kind: str, where: str) -> list[Question]:
+    questions = [read_question(row, kind, place) for place, row in rows]
     grader = own_grader(kind)
     if grader is not None:
         check_columns(grader, questions, f"'{where}'")
@@ -243,7 +244,8 @@ def _read(definition: Definition, given: str | None, revision: str | None) -> Ro
         raise DataError(_why(source, definition, error)) from error
     if source.split is None:
         found = found[choose_split(found, None, source.repository)]
-    return found.to_list(), source.repository, commit or recorded_commit(found)
+    rows = [(f"'{source.repository}' row {index}", row) for index, row in enumerate(found.to_list())]
+    return rows, source.repository, commit or recorded_commit(found)
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
