@@ -48,21 +48,17 @@ def to_dataset(rows: Sequence[dict[str, Any]], place: Callable[[int], str]) -> A
     Raises:
         DataError: a value fits no column; names its place and column.
     """
-    datasets = require("datasets", "train")
-    columns, features = {}, datasets.Features()
-    for name in columns_of(rows):
-        columns[name], features[name] = fitted([row.get(name) for row in rows], name, place)
-    return datasets.Dataset.from_dict(columns, features=features)
+    columns = {name: fitted([row.get(name) for row in rows], name, place) for name in columns_of(rows)}
+    return require("datasets", "train").Dataset(require("pyarrow", "train").table(columns))
 
 
-def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> tuple[Any, Any]:
-    """Return the values of a column and their feature: as they are if Arrow keeps them exactly, else as text or
-    JSON.
+def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> Any:
+    """Return the values of a column as a `pyarrow.Array`: as they are if Arrow keeps them exactly, else as text or JSON.
 
     Raises:
         DataError: a value fits nothing.
     """
-    datasets, arrow = require("datasets", "train"), require("pyarrow", "train")
+    arrow = require("pyarrow", "train")
     kinds = set(map(type, values)) - {_NONE}
     if kinds <= _NUMBERS:
         as_text = _too_large(values, kinds)
@@ -72,11 +68,10 @@ def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> tuple[A
         _tell(values, name, place)
         values = [None if value is None else _as_written(value) for value in values]
     elif not _alike(values):
-        values = [None if value is None else _as_json(value, name, place, row) for row, value in enumerate(values)]
-        return values, datasets.Json()
+        texts = (None if value is None else _as_json(value, name, place, row) for row, value in enumerate(values))
+        return arrow.array(texts, arrow.string()).cast(arrow.json_())
     try:
-        array = arrow.array(values)
-        return array, datasets.Features.from_arrow_schema(arrow.schema([(name, array.type)]))[name]
+        return arrow.array(values)
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow raises all of them
         raise DataError(f"{place(0)} and the following rows have values in '{name}' that fit no column") from error
 

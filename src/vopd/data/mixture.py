@@ -93,13 +93,13 @@ def _of_one_type(datasets: Sequence[Any], names: Sequence[str]) -> list[Any]:
         having = [column in dataset.column_names for dataset in found]
         values = [dataset[column][:] if has else [None] * len(dataset) for dataset, has in zip(found, having)]
         try:
-            fits, feature = fitted([*chain.from_iterable(values)], column, place)
+            fits = fitted([*chain.from_iterable(values)], column, place)
         except DataError as error:
             logger.warning("the column '%s' has different types in different sources and is dropped: %s", column, error)
             found = [dataset.remove_columns(column) if has else dataset for dataset, has in zip(found, having)]
             continue
         found = [
-            with_column(dataset, column, fits[start:end], feature)
+            with_column(dataset, column, fits[start:end])
             for dataset, start, end in zip(found, starts, starts[1:])
         ]
     return found

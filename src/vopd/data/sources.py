@@ -15,7 +15,7 @@ from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line,
 
 from .exact_columns import to_dataset
 from .files import is_local
-from .local_data import load_local
+from .local_data import load_local, quiet
 from .reasoning import reasoning_problems
 
 TASK_PREFIX = "reasoning_gym:"
@@ -123,10 +123,11 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
     return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version
 
 
-def with_column(dataset: Any, name: str, values: Sequence[Any], feature: Any = None) -> Any:
-    """Return `dataset` with a column added or replaced; its feature is inferred unless it is given."""
+def with_column(dataset: Any, name: str, values: Sequence[Any]) -> Any:
+    """Return `dataset` with a column added or replaced."""
     # Added under another name first: without any columns, the dataset would have no rows either.
-    added = dataset.add_column("_vopd_new", values, feature=feature)
+    with quiet():
+        added = dataset.add_column("_vopd_new", values)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
 
