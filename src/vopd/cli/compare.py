@@ -37,7 +37,7 @@ class CompareOptions:
         1, "number of runs to train at once, with one thread each; above 1 only for small models on a CPU"
     )
     held_out: str | None = setting(
-        None, "held-out problems: JSON lines with prompt and answer; required with your own models"
+        None, "held-out problems: a file or folder with columns prompt and answer; required with your own models"
     )
     held_out_kind: str = setting("math", "how held-out answers are graded, as --kind of vopd eval")
     problems: int = setting(300, "number of held-out problems for the student before training and the trained models")

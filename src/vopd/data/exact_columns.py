@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 _NONE, _SCALARS, _NUMBERS = type(None), {str, int, float, bool, Written}, {int, float, Written}
 _LARGEST = 2**63 - 1
-_BEYOND = "a whole number is too large for Arrow"
 _LONG = re.compile(r"\d{19}")
 _WORDS = {
     str: "text", int: "a number", float: "a number", Written: "a number", bool: "true or false", list: "a list",
@@ -53,7 +52,7 @@ def to_dataset(rows: Sequence[dict[str, Any]], place: Callable[[int], str]) -> A
 
 
 def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> Any:
-    """Return the values of a column as a `pyarrow.Array`: as they are if Arrow keeps them exactly, else as text or JSON.
+    """Return the values of a column as a `pyarrow.Array`: as they are if Arrow can keep them so, else as text or JSON.
 
     Raises:
         DataError: a value fits nothing.
@@ -83,10 +82,12 @@ def _too_large(values: list[Any], kinds: set[type]) -> bool:
 
 
 def _tell(values: list[Any], name: str, place: Callable[[int], str]) -> None:
-    words = [(row, _WORDS[type(value)]) for row, value in enumerate(values) if value is not None]
-    one, other = words[0], next((found for found in words if found[1] != words[0][1]), None)
-    why = f"{place(one[0])} has {one[1]} in it, " + ("" if other is None else f"{place(other[0])} has {other[1]}")
-    logger.info("the column '%s' is read as text, as written: %s", name, why if other else _BEYOND)
+    kinds = [(row, _WORDS[type(value)]) for row, value in enumerate(values) if value is not None]
+    (row, word), other = kinds[0], next((found for found in kinds if found[1] != kinds[0][1]), None)
+    if other is None:
+        row, word = max(kinds, key=lambda found: abs(values[found[0]]))[0], "a number that is too large for Arrow"
+    why = f"{place(row)} has {word}" + ("" if other is None else f", {place(other[0])} {other[1]}")
+    logger.info("the column '%s' is read as text, just as it is written: %s", name, why)
 
 
 def _as_written(value: Any) -> str:

@@ -99,7 +99,6 @@ def _of_one_type(datasets: Sequence[Any], names: Sequence[str]) -> list[Any]:
             found = [dataset.remove_columns(column) if has else dataset for dataset, has in zip(found, having)]
             continue
         found = [
-            with_column(dataset, column, fits[start:end])
-            for dataset, start, end in zip(found, starts, starts[1:])
+            with_column(dataset, column, fits[start:end]) for dataset, start, end in zip(found, starts, starts[1:])
         ]
     return found
