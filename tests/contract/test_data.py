@@ -104,6 +104,8 @@ class Named:
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
                 path.symlink_to(content)
+            elif content == {}:
+                path.mkdir()
             elif isinstance(content, dict):
                 save(path, **content)
             else:
@@ -176,6 +178,8 @@ NAMED = [
     Named({"p.jsonl": A}, "no file matches ... *.csv", "{}/*.csv"),
     Named({"p.txt": "a"}, "p.txt ... unsupported ... .csv"),
     Named({"s/x.txt": "a", "s/README.md": CARD}, "folder ... no data files ... .csv", "{}/s"),
+    Named({"s/x.jsonl": {}}, "x.jsonl ... no data files"),  # an empty folder
+    Named({"h/README.md": CONFIGS, "h/de/y.jsonl": B}, "h ... (supported) data files", "{}/h", options(name="en")),
     Named({"s/a.jsonl": A, "s/b.csv": CSV}, "several kinds ... CSV, JSON ... *.jsonl'", "{}/s"),
     Named({}, "URL ... download", "https://example.org/p.jsonl"),
     Named({}, "URL ... id of a hub dataset", "hf://datasets/openai/gsm8k/train.parquet"),
@@ -183,6 +187,7 @@ NAMED = [
     Named({"p.jsonl": A}, "'delimiter' ... p.jsonl ... field", settings=options(delimiter=";"), error=WRONG),
     Named({"p.csv": CSV}, "'delimeter' ... 'delimiter'", settings=options(delimeter=";"), error=WRONG),
     Named({"p.csv": CSV}, "p.csv ... delimiter ... 1-character", settings=options(delimiter="ab"), error=WRONG),
+    Named({"p.csv": CSV}, "column_names ... list ... 'x'", settings=options(column_names="x"), error=WRONG),
     Named({"p.csv": CSV}, "encoding 'utf-7x'", settings=options(encoding="utf-7x"), error=WRONG),
     Named({"p.parquet": parquet("a")}, "'field' ... parquet", settings=options(field="x"), error=WRONG),
     Named({"saved": {"train": ["a"]}}, "'name' ... saved", settings=options(name="x"), error=WRONG),
@@ -196,6 +201,7 @@ NAMED = [
     Named({"p.json": f'{{"train": {LIST}, "test": {LIST}}}'}, "train, test ... dataset_options={field: train}"),
     Named({"p.json": f'{{"data": {LIST}}}'}, "'rows' ... data", settings=options(field="rows")),
     Named({"p.jsonl": '{"prompt": "a", "n": ' + "9" * 5000 + "}"}, "line 1 ... cannot be read ... 4300"),
+    Named({"p.jsonl": '{"prompt": "a", "n": ' + "[" * 700 + "]" * 700 + "}"}, "p.jsonl ... nested too deeply"),
     Named({"p.jsonl": "[" * 100_000}, "p.jsonl ... cannot be read as JSON"),
     Named({"p.jsonl": A + '{"prompt": "a", "meta": {"x": ["\\uDE00"]}}\n'}, "line 2 ... surrogate ... 'meta'"),
     Named({"p.json": '[{"prompt": "\\ud83d"}]'}, "row 0 ... surrogate ... 'prompt' ... position 0"),

@@ -47,8 +47,12 @@ def to_dataset(rows: Sequence[dict[str, Any]], place: Callable[[int], str]) -> A
     Raises:
         DataError: a value fits no column; names its place and column.
     """
-    columns = {name: fitted([row.get(name) for row in rows], name, place) for name in columns_of(rows)}
-    return require("datasets", "train").Dataset(require("pyarrow", "train").table(columns))
+    datasets, arrow = require("datasets", "train"), require("pyarrow", "train")
+    try:
+        columns = {name: fitted([row.get(name) for row in rows], name, place) for name in columns_of(rows)}
+        return datasets.Dataset(arrow.table(columns))
+    except (RecursionError, arrow.ArrowInvalid) as error:
+        raise DataError(f"{place(0)} or a row after it is nested too deeply") from error
 
 
 def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> Any:

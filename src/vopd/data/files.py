@@ -48,10 +48,10 @@ def suffix(name: str | Path) -> str:
 def title(name: str | Path) -> str:
     """A short name of local data: "prompts" for prompts.jsonl.gz, "data" for data/*.jsonl."""
     path = as_path(name)
-    while not path.exists() and glob.has_magic(path.name):
+    while glob.has_magic(path.name) and not os.path.exists(path):
         path = path.parent
     end = path.name.lower().rfind(suffix(path)) if suffix(path) in KINDS else None
-    return path.name[:end] or "data"
+    return path.name[:end]
 
 
 def is_local(name: str | Path) -> bool:
@@ -64,7 +64,7 @@ def is_local(name: str | Path) -> bool:
 
 def exists(name: str | Path) -> bool:
     """Whether there is a file or folder of this name, or a file that matches it as a pattern."""
-    return bool(str(name)) and (as_path(name).exists() or bool(_matches(name)))
+    return bool(str(name)) and (os.path.exists(as_path(name)) or bool(_matches(name)))
 
 
 def check_there(name: str | Path) -> None:

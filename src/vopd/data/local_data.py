@@ -143,11 +143,14 @@ def _of_split(folder: Path, split: str | None, configuration: str | None) -> lis
         else:
             patterns = datasets.data_files.get_data_patterns(escape(str(folder)))
             splits = datasets.data_files.DataFilesDict.from_patterns(patterns, base_path=escape(str(folder)))
-    except datasets.exceptions.DatasetsError:  # no files at all
-        return []
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if not by_card and isinstance(error, FileNotFoundError):
+            return []
         why = one_line(error).partition(" Example of usage")[0]
-        raise DataError(f"'{folder}': {why}; choose one with dataset_options={{name: NAME}}") from error
+        raise DataError(
+            f"cannot find the data files of '{folder}': {why}; a configuration of README.md is chosen with "
+            "dataset_options={name: NAME}"
+        ) from error
     files = {str(key): [folder / os.path.relpath(path, folder) for path in paths] for key, paths in splits.items()}
     if not by_card:
         _tell_left_out(folder, chain.from_iterable(files.values()))

@@ -88,8 +88,9 @@ def _json(path: Path, text: str, field: str | None) -> Iterator[PlacedRow]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"'{path}' cannot be read as JSON: {first_line(error)}") from error
         else:
+            may_be_cut = _HALF_ESCAPED.search(text) is not None
             for index, row in enumerate(_list_in(value, path, field)):
-                yield _checked(row, f"'{path}' row {index}", bool(_HALF_ESCAPED.search(text)))
+                yield _checked(row, f"'{path}' row {index}", may_be_cut)
             return
     name = f"'{path}'"
     for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
@@ -159,7 +160,10 @@ def _csv(path: Path, text: str, options: Mapping[str, Any]) -> Iterator[PlacedRo
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"the options of '{path}' cannot be used: {first_line(error)}") from error
     records = _records(path, reader)
-    names = options.get("column_names") or _header(path, *next(records, ("", [])))
+    names = options.get("column_names")
+    if names is not None and not isinstance(names, list):
+        raise ConfigurationError(f"column_names of '{path}' must be a list, not {names!r}")
+    names = names or _header(path, *next(records, ("", [])))
     for where, values in records:
         if len(values) != len(names):
             raise DataError(
@@ -171,9 +175,10 @@ def _csv(path: Path, text: str, options: Mapping[str, Any]) -> Iterator[PlacedRo
 
 def _delimiter(path: Path, text: str) -> str:
     """Tabs in .tsv files; otherwise commas, unless the header has none of them but semicolons or tabs."""
-    header = text.lstrip().partition("\n")[0]
-    others = [sign for sign in ";\t" if sign in header and "," not in header]
-    return "\t" if suffix(path) == ".tsv" else next(iter(others), ",")
+    found = re.match(r"\s*(.*)", text)
+    header = found[1] if found else ""
+    likely = [sign for sign in ",;\t" if sign in header]
+    return "\t" if suffix(path) == ".tsv" else next(iter(likely), ",")
 
 
 def _records(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:

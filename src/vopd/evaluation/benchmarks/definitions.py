@@ -199,7 +199,7 @@ def _unnamed(name: str) -> Definition:
             f"unknown benchmark '{name}'; {choose} one of {', '.join(DEFINITIONS)}, a .json, .jsonl, .csv or .parquet "
             f"file, a folder, OWNER/NAME on the hub, or {TASK_PREFIX}NAME"
         )
-    return Definition(title(name), (), kind=None, protocol=OTHER_PROTOCOL)
+    return Definition(title(name) or "data", (), kind=None, protocol=OTHER_PROTOCOL)
 
 
 def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
