@@ -168,8 +168,8 @@ def test_an_earlier_result_is_not_overwritten(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"problem": "a"}', "row 0 ... no answer"),
-        ('{"problem": "a", "answer": null}', "row 0 ... no answer"),
+        ('{"problem": "a"}', "line 1 ... no answer"),
+        ('{"problem": "a", "answer": null}', "line 1 ... no answer"),
         ('{"text": "a", "answer": "b"}', "columns text, answer"),
         ("", "no rows"),
     ],

@@ -112,7 +112,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"dataset": "BAD/broken.jsonl"}, 3, "line 1 ... JSON"),
     ({"dataset": "BAD/noise.parquet"}, 3, "parquet"),
     ({"dataset": "BAD/latin.jsonl"}, 3, "UTF-8"),
-    ({"dataset": "BAD/unreadable.jsonl"}, 3, "no file ... unreadable.jsonl"),
+    ({"dataset": "BAD/unreadable.jsonl"}, 3, "unreadable.jsonl ... no data files"),
     ({"dataset": "BAD/two.jsonl", "per_device_train_batch_size": 4}, 3, "2 prompts ... 4"),
     ({"max_prompt_length": 1}, 3, "more than 1 token ... shortest"),
     ({"max_completion_length": 510}, 3, "prompts.jsonl ... 512 positions ... max_completion_length=510"),

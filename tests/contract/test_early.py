@@ -142,7 +142,7 @@ CASES = [
     Case(
         f"compare {PAIR} --dataset {{p}} --held_out {{work}}/h.jsonl --max_completion_length 8",
         3,
-        "row 0 ... h.jsonl ... 'answer'",
+        "line 1 ... h.jsonl ... 'answer'",
         before=written("h.jsonl", '{"prompt": "a"}'),
         also=(FEW,),
     ),

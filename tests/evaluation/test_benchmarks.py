@@ -163,8 +163,8 @@ def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "?", "answer": "1"}, "row 0 ... question ... columns text, answer"),
-        ({"question": "?"}, "row 0 ... no answer"),
+        ({"text": "?", "answer": "1"}, "line 1 ... question ... columns text, answer"),
+        ({"question": "?"}, "line 1 ... no answer"),
         ({"question": "?", "answer": "long " * 200}, "without a box"),
         ({"question": "  ", "answer": "1"}, "no question"),
     ],

@@ -23,7 +23,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no problems"), ('{"prompt": "a"}', "row 0"), ('{"prompt": 3, "answer": "b"}', "row 0 ... text 'prompt'")],
+    [("", "no problems"), ('{"prompt": "a"}', "line 1"), ('{"prompt": 3, "answer": "b"}', "line 1 ... text 'prompt'")],
 )
 def test_a_file_without_problems_is_a_data_error(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(content)

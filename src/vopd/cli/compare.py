@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vopd.data.files import as_path
 from vopd.errors import ConfigurationError, Faults, Interrupted, check_at_least, require
 from vopd.run import directory
 from vopd.run.options import Option, Settings, options_of, parse, setting
@@ -36,7 +37,7 @@ class CompareOptions:
         1, "number of runs to train at once, with one thread each; above 1 only for small models on a CPU"
     )
     held_out: str | None = setting(
-        None, "held-out problems: JSON lines with prompt and answer; required with your own models"
+        None, "held-out problems: a file or folder with columns prompt and answer; required with your own models"
     )
     held_out_kind: str = setting("math", "how held-out answers are graded, as --kind of vopd eval")
     problems: int = setting(300, "number of held-out problems for the student before training and the trained models")
@@ -152,4 +153,4 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
             "a comparison is measured on problems that no run trains on: give --held_out FILE.jsonl with prompt and "
             "answer"
         )
-    return Path(options.held_out).resolve()
+    return as_path(options.held_out).resolve()

@@ -2,7 +2,7 @@
 
 Problems come from one of these sources:
   --benchmark  math500, minerva, amc23, aime24, aime25, gpqa_diamond or sciknoweval, sampled as in the paper by default
-  --data       a file with columns problem and answer, graded as --kind says
+  --data       a file, folder or OWNER/NAME on the hub with columns problem and answer, graded as --kind says
   --task       a reasoning_gym task, graded by its own verifier
 
 Writes results.json and samples.jsonl to OUTPUT_DIR/RUN_NAME. To resume an interrupted evaluation, run the same command

@@ -26,7 +26,7 @@ class VarianceOptions:
 
     model: str = needed("student: folder or hub id of a model or an adapter")
     teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
-    dataset: str = needed("prompts: .jsonl, .json or .parquet file, hub id, or reasoning_gym:NAME")
+    dataset: str = needed("prompts: a file, pattern, folder or hub id as in vopd train, or reasoning_gym:NAME")
     dataset_split: str = setting("train", "split of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column of the dataset")

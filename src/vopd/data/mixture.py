@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 from vopd.errors import DataError, counted, require
 
+from .exact_columns import fitted
+from .sources import with_column
+
 logger = logging.getLogger(__name__)
+
+_NOTHING = "Value('null')"
+"""The feature of a column without values, which takes any other type."""
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
@@ -39,19 +47,15 @@ def most_without_repeats(weights: Sequence[float], sizes: Sequence[int | None]) 
 def mix(datasets: Sequence[Any], names: Sequence[str]) -> Any:
     """Interleave datasets evenly, so that every part of the result has about the same proportions.
 
-    Every row gets a column "source". Columns that only some datasets have are None for the others. Columns whose type
-    differs between datasets are dropped with a warning, except "answer", which is converted to text.
+    Every row gets a column "source". Columns that only some datasets have are None for the others. A column whose type
+    differs between datasets becomes what it would be in one file (`exact_columns`): text and numbers become text. One
+    that fits nothing, such as dates beside text, is dropped with a warning.
     """
     library = require("datasets", "train")
-    left_out = _differing_columns(datasets)
-    if "answer" in left_out:
-        left_out.remove("answer")
-        datasets = [_with_text_answers(dataset) for dataset in datasets]
-    if left_out:
-        logger.warning("columns %s have different types in different sources and are dropped", ", ".join(left_out))
+    datasets = _of_one_type(datasets, names)
     parts = []
     for dataset, source in zip(datasets, names, strict=True):
-        kept = dataset.remove_columns([name for name in (*left_out, "source") if name in dataset.column_names])
+        kept = dataset.remove_columns([name for name in ("source",) if name in dataset.column_names])
         parts.append(kept.add_column("source", [source] * len(kept)))
     together = library.concatenate_datasets(parts)
     places = [(index + 0.5) / len(part) for part in parts for index in range(len(part))]
@@ -72,16 +76,29 @@ def take(dataset: Any, count: int, name: str) -> Any:
     return dataset.select(range(count))
 
 
-def _differing_columns(datasets: Sequence[Any]) -> list[str]:
+def _of_one_type(datasets: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """The datasets with one type for each column."""
     kinds: dict[str, set[str]] = {}
     for dataset in datasets:
-        for name, kind in dataset.features.items():
-            kinds.setdefault(name, set()).add(str(kind))
-    return sorted(name for name, found in kinds.items() if len(found) > 1 and name != "source")
+        for column, kind in dataset.features.items():
+            kinds.setdefault(column, set()).add(str(kind))
+    starts = [0, *accumulate(map(len, datasets))]
 
+    def place(row: int) -> str:
+        part = bisect(starts, row) - 1
+        return f"'{names[part]}' row {row - starts[part]}"
 
-def _with_text_answers(dataset: Any) -> Any:
-    if "answer" not in dataset.column_names:
-        return dataset
-    answers = [None if answer is None else str(answer) for answer in dataset["answer"]]
-    return dataset.remove_columns("answer").add_column("answer", answers)
+    found = list(datasets)
+    for column in sorted(name for name, its in kinds.items() if len(its - {_NOTHING}) > 1 and name != "source"):
+        having = [column in dataset.column_names for dataset in found]
+        values = [dataset[column][:] if has else [None] * len(dataset) for dataset, has in zip(found, having)]
+        try:
+            fits = fitted([*chain.from_iterable(values)], column, place)
+        except DataError as error:
+            logger.warning("the column '%s' has different types in different sources and is dropped: %s", column, error)
+            found = [dataset.remove_columns(column) if has else dataset for dataset, has in zip(found, having)]
+            continue
+        found = [
+            with_column(dataset, column, fits[start:end]) for dataset, start, end in zip(found, starts, starts[1:])
+        ]
+    return found

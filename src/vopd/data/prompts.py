@@ -92,14 +92,14 @@ def read_prompts(
     them.
 
     Args:
-        source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME"; or a list of these and of mappings
-            with the fields of `vopd.data.sources.Source`, such as {source: a.jsonl, weight: 2}. A mixture has `count`
-            prompts, or by default as many as possible without repeating a row.
-        split: split of a hub dataset.
+        source: a data file, a pattern or folder of files, a hub id, or "reasoning_gym:NAME"; or a list of these and of
+            mappings with the fields of `vopd.data.sources.Source`, such as {source: a.jsonl, weight: 2}. A mixture
+            has `count` prompts, or by default as many as possible without repeating a row.
+        split: split of a hub dataset or of a folder.
         revision: branch, tag or commit of a hub dataset.
         count: use only the first `count` rows; for reasoning_gym, the number of problems to generate (default 1000).
         seed: seed of the reasoning_gym problems.
-        options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
+        options: options of the reasoning_gym task, or arguments of `datasets.load_dataset`, such as name or delimiter.
         template: text in which {column} is replaced by that column of the row; {} is kept. "{messages}" alone takes a
             conversation in that column. By default the prompt is the first existing column of
             `vopd.data.prompt_columns.PROMPT_COLUMNS`.

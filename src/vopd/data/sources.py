@@ -1,9 +1,8 @@
-"""One source of prompts: a local file, a Hugging Face Hub dataset, or a reasoning_gym task."""
+"""One source of prompts: local data, a Hugging Face Hub dataset, or a reasoning_gym task."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -12,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line, require
+from vopd.errors import ConfigurationError, DataError, did_you_mean, require
 from vopd.hub import hub_refusal
 
-from .files import SUFFIXES, read_rows
-from .prompt_columns import columns_of
+from .exact_columns import to_dataset
+from .files import is_local
+from .local_data import load_local, quiet
 from .reasoning import reasoning_problems
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
-_HALF = re.compile(r"[\ud800-\udfff]")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
@@ -30,12 +29,14 @@ class Source:
     """A source of prompts.
 
     Attributes:
-        source: a .jsonl, .json or .parquet file, a hub id, or "reasoning_gym:NAME".
+        source: a data file, a pattern of files, a folder of files or of `save_to_disk`, a hub id, or
+            "reasoning_gym:NAME".
         weight: share in a mixture of several sources, relative to the other weights.
-        split: split of a hub dataset.
+        split: split of a hub dataset or of a folder.
         revision: branch, tag or commit of a hub dataset.
         count: use only the first `count` rows; for a task, the number of problems to generate.
-        options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` (such as name).
+        options: options of the reasoning_gym task, or arguments of `datasets.load_dataset` such as name; those that
+            apply to local data are in `vopd.data.local_data.load_local`.
         template: text in which {column} is replaced by that column of the row.
     """
 
@@ -49,7 +50,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
-            raise ConfigurationError(f"a source must be a file, a hub id or reasoning_gym:NAME, not {self.source!r}")
+            raise ConfigurationError(
+                f"a source must be a file, a folder, a hub id or reasoning_gym:NAME, not {self.source!r}"
+            )
         if type(self.weight) not in (int, float) or not 0 < self.weight < float("inf"):
             raise ConfigurationError(f"the weight of '{self.source}' must be a positive number, not {self.weight!r}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
@@ -61,16 +64,14 @@ class Source:
         return self.source.removeprefix(TASK_PREFIX) if self.source.startswith(TASK_PREFIX) else None
 
     @property
-    def file(self) -> Path | None:
-        """The local file, or None."""
-        path = Path(self.source)
-        return path if self.task is None and (path.suffix in SUFFIXES or path.exists()) else None
+    def local(self) -> bool:
+        """Whether the source is data on this machine, there or not."""
+        return self.task is None and is_local(self.source)
 
     @property
     def on_hub(self) -> bool:
-        """Whether the source is a hub id: not a task, not a file, and not written as a path."""
-        is_path = self.source.startswith((".", "/", "~")) or self.source.count("/") > 1
-        return self.task is None and self.file is None and not is_path
+        """Whether the source is a hub id: neither a task nor local, nor a URL."""
+        return self.task is None and not self.local and "://" not in self.source
 
 
 def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
@@ -81,7 +82,7 @@ def parse_sources(given: Any, defaults: Mapping[str, Any]) -> list[Source]:
     """
     entries = list(given) if isinstance(given, list | tuple) else [given]
     if not entries:
-        raise ConfigurationError("the list of sources is empty; add a file, a hub id or reasoning_gym:NAME")
+        raise ConfigurationError("the list of sources is empty; add a file, a folder, a hub id or reasoning_gym:NAME")
     if len(entries) > 1 and defaults["options"]:
         raise ConfigurationError("with several sources, options go into each source: {source: ..., options: ...}")
     return [_parse(entry, defaults) for entry in entries]
@@ -103,55 +104,31 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
 def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
     """Return a `datasets.Dataset` with at most `count` rows of the source, and its version.
 
-    The version is the commit of a hub dataset if it is known, the digest of a file, or the library's version and the
-    seed for a task.
+    The version is the commit of a hub dataset if it is known, the digest of local files, the fingerprint of a saved
+    dataset, or the library's version and the seed for a task.
 
     Raises:
         DataError: the source is missing, unreadable, or has no rows.
+        ConfigurationError: an option does not belong to the source.
     """
     if source.task is not None:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, source.options)
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
-        return to_dataset(rows, source.source), version
-    dataset, version = _from_hub(source) if source.file is None else _from_file(source, source.file, count)
+        return to_dataset(rows, lambda index: f"'{source.source}' row {index}"), version
+    if source.on_hub:
+        dataset, version = _from_hub(source)
+    else:
+        dataset, version = load_local(source.source, source.split, source.options, count)
     if len(dataset) == 0:
         raise DataError(f"'{source.source}' has no rows")
     return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version
 
 
-def to_dataset(rows: list[dict[str, Any]], source: str) -> Any:
-    """Return rows as a `datasets.Dataset`; `source` is their name in errors.
-
-    Raises:
-        DataError: a column mixes values of different types, or a text is not valid Unicode.
-    """
-    datasets = require("datasets", "train")
-    for index, row in enumerate(rows):
-        for text in filter(lambda value: isinstance(value, str), row.values()):
-            half = _HALF.search(text)
-            if half:
-                raise DataError(
-                    f"'{source}' row {index} has an unpaired surrogate at position {half.start()} (half a "
-                    "character, as in an emoji cut in two)"
-                )
-    try:
-        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns_of(rows)})
-    except (ValueError, TypeError) as error:  # pyarrow raises both
-        raise DataError(f"'{source}' has a column that mixes types of values: {first_line(error)}") from error
-
-
-def _from_file(source: Source, path: Path, count: int | None) -> tuple[Any, str]:
-    if source.options:
-        raise ConfigurationError(f"options do not apply to the file '{source.source}'; remove them")
-    rows = read_rows(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return to_dataset(rows[:count], source.source), f"sha256 {digest}"
-
-
 def with_column(dataset: Any, name: str, values: Sequence[Any], feature: Any = None) -> Any:
     """Return `dataset` with a column added or replaced; its feature is inferred unless it is given."""
     # Added under another name first: without any columns, the dataset would have no rows either.
-    added = dataset.add_column("_vopd_new", values, feature=feature)
+    with quiet():
+        added = dataset.add_column("_vopd_new", values, feature=feature)
     kept = added.remove_columns([name]) if name in dataset.column_names else added
     return kept.rename_column("_vopd_new", name)
 
@@ -165,14 +142,12 @@ def _task_rows(name: str, count: int, seed: int, options: Mapping[str, Any]) -> 
 
 def _from_hub(source: Source) -> tuple[Any, str]:
     datasets = require("datasets", "train")
-    if not source.on_hub:
-        raise DataError(f"there is no file '{source.source}'")
     try:
         dataset = datasets.load_dataset(source.source, split=source.split, revision=source.revision, **source.options)
     except Exception as error:  # of whichever library makes the request
         raise DataError(
-            f"cannot load '{source.source}', split '{source.split}': {hub_refusal(error)}; pass a .jsonl, "
-            ".json or .parquet file, a hub id that this machine can reach, or reasoning_gym:NAME"
+            f"cannot load '{source.source}', split '{source.split}': {hub_refusal(error)}; no file or folder has this "
+            "name: give one that is here, a hub id that this machine can reach, or reasoning_gym:NAME"
         ) from error
     version = recorded_commit(dataset) or source.revision or "unknown revision"
     if source.revision and _COMMIT.fullmatch(source.revision) and version != source.revision:

@@ -1,6 +1,6 @@
 """Held-out problems of a comparison, and grading a model's answers to them.
 
-A file of problems is JSON lines with `prompt` and `answer`. A line that also has `task` and `metadata` is a
+A problem is a row with `prompt` and `answer`. One that also has `task` and `metadata` is a
 reasoning_gym problem, graded by the library's verifier; the others are graded as `kind` says.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vopd.data.files import read_rows
+from vopd.data.local_data import local_rows
 from vopd.data.reasoning import Problem
 from vopd.errors import DataError
 from vopd.evaluation.benchmarks import TASK, Question, check_kind
@@ -46,21 +46,21 @@ def write_held_out(problems: Sequence[HeldOut], path: str | Path) -> None:
 
 
 def read_held_out(path: str | Path, count: int | None = None) -> list[HeldOut]:
-    """Read the first `count` problems of a .jsonl, .json or .parquet file.
+    """Read the first `count` problems of a file, a pattern of files, or a folder.
 
     Raises:
         DataError: no rows, or a row without a prompt or an answer.
     """
-    rows = list(read_rows(Path(path)))[:count]
+    rows = local_rows(str(path))[:count]
     if not rows:
         raise DataError(f"'{path}' has no problems")
-    return [_problem(row, index, path) for index, row in enumerate(rows)]
+    return [_problem(row, place) for place, row in rows]
 
 
-def _problem(row: dict[str, Any], index: int, path: str | Path) -> HeldOut:
+def _problem(row: dict[str, Any], place: str) -> HeldOut:
     prompt, answer = row.get("prompt", row.get("problem")), row.get("answer")
     if not isinstance(prompt, str) or not prompt or answer is None:
-        raise DataError(f"row {index} of '{path}' needs a text 'prompt' and an 'answer', on which accuracy is measured")
+        raise DataError(f"{place} needs a text 'prompt' and an 'answer', on which accuracy is measured")
     return HeldOut(prompt, str(answer), row.get("task"), row.get("metadata") or {})
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 
+from vopd.data.files import title
 from vopd.errors import ConfigurationError
 from vopd.folders import check_writable, new_folder
 
@@ -48,7 +49,7 @@ def _label(part: str) -> str:
         return path.parent.name
     if path.name.startswith("checkpoint-"):
         return f"{path.parent.name}-{path.name.removeprefix('checkpoint-')}"
-    return path.stem if path.suffix in {".jsonl", ".json", ".parquet"} else path.name
+    return title(part)
 
 
 def check_free(folder: Path, *, resume: bool | None = None) -> None:

@@ -7,12 +7,11 @@ without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from vopd.data.files import SUFFIXES
-from vopd.data.sources import Source, parse_sources
-from vopd.errors import DataError, Faults
+from vopd.data.files import as_path, check_there, is_local
+from vopd.data.sources import parse_sources
+from vopd.errors import Faults
 from vopd.folders import check_model_folder, listed_models
 
 from . import directory
@@ -49,22 +48,17 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
             faults.check(check_model_folder, model)
     for name in _PROBLEMS:
         value = given.get(name, "")
-        if "=" in value or Path(value).suffix not in SUFFIXES:
-            given.pop(name, None)  # a benchmark, or its name with a file
+        if not is_local(value) or "=" in value:
+            given.pop(name, None)  # a benchmark or an id, or a name with a file
     if "held_out" in given:  # from here on by its full path, for processes that start elsewhere
-        given["held_out"] = str(Path(given["held_out"]).resolve())
+        given["held_out"] = str(as_path(given["held_out"]).resolve())
     for value in filter(None, map(given.get, _DATA)):
         for source in faults.check(parse_sources, value, {"options": {}}) or ():
-            faults.check(_check_file, source)
+            if source.task is None and not source.on_hub:
+                faults.check(check_there, source.source)
     if command == "train" and not given.get("dry_run"):
         faults.check(_check_folder, given)
     return faults
-
-
-def _check_file(source: Source) -> None:
-    """Raises DataError if a source is a local file that does not exist."""
-    if source.task is None and not source.on_hub and not (source.file is not None and source.file.is_file()):
-        raise DataError(f"there is no file '{source.file or source.source}'")
 
 
 def _check_folder(given: dict[str, Any]) -> None:

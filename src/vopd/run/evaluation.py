@@ -25,9 +25,11 @@ class EvalOptions:
 
     model: str = needed("folders or hub ids of models or LoRA adapters, separated by commas")
     model_revision: str | None = setting(None, "branch, tag or commit of the models on the hub")
-    benchmark: str | None = setting(None, "names, such as math500,amc23; NAME=FILE reads one from a file or hub id")
+    benchmark: str | None = setting(
+        None, "names, such as math500,amc23; NAME=FILE reads one from a file, folder or hub id"
+    )
     task: str | None = setting(None, "reasoning_gym task, as reasoning_gym:NAME")
-    data: str | None = setting(None, ".jsonl, .json or .parquet file with columns problem and answer")
+    data: str | None = setting(None, "file, pattern, folder or OWNER/NAME on the hub, with columns problem and answer")
     kind: str | None = setting(
         None, "how to grade --data: math, choice, tags (for <answer> tags) or module:function; default: by its columns"
     )
@@ -61,7 +63,7 @@ class EvalOptions:
     dtype: str = setting("auto", "dtype of the weights: auto (as saved), float32, bfloat16 or float16")
     device: str = setting("auto", "auto, cpu or cuda")
     training_prompts: str | None = setting(
-        None, "report problems that occur in these prompts: a file, hub dataset or dapo_math"
+        None, "report problems that occur in these prompts: a file, folder, hub id or dapo_math"
     )
     against: str | None = setting(None, "folder of an earlier evaluation; print the paired difference from it")
     output_dir: str = setting("runs", "parent folder of all runs")

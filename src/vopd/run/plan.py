@@ -85,7 +85,10 @@ class TrainOptions:
     """What `vopd train` needs besides the trainer's configuration."""
 
     model: str = needed("student: folder or hub id of a model, or of an adapter to train further")
-    dataset: str | list = needed("prompts: .jsonl, .json or .parquet file, hub id, reasoning_gym:NAME, or several")
+    dataset: str | list = needed(
+        "prompts: a file (.jsonl, .json, .csv, .tsv, .parquet, also gzipped), a pattern such as data/*.jsonl, folder, "
+        "a hub id, reasoning_gym:NAME, or several"
+    )
     teacher_model: str | None = setting(
         None,
         "teacher: folder or hub id, with the student's vocabulary; or self:frozen, self:base, self:average; with "
@@ -96,9 +99,11 @@ class TrainOptions:
     run_name: str | None = setting(None, "folder of this run in output_dir; default: student and estimator")
     resume: bool = setting(False, "resume this run from its newest valid checkpoint; without one, start it")
     dry_run: bool = setting(False, "show what the run would do, its prompts, memory and disk space; load no weights")
-    dataset_split: str = setting("train", "split of a hub dataset")
+    dataset_split: str = setting("train", "split of a hub dataset or of a folder")
     dataset_revision: str | None = setting(None, "branch, tag or commit of a hub dataset")
-    dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
+    dataset_options: dict | None = setting(
+        None, "options of a reasoning_gym task; arguments of datasets.load_dataset such as name, field or delimiter"
+    )
     max_prompts: int | None = setting(None, "use only the first N prompts; reasoning_gym: generate N")
     prompt_template: str | None = setting(None, "prompt text, with {column} for a column; or '{column}' alone")
     teacher_prompt_template: str | None = setting(
@@ -121,7 +126,7 @@ class TrainOptions:
     )
     eval_task: str | None = setting(None, "measure accuracy before and after training on reasoning_gym:NAME")
     eval_data: str | None = setting(
-        None, "measure accuracy before and after training on a file with problem and answer"
+        None, "measure accuracy before and after training on data with problem and answer, named as dataset"
     )
     eval_kind: str | None = setting(
         None,

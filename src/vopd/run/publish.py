@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
+from vopd.data.files import is_local
 from vopd.errors import VOPDError, counted
 from vopd.hub import hub_refusal
 from vopd.training import VOPDConfig
@@ -21,7 +22,7 @@ def data_notes(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for entry in sources:
         source = str(entry["source"])
         hub += [source] if only_on_hub(source) else []
-        shown = Path(source).name if Path(source).exists() else source
+        shown = Path(source).name if is_local(source) else source
         lines.append(f"{counted(entry['prompts'], 'prompt')} from {shown} ({entry['version']})")
     return {"data": lines, "datasets": hub}
 

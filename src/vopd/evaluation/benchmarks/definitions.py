@@ -1,4 +1,4 @@
-"""Benchmarks by name, from the Hugging Face Hub or a local file, with the paper's settings, and reasoning_gym tasks."""
+"""Benchmarks by name, from the Hugging Face Hub or local data, with the paper's settings, and reasoning_gym tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from vopd.data.files import SUFFIXES, read_rows
+from vopd.data.files import exists, is_local, title
+from vopd.data.local_data import choose_split, local_rows
 from vopd.data.sources import TASK_PREFIX, recorded_commit
+from vopd.data.text_rows import PlacedRow
 from vopd.errors import ConfigurationError, DataError, check_at_least, counted, did_you_mean, require
 from vopd.hub import hub_refusal
 
@@ -29,8 +30,8 @@ _TEMPLATES = {
 }
 _PLAIN = "{question}"  # of tasks, whose questions ask for the form, and for graders that vopd does not know
 _DEFAULT_TASK_COUNT = 100
-Rows = tuple[list[dict[str, Any]], str, str | None]
-"""Rows of a source, the source's name, and its commit."""
+Rows = tuple[list[PlacedRow], str, str | None]
+"""Rows of a source, each with its place for messages, the source's name, and its commit."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ OTHER_PROTOCOL = Protocol(max_new_tokens=1024)
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset on the Hub: id, split, and the configuration if it has several."""
+    """A dataset on the Hub: id, split, and the configuration if it has several. Without a split: test, or the only
+    one."""
 
     repository: str
-    split: str = "test"
+    split: str | None = "test"
     config: str | None = None
 
 
@@ -146,8 +148,8 @@ def load_benchmark(
     """Load a benchmark.
 
     Args:
-        name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file or Hub id instead of its first source; a
-            .json, .jsonl or .parquet file; or "reasoning_gym:NAME".
+        name: one of `DEFINITIONS`; NAME=SOURCE, to read it from this file, folder or Hub id instead of its first
+            source; a file, a pattern of files, a folder or OWNER/NAME on the Hub; or "reasoning_gym:NAME".
         kind: how a file's answers are graded: "math", "choice", "tags", or module:function for a grader of your own; by
             default, its columns decide.
         count: use only the first `count` questions; for a task, the number to generate (100).
@@ -160,17 +162,17 @@ def load_benchmark(
         DataError: the source cannot be read, is gated, has no rows, or has a row without question or answer.
     """
     check_at_least("count", count, 1)
-    name, _, source = name.partition("=")
     if name.startswith(TASK_PREFIX):
         return _task(name, count or _DEFAULT_TASK_COUNT, seed, dict(task_options or {}))
+    name, source = (name, "") if exists(name) else name.partition("=")[::2]  # a path may have a "=" in it
     check_kind(kind)
-    definition = DEFINITIONS.get(name) or _file_definition(name)
+    definition = DEFINITIONS.get(name) or _unnamed(name)
     rows, where, commit = _read(definition, source or (None if name in DEFINITIONS else name), revision)
-    rows = [row for row in rows if _wanted(row, definition)]
+    rows = [(place, row) for place, row in rows if _wanted(row, definition)]
     if not rows:
         wanted = "".join(f" with {name} {value}" for name, value in definition.where.items())
         raise DataError(f"'{where}' has no rows{wanted}; choose another source")
-    kind = kind or definition.kind or _kind_of(rows)
+    kind = kind or definition.kind or _kind_of([row for _, row in rows])
     questions = _questions(rows, kind, where)
     if count is None and definition.count not in (None, len(questions)):
         logger.warning("'%s' has %s, but %s has %d", where, counted(len(questions), "question"), name, definition.count)
@@ -190,15 +192,15 @@ def _task(name: str, count: int, seed: int, options: dict[str, Any]) -> Benchmar
     return Benchmark(name, TASK, tuple(questions), source, None, _PLAIN, OTHER_PROTOCOL)
 
 
-def _file_definition(name: str) -> Definition:
-    if Path(name).suffix not in SUFFIXES:
+def _unnamed(name: str) -> Definition:
+    if not is_local(name) and "/" not in name:
         hint = did_you_mean(name, DEFINITIONS)
         choose = f"{hint} Otherwise choose" if hint else "choose"
         raise ConfigurationError(
-            f"unknown benchmark '{name}'; {choose} one of {', '.join(DEFINITIONS)}, a .json, .jsonl or .parquet file, "
-            f"or {TASK_PREFIX}NAME"
+            f"unknown benchmark '{name}'; {choose} one of {', '.join(DEFINITIONS)}, a .json, .jsonl, .csv or .parquet "
+            f"file, a folder, OWNER/NAME on the hub, or {TASK_PREFIX}NAME"
         )
-    return Definition(Path(name).stem, (), kind=None, protocol=OTHER_PROTOCOL)
+    return Definition(title(name) or "data", (), kind=None, protocol=OTHER_PROTOCOL)
 
 
 def _wanted(row: Mapping[str, Any], definition: Definition) -> bool:
@@ -218,8 +220,8 @@ def _kind_of(rows: list[dict[str, Any]]) -> str:
     return kinds.pop()
 
 
-def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Question]:
-    questions = [read_question(row, kind, f"'{where}' row {index}") for index, row in enumerate(rows)]
+def _questions(rows: list[PlacedRow], kind: str, where: str) -> list[Question]:
+    questions = [read_question(row, kind, place) for place, row in rows]
     grader = own_grader(kind)
     if grader is not None:
         check_columns(grader, questions, f"'{where}'")
@@ -231,17 +233,20 @@ def _questions(rows: list[dict[str, Any]], kind: str, where: str) -> list[Questi
 
 
 def _read(definition: Definition, given: str | None, revision: str | None) -> Rows:
-    if given is not None and (Path(given).suffix in SUFFIXES or Path(given).exists()):
-        return read_rows(given), given, None
+    if given is not None and (is_local(given) or "://" in given):
+        return local_rows(given), given, None
     known = (source for source in definition.sources if given in (None, source.repository))
-    source = next(known, None) or Source(str(given))
+    source = next(known, None) or Source(str(given), split=None)
     datasets = require("datasets", "eval")
     commit = _commit(source.repository, revision)
     try:
         found = datasets.load_dataset(source.repository, source.config, split=source.split, revision=commit or revision)
     except Exception as error:  # of whichever library makes the request
         raise DataError(_why(source, definition, error)) from error
-    return found.to_list(), source.repository, commit or recorded_commit(found)
+    if source.split is None:
+        found = found[choose_split(found, None, source.repository)]
+    rows = [(f"'{source.repository}' row {index}", row) for index, row in enumerate(found.to_list())]
+    return rows, source.repository, commit or recorded_commit(found)
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
@@ -254,7 +259,10 @@ def _commit(repository: str, revision: str | None) -> str | None:
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:
     others = [other.repository for other in definition.sources if other.repository != source.repository]
-    instead = "".join(f"{definition.name}={other}, " for other in others) + f"{definition.name}=FILE.jsonl"
+    instead = "".join(f"{definition.name}={other}, " for other in others) + f"{definition.name}=FILE.jsonl" * bool(
+        definition.sources
+    )
+    instead = instead or "a file or folder that is here"
     if "gated" in str(error).lower():
         return (
             f"'{source.repository}' is gated: accept its conditions at https://huggingface.co/datasets/"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vopd.data.files import digest as digest_of
+from vopd.data.files import exists, named_files
 from vopd.data.tokenized import without_ids
 from vopd.errors import counted
 from vopd.teachers.build import Served
@@ -56,10 +58,8 @@ def contents_of_rows(dataset: Any, sources: str = "", recipe: Any = None, *, dat
 
 
 def contents_of_file(source: str) -> dict[str, Any]:
-    """The path of a file with its digest; of another source of data the name alone."""
-    found = Path(source)
-    digest = hashlib.sha256(found.read_bytes()) if found.is_file() else None
-    return {"name": source, "content": digest and _short(digest)}
+    """The path of local data with the digest of all its files; of another source of data the name alone."""
+    return {"name": source, "content": digest_of(named_files(source)) if exists(source) else None}
 
 
 def contents_of_model(source: Any, commit: str | None = None) -> dict[str, Any]:
