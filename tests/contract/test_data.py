@@ -25,7 +25,7 @@ import pytest
 from cases import Case, Place
 from messages import says, told
 from training.two_processes import SOURCES
-from vopd.data.local_data import local_rows
+from vopd.data.local_data import local_rows, row_place
 from vopd.data.prompts import read_prompts
 from vopd.data.sources import Source, load_rows
 from vopd.errors import ConfigurationError, DataError
@@ -342,6 +342,17 @@ def test_columns_of_several_sources(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_place_of_a_row_among_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(A + "\n" + B)
+    (tmp_path / "b.jsonl").write_text("\n" + A)
+    pattern = str(tmp_path / "*.jsonl")
+    assert [row_place(pattern, None, {}, index) for index in (1, 2)] == [
+        f"'{tmp_path}/a.jsonl' line 3", f"'{tmp_path}/b.jsonl' line 2",
+    ]  # fmt: skip
+    (tmp_path / "p.parquet").write_bytes(parquet("a"))
+    assert row_place(str(tmp_path / "p.parquet"), None, {}, 0) == f"'{tmp_path}/p.parquet' row 0"
+
+
 def test_a_count_reads_no_further(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(A + B + "{")
     assert read_prompts(tmp_path / "p.jsonl", count=2).dataset["prompt"][:] == ["a", "b"]
@@ -391,23 +402,25 @@ def test_a_folder_here_is_never_missing(tmp_path: Path, monkeypatch: pytest.Monk
     assert not Source("saved").on_hub and Source("elsewhere").on_hub and Source("org/set").on_hub
     assert not Source("a/b/c").on_hub and not Source("a*").on_hub and not Source("s3://x/y").on_hub
     assert read_prompts("saved").dataset["prompt"][:] == ["a"]
+    assert not load_rows(Source("saved"), None, 0)[0].cache_files  # beside which `datasets` would cache
 
 
 def test_nothing_is_cached_and_nothing_is_printed(tmp_path: Path) -> None:
     """Two processes at once, with a home and a cache that cannot be written."""
     save(tmp_path / "saved", train=["a"])
-    for name, content in {"s/train.csv": CSV, "h/README.md": CONFIGS, "h/en/x.jsonl": A}.items():
+    for name, content in {**{f"s/{n}.csv": CSV for n in range(20)}, "h/README.md": CONFIGS, "h/en/x.jsonl": A}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     script = """
 import sys
-from vopd.data.prompts import read_prompts
-for name in ("saved", "s"):
-    read_prompts(name)
-read_prompts("h", options={"name": "en"})
+from vopd.data.sources import Source, load_rows, with_column
+load_rows(Source("saved"), None, 0)
+load_rows(Source("h", options={"name": "en"}), None, 0)
+with_column(load_rows(Source("s"), 2, 0)[0].select([1, 0]), "more", ["a", "b"])
 """
     home = {name: "/dev/null/x" for name in ("HOME", "HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")}
-    environment = {**os.environ, **home, "PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
+    environment |= {**home, "PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE,

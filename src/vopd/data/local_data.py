@@ -135,14 +135,14 @@ def _of_split(folder: Path, split: str | None, configuration: str | None) -> lis
     datasets = require("datasets", "train")
     by_card = _has_configurations(folder)
     try:
-        if by_card:
-            # The builder finds the files, but is not asked to read them; it leaves a lock in its cache.
-            with quiet(), tempfile.TemporaryDirectory() as cache:
+        with quiet(), tempfile.TemporaryDirectory() as cache:
+            if by_card:
+                # The builder finds the files, but is not asked to read them; it leaves a lock in its cache.
                 builder = datasets.load_dataset_builder(str(folder), configuration, cache_dir=cache)
-            splits = builder.config.data_files
-        else:
-            patterns = datasets.data_files.get_data_patterns(escape(str(folder)))
-            splits = datasets.data_files.DataFilesDict.from_patterns(patterns, base_path=escape(str(folder)))
+                splits = builder.config.data_files
+            else:
+                patterns = datasets.data_files.get_data_patterns(escape(str(folder)))
+                splits = datasets.data_files.DataFilesDict.from_patterns(patterns, base_path=escape(str(folder)))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if not by_card and isinstance(error, FileNotFoundError):
             return []
