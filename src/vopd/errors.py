@@ -186,6 +186,12 @@ def one_line(error: Exception) -> str:
     return hidden(" ".join(str(error).split()) or type(error).__name__)
 
 
+def shortened(text: object, *secrets: str) -> str:
+    """Return at most 200 characters of a server's text, on one line, without control characters and secrets."""
+    # Secrets first: of one that is cut, a part would be left.
+    return printable(hidden(" ".join(str(text).split()), *secrets))[:200]
+
+
 def causes(error: BaseException | None) -> Iterator[Exception]:
     """Yield an error and those that led to it."""
     while isinstance(error, Exception):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from traceback import walk_tb
 
-from vopd.errors import ConfigurationError, causes, first_line, printable
+from vopd.errors import ConfigurationError, causes, first_line, shortened
 from vopd.network import check_certificates, proxy_of
-from vopd.secrets import hidden
 
 # Packages that make requests.
 _CLIENTS = {"httpx", "httpx2", "requests", "urllib3"}
@@ -31,12 +30,12 @@ def hub_refusal(error: Exception) -> str:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int) and status != 404:  # for which the libraries say what is missing
             said = getattr(cause, "server_message", None) or str(cause)
-            said = printable(hidden(" ".join(said.split("(Request ID")[0].split())))[:200]
+            said = shortened(said.split("(Request ID")[0])
             return f"the hub answers with status {status}: {said}; {_fix(status, type(cause).__name__)}"
     if any("not seem to be served by a Hugging Face Hub" in str(cause) for cause in chain):
         return _NO_HUB
     if not is_refusal(error):
-        return first_line(error)
+        return first_line(error).rstrip(".")
     if any(type(cause).__name__ == "JSONDecodeError" for cause in chain):
         return _NO_HUB
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -47,7 +46,7 @@ def hub_refusal(error: Exception) -> str:
         return str(wrong)
     through = "" if proxy is None else f", through the proxy {proxy}"
     last = next((cause for cause in reversed(chain) if str(cause).strip()), error)
-    return f"{first_line(last)}{through}"
+    return f"{first_line(last).rstrip('.')}{through}"
 
 
 def _fix(status: int, kind: str) -> str:

@@ -13,6 +13,10 @@ from urllib.request import getproxies, proxy_bypass
 from vopd.errors import ConfigurationError, installed
 
 _PROXIES = ("http", "https", "socks5", "socks5h")
+_CERTIFICATES = {
+    "SSL_CERT_FILE": ("file", os.path.isfile, "cafile"),
+    "SSL_CERT_DIR": ("folder", os.path.isdir, "capath"),
+}
 
 
 def is_here(url: str) -> bool:
@@ -91,15 +95,13 @@ def _check(proxy: Proxy, host: str | None) -> None:
 
 def check_certificates() -> None:
     """Raise ConfigurationError if SSL_CERT_FILE or SSL_CERT_DIR names no certificates; libraries do not name it."""
-    named = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
-    if named is not None:
-        place = os.environ[named]
-        if not (os.path.isfile(place) if named == "SSL_CERT_FILE" else os.path.isdir(place)):
-            what = "file" if named == "SSL_CERT_FILE" else "folder"
-            raise ConfigurationError(f"{named} names no {what}: {place!r}; correct or unset it")
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
-                **{"cafile" if named == "SSL_CERT_FILE" else "capath": place}
-            )
-        except OSError as error:  # as ssl.SSLError is
-            raise ConfigurationError(f"{named}: {place!r} holds no certificates in PEM format ({error})") from error
+    named = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
+    if named is None:
+        return
+    place, (what, is_there, argument) = os.environ[named], _CERTIFICATES[named]
+    if not is_there(place):
+        raise ConfigurationError(f"{named} names no {what}: {place!r}; correct or unset it")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(**{argument: place})
+    except OSError as error:  # as ssl.SSLError is
+        raise ConfigurationError(f"{named}: {place!r} holds no certificates in PEM format ({error})") from error

@@ -406,7 +406,7 @@ def test_a_folder_here_is_never_missing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_nothing_is_cached_and_nothing_is_printed(tmp_path: Path) -> None:
-    """Two processes at once, with a home and a cache that cannot be written."""
+    """With a home and a cache that cannot be written, in a process that no other test has configured."""
     save(tmp_path / "saved", train=["a"])
     for name, content in {**{f"s/{n}.csv": CSV for n in range(20)}, "h/README.md": CONFIGS, "h/en/x.jsonl": A}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -421,14 +421,8 @@ with_column(load_rows(Source("s"), 2, 0)[0].select([1, 0]), "more", ["a", "b"])
     home = {name: "/dev/null/x" for name in ("HOME", "HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")}
     environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
     environment |= {**home, "PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    assert [run.communicate(timeout=60)[0] for run in runs] == ["", ""]
+    run = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, text=True, capture_output=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 def test_problems_are_named_in_the_same_way(tmp_path: Path) -> None:

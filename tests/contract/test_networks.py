@@ -158,6 +158,7 @@ ANSWERS = {
                          "status 502: a web page, '502 Bad Gateway' ... starting"),
     "starting": (reply("503 Service Unavailable", b"loading\n", Retry_After="Fri, 01 Jan 2100 00:00:00 GMT"),
                  "status 503: loading ... asks to wait ... starting"),
+    "waits for ever": (reply("503 Service Unavailable", b"x", Retry_After="9" * 400), "status 503: x; it is starting"),
     "to https": (lambda request: reply("307 Temporary", Location=f"https://{host(request)}/v1/models"),
                  "status 307 ... the same address with https ... teacher_server_url"),
     "elsewhere": (reply("301 Moved", Location="http://other.example/v1/models?sig=abc"),

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from messages import says
 from vopd.errors import MismatchError
 from vopd.models import (
-    common_vocabulary,
+    compare_vocabularies,
     end_ids,
     end_token_difference,
     load_model,
@@ -46,27 +46,27 @@ def model_ending_with(eos: int | list[int] | None) -> Any:
 class TestCommonVocabulary:
     def test_is_the_real_size_whatever_the_heads(self, tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
         student, teacher = load_model(tiny_student_dir), load_model(tiny_teacher_dir)
-        size = common_vocabulary(
+        common = compare_vocabularies(
             load_tokenizer(tiny_student_dir),
             load_tokenizer(tiny_teacher_dir),
             student_rows=student.lm_head.weight.shape[0],
             teacher_rows=teacher.lm_head.weight.shape[0],
         )
-        assert size == 300
+        assert common.size == 300
 
     def test_swapped_ids_are_named_with_the_way_out(self) -> None:
         with pytest.raises(MismatchError, match=says("2 ids ... 1 is 'b' ... 'c' ... GOLD")):
-            common_vocabulary(Vocabulary("a", "b", "c"), Vocabulary("a", "c", "b"))
+            compare_vocabularies(Vocabulary("a", "b", "c"), Vocabulary("a", "c", "b"))
 
     def test_one_token_more_is_a_difference(self) -> None:
         with pytest.raises(MismatchError, match=says("2 is None for the student ... '<think>' for the teacher")):
-            common_vocabulary(Vocabulary("a", "b"), Vocabulary("a", "b", "<think>"))
+            compare_vocabularies(Vocabulary("a", "b"), Vocabulary("a", "b", "<think>"))
 
     @pytest.mark.parametrize("name", ["student", "teacher"])
     def test_a_head_smaller_than_the_vocabulary(self, name: str) -> None:
         tokens = Vocabulary("a", "b", "c")
         with pytest.raises(MismatchError, match=says(f"{name}'s ... 2 rows ... 3 ids")):
-            common_vocabulary(tokens, tokens, **{f"{name}_rows": 2})
+            compare_vocabularies(tokens, tokens, **{f"{name}_rows": 2})
 
 
 class TestEndIds:

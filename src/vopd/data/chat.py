@@ -281,16 +281,22 @@ class Chat:
 
     def control_token_in(self, prompt: Any) -> bool:
         """Whether the words of a prompt have a token that the chat template writes."""
-        words = text_of(read_prompt(prompt.prompt if isinstance(prompt, Asked) else prompt))
+        words = text_of(self._turns(prompt)[1])
         return any(token in words for token in self.control_tokens)
 
     def unused(self, prompt: Any) -> list[str]:
         """What belongs to a prompt in its row, and the chat template does not know."""
-        asked = prompt if isinstance(prompt, Asked) else Asked(prompt)
+        asked, _ = self._turns(prompt)
         tools = read_tools(asked.tools)
         source = self._source(tools)
         names = [name for name in read_options(asked.options) if name not in source]
         return [*(["tools"] if tools and "tools" not in source else []), *names]
+
+
+def chat_settings(config: Any, used: bool) -> dict[str, Any]:
+    """The settings of the chat template in a run's configuration, for an evaluation that does or does not use it."""
+    names = ("thinking", "system_prompt", "chat_template_kwargs") if used else ()
+    return {"chat_template": used, **{name: getattr(config, name) for name in names}}
 
 
 def _has_system(turns: list[Turn]) -> bool:

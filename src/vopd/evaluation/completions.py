@@ -55,8 +55,8 @@ class Settings:
     `samples`, `temperature`, `top_p`, `top_k` and `max_new_tokens` override each benchmark's own protocol if they are
     given. `template` makes the prompt from {question} or {problem}, which are the same, and the other text columns of
     the row. `thinking` turns the chat template's thinking mode on or off, `system_prompt` is its first turn, and
-    `chat_options` are its further arguments.
-    `revision` applies to models on the Hub. `gpu_memory_utilization` and `max_model_len` are for vLLM.
+    `chat_template_kwargs` are its further arguments. `revision` applies to models on the Hub. `gpu_memory_utilization`
+    and `max_model_len` are for vLLM.
 
     Raises:
         ConfigurationError: the backend is unknown, or an option belongs to another backend.
@@ -73,7 +73,7 @@ class Settings:
     chat_template: bool = False
     thinking: bool | None = None
     system_prompt: str | None = None
-    chat_options: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     backend: str = "transformers"
     gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
@@ -142,13 +142,7 @@ def benchmark_prompts(benchmark: Benchmark, settings: Settings, tokenizer: Any) 
         ConfigurationError: a setting of the chat template has no effect.
         DataError: the chat template refuses a question.
     """
-    chat = Chat(
-        tokenizer,
-        texts=settings.chat_template,
-        system_prompt=settings.system_prompt,
-        thinking=settings.thinking,
-        options=settings.chat_options or {},
-    )
+    chat = Chat.of(settings, tokenizer)
     texts = [fill_template(benchmark.template, row) for row in _rows(benchmark)]
     chat.check_used(map(chat.kind, texts))
     try:

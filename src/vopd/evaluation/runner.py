@@ -116,8 +116,8 @@ def _head(checkpoints: list[Checkpoint], benchmarks: list[Benchmark], settings: 
     described = [{name: getattr(benchmark, name) for name in facts} for benchmark in benchmarks]
     for entry in described:
         entry |= {"questions": len(entry["questions"]), "protocol": asdict(entry["protocol"])}
-    names = ("batch_size", "seed", "chat_template", "thinking", "chat_options", "backend", "revision", "dtype")
-    recorded = {name: getattr(settings, name) for name in names}
+    names = ("batch_size", "seed", "chat_template", "thinking", "backend", "revision", "dtype")
+    recorded = {name: getattr(settings, name) for name in names} | {"chat_options": settings.chat_template_kwargs}
     for name in ("max_model_len", "system_prompt"):  # evaluations older than these options can still be resumed
         if getattr(settings, name) is not None:
             recorded[name] = getattr(settings, name)

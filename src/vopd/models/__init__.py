@@ -7,7 +7,6 @@ from .sampling import RolloutSettings, rollout_settings
 from .states import States, last_hidden_states, layers_of
 from .vocabulary import (
     CommonVocabulary,
-    common_vocabulary,
     compare_vocabularies,
     end_ids,
     end_token_difference,
@@ -22,7 +21,6 @@ __all__ = [
     "States",
     "batch_seed",
     "best_device",
-    "common_vocabulary",
     "compare_vocabularies",
     "context_length",
     "device_name",

@@ -45,11 +45,6 @@ class CommonVocabulary:
         return f"all {self.size} ids are the same" if self.cut is None else f"{self.size} ids are the same; {self.cut}"
 
 
-def common_vocabulary(student_tokenizer: Any, teacher_tokenizer: Any, **given: Any) -> int:
-    """Return the number of token ids that student and teacher share; arguments as for `compare_vocabularies`."""
-    return compare_vocabularies(student_tokenizer, teacher_tokenizer, **given).size
-
-
 def compare_vocabularies(
     student_tokenizer: Any,
     teacher_tokenizer: Any,

@@ -108,19 +108,12 @@ def find_problems(options: EvalOptions) -> list[Benchmark]:
     return found
 
 
-def chat_options(config: Any, used: bool) -> dict[str, Any]:
-    """The settings of the chat template in a run's configuration, if an evaluation is to use it."""
-    names = ("thinking", "system_prompt", "chat_template_kwargs") if used else ()
-    return {"chat_template": used, **{name: getattr(config, name) for name in names}}
-
-
 def _sampling(options: EvalOptions) -> dict[str, Any]:
     """The settings of an evaluation, by the names that `Settings` has for them."""
     from vopd.evaluation.completions import Settings
 
-    renamed = {"revision": options.model_revision, "chat_options": options.chat_template_kwargs}
-    names = {field.name for field in fields(Settings)} - renamed.keys()
-    return {name: getattr(options, name) for name in names} | renamed
+    names = {field.name for field in fields(Settings)} - {"revision"}
+    return {name: getattr(options, name) for name in names} | {"revision": options.model_revision}
 
 
 def evaluate(

@@ -21,14 +21,12 @@ from vopd.errors import Faults, VOPDError, installed, require
 from vopd.estimators.checks import check_top_k
 from vopd.kernels import backend_name
 from vopd.models import (
-    CommonVocabulary,
-    compare_vocabularies,
     context_length,
-    end_ids,
     end_token_difference,
     load_skeleton,
     load_tokenizer,
     read_head,
+    rollout_settings,
 )
 from vopd.models.adapter_folders import find_adapter
 from vopd.models.adapters import check_mergeable, check_sendable
@@ -62,10 +60,6 @@ class ModelFacts:
     @property
     def head_rows(self) -> int:
         return len(self.skeleton.get_output_embeddings().weight)
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        return end_ids(self.skeleton, self.tokenizer)
 
     @property
     def commit(self) -> str | None:
@@ -279,8 +273,11 @@ def _check_models(
             check_sendable(student.skeleton)
             check_mergeable(student.skeleton)
         own = (plan.options.model, plan.options.model_revision)
-        shared = {place: _shared(student, other) for place, other in {own: student, **sound}.items()}
-        sizes = {place: common.size for place, common in shared.items()}
+        shared = {
+            place: rollout_settings(student.skeleton, student.tokenizer, other.skeleton, other.tokenizer)
+            for place, other in {own: student, **sound}.items()
+        }
+        sizes = {place: common.vocab_size for place, common in shared.items()}
         check_top_k("loss_top_k", plan.config.loss_top_k, min(sizes.values()))
         notes += dict.fromkeys(common.cut for common in shared.values() if common.cut is not None)
         for teacher in sound.values():
@@ -288,17 +285,6 @@ def _check_models(
             notes += [] if difference is None else [f"{difference} (vopd train does this)"]
         return sizes
     return {}
-
-
-def _shared(student: ModelFacts, teacher: ModelFacts) -> CommonVocabulary:
-    return compare_vocabularies(
-        student.tokenizer,
-        teacher.tokenizer,
-        student_rows=student.head_rows,
-        teacher_rows=teacher.head_rows,
-        student_ends=student.end_ids,
-        teacher_ends=teacher.end_ids,
-    )
 
 
 def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:

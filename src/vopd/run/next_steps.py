@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vopd.data.chat import chat_settings
 from vopd.data.sources import TASK_PREFIX
 from vopd.evaluation.grading.extract import last_box, tagged_answer
 from vopd.models.adapter_folders import CONFIG
 from vopd.reporting.run_files import SAMPLES_FILE, read_records
 from vopd.training.rewards.named import GRADED
 
-from .evaluation import EvalOptions, chat_options, command
+from .evaluation import EvalOptions, command
 from .plan import Plan
 
 _PLACEHOLDER = "problems.jsonl"
@@ -44,7 +45,7 @@ def evaluation_lines(plan: Plan, conversations: bool = False) -> list[str]:
         return [command(EvalOptions(**shared, **_benchmarks(config)))]
     shared |= {
         "template": options.prompt_template or "{problem}",
-        **chat_options(config, config.chat_template or conversations),
+        **chat_settings(config, config.chat_template or conversations),
         "max_new_tokens": config.max_completion_length,
     }
     dataset = options.dataset if isinstance(options.dataset, str) else ""
@@ -65,7 +66,7 @@ def _benchmarks(config: Any) -> dict[str, Any]:
         "samples": config.eval_benchmark_samples,
         "max_new_tokens": config.eval_benchmark_max_new_tokens or config.max_completion_length,
         "template": config.eval_benchmark_template,
-        **chat_options(config, bool(config.eval_benchmark_chat_template)),
+        **chat_settings(config, bool(config.eval_benchmark_chat_template)),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, release_memory
 
-from vopd.data.chat import Chat
+from vopd.data.chat import Chat, chat_settings
 from vopd.data.prompts import Prompts
 from vopd.data.sources import TASK_PREFIX
 from vopd.errors import ConfigurationError, Faults, VOPDError, counted
@@ -28,7 +28,7 @@ from vopd.training.saving.contract import NEW_RUN, settings_of
 
 from . import directory, publish
 from .accuracy import Accuracy
-from .evaluation import EvalOptions, Loaded, chat_options
+from .evaluation import EvalOptions, Loaded
 from .facts import Facts, ModelFacts, Place, gather_facts, teacher_places
 from .lora import lora_config
 from .next_steps import next_steps
@@ -235,7 +235,7 @@ def plan_accuracy(plan: Plan, conversations: bool = False) -> Accuracy | None:
         EvalOptions,
         **problems,
         template=options.eval_template or options.prompt_template or "{problem}",
-        **chat_options(config, config.chat_template or conversations),
+        **chat_settings(config, config.chat_template or conversations),
         max_new_tokens=options.eval_max_new_tokens or config.max_completion_length,
         device="cpu" if config.use_cpu else "auto",
         temperature=0.0,

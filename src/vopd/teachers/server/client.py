@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from vopd.errors import TeacherServerError, counted, require
+from vopd.errors import TeacherServerError, counted, require, shortened
 from vopd.network import check_certificates, proxy_of
 
 from .addresses import checked_urls
 from .keys import read_key
-from .refusals import Rejected, Reply, Unreachable, advice, refusal, shortened, unanswered
+from .refusals import Rejected, Reply, Unreachable, advice, refusal, unanswered
 from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
@@ -195,9 +195,7 @@ class Servers:
         except RecursionError:
             why = "the response is nested too deeply"
         except json.JSONDecodeError:
-            why = (
-                f"the response is {reply.said}" if reply.page is not None else f"the response is not JSON: {reply.said}"
-            )
+            why = f"the response is {'' if reply.page is not None else 'not JSON: '}{reply.said}"
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {shortened(error, self._key)}"
             why = f"the response has an unexpected form ({what}): {reply.said}"

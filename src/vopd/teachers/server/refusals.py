@@ -16,13 +16,12 @@ from socket import gaierror
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from vopd.errors import TeacherServerError, causes, one_line, printable
+from vopd.errors import TeacherServerError, causes, one_line, shortened
 from vopd.network import Proxy, is_here
-from vopd.secrets import hidden
 
 from .vllm import BadAnswer
 
-_READ, _SHOWN = 1 << 16, 200
+_READ = 1 << 16
 # The server is starting, overloaded or being replaced, as most of the statuses from 500: worth another attempt.
 _TRANSIENT = frozenset({408, 425, 429})
 _NOT_TRANSIENT = frozenset({501, 505})
@@ -96,16 +95,11 @@ class Reply:
     def wait(self) -> float:
         """Seconds until another attempt is welcome, by Retry-After; 0 if it does not say."""
         given = self.headers.get("retry-after", "").strip()
-        seconds = 0.0
+        if re.fullmatch(r"\d{1,9}", given):
+            return float(given)
         with suppress(ValueError, TypeError):
-            seconds = float(given) if given.isdigit() else parsedate_to_datetime(given).timestamp() - time.time()
-        return max(0.0, seconds)
-
-
-def shortened(text: object, key: str) -> str:
-    """Text from a server on one line, without control characters, and without the key: a part of it would be left if
-    the text was cut first."""
-    return printable(hidden(" ".join(str(text).split()), key))[:_SHOWN]
+            return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+        return 0.0
 
 
 def refusal(reply: Reply, url: str, path: str, key_name: str, proxy: Proxy | None) -> Exception:

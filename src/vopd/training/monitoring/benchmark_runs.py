@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
-from vopd.data.chat import Rendered
+from vopd.data.chat import Rendered, chat_settings
 from vopd.errors import ConfigurationError, DataError, counted
 from vopd.evaluation.benchmarks import DEFINITIONS, Benchmark, load_benchmark, warn_of_overlaps
 from vopd.evaluation.completions import Batch, Record, Settings, benchmark_batches, benchmark_prompts, records_of
@@ -76,12 +76,6 @@ def _settings(args: Any) -> Settings:
         template=args.eval_benchmark_template,
         **chat_settings(args, bool(args.eval_benchmark_chat_template)),
     )
-
-
-def chat_settings(args: Any, used: bool) -> dict[str, Any]:
-    """The settings of the chat template for an evaluation that does or does not use it, by their names in Settings."""
-    given = {"chat_options": args.chat_template_kwargs, "thinking": args.thinking, "system_prompt": args.system_prompt}
-    return {"chat_template": used, **(given if used else {})}
 
 
 @dataclass(frozen=True)
