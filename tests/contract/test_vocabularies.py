@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from datasets import Dataset
 from tokenizers import AddedToken
 
 from cases import Case, Place
-from messages import says
+from messages import says, told
 from teachers.stub_server import StubServer
 from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import DataError, MismatchError
@@ -41,7 +42,8 @@ def changed(
     template: str | None = None,
 ) -> Path:
     """A copy of a model whose tokenizer has more tokens, another end token, or whose head has another size."""
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    shutil.copytree(source, target)
+    tokenizer = load_tokenizer(source)
     tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in tokens])
     if eos is not None:
         tokenizer.eos_token = eos
@@ -49,8 +51,9 @@ def changed(
         tokenizer.pad_token = pad
     tokenizer.chat_template = template
     if rows is not None:
+        model = load_model(source)
         model.resize_token_embeddings(rows)
-    model.save_pretrained(target)
+        model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
 
@@ -149,8 +152,6 @@ CASES = [
     Case(f"variance {PAIR} --contexts 2 --max_completion_length 3", 4, "'<tool>' (id 300) ... share 300 ids",
          before=all_of(student("<tool>"), prompts(*TOOL))),
     Case(f"variance {PAIR}", 4, "student ends ... <|im_end|>", before=student("<|im_end|>", eos="<|im_end|>")),
-    Case("RUN --model {work}/s --max_steps 1", 0, f"{LEFT} ... id 300 (<tool>)", leaves=("r/model/",),
-         before=student("<tool>")),
 ]  # fmt: skip
 
 
@@ -197,15 +198,17 @@ def trained(place: Place, model: Path, teacher_model: Any, monkeypatch: pytest.M
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["teacher", "student", "both", "past the head"])
+@pytest.mark.parametrize("kind", ["student", "both", "past the head"])
 def test_surplus_ids_leave_every_bit_of_a_step_as_it_is(
-    kind: str, place: Place, monkeypatch: pytest.MonkeyPatch
+    kind: str, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own, head = () if kind == "teacher" else ("<a>", "<b>"), 300 if kind == "past the head" else None
+    own, head = ("<a>", "<b>"), 300 if kind == "past the head" else None
     plain = trained(place, changed(place.student, place.work / "p", rows=head), str(place.teacher), monkeypatch)
     folder = changed(place.student, place.work / "s", *own, rows=head)
-    theirs = changed(place.teacher, place.work / "t", *(("<c>",) if kind in ("teacher", "both") else ()))
+    theirs = changed(place.teacher, place.work / "t", *(("<c>",) if kind == "both" else ()))
+    assert LEFT not in caplog.text
     found = trained(place, folder, str(theirs), monkeypatch)
+    assert told(f"{LEFT} ... ids 300 to 301", caplog.text)
     assert found.vocab_size == 300 and found.completions == plain.completions and found.loss == plain.loss
     for name, gradient in plain.gradient.items():
         rows = 300 if "embed" in name else len(gradient)  # the other ones are 0, or not there
