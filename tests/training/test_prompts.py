@@ -35,6 +35,10 @@ def test_texts_and_messages_pass() -> None:
         (None, "train_dataset ... missing"),
         (rows(), "train_dataset ... empty"),
         (Dataset.from_dict({"text": ["a"]}), "train_dataset ... prompt ... it has: text"),
+        (
+            Dataset.from_dict({"question": ["a"]}).with_transform(lambda rows: rows),
+            "transform of train_dataset ... prompt",
+        ),
         (rows("a", ""), "row 1 of train_dataset ... empty"),
         (rows("a", None), "row 1 ... text"),
         (rows(3), "row 0 ... int"),

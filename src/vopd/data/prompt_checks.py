@@ -27,6 +27,8 @@ def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
         raise DataError(f"{name} is empty")
     if {"image", "images"} & set(columns):
         raise DataError(f"{name} has images, which are not supported; remove the column or use TRL's trainer")
+    if dataset.format["type"] == "custom" and PROMPT not in dataset[:1]:
+        raise DataError(f"the transform of {name} returns no column {PROMPT!r}; add one to what it returns")
 
 
 def check_no_stream(dataset: Any, name: str) -> None:
