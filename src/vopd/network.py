@@ -32,8 +32,9 @@ def is_here(url: str) -> bool:
 
 def bypass_proxies(url: str) -> None:
     """Let all libraries of this process reach an address of this machine directly; no effect on another address."""
-    if is_here(url):
-        hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), urlsplit(url).hostname
+    host = urlsplit(url).hostname
+    if is_here(url) and host and not proxy_bypass(host):
+        hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), host
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, hosts))
 
 

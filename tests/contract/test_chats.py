@@ -232,6 +232,7 @@ def test_templates_with_names(tokenizers: dict[str, Any]) -> None:
     chat = Chat(tokenizer)
     assert chat.text([USER]) == "2+2" and chat.text(Asked([USER], [TOOL])).startswith("T2+2")
     tokenizer.chat_template = {"rag": said}
+    assert Chat(tokenizer).kind("2+2") == "text" and not Chat(tokenizer).dated
     with pytest.raises(MismatchError, match=says("several chat templates")):
         Chat(tokenizer).ids([[USER]])
 

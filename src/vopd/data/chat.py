@@ -84,7 +84,7 @@ class Chat:
                 "this tokenizer has no chat template: leave chat_template off and give prompts as text, or save a "
                 "tokenizer with a template into the student's folder"
             )
-        if self.thinking is not None and self.has_template and _THINKING not in self._source(None):
+        if self.thinking is not None and self.has_template and _THINKING not in self._sources:
             raise ConfigurationError(
                 f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it "
                 "has with chat_template_kwargs"
@@ -108,7 +108,7 @@ class Chat:
     @property
     def has_template(self) -> bool:
         """Whether the tokenizer can render conversations."""
-        return bool(self.template or getattr(self.tokenizer, "chat_template", None))
+        return bool(self._sources)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -240,16 +240,19 @@ class Chat:
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
         """The special tokens that the chat template writes."""
-        if not self.has_template:
-            return ()
-        source = self._source(None)
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        return tuple(token.content for token in added if token.special and token.content in source)
+        return tuple(token.content for token in added if token.special and token.content in self._sources)
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
         begin = [self.tokenizer.bos_token] if self.has_template and self.tokenizer.bos_token else []
         return (*begin, *self.control_tokens)
+
+    @property
+    def _sources(self) -> str:
+        """The text of all templates that the tokenizer has; empty without any."""
+        own = self.template or getattr(self.tokenizer, "chat_template", None) or ""
+        return own if isinstance(own, str) else "\n".join(own.values())
 
     def _source(self, tools: Any) -> str:
         """The text of the template; a tokenizer may have several, one of them for tools."""
@@ -269,7 +272,7 @@ class Chat:
     @property
     def dated(self) -> bool:
         """Whether the chat template writes the date: prompts are then others on another day."""
-        return self.has_template and "strftime_now" in self._source(None)
+        return "strftime_now" in self._sources
 
     @cached_property
     def _takes_parts(self) -> bool:

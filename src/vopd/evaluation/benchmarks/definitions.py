@@ -259,10 +259,8 @@ def _commit(repository: str, revision: str | None) -> str | None:
 
 def _why(source: Source, definition: Definition, error: Exception) -> str:
     others = [other.repository for other in definition.sources if other.repository != source.repository]
-    instead = "".join(f"{definition.name}={other}, " for other in others) + f"{definition.name}=FILE.jsonl" * bool(
-        definition.sources
-    )
-    instead = instead or "a file or folder that is here"
+    others += ["FILE.jsonl"] if definition.sources else []
+    instead = ", ".join(f"{definition.name}={other}" for other in others) or "a file or folder that is here"
     if "gated" in str(error).lower():
         return (
             f"'{source.repository}' is gated: accept its conditions at https://huggingface.co/datasets/"
