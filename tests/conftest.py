@@ -118,6 +118,15 @@ def tiny_teacher_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: A
     return save_tiny_model(folder, tiny_tokenizer, rows=TEACHER_ROWS, width=48, seed=2, tied=False)
 
 
+@pytest.fixture(scope="session")
+def chat_student(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """Folder of a tiny Qwen3 whose tokenizer has the chat template and special tokens of the small Qwen of chats.py."""
+    from chats import family
+
+    folder = tmp_path_factory.mktemp("models") / "student"
+    return save_tiny_model(folder, family("qwen", tiny_tokenizer), rows=STUDENT_ROWS, width=32, seed=1, tied=True)
+
+
 @pytest.fixture
 def drawn() -> None:
     """For a test that wants the PNG files which `undrawn` leaves out."""

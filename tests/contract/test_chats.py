@@ -14,7 +14,6 @@ import pytest
 
 from cases import RUN, Case, Place
 from chats import family
-from conftest import save_tiny_model
 from messages import says, told
 from vopd.data.chat import Chat
 from vopd.data.conversations import Asked
@@ -275,13 +274,6 @@ def test_texts_and_conversations_do_not_mix_without_the_template(tokenizers: dic
 
 
 # ---- on the command line and in Python ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chat_student(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Any]) -> Path:
-    """A tiny model with the small Qwen's tokenizer."""
-    folder = tmp_path_factory.mktemp("chat") / "student"
-    return save_tiny_model(folder, tokenizers["qwen"], rows=304, width=32, seed=1, tied=True)
 
 
 CHAT = RUN.replace("{S}", "{work}/student").replace("{T}", "{work}/student").replace("{p}", "{work}/rows.jsonl")

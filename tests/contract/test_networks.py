@@ -261,12 +261,6 @@ def test_an_empty_key_is_none(listen: Make, fails: Callable[..., str], monkeypat
     assert b"uthorization" not in server.requests[0].partition(b"\r\n\r\n")[0]
 
 
-TRAIN = (
-    "RUN --teacher_server_url URL --estimator vopd_teacher_top_k --loss_top_k 5 --teacher_server_timeout 0.2 "
-    "--teacher_server_retries 0"
-)
-
-
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
@@ -500,16 +494,23 @@ HUB = {
 }
 
 
+def train(place: Place, *changes: str) -> list[str]:
+    """A run of one step. Of two options of one name the last one counts."""
+    return [
+        "train", "--model", str(place.student), "--teacher_model", str(place.teacher), "--dataset", str(place.prompts),
+        "--output_dir", str(place.out), "--run_name", "r", "--use_cpu", "true", "--per_device_train_batch_size", "4",
+        "--max_completion_length", "2", "--max_steps", "1", *changes,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("answer", HUB)
 def test_what_the_hub_refuses_is_said_without_the_token(
     answer: str, place: Place, hub: Callable[..., Listener], fails: Callable[..., str]
 ) -> None:
     given, facts = HUB[answer]
     server = hub(given)
-    command = ["train", "--teacher_model", str(place.teacher), "--output_dir", str(place.out), "--use_cpu", "true"]
-    command += ["--per_device_train_batch_size", "4", "--max_completion_length", "8"]
-    fails([*command, "--model", "me/mine", "--dataset", str(place.prompts)], 4, f"'me/mine' ... {facts}", TOKEN)
-    line = fails([*command, "--model", str(place.student), "--dataset", "me/set"], 3, "'me/set'", TOKEN)
+    fails(train(place, "--model", "me/mine"), 4, f"'me/mine' ... {facts}", TOKEN)
+    line = fails(train(place, "--dataset", "me/set"), 3, "'me/set'", TOKEN)
     assert "Illegal" not in line and not place.out.exists()
     assert server.requests
 
@@ -521,10 +522,6 @@ def test_the_way_to_the_hub_is_named(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
     from huggingface_hub.utils import close_session
 
-    command = [
-        "train", "--teacher_model", str(place.teacher), "--model", "me/mine", "--dataset", str(place.prompts),
-        "--per_device_train_batch_size", "4", "--max_completion_length", "8", "--use_cpu", "true",
-    ]  # fmt: skip
     for variable, value, facts in (
         ("ALL_PROXY", f"socks5://me:{KEY}@x:1", "socks5://x:1 (ALL_PROXY) ... pip install 'httpx[socks]'"),
         ("all_proxy", "socks://x:1", "socks://x:1 (all_proxy) ... socks5://"),
@@ -534,7 +531,7 @@ def test_the_way_to_the_hub_is_named(
         with monkeypatch.context() as patch:
             patch.setenv(variable, value)
             close_session()  # which was opened with another environment
-            fails(command, 4, f"'me/mine' ... {facts}")
+            fails(train(place, "--model", "me/mine"), 4, f"'me/mine' ... {facts}")
     close_session()
 
 
@@ -542,11 +539,7 @@ def test_an_upload_that_fails_loses_nothing_and_shows_no_token(
     place: Place, hub: Callable[..., Listener], fails: Callable[..., str]
 ) -> None:
     hub(quoting("403 Forbidden"))
-    command = [
-        "train", "--model", str(place.student), "--teacher_model", str(place.teacher), "--dataset", str(place.prompts),
-        "--output_dir", str(place.out), "--run_name", "r", "--use_cpu", "true", "--per_device_train_batch_size", "4",
-        "--max_completion_length", "2", "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "me/mine",
-    ]  # fmt: skip
+    command = train(place, "--push_to_hub", "true", "--hub_model_id", "me/mine")
     fails(command, 1, f"'me/mine' ... status 403 ... hf upload me/mine {place.out}/r/model", TOKEN)
     assert (place.out / "r" / "model" / "model.safetensors").is_file() and (place.out / "r" / "report.html").is_file()
 

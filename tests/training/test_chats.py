@@ -11,8 +11,6 @@ import pytest
 import trl
 from datasets import Dataset
 
-from chats import family
-from conftest import save_tiny_model
 from contract.test_chats import ANSWER, FOUR, SYSTEM, USER, qwen, written
 from messages import says
 from vopd.data.prompts import read_prompts
@@ -20,13 +18,6 @@ from vopd.data.tokenized import TEACHER_PROMPT_IDS, prompt_ids
 from vopd.errors import ConfigurationError, DataError
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def chat_student(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A tiny model with the small Qwen's tokenizer."""
-    folder = tmp_path_factory.mktemp("chat") / "student"
-    return save_tiny_model(folder, family("qwen", tiny_tokenizer), rows=304, width=32, seed=1, tied=True)
 
 
 @pytest.fixture
