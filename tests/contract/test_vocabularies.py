@@ -333,6 +333,17 @@ def test_a_server_without_the_student_s_end_token_is_refused(place: Place, serve
         inspect_servers(Servers(serve().url), None, tokenizer, [5, 6], end_ids=[300])
 
 
+@pytest.mark.parametrize("status", [403, 404, 413])
+def test_a_gateway_that_lets_no_comparison_through_is_no_other_vocabulary(
+    status: int, place: Place, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StubServer, "detokenize", lambda self, body: (status, {"error": "not this path"}))
+    server = serve()
+    assert inspect_servers(Servers(server.url), None, load_tokenizer(place.student), [5, 6]).same_ids == {
+        server.url: None
+    }
+
+
 def test_doctor_says_what_a_server_lacks(place: Place, serve: Any, capfd: pytest.CaptureFixture[str]) -> None:
     changed(place.student, place.work / "s", "<a>")
     command = f"doctor --teacher {serve().url} --model {{work}}/s"

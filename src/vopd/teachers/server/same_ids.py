@@ -30,7 +30,7 @@ def check_vocabulary(
         ends: the student's end ids besides the tokenizer's.
 
     Returns:
-        The ids that are the same; None if the server has no /detokenize.
+        The ids that are the same; None if its /detokenize cannot be used.
 
     Raises:
         MismatchError: an id decodes to different text, or a text encodes to different ids.
@@ -60,12 +60,13 @@ def check_vocabulary(
 
 
 def _asked(model: ServedModel, url: str, ids: list[int]) -> tuple[str | None, str]:
-    """The text to which the server decodes `ids`, or the empty text and why it refuses them; None if it has no
-    /detokenize."""
+    """The text to which the server decodes `ids`, or the empty text and why it refuses them; None if /detokenize cannot
+    be used."""
     try:
         return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url), ""
     except Rejected as error:
-        return (None, "") if error.status in {404, 405} else ("", str(error))
+        # Other statuses refuse the path, whatever the ids: it is not there, or a gateway does not let it through.
+        return ("", str(error)) if error.status in {400, 422} else (None, "")
 
 
 def _reads(tokenizer: Any, ids: list[int], text: str | None) -> bool:
