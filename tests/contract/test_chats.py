@@ -359,6 +359,7 @@ def test_a_resumed_run_has_the_same_prompts_on_another_day(
     template.write_text("{{ strftime_now('%f') }}" + template.read_text())
     written(place.work / "rows.jsonl", *FOUR)
     assert place.call(f"{CHAT} --save_steps 1 --max_steps 1") == 0
+    assert told("4 of 4 prompts ... today's date ... line 1", "\n".join(capfd.readouterr()))
     more = f"{CHAT} --save_steps 1 --max_steps 2 --resume"
     Case(f"{more} --system_prompt x", 2, "system_prompt null -> x ... new run").check(place, capfd.readouterr)
     assert place.call(more) == 0

@@ -294,6 +294,8 @@ class Chat:
         if isinstance(turns, str):
             lost = "texts without the system prompt of their row, which chat_template=true would give them"
             return [*found, lost] if system else found
+        if self.dated:
+            found.append("prompts of a chat template that may write today's date, which is another one tomorrow")
         if has_system(turns) and (system or self.system_prompt is not None):
             of_row = turns[0]["content"] == system
             found.append(f"prompts with the system prompt of their {'row' if of_row else 'own, which stays'}")
