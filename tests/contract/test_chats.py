@@ -86,30 +86,33 @@ ROWS = [
     Row({"prompt": "2+2", "messages": [USER]}, ONE, template="{messages}"),
     Row({"prompt": [USER], "completion": [ANSWER]}, ONE, said="'completion' ... not trained on"),
     Row({"dialogue": [USER]}, "no column prompt, messages ... it has: dialogue", error=DataError),
-    Row({"prompt": 3}, "row 0 ... int", error=DataError),
-    Row({"prompt": []}, "row 0 ... empty", error=DataError),
+    Row({"prompt": 3}, "line 1 ... int", error=DataError),
+    Row({"prompt": []}, "every prompt ... empty", error=DataError),
+    Row({"prompt": None, "messages": [USER]}, "line 1 ... no 'prompt' ... it has 'messages'", error=DataError),
     Row({"messages": [USER]}, "'messages' must be text", template="Q: {messages}", error=DataError),
     # roles
     Row({"conversations": [{"from": "system", "value": "be brief"}, {"from": "human", "value": "2+2"},
                            {"from": "chatgpt", "value": "4"}, {"from": "prompter", "value": "2+2"}]},
         qwen("system: be brief", "user: 2+2", "assistant: 4", "user: 2+2")),
-    Row({"conversations": [{"from": "narrator", "value": "2+2"}]}, "row 0 ... turn 0 ... 'narrator'", error=DataError),
+    Row({"conversations": [{"from": "narrator", "value": "2+2"}]}, "line 1 ... turn 0 ... 'narrator'", error=DataError),
     Row({"prompt": [{"role": "developer", "content": "be brief"}, USER]}, qwen("system: be brief", "user: 2+2")),
     Row({"prompt": [{"role": "developer", "content": "be brief"}, USER]}, "developer<|message|>be brief", "gptoss"),
     Row({"prompt": [SYSTEM, USER]}, gemma("be brief\n\n2+2"), "gemma"),
-    Row({"prompt": [SYSTEM]}, "row 0 ... leaves out turn 0 (system)", "gemma", error=DataError),
-    Row({"prompt": [{"content": "2+2"}]}, "row 0 ... turn 0 ... no role", error=DataError),
+    Row({"prompt": [SYSTEM]}, "line 1 ... leaves out turn 0 (system)", "gemma", error=DataError),
+    Row({"prompt": [{"content": "2+2"}]}, "line 1 ... turn 0 ... no role", error=DataError),
     # contents
     Row({"prompt": [{**USER, "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2"}]}]}, ONE),
     Row({"prompt": [{"role": "user", "content": ["2+", "2"]}]}, gemma("2+2"), "gemma"),
     Row({"prompt": [{"role": "user", "content": [{"type": "input_text", "text": "2+2", "image_url": None}]}]}, ONE),
     Row({"prompt": [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]},
-        "row 0 ... turn 0 (user) ... 'image'", error=DataError),
+        "line 1 ... turn 0 (user) ... 'image'", error=DataError),
     Row({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}, "text": None}]}]},
-        "row 0 ... turn 0 ... 'image_url'", error=DataError),
-    Row({"prompt": [{"role": "user", "content": " "}]}, "row 0 ... turn 0 (user) is empty", error=DataError),
+        "line 1 ... turn 0 ... 'image_url'", error=DataError),
+    Row({"prompt": [{"role": "user", "content": " "}]}, "line 1 ... turn 0 (user) is empty", error=DataError),
     Row({"prompt": [USER, {"role": "assistant"}, USER]}, "turn 1 (assistant) has no content", error=DataError),
-    Row({"prompt": [{"role": "user", "content": 4}]}, "turn 0 (user) ... text ... int", error=DataError),
+    Row({"prompt": [{"role": "user", "content": 0.5}]}, "turn 0 (user) ... text ... float", error=DataError),
+    Row({"prompt": [{"role": "user", "content": 4}]}, qwen("user: 4")),
+    Row({"prompt": [USER, calls(), {**RESULT, "content": {"sum": 4}}]}, "turn 2 (tool) ... '{sum}'", error=DataError),
     # tools
     Row({"prompt": [USER, calls(), RESULT], "tools": [TOOL]},
         "{TOOL}\n\n2+2<|eot_id|>".replace("{TOOL}", TOOL_JSON), "llama",
@@ -127,29 +130,35 @@ ROWS = [
         "llama"),
     Row({"prompt": [USER], "tools": json.dumps([TOOL])}, "# Tools\n" + TOOL_JSON),
     Row({"prompt": [USER], "tools": []}, ONE),
+    Row({"prompt": [USER], "tools": [TOOL["function"]]}, "# Tools\n" + TOOL_JSON),
+    Row({"prompt": [USER], "tools": [{"type": "function", **TOOL["function"]}]}, "# Tools\n" + TOOL_JSON),
+    Row({"question": "2+2", "tools": "a hammer"}, qwen("user: 2+2 a hammer"), settings=TEXTS,
+        template="{question} {tools}"),
+    Row({"prompt": [USER], "tools": [TOOL]}, "# Tools\n" + TOOL_JSON, settings={"tools": [TOOL]},
+        said="1 of 1 ... those of the trainer"),
     Row({"prompt": [USER, calls(tool_calls=[{"name": "add", "arguments": {"a": 2, "text": None}}]), RESULT]},
         '"parameters": {"a": 2}}', "llama"),
-    Row({"prompt": [USER], "tools": "hammer"}, "row 0 ... 'tools' is not valid JSON", error=DataError),
+    Row({"prompt": [USER], "tools": "hammer"}, "line 1 ... 'tools' is not valid JSON", error=DataError),
     Row({"prompt": "2+2", "tools": "hammer"}, "2+2"),
-    Row({"prompt": [USER], "tools": [TOOL]}, gemma("2+2"), "gemma", said="1 of 1 ... tools ... not use ... row 0"),
-    Row({"prompt": [USER, calls(), RESULT]}, "row 0 ... turn 1 calls a tool", "gemma", error=DataError),
-    Row({"prompt": [USER, RESULT]}, "row 0 ... a result without a call", "gptoss", error=DataError),
+    Row({"prompt": [USER], "tools": [TOOL]}, gemma("2+2"), "gemma", said="1 of 1 ... tools ... not use ... line 1"),
+    Row({"prompt": [USER, calls(), RESULT]}, "line 1 ... turn 1 calls a tool", "gemma", error=DataError),
+    Row({"prompt": [USER, RESULT]}, "line 1 ... a result without a call", "gptoss", error=DataError),
     # the last turn
     Row({"messages": [SYSTEM, USER, ANSWER]}, qwen("system: be brief", "user: 2+2"),
         said="1 conversation ... dropped ... last_assistant_turn=continue"),
     Row({"messages": [USER, ANSWER, USER, calls()]}, qwen("user: 2+2", "assistant: 4", "user: 2+2")),
     Row({"prompt": [USER, ANSWER]}, qwen("user: 2+2", end="<|im_start|>assistant\n4"), settings=CONTINUE,
         kind="conversation, with its last turn continued", said="1 conversation ... continued"),
-    Row({"prompt": [SYSTEM, ANSWER]}, "row 0 ... only the assistant's turns", error=DataError),
-    Row({"prompt": [USER, calls()]}, "row 0 ... cannot continue the last turn", "llama", CONTINUE, error=DataError),
+    Row({"prompt": [SYSTEM, ANSWER]}, "line 1 ... only the assistant's turns", error=DataError),
+    Row({"prompt": [USER, calls()]}, "line 1 ... cannot continue the last turn", "llama", CONTINUE, error=DataError),
     # rendered already
-    Row({"prompt": ONE}, ONE, settings=TEXTS, kind="rendered chat", said="1 of 1 ... rendered chats already ... row 0"),
+    Row({"prompt": ONE}, ONE, settings=TEXTS, kind="rendered chat", said="1 of 1 ... rendered chats ... line 1"),
     Row({"prompt": gemma("2+2")}, gemma("2+2"), "gemma", kind="rendered chat", said="rendered chats already"),
     Row({"prompt": llama("user: 2+2")}, llama("user: 2+2"), "llama", TEXTS, said="rendered chats already"),
     Row({"problem": "2+2"}, ONE, template=ONE.replace("2+2", "{problem}"),
         said="rendered chats already"),
     Row({"prompt": "What is <|im_end|>?"}, qwen("user: What is <|im_end|>?"), settings=TEXTS,
-        said="1 of 1 ... special token ... row 0"),
+        said="1 of 1 ... special token ... line 1"),
     # settings
     Row({"prompt": "2+2"}, ONE, settings=TEXTS, kind="text in the chat template"),
     Row({"prompt": "2+2"}, qwen("system: be brief", "user: 2+2"), settings={**TEXTS, "system_prompt": "be brief"}),
@@ -168,14 +177,26 @@ ROWS = [
         settings={"thinking": True}, kind="conversation, with its own chat_template_kwargs"),
     Row({"prompt": [USER], "chat_template_kwargs": '{"enable_thinking": false}'}, ONE + "<think></think>"),
     Row({"prompt": [USER], "chat_template_kwargs": {"mood": "good"}}, ONE, said="mood ... does not use"),
-    Row({"prompt": [USER], "chat_template_kwargs": {"tokenize": True}}, "row 0 ... cannot set tokenize",
+    Row({"prompt": [USER], "chat_template_kwargs": {"tokenize": True}}, "line 1 ... cannot set tokenize",
         error=DataError),
     Row({"prompt": [USER]}, "chat_template_kwargs cannot set tools", settings={"options": {"tools": []}},
         error=ConfigurationError),
     Row({"prompt": [USER]}, "last_assistant_turn ... drop or continue ... 'keep'",
         settings={"last_assistant_turn": "keep"}, error=ConfigurationError),
+    # the system prompt of a row
+    Row({"system": "be brief", "conversations": [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]},
+        qwen("system: be brief", "user: 2+2"), settings={"system_prompt": "no"},
+        kind="conversation, with its own system prompt", said="1 of 1 ... system prompt of their row ... line 1"),
+    Row({"system_prompt": "be brief", "question": "2+2"}, qwen("system: be brief", "user: 2+2"), settings=TEXTS,
+        kind="text in the chat template, with its own system prompt", said="system prompt of their row"),
+    Row({"system_prompt": "be brief", "question": "2+2"}, "2+2", said="texts without the system prompt ... line 1"),
+    Row({"system_prompt": "be brief", "question": "2+2"}, qwen("user: be brief: 2+2"), settings=TEXTS,
+        template="{system_prompt}: {question}", kind="text in the chat template"),
+    Row({"system": "no", "prompt": [SYSTEM, USER]}, qwen("system: be brief", "user: 2+2"), said="their own ... stays"),
+    Row({"system": " ", "prompt": [USER]}, ONE),
+    Row({"system": 3, "prompt": [USER]}, ONE),
     # templates
-    Row({"prompt": [USER, USER]}, "row 0 ... roles must take turns", "gemma", error=DataError),
+    Row({"prompt": [USER, USER]}, "line 1 ... roles must take turns", "gemma", error=DataError),
     Row({"prompt": [USER]}, "chat messages ... no chat template", "plain", error=MismatchError),
     Row({"prompt": "2+2"}, "no chat template", "plain", TEXTS, error=ConfigurationError),
 ]  # fmt: skip
@@ -205,7 +226,7 @@ def test_a_row_as_its_model_reads_it(
         with pytest.raises(case.error, match=says(case.text)) as caught:
             read()
         assert "\n" not in str(caught.value)
-        assert "row 0" not in case.text or "rows.jsonl" in str(caught.value)
+        assert "line 1" not in case.text or "rows.jsonl" in str(caught.value)
         return
     found = read()
     (example,), (ids,) = found.examples, prompt_ids(found.dataset)
@@ -290,14 +311,14 @@ def prepared(chat_student: Path, *rows: dict[str, Any]) -> Callable[[Place], obj
 
 
 COMMANDS = [
-    (DRY, FOUR, 0, "conversation, with its own system prompt, row 1 of ... rows.jsonl"),
+    (DRY, FOUR, 0, "conversation, with its own system prompt ... rows.jsonl ... line 2"),
     (DRY, FOUR, 0, "1 conversation ... rows.jsonl ... dropped"),
     (f"{DRY} --system_prompt brief --thinking false", FOUR, 0, "system ... brief ... think"),
-    (f"{DRY} --teacher_prompt_template '{{messages}}'", FOUR, 0, "first prompt ... assistant"),
+    (f"{DRY} --teacher_prompt_template '{{messages}}'", FOUR, 0, "the teacher's ... assistant"),
     (f"{DRY} --system_prompt brief", [{"prompt": "2+2"}] * 4, 2, "system_prompt ... chat_template=true"),
     (f"{DRY} --chat_template true --system_prompt brief", [{"prompt": "2+2"}] * 4, 0,
-     "text in the chat template, with system_prompt, row 0 of"),
-    (DRY, [*FOUR[1:], {"messages": [{"role": "critic", "content": "x"}]}], 3, "row 3 of ... rows.jsonl ... 'critic'"),
+     "text in the chat template, with system_prompt ... line 1"),
+    (DRY, [*FOUR[1:], {"messages": [{"role": "critic", "content": "x"}]}], 3, "rows.jsonl ... line 4 ... 'critic'"),
     (f"{DRY} --last_assistant_turn keep", FOUR, 2, "last_assistant_turn ... drop or continue"),
     ("variance --model {work}/student --teacher_model {work}/student --dataset {work}/rows.jsonl --output_dir {out} "
      "--device cpu --system_prompt x", [{"prompt": "2+2"}] * 4, 2, "system_prompt ... chat_template=true"),
@@ -331,6 +352,7 @@ def test_a_resumed_run_has_the_same_prompts_on_another_day(
     template.write_text("{{ strftime_now('%f') }}" + template.read_text())
     written(place.work / "rows.jsonl", *FOUR)
     assert place.call(f"{CHAT} --save_steps 1 --max_steps 1") == 0
+    assert told("4 of 4 prompts ... today's date ... line 1", "\n".join(capfd.readouterr()))
     more = f"{CHAT} --save_steps 1 --max_steps 2 --resume"
     Case(f"{more} --system_prompt x", 2, "system_prompt null -> x ... new run").check(place, capfd.readouterr)
     assert place.call(more) == 0

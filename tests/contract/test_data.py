@@ -25,7 +25,7 @@ import pytest
 from cases import Case, Place
 from messages import says, told
 from training.two_processes import SOURCES
-from vopd.data.local_data import local_rows, row_place
+from vopd.data.local_data import load_local, local_rows
 from vopd.data.prompts import read_prompts
 from vopd.data.sources import Source, load_rows
 from vopd.errors import ConfigurationError, DataError
@@ -345,12 +345,12 @@ def test_columns_of_several_sources(tmp_path: Path) -> None:
 def test_the_place_of_a_row_among_shards(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(A + "\n" + B)
     (tmp_path / "b.jsonl").write_text("\n" + A)
-    pattern = str(tmp_path / "*.jsonl")
-    assert [row_place(pattern, None, {}, index) for index in (1, 2)] == [
-        f"'{tmp_path}/a.jsonl' line 3", f"'{tmp_path}/b.jsonl' line 2",
-    ]  # fmt: skip
-    (tmp_path / "p.parquet").write_bytes(parquet("a"))
-    assert row_place(str(tmp_path / "p.parquet"), None, {}, 0) == f"'{tmp_path}/p.parquet' row 0"
+    place = load_local(str(tmp_path / "*.jsonl"), None, {})[2]
+    assert [place(1), place(2)] == [f"'{tmp_path}/a.jsonl' line 3", f"'{tmp_path}/b.jsonl' line 2"]
+    for name, prompts in ("p", ["a", "b"]), ("q", ["c", ""]), ("r", ["d", None]):
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(*prompts))
+    with pytest.raises(DataError, match=says("r.parquet' row 1 ... no 'prompt'")):  # the empty one is dropped
+        read_prompts(tmp_path / "*.parquet")
 
 
 def test_a_count_reads_no_further(tmp_path: Path) -> None:

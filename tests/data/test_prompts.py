@@ -92,7 +92,7 @@ class TestTemplate:
             load_prompts(write(ROWS), template=template)
 
     def test_column_without_text(self, write) -> None:
-        with pytest.raises(DataError, match=says("row 1 ... 'level' ... NoneType ... text")):
+        with pytest.raises(DataError, match=says("line 2 ... 'level' ... NoneType ... text")):
             load_prompts(write([{"level": "a"}, {"other": "b"}]), template="{level}")
 
 
@@ -141,14 +141,14 @@ class TestClearErrors:
         with pytest.raises(DataError, match=says("prompt ... text, answer")):
             load_prompts(write([{"text": "a", "answer": "b"}]))
 
-    @pytest.mark.parametrize(("value", "kind"), [(5, "int"), (None, "NoneType"), ([1], "list")])
+    @pytest.mark.parametrize(("value", "kind"), [(5, "int"), ([1], "list")])
     def test_field_that_is_no_text_has_its_row(self, write, value: Any, kind: str) -> None:
         rows = [{"prompt": value}, {"prompt": value}]
-        with pytest.raises(DataError, match=says(f"row 0 ... prompt ... {kind} ... text")):
+        with pytest.raises(DataError, match=says(f"line 1 ... prompt ... {kind} ... text")):
             load_prompts(write(rows))
 
     def test_missing_prompt_in_one_row(self, write) -> None:
-        with pytest.raises(DataError, match=says("row 1 ... prompt ... NoneType")):
+        with pytest.raises(DataError, match=says("line 2 ... no 'prompt'")):
             load_prompts(write([{"prompt": "a"}, {"answer": "b"}]))
 
     def test_nothing_but_empty_prompts(self, write) -> None:
@@ -190,11 +190,14 @@ def test_duplicates_are_kept_and_counted(write, caplog: pytest.LogCaptureFixture
 
 
 class TestEmpty:
+    def test_a_conversation_without_turns_is_empty(self, write) -> None:
+        assert len(load_prompts(write([{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}]))) == 1
+
     def test_empty_prompts_are_dropped_and_counted(self, write, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             dataset = load_prompts(write([ROWS[0], {"prompt": " \n", "answer": "0"}, ROWS[1]]))
         assert dataset["prompt"][:] == ["1 + 1 =", "2 + 3 ="] and dataset["answer"][:] == ["2", "5"]
-        assert told("empty prompts ... dropped ... 1 of 3, first row 1", caplog.text)
+        assert told("empty prompts ... dropped ... 1 of 3 ... line 2", caplog.text)
 
     def test_a_template_does_not_hide_an_empty_problem(self, write) -> None:
         dataset = load_prompts(write([{"problem": ""}, {"problem": "a"}]), template="{problem} Step by step.")

@@ -82,6 +82,13 @@ def test_the_panels_of_a_variance_show_the_numbers(tmp_path: Path, drawn: list[A
         assert axes.get_xlabel() == name
 
 
+def test_two_equal_models_have_no_variance_to_draw(tmp_path: Path, drawn: list[Any]) -> None:
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+    profile = {"by_position": [], "by_entropy": []}
+    draw_variance({"context": nothing, "profile": profile, "estimators": {"opd": {"token": nothing}}}, tmp_path)
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["0, exact"]
+
+
 def test_accuracy_stands_against_the_checkpoints_with_its_intervals(tmp_path: Path, drawn: list[Any]) -> None:
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}
     rows = [

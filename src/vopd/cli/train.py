@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
-from vopd.data.tokenized import PROMPT, asked, first_ids, token_lengths
+from vopd.data.tokenized import PROMPT, TEACHER_PROMPT_IDS, asked, first_ids, token_lengths
 from vopd.errors import counted
 from vopd.folders import nearest_existing
 from vopd.models import end_ids
@@ -100,7 +100,8 @@ def _checkpointing(config: VOPDConfig) -> bool:
 def _prompts(prompts: Prompts, chat: Chat) -> list[str]:
     (first,) = asked(prompts.dataset.select([0]), PROMPT)
     plain = [one.kind for one in prompts.examples] == ["text"]
-    ids = first_ids(prompts.dataset)
+    ids, decode = first_ids(prompts.dataset), chat.tokenizer.decode
+    apart = [TEACHER_PROMPT_IDS] if TEACHER_PROMPT_IDS in prompts.dataset.column_names else []
     shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (", ..." if len(ids) > _SHOWN_IDS else "")
     sources = (f"{entry['prompts']:,} from {entry['source']} ({entry['version']})" for entry in prompts.sources)
     return [
@@ -108,8 +109,9 @@ def _prompts(prompts: Prompts, chat: Chat) -> list[str]:
         # repr: control characters of a dataset must not reach the terminal
         f"first prompt: {chat.text(first)!r}",
         f"its {counted(len(ids), 'token id')}: {shown}",
-        f"decoded: {chat.tokenizer.decode(ids)!r}",
-        *(f"{one.kind}, row {one.row} of {one.source}: {one.text!r}" for one in prompts.examples if not plain),
+        f"decoded: {decode(ids)!r}",
+        *(f"the teacher's: {decode(first_ids(prompts.dataset, column))!r}" for column in apart),
+        *(f"{one.kind}, {one.place}: {one.text!r}" for one in prompts.examples if not plain),
     ]
 
 

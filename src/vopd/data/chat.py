@@ -17,6 +17,7 @@ from .conversations import (
     Turn,
     check_last_turn,
     ends_with_answer,
+    has_system,
     read_options,
     read_prompt,
     read_tools,
@@ -161,7 +162,7 @@ class Chat:
         asked, turns = self._turns(prompt)
         if isinstance(turns, str):
             return "rendered chat" if self.is_rendered(turns) else "text"
-        own, system = _has_system(turns), self.system_prompt is not None
+        own, system = has_system(turns), self.system_prompt is not None
         traits = {
             "its own system prompt": own,
             "system_prompt": system and not own,
@@ -170,7 +171,8 @@ class Chat:
             f"its own {OPTIONS}": bool(read_options(asked.options)),
             "its last turn continued": ends_with_answer(turns),
         }
-        kind = "text in the chat template" if isinstance(asked.prompt, str) and len(turns) == 1 else "conversation"
+        text = isinstance(asked.prompt, str) and isinstance(read_prompt(asked.prompt), str)
+        kind = "text in the chat template" if text else "conversation"
         return ", ".join([kind, *(f"with {name}" for name, there in traits.items() if there)])
 
     def check_used(self, kinds: Iterable[str]) -> None:
@@ -192,6 +194,8 @@ class Chat:
         read = read_prompt(asked.prompt, self.last_assistant_turn)
         if isinstance(read, str) and self.texts and not self.is_rendered(read):
             read = [{"role": "user", "content": read}]
+        if (system := _system_of(asked)) and not isinstance(read, str) and not has_system(read):
+            read = [{"role": "system", "content": system}, *read]
         return asked, read
 
     def _written(self, prompt: Any) -> tuple[str, bool]:
@@ -204,7 +208,7 @@ class Chat:
         if taken := _taken(own):
             raise DataError(f"'{OPTIONS}' cannot set {taken}, which vopd sets itself")
         source = self._source(tools)
-        if self.system_prompt is not None and not _has_system(turns):
+        if self.system_prompt is not None and not has_system(turns):
             turns = [{"role": "system", "content": self.system_prompt}, *turns]
         turns = [_known(turn, index, source) for index, turn in enumerate(turns)]
         given = rendered_form(turns)
@@ -282,18 +286,31 @@ class Chat:
         except DataError:
             return False
 
-    def control_token_in(self, prompt: Any) -> bool:
-        """Whether the words of a prompt have a token that the chat template writes."""
-        words = text_of(self._turns(prompt)[1])
-        return any(token in words for token in self.control_tokens)
-
-    def unused(self, prompt: Any) -> list[str]:
-        """What belongs to a prompt in its row, and the chat template does not know."""
-        asked, _ = self._turns(prompt)
+    def notes(self, prompt: Any) -> list[str]:
+        """What of a prompt the settings or the chat template do not touch, or read in another way, in words."""
+        asked, turns = self._turns(prompt)
+        if isinstance(turns, str) and self.is_rendered(turns):
+            return ["rendered chats already, and left as they are"]
+        found, words, system = [], text_of(turns), _system_of(asked)
+        if any(token in words for token in self.control_tokens):
+            found.append("prompts with a special token of the chat template inside, which is read as that token")
+        if isinstance(turns, str):
+            lost = "texts without the system prompt of their row, which chat_template=true would give them"
+            return [*found, lost] if system else found
+        if self.dated:
+            found.append("prompts of a chat template that may write today's date, which is another one tomorrow")
+        if has_system(turns) and (system or self.system_prompt is not None):
+            of_row = turns[0]["content"] == system
+            found.append(f"prompts with the system prompt of their {'row' if of_row else 'own, which stays'}")
         tools = read_tools(asked.tools)
         source = self._source(tools)
-        names = [name for name in read_options(asked.options) if name not in source]
-        return [*(["tools"] if tools and "tools" not in source else []), *names]
+        if tools and self.tools:
+            found.append("prompts with tools of their own, in place of which they get those of the trainer")
+        unknown = [*(["tools"] if tools else []), *read_options(asked.options)]
+        return [
+            *found,
+            *(f"prompts with {it}, which the chat template does not use" for it in unknown if it not in source),
+        ]
 
 
 def chat_settings(config: Any, used: bool) -> dict[str, Any]:
@@ -302,8 +319,9 @@ def chat_settings(config: Any, used: bool) -> dict[str, Any]:
     return {"chat_template": used, **{name: getattr(config, name) for name in names}}
 
 
-def _has_system(turns: list[Turn]) -> bool:
-    return any(turn["role"] in ("system", "developer") for turn in turns)
+def _system_of(asked: Asked) -> str:
+    """The system prompt in the row of a prompt; "" if there is none."""
+    return asked.system if isinstance(asked.system, str) and asked.system.strip() else ""
 
 
 def _known(turn: Turn, index: int, source: str) -> Turn:

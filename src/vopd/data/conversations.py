@@ -17,11 +17,14 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, DataError
 
+from .text_rows import RowPlace
+
 Turn = dict[str, Any]
 Prompt = str | list[Turn]
 
-TOOLS, OPTIONS = "tools", "chat_template_kwargs"
-"""Columns that belong to a conversation: the tools that it may call, and arguments of its chat template."""
+TOOLS, OPTIONS, SYSTEM = "tools", "chat_template_kwargs", ("system", "system_prompt")
+BESIDE = (TOOLS, OPTIONS, *SYSTEM)
+"""Columns that belong to a conversation: the tools that it may call, arguments of its chat template, its first turn."""
 DROP, CONTINUE = "drop", "continue"
 
 # Names of roles in ShareGPT and elsewhere. Other roles are left to the chat template.
@@ -38,16 +41,18 @@ _WRITTEN = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:"""
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with its row's tools and arguments of the chat template, all unread."""
+    """A prompt with its row's tools, arguments of the chat template and system prompt, all unread."""
 
     prompt: Any
     tools: Any = None
     options: Any = None
+    system: Any = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any], prompt: Any) -> Asked:
-        """The `prompt` of a row that may have columns for tools and arguments."""
-        return cls(prompt, row.get(TOOLS), row.get(OPTIONS))
+        """The `prompt` of a row that may have the columns `BESIDE` it."""
+        system = next(filter(None, map(row.get, SYSTEM)), None)
+        return cls(prompt, row.get(TOOLS), row.get(OPTIONS), system)
 
 
 def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
@@ -79,6 +84,11 @@ def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
 def ends_with_answer(prompt: Prompt) -> bool:
     """Whether the last turn of a conversation is the assistant's."""
     return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+
+
+def has_system(turns: list[Turn]) -> bool:
+    """Whether a conversation has a system turn of its own."""
+    return any(turn["role"] in ("system", "developer") for turn in turns)
 
 
 def rendered_form(prompt: list[Turn]) -> list[Turn]:
@@ -115,7 +125,7 @@ def read_tools(value: Any) -> list[Any] | None:
     tools = [_json(tool, f"'{TOOLS}'") for tool in tools] if isinstance(tools, list) else tools or []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"'{TOOLS}' must be a list of JSON schemas, not {type(value).__name__}")
-    return tools or None
+    return list(map(_as_function, tools)) or None
 
 
 def read_options(value: Any) -> dict[str, Any]:
@@ -131,12 +141,12 @@ def read_options(value: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
+def at(place: RowPlace, row: int) -> Iterator[None]:
     """Names the place of a row in the errors about it."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{place(row)}: {error}") from error
 
 
 def check_last_turn(value: str) -> None:
@@ -208,6 +218,8 @@ def _turn(given: Any) -> Turn:
 
 def _text(content: Any, role: str) -> str:
     """A content as one text; its parts are joined without anything between them, as by templates that take parts."""
+    if isinstance(content, int):  # what `datasets` makes of a text such as "42", if other contents are lists
+        return json.dumps(content)
     parts = [content] if isinstance(content, str | Mapping) else content
     if not isinstance(parts, list | tuple):
         raise DataError(f"({role}) must have a text as its content, not {type(content).__name__}")
@@ -216,8 +228,10 @@ def _text(content: Any, role: str) -> str:
 
 
 def _part(part: Any, role: str) -> str:
-    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text", "") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping):
+        raise DataError(f"({role}) has a part that is {type(part).__name__}; only text parts can be used")
+    kind = part.get("type", "text" if "text" in part else f"{{{', '.join(map(str, part))}}}")
+    text = part.get("text", "")
     if kind not in _TEXT_PARTS or not isinstance(text, str) or ("text" not in part and len(part) > 1):
         raise DataError(f"({role}) has a part of type '{kind}'; only text parts can be used")
     return text
@@ -239,6 +253,13 @@ def _read_calls(given: Any) -> list[Turn]:
         inner = {"name": function["name"], "arguments": function.get("arguments", function.get("parameters", {}))}
         found.append({"type": "function", **outer, "function": inner})
     return found
+
+
+def _as_function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool in the form that chat templates take, if it is a bare function."""
+    if "name" not in tool or "function" in tool:
+        return tool
+    return {"type": "function", "function": {name: entry for name, entry in tool.items() if name != "type"}}
 
 
 def _call_in(text: str) -> list[Turn]:

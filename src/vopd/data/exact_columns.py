@@ -17,14 +17,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 from vopd.errors import DataError, require
 
 from .prompt_columns import columns_of
-from .text_rows import Written
+from .text_rows import RowPlace, Written
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def to_dataset(rows: Sequence[dict[str, Any]], place: Callable[[int], str]) -> Any:
+def to_dataset(rows: Sequence[dict[str, Any]], place: RowPlace) -> Any:
     """Return rows as a `datasets.Dataset`; a key that a row lacks is None.
 
     Args:
@@ -55,7 +55,7 @@ def to_dataset(rows: Sequence[dict[str, Any]], place: Callable[[int], str]) -> A
         raise DataError(f"{place(0)} or a row after it is nested too deeply") from error
 
 
-def fitted(values: list[Any], name: str, place: Callable[[int], str]) -> Any:
+def fitted(values: list[Any], name: str, place: RowPlace) -> Any:
     """Return the values of a column as a `pyarrow.Array`: as they are if Arrow can keep them so, else as text or JSON.
 
     Raises:
@@ -85,7 +85,7 @@ def _too_large(values: list[Any], kinds: set[type]) -> bool:
     return max(numbers, default=0) > (_LARGEST if kinds == {int} else 2**53)
 
 
-def _tell(values: list[Any], name: str, place: Callable[[int], str]) -> None:
+def _tell(values: list[Any], name: str, place: RowPlace) -> None:
     kinds = [(row, _WORDS[type(value)]) for row, value in enumerate(values) if value is not None]
     (row, word), other = kinds[0], next((found for found in kinds if found[1] != kinds[0][1]), None)
     if other is None:
@@ -100,7 +100,7 @@ def _as_written(value: Any) -> str:
     return value.text if isinstance(value, Written) else json.dumps(value)
 
 
-def _as_json(value: Any, name: str, place: Callable[[int], str], row: int) -> str:
+def _as_json(value: Any, name: str, place: RowPlace, row: int) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except TypeError as error:

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import tempfile
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from glob import escape
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from vopd.errors import ConfigurationError, DataError, did_you_mean, first_line,
 
 from .exact_columns import to_dataset
 from .files import ACCEPTED, KINDS, PARQUET, as_path, check_there, digest, named_files, read_bytes, suffix
-from .text_rows import OPTIONS, PlacedRow, read_text_rows
+from .text_rows import OPTIONS, PlacedRow, RowPlace, read_text_rows
 
 logger = logging.getLogger(__name__)
 
 _DICT, _STATE, _CARD = "dataset_dict.json", "state.json", "README.md"
 
 
-def load_local(name: str, split: str | None, options: Mapping[str, Any], count: int | None = None) -> tuple[Any, str]:
-    """Return the rows of local data as a `datasets.Dataset`, and their version: a digest of all files that were read,
-    or the fingerprint of a saved dataset. Nothing is cached, and nothing is written to where the data are.
+def load_local(
+    name: str, split: str | None, options: Mapping[str, Any], count: int | None = None
+) -> tuple[Any, str, RowPlace]:
+    """Return the rows of local data as a `datasets.Dataset`, their version, and where each row is.
+
+    The version is a digest of all files that were read, or the fingerprint of a saved dataset. Nothing is cached, and
+    nothing is written to where the data are.
 
     Values of JSON and CSV files are as they are written (`exact_columns` says how); those of parquet and Arrow files
     and of saved datasets have the types that they were saved with.
@@ -46,13 +51,15 @@ def load_local(name: str, split: str | None, options: Mapping[str, Any], count: 
     saved = _saved_folder(name, split)
     if saved is not None:
         _check_options(name, "a saved dataset", options, ())
-        return _load_saved(saved)
+        return *_load_saved(saved), partial("'{}' row {}".format, name)
     files = _data_files(name, split, options)
     kind = KINDS[suffix(files[0])]
     if kind in OPTIONS:
-        rows = [row for _, row in islice(_rows(files, options), count)]
-        return to_dataset(rows, partial(_place, files, options)), digest(files)
-    return _from_tables(files, require("datasets", "train").Dataset), digest(files)
+        placed = list(islice(_rows(files, options), count))
+        places = [place for place, _ in placed]
+        return to_dataset([row for _, row in placed], places.__getitem__), digest(files), places.__getitem__
+    tables = list(map(_read_table, files))
+    return _together(files, tables), digest(files), _place_in(files, tables)
 
 
 def local_rows(name: str, split: str | None = None) -> list[PlacedRow]:
@@ -66,20 +73,8 @@ def local_rows(name: str, split: str | None = None) -> list[PlacedRow]:
     files = [] if _saved_folder(name, split) else _data_files(name, split, {})
     if files and KINDS[suffix(files[0])] in OPTIONS:
         return list(_rows(files, {}))
-    rows = load_local(name, split, {})[0].to_list()
-    return [(f"'{name}' row {index}", row) for index, row in enumerate(rows)]
-
-
-def row_place(name: str, split: str | None, options: Mapping[str, Any], index: int) -> str:
-    """Return where a row of local data is, such as "'data/2.jsonl' line 7". The files are read again: for messages."""
-    files = [] if _saved_folder(name, split) else _data_files(name, split, options)
-    if files and KINDS[suffix(files[0])] in OPTIONS:
-        return _place(files, options, index)
-    return f"'{name}' row {index}"
-
-
-def _place(files: Sequence[Path], options: Mapping[str, Any], index: int) -> str:
-    return next(islice(_rows(files, options), index, None))[0]
+    dataset, _, place = load_local(name, split, {})
+    return [(place(index), row) for index, row in enumerate(dataset.to_list())]
 
 
 def choose_split(splits: Iterable[str], wanted: str | None, name: str) -> str:
@@ -200,15 +195,24 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"'{path}' is damaged: {first_line(error)}; save the dataset again") from error
 
 
-def _from_tables(files: Sequence[Path], dataset: Any) -> Any:
-    arrow = require("pyarrow", "train")
-    tables = [_read_table(path) for path in files]
+def _place_in(files: Sequence[Path], tables: Sequence[Any]) -> RowPlace:
+    starts = [0, *accumulate(map(len, tables))]
+
+    def place(index: int) -> str:
+        part = bisect(starts, index) - 1
+        return f"'{files[part]}' row {index - starts[part]}"
+
+    return place
+
+
+def _together(files: Sequence[Path], tables: Sequence[Any]) -> Any:
+    arrow, datasets = require("pyarrow", "train"), require("datasets", "train")
     try:
         together = arrow.concat_tables(tables, promote_options="permissive")
     except (ValueError, TypeError) as error:
         raise DataError(_differing(files, tables)) from error
     try:
-        return dataset(together)
+        return datasets.Dataset(together)
     except (ValueError, TypeError) as error:
         raise DataError(f"'{files[0]}' has a column that cannot be used: {first_line(error)}; drop it") from error
 

@@ -27,7 +27,7 @@ def prompt_column(columns: Sequence[str], name: str) -> str:
     if found is None:
         raise DataError(
             f"{name} has no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has: "
-            f"{', '.join(columns) or 'none'}. Rename one, or (in vopd train) name it in a template such as '{{text}}'"
+            f"{', '.join(columns) or 'none'}. Rename one, or (in vopd train) name them in prompt_template='{{text}}'"
         )
     return found
 
@@ -49,10 +49,14 @@ def asked_value(template: str | None, column: str, row: Mapping[str, Any]) -> An
     A template that is one column and nothing else may name one that is not text.
 
     Raises:
+        DataError: the row has no value in `column`.
         ConfigurationError, DataError: see `fill_template`.
     """
     if template is None:
-        return row.get(column)
+        if (value := row.get(column)) is None:
+            there = next((f"; it has '{name}'" for name in PROMPT_COLUMNS if row.get(name) is not None), "")
+            raise DataError(f"there is no '{column}', the column of the other prompts{there}; give all rows the same")
+        return value
     whole = _FIELD.fullmatch(template)
     value = row.get(whole[1]) if whole else None
     return value if isinstance(value, list | dict) else fill_template(template, row)
@@ -88,14 +92,18 @@ def fill_where_present(template: str, rows: Sequence[Mapping[str, Any]], source:
 
 
 def empty_rows(rows: Sequence[Mapping[str, Any]], name: str, template: str | None) -> list[int]:
-    """Return the indices of the rows whose prompt columns contain only whitespace.
+    """Return the indices of the rows whose prompt columns contain only whitespace, or conversations without turns.
 
-    A missing value, or one that is not text, does not count as empty: reading the prompt raises an error for it.
+    A missing value does not count as empty, nor does one that is neither: reading the prompt raises an error for it.
     """
     columns = columns_of(rows)
     names = {prompt_column(columns, name)} if template is None else _named(template, columns)
     values = ([row.get(name) for name in names] for row in rows)
-    return [index for index, found in enumerate(values) if all(isinstance(it, str) and not it.strip() for it in found)]
+    return [index for index, found in enumerate(values) if all(map(_is_empty, found))]
+
+
+def _is_empty(value: Any) -> bool:
+    return value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _named(template: str, columns: Iterable[str]) -> set[str]:

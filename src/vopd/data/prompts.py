@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vopd.errors import DataError, check_at_least, counted, require
 
 from .chat import Chat
 from .conversations import (
+    BESIDE,
     CONTINUE,
     DROP,
     OPTIONS,
@@ -29,6 +30,7 @@ from .mixture import mix, most_without_repeats, shares, take
 from .prompt_checks import check_dataset
 from .prompt_columns import asked_value, chosen_column, empty_rows, fill_where_present, prompt_column
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
+from .text_rows import RowPlace, row_of
 from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, add_ids, asked, has_ids, written_ids
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,7 @@ class Example:
     """The first prompt of its kind: the kind in words, where it stands, and the text that the model reads."""
 
     kind: str
-    source: str
-    row: int
+    place: str
     text: str
 
 
@@ -150,13 +151,14 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
         DataError: it is no dataset of texts, there is no such column, or a row is neither a text nor a conversation.
     """
     check_dataset(dataset, name)
+    place = row_of(name)
     column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
     if dataset.format["format_kwargs"].get("transform") is not None:
-        _read_all(dataset[PROMPT], range(len(dataset)), name, last_assistant_turn)
+        _read_all(dataset[PROMPT], place, last_assistant_turn)
         return dataset
-    prompts, answered = _read_all(plain[column], range(len(dataset)), name, last_assistant_turn)
+    prompts, answered = _read_all(plain[column], place, last_assistant_turn)
     if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
-        _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
+        _tell_columns(dataset.column_names, name, last_assistant_turn, answered, place)
     found = dataset
     if column != PROMPT or prompts != without_nones(list(plain[column])):
         found = _with_prompts(dataset, PROMPT, prompts)
@@ -179,7 +181,7 @@ def with_ids(dataset: Any, chat: Chat, name: str, teacher_column: str | None = N
     if not known:
         kinds = list(map(chat.kind, given))
         chat.check_used(kinds)
-        _tell_rendered(given, kinds, range(len(given)), name, chat)
+        _tell_rendered(given, name, chat, row_of(name))
     return found
 
 
@@ -203,46 +205,47 @@ class _Reader:
 
     def one(self, source: Source, count: int | None) -> Prompts:
         limits = [limit for limit in (source.count, count) if limit is not None]
-        dataset, version = load_rows(source, min(limits, default=None), self.seed)
-        dataset, rows, numbers = _drop_empty(dataset, source)
+        dataset, version, place = load_rows(source, min(limits, default=None), self.seed)
+        dataset, rows, place = _drop_empty(dataset, source, place)
         name, last = f"'{source.source}'", DROP if self.chat is None else self.chat.last_assistant_turn
         columns = dataset.column_names
         column = prompt_column(columns, name) if source.template is None else ""
         values = []
-        for number, row in zip(numbers, rows, strict=True):
-            with at(f"row {number} of {name}"):
+        for index, row in enumerate(rows):
+            with at(place, index):
                 values.append(asked_value(source.template, column, row))
-        prompts, answered = _read_all(values, numbers, name, last)
-        _tell_columns(columns if source.template is None else [], name, answered, last)
-        given = [Asked.of(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        examples = self._told(given, numbers, name, source.source)
+        prompts, answered = _read_all(values, place, last)
+        _tell_columns(columns if source.template is None else [], name, last, answered, place)
+        # Those that the template names are in the prompt.
+        beside = [name for name in BESIDE if name in columns and f"{{{name}}}" not in (source.template or "")]
+        given = [Asked.of({name: row[name] for name in beside}, it) for row, it in zip(rows, prompts, strict=True)]
+        examples = self._told(given, name, place)
         dataset = with_column(dataset, PROMPT, list(map(_written, prompts)))
-        for beside in {TOOLS, OPTIONS} & {*columns}:
-            dataset = _with_text(dataset, beside, [row[beside] for row in rows])
-        its = self._teacher_prompts(rows, source.source, last, numbers)
+        dataset = dataset.remove_columns([name for name in BESIDE if name in columns and name not in beside])
+        for extra in {TOOLS, OPTIONS} & {*beside}:
+            dataset = _with_text(dataset, extra, [row[extra] for row in rows])
+        its = self._teacher_prompts(rows, source.source, last, place)
         if its is not None:
             dataset = with_column(dataset, str(self.teachers), list(map(_written, its)))
-        dataset = self._with_ids(dataset, given, its, numbers, name)
+        dataset = self._with_ids(dataset, given, its, place)
         facts = {"source": source.source, "version": version, "prompts": len(dataset)}
         return Prompts(dataset, [facts], examples)
 
-    def _told(self, given: Sequence[Asked], numbers: Sequence[int], name: str, source: str) -> tuple[Example, ...]:
+    def _told(self, given: Sequence[Asked], name: str, place: RowPlace) -> tuple[Example, ...]:
         """Say what is to be known of the prompts, and return one of each kind."""
         if self.chat is None:
             return ()
         found: dict[str, Example] = {}
         kinds = []
-        for one, number in zip(given, numbers, strict=True):
-            with at(f"row {number} of {name}"):
+        for index, one in enumerate(given):
+            with at(place, index):
                 kinds.append(self.chat.kind(one))
                 if kinds[-1] not in found:
-                    found[kinds[-1]] = Example(kinds[-1], source, number, self.chat.text(one))
-        _tell_rendered(given, kinds, numbers, name, self.chat)
+                    found[kinds[-1]] = Example(kinds[-1], place(index), self.chat.text(one))
+        _tell_rendered(given, name, self.chat, place)
         return tuple(found.values())
 
-    def _teacher_prompts(
-        self, rows: list[dict[str, Any]], source: str, last: str, numbers: Sequence[int]
-    ) -> list[Any] | None:
+    def _teacher_prompts(self, rows: list[dict[str, Any]], source: str, last: str, place: RowPlace) -> list[Any] | None:
         """The teacher's prompts of the original `rows`, None for a row that has none; None without any."""
         if self.teacher_template is not None:
             given = fill_where_present(self.teacher_template, rows, source)
@@ -251,25 +254,23 @@ class _Reader:
         else:
             return None
         found = []
-        for number, prompt in zip(numbers, given, strict=True):
-            with at(f"row {number} of '{source}', the teacher's prompt"):
+        for index, prompt in enumerate(given):
+            with at(lambda row: f"{place(row)}, the teacher's prompt", index):
                 found.append(read_prompt(prompt, last) if prompt else None)
         return found
 
-    def _with_ids(
-        self, dataset: Any, given: list[Asked], its: list[Any] | None, numbers: Sequence[int], name: str
-    ) -> Any:
+    def _with_ids(self, dataset: Any, given: list[Asked], its: list[Any] | None, place: RowPlace) -> Any:
         """Return `dataset` with the ids of its prompts, and with those of the teacher's prompts if there are any."""
         if self.chat is None:
             return dataset
-        own = written_ids(given, self.chat.ids, numbers, name)
+        own = written_ids(given, self.chat.ids, place)
         dataset = with_column(dataset, PROMPT_IDS, own)
         if self.teachers is None:
             return dataset
         if its is None:
             return with_column(dataset, TEACHER_PROMPT_IDS, own)
         theirs = [replace(one, prompt=prompt) for one, prompt in zip(given, its, strict=True)]
-        return with_column(dataset, TEACHER_PROMPT_IDS, written_ids(theirs, self.chat.ids, numbers, name, own))
+        return with_column(dataset, TEACHER_PROMPT_IDS, written_ids(theirs, self.chat.ids, place, own))
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
@@ -291,37 +292,38 @@ class _Reader:
         return Prompts(mix(parts, [source.source for source in sources]), facts, tuple(examples.values()))
 
 
-def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]], list[int]]:
-    """The dataset without rows that have no prompt, its rows, and the numbers they had."""
+def _drop_empty(dataset: Any, source: Source, place: RowPlace) -> tuple[Any, list[dict[str, Any]], RowPlace]:
+    """The dataset without rows that have no prompt, its rows, and where they are."""
     rows, name = dataset.to_list(), f"'{source.source}'"
     empty = empty_rows(rows, name, source.template)
-    full = sorted({*range(len(rows))} - {*empty})
     if not empty:
-        return dataset, rows, full
+        return dataset, rows, place
+    full = sorted({*range(len(rows))} - {*empty})
     if not full:
         raise DataError(f"every prompt of {name} is empty")
     logger.warning(
-        "%s has empty prompts, which are dropped: %d of %d, first row %d", name, len(empty), len(rows), empty[0]
-    )
-    return dataset.select(full), [rows[index] for index in full], full
+        "%s has empty prompts, which are dropped: %d of %d, the first: %s",
+        name, len(empty), len(rows), place(empty[0]),
+    )  # fmt: skip
+    return dataset.select(full), [rows[index] for index in full], lambda index: place(full[index])
 
 
-def _read_all(
-    values: Sequence[Any], numbers: Sequence[int], name: str, last_assistant_turn: str
-) -> tuple[list[Prompt], list[int]]:
-    """The prompts in `values`, and the numbers of those that ended with the assistant's turn."""
+def _read_all(values: Iterable[Any], place: RowPlace, last_assistant_turn: str) -> tuple[list[Prompt], list[int]]:
+    """The prompts in `values`, and the indices of those that ended with the assistant's turn."""
     prompts, answered = [], []
-    for number, value in zip(numbers, values, strict=True):
-        with at(f"row {number} of {name}"):
+    for index, value in enumerate(values):
+        with at(place, index):
             prompt = read_prompt(value)
             if ends_with_answer(prompt):
-                answered.append(number)
+                answered.append(index)
                 prompt = read_prompt(prompt, last_assistant_turn)
             prompts.append(prompt)
     return prompts, answered
 
 
-def _tell_columns(columns: Sequence[str], name: str, answered: Sequence[int], last_assistant_turn: str) -> None:
+def _tell_columns(
+    columns: Sequence[str], name: str, last_assistant_turn: str, answered: Sequence[int], place: RowPlace
+) -> None:
     """Say which column has the prompts, and what is left out of it."""
     if any(columns) and (line := chosen_column(columns, name)):
         logger.warning("%s", line)
@@ -331,29 +333,19 @@ def _tell_columns(columns: Sequence[str], name: str, answered: Sequence[int], la
         done = "dropped" if last_assistant_turn == DROP else "continued"
         other = CONTINUE if last_assistant_turn == DROP else DROP
         logger.warning(
-            "%s of %s ended with the assistant's turn, which is %s (to %s it: last_assistant_turn=%s), first row %d",
-            counted(len(answered), "conversation"), name, done, other, other, answered[0],
+            "%s of %s ended with the assistant's turn, which is %s (to %s it: last_assistant_turn=%s), the first: %s",
+            counted(len(answered), "conversation"), name, done, other, other, place(answered[0]),
         )  # fmt: skip
 
 
-def _tell_rendered(given: Sequence[Any], kinds: Sequence[str], numbers: Sequence[int], name: str, chat: Chat) -> None:
-    """Say what of the prompts the settings or the chat template do not touch."""
-    numbered = list(zip(numbers, given, kinds, strict=True))
-    found = {
-        "rendered chats already, and left as they are": [n for n, _, kind in numbered if kind == "rendered chat"],
-        "conversations with a system prompt of their own, which stays": [
-            n for n, _, kind in numbered if chat.system_prompt is not None and "its own system prompt" in kind
-        ],
-        "prompts with a special token of the chat template inside, which is read as that token": [
-            n for n, one, kind in numbered if kind != "rendered chat" and chat.control_token_in(one)
-        ],
-    }
-    for number, one, kind in numbered:
-        for unused in chat.unused(one) if kind not in ("text", "rendered chat") else ():
-            found.setdefault(f"prompts with {unused}, which the chat template does not use", []).append(number)
-    for what, rows in found.items():
-        if rows:
-            logger.warning("%d of %d prompts of %s: %s; first row %d", len(rows), len(given), name, what, rows[0])
+def _tell_rendered(given: Sequence[Any], name: str, chat: Chat, place: RowPlace) -> None:
+    """Say what of the prompts is not rendered as a user may expect."""
+    found: dict[str, list[int]] = {}
+    for index, one in enumerate(given):
+        for note in chat.notes(one):
+            found.setdefault(note, []).append(index)
+    for note, rows in found.items():
+        logger.warning("%d of %d prompts of %s: %s; the first: %s", len(rows), len(given), name, note, place(rows[0]))
 
 
 def _with_text(dataset: Any, column: str, values: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .exact_columns import to_dataset
 from .files import is_local
 from .local_data import load_local, quiet
 from .reasoning import reasoning_problems
+from .text_rows import RowPlace
 
 TASK_PREFIX = "reasoning_gym:"
 DEFAULT_TASK_COUNT = 1000
@@ -101,8 +103,8 @@ def _parse(given: Any, defaults: Mapping[str, Any]) -> Source:
     return Source(**{**defaults, **given})
 
 
-def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
-    """Return a `datasets.Dataset` with at most `count` rows of the source, and its version.
+def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str, RowPlace]:
+    """Return a `datasets.Dataset` with at most `count` rows of the source, its version, and where each row is.
 
     The version is the commit of a hub dataset if it is known, the digest of local files, the fingerprint of a saved
     dataset, or the library's version and the seed for a task.
@@ -111,17 +113,18 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
         DataError: the source is missing, unreadable, or has no rows.
         ConfigurationError: an option does not belong to the source.
     """
+    place: RowPlace = partial("'{}' row {}".format, source.source)
     if source.task is not None:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, source.options)
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
-        return to_dataset(rows, lambda index: f"'{source.source}' row {index}"), version
+        return to_dataset(rows, place), version, place
     if source.on_hub:
         dataset, version = _from_hub(source)
     else:
-        dataset, version = load_local(source.source, source.split, source.options, count)
+        dataset, version, place = load_local(source.source, source.split, source.options, count)
     if len(dataset) == 0:
         raise DataError(f"'{source.source}' has no rows")
-    return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version
+    return (dataset if count is None else dataset.select(range(min(count, len(dataset))))), version, place
 
 
 def with_column(dataset: Any, name: str, values: Sequence[Any], feature: Any = None) -> Any:

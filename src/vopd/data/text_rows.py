@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,16 @@ OPTIONS = {CSV: ("delimiter", "quotechar", "column_names", "encoding"), "JSON": 
 
 PlacedRow = tuple[str, dict[str, Any]]
 """The place of a row, such as "'p.jsonl' line 3", and the row."""
+RowPlace = Callable[[int], str]
+"""The place of the row with an index, for messages."""
 
 _HALF = re.compile(r"[\ud800-\udfff]")
 _HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def row_of(name: str) -> RowPlace:
+    """Places such as "row 3 of train_dataset", for rows without files."""
+    return lambda index: f"row {index} of {name}"
 
 
 class Written(float):

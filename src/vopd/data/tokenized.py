@@ -8,8 +8,9 @@ from typing import Any
 from vopd.errors import DataError
 
 from .chat import PromptError
-from .conversations import OPTIONS, TOOLS, Asked
+from .conversations import BESIDE, Asked
 from .sources import with_column
+from .text_rows import RowPlace, row_of
 
 Tokenize = Callable[[list[Any]], list[list[int]]]
 
@@ -35,25 +36,23 @@ def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None,
     Raises:
         DataError: a prompt cannot be tokenized; names the row.
     """
-    found, rows = dataset, range(len(dataset))
+    found, place = dataset, row_of(name)
     if not has_ids(found, tokenize):
-        found = with_column(found, PROMPT_IDS, written_ids(asked(found, PROMPT), tokenize, rows, name))
+        found = with_column(found, PROMPT_IDS, written_ids(asked(found, PROMPT), tokenize, place))
     if teacher_column is not None and not has_ids(found, tokenize, TEACHER_PROMPT_IDS, teacher_column):
         prompts, own = asked(found, teacher_column), list(_column(found, PROMPT_IDS))
-        found = with_column(found, TEACHER_PROMPT_IDS, written_ids(prompts, tokenize, rows, name, own))
+        found = with_column(found, TEACHER_PROMPT_IDS, written_ids(prompts, tokenize, place, own))
     transform = dataset.format["format_kwargs"].get("transform")
     return found if transform is None else found.with_transform(transform, dataset.format["columns"])
 
 
-def written_ids(
-    prompts: Sequence[Any], tokenize: Tokenize, rows: Sequence[int], name: str, instead: Sequence[str] = ()
-) -> list[str]:
+def written_ids(prompts: Sequence[Any], tokenize: Tokenize, place: RowPlace, instead: Sequence[str] = ()) -> list[str]:
     """Ids as texts such as "5 17 3": `datasets` and accelerate process lists entry by entry, which takes seconds.
 
     Args:
         prompts: those of a dataset; a row without one gets its ids in `instead`.
         tokenize: as in `add_ids`.
-        rows, name: of the rows and of the dataset in errors.
+        place: of each row in errors.
         instead: ids as texts.
 
     Raises:
@@ -63,16 +62,17 @@ def written_ids(
     try:
         found = dict(zip(given, tokenize([prompts[place] for place in given]), strict=True))
     except PromptError as error:
-        raise DataError(f"row {rows[given[error.index]]} of {name}: {error}") from error
+        raise DataError(f"{place(given[error.index])}: {error}") from error
     return [" ".join(map(str, found[place])) if place in found else instead[place] for place in range(len(prompts))]
 
 
 def asked(data: Any, column: str) -> list[Any]:
-    """The prompts of a dataset in one of its columns, with the tools and arguments of their rows if there are any."""
-    prompts = list(data[column])
-    beside = [list(data[name]) if name in data.column_names else [None] * len(prompts) for name in (TOOLS, OPTIONS)]
-    rows = zip(prompts, *beside, strict=True)
-    return [Asked(*row) if any(row[1:]) else row[0] for row in rows]
+    """The prompts of a dataset in one of its columns, with what belongs to them in their rows."""
+    prompts, names = list(data[column]), [name for name in BESIDE if name in data.column_names]
+    if not names:
+        return prompts
+    rows = zip(prompts, *(list(data[name]) for name in names), strict=True)
+    return [Asked.of(dict(zip(names, beside)), prompt) for prompt, *beside in rows]
 
 
 def without_ids(dataset: Any) -> Any:

@@ -146,7 +146,7 @@ class Rows:
         if not self.intervals:
             return 0.0, max((row.total for row in self.rows), default=0.0) or 1.0
         found = [end for row in self.rows if self.has_place(row) for end in row.ends or ()]
-        ends = [self.along(end) for end in (*found, *(value for _, value in self.marks))]
+        ends = [self.along(end) for end in (*found, *(value for _, value in self.marks))] or [0.0]
         room = 0.06 * (max(ends) - min(ends)) or abs(max(ends)) or 1.0
         return min(ends) - room, max(ends) + room
 

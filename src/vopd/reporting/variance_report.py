@@ -270,5 +270,5 @@ def _token_part(results: Results) -> Rows:
         value, low, high = (0.0, 0.0, 0.0) if exact else (value, low, high)
         rows.append(Row(name, text, [(name, value, colour_of(name, results.get("colours")))], (low, high)))
     note = "Logarithmic scale. Dashed: the context part, which no baseline changes."
-    marks = [("context", context)]
+    marks = [("context", context)] if context > 0 else []  # 0 for two equal models
     return Rows("token_part", "Token part of the variance", "95 % interval over contexts", rows, note, marks, True)
