@@ -39,6 +39,10 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _WRITTEN = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
+class Conversation(list[Turn]):
+    """A list of turns that was read already: `read_prompt` does not read it again."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A prompt with its row's tools, arguments of the chat template and system prompt, all unread."""
@@ -72,13 +76,13 @@ def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
         if not value.strip():
             raise DataError("the prompt is empty")
         return value
-    turns = _turns(value)
+    turns = value if isinstance(value, Conversation) else _turns(value)
     last = len(turns)
     while last and turns[last - 1]["role"] == "assistant":
         last -= 1
     if not any(turn["role"] != "system" for turn in turns[:last]) and last < len(turns):
         raise DataError("the conversation has only the assistant's turns: nothing asks for an answer")
-    return turns[:last] if last_assistant_turn == DROP else turns
+    return Conversation(turns[:last]) if last_assistant_turn == DROP else turns
 
 
 def ends_with_answer(prompt: Prompt) -> bool:
@@ -171,7 +175,7 @@ def _unwritten(text: str) -> Any:
     return text
 
 
-def _turns(value: Any) -> list[Turn]:
+def _turns(value: Any) -> Conversation:
     if isinstance(value, Mapping):
         names = [name for name, entries in value.items() if isinstance(entries, list | tuple)]
         if value.get("role", value.get("from")) is not None and {"role", "from"} & {*names}:
@@ -183,7 +187,7 @@ def _turns(value: Any) -> list[Turn]:
         raise DataError(f"the prompt must be a text or a list of chat messages, not {type(value).__name__}")
     if not value:
         raise DataError("the prompt is empty")
-    turns = []
+    turns = Conversation()
     for index, turn in enumerate(value):
         try:
             turns.append(_turn(turn))

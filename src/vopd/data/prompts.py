@@ -71,7 +71,7 @@ class Prompts:
     @property
     def conversations(self) -> bool:
         """Whether there are conversations, which always get the chat template."""
-        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT])
+        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT][:])
 
 
 def read_prompts(
@@ -125,7 +125,7 @@ def read_prompts(
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
     if chat is not None:
         chat.check_used(example.kind for example in found.examples)
-    written = list(found.dataset[PROMPT if chat is None else PROMPT_IDS])
+    written = found.dataset[PROMPT if chat is None else PROMPT_IDS][:]
     repeats = len(written) - len(set(written))
     if repeats:
         logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(written))
@@ -154,16 +154,17 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
     place = row_of(name)
     column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
     if dataset.format["format_kwargs"].get("transform") is not None:
-        _read_all(dataset[PROMPT], place, last_assistant_turn)
+        _read_all(dataset[PROMPT][:], place, last_assistant_turn)
         return dataset
-    prompts, answered = _read_all(plain[column], place, last_assistant_turn)
+    values = plain[column][:]
+    prompts, answered = _read_all(values, place, last_assistant_turn)
     if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
         _tell_columns(dataset.column_names, name, last_assistant_turn, answered, place)
     found = dataset
-    if column != PROMPT or prompts != without_nones(list(plain[column])):
+    if column != PROMPT or prompts != without_nones(values):
         found = _with_prompts(dataset, PROMPT, prompts)
     if teacher_column in dataset.column_names:
-        given = list(plain[teacher_column])
+        given = plain[teacher_column][:]
         its = [prompt and read_prompt(prompt, last_assistant_turn) for prompt in given]
         found = found if its == without_nones(given) else _with_prompts(found, str(teacher_column), its)
     return found
@@ -359,7 +360,7 @@ def _with_text(dataset: Any, column: str, values: Sequence[Any]) -> Any:
 
 def _unpacked(dataset: Any, column: str, name: str, chat: Chat | None) -> Any:
     """Return `dataset` with the prompts that are JSON texts in a column."""
-    prompts = [None if text is None else json.loads(text) for text in dataset[column]]
+    prompts = [None if text is None else json.loads(text) for text in dataset[column][:]]
     if {str, list} <= {*map(type, prompts)}:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if chat is not None and not (chat.texts and not any(map(chat.is_rendered, texts))):
