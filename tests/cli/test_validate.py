@@ -107,7 +107,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "nobody/far", "chat_template": True, "dataset": "BAD/missing.jsonl"}, 3, "no file ... missing.jsonl"),
     ({"dataset": "BAD/empty.jsonl"}, 3, "no rows"),
     ({"dataset": "BAD/column.jsonl"}, 3, "prompt, messages ... problem or question ... text"),
-    ({"dataset": "BAD/number.jsonl"}, 3, "row 0 ... prompt ... int ... text"),
+    ({"dataset": "BAD/number.jsonl"}, 3, "line 1 ... prompt ... int ... text"),
     ({"dataset": "BAD/blank.jsonl"}, 3, "every prompt ... empty"),
     ({"dataset": "BAD/broken.jsonl"}, 3, "line 1 ... JSON"),
     ({"dataset": "BAD/noise.parquet"}, 3, "parquet"),

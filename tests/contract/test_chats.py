@@ -84,31 +84,32 @@ ROWS = [
     Row({"prompt": '{"role": "user", "id": 3} is what?'}, '{"role": "user", "id": 3} is what?', kind="text"),
     Row({"prompt": '[{"role": "user", "id": 3}]'}, '[{"role": "user", "id": 3}]', kind="text"),
     Row({"prompt": "2+2", "messages": [USER]}, "2+2", said="column 'prompt' ... 'messages'"),
+    Row({"question": "3+3", "problem": "2+2"}, "2+2", said="column 'problem' ... 'question'"),
     Row({"prompt": "2+2", "messages": [USER]}, ONE, template="{messages}"),
     Row({"prompt": [USER], "completion": [ANSWER]}, ONE, said="'completion' ... not trained on"),
     Row({"dialogue": [USER]}, "no column prompt, messages ... it has: dialogue", error=DataError),
-    Row({"prompt": 3}, "row 0 ... int", error=DataError),
-    Row({"prompt": []}, "row 0 ... empty", error=DataError),
+    Row({"prompt": 3}, "line 1 ... int", error=DataError),
+    Row({"prompt": []}, "line 1 ... empty", error=DataError),
     Row({"messages": [USER]}, "'messages' must be text", template="Q: {messages}", error=DataError),
     # roles
     Row({"conversations": [{"from": "system", "value": "be brief"}, {"from": "human", "value": "2+2"},
                            {"from": "chatgpt", "value": "4"}, {"from": "prompter", "value": "2+2"}]},
         qwen("system: be brief", "user: 2+2", "assistant: 4", "user: 2+2")),
-    Row({"conversations": [{"from": "narrator", "value": "2+2"}]}, "row 0 ... turn 0 ... 'narrator'", error=DataError),
+    Row({"conversations": [{"from": "narrator", "value": "2+2"}]}, "line 1 ... turn 0 ... 'narrator'", error=DataError),
     Row({"prompt": [{"role": "developer", "content": "be brief"}, USER]}, qwen("system: be brief", "user: 2+2")),
     Row({"prompt": [{"role": "developer", "content": "be brief"}, USER]}, "developer<|message|>be brief", "gptoss"),
     Row({"prompt": [SYSTEM, USER]}, gemma("be brief\n\n2+2"), "gemma"),
-    Row({"prompt": [SYSTEM]}, "row 0 ... leaves out turn 0 (system)", "gemma", error=DataError),
-    Row({"prompt": [{"content": "2+2"}]}, "row 0 ... turn 0 ... no role", error=DataError),
+    Row({"prompt": [SYSTEM]}, "line 1 ... leaves out turn 0 (system)", "gemma", error=DataError),
+    Row({"prompt": [{"content": "2+2"}]}, "line 1 ... turn 0 ... no role", error=DataError),
     # contents
     Row({"prompt": [{**USER, "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2"}]}]}, ONE),
     Row({"prompt": [{"role": "user", "content": ["2+", "2"]}]}, gemma("2+2"), "gemma"),
     Row({"prompt": [{"role": "user", "content": [{"type": "input_text", "text": "2+2", "image_url": None}]}]}, ONE),
     Row({"prompt": [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]},
-        "row 0 ... turn 0 (user) ... 'image'", error=DataError),
+        "line 1 ... turn 0 (user) ... 'image'", error=DataError),
     Row({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}, "text": None}]}]},
-        "row 0 ... turn 0 ... 'image_url'", error=DataError),
-    Row({"prompt": [{"role": "user", "content": " "}]}, "row 0 ... turn 0 (user) is empty", error=DataError),
+        "line 1 ... turn 0 ... 'image_url'", error=DataError),
+    Row({"prompt": [{"role": "user", "content": " "}]}, "line 1 ... turn 0 (user) is empty", error=DataError),
     Row({"prompt": [USER, {"role": "assistant"}, USER]}, "turn 1 (assistant) has no content", error=DataError),
     Row({"prompt": [{"role": "user", "content": 4}]}, "turn 0 (user) ... text ... int", error=DataError),
     # tools
@@ -130,19 +131,19 @@ ROWS = [
     Row({"prompt": [USER], "tools": []}, ONE),
     Row({"prompt": [USER, calls(tool_calls=[{"name": "add", "arguments": {"a": 2, "text": None}}]), RESULT]},
         '"parameters": {"a": 2}}', "llama"),
-    Row({"prompt": [USER], "tools": "hammer"}, "row 0 ... 'tools' is not valid JSON", error=DataError),
+    Row({"prompt": [USER], "tools": "hammer"}, "line 1 ... 'tools' is not valid JSON", error=DataError),
     Row({"prompt": "2+2", "tools": "hammer"}, "2+2"),
     Row({"prompt": [USER], "tools": [TOOL]}, gemma("2+2"), "gemma", said="1 of 1 ... tools ... not use ... row 0"),
-    Row({"prompt": [USER, calls(), RESULT]}, "row 0 ... turn 1 calls a tool", "gemma", error=DataError),
-    Row({"prompt": [USER, RESULT]}, "row 0 ... a result without a call", "gptoss", error=DataError),
+    Row({"prompt": [USER, calls(), RESULT]}, "line 1 ... turn 1 calls a tool", "gemma", error=DataError),
+    Row({"prompt": [USER, RESULT]}, "line 1 ... a result without a call", "gptoss", error=DataError),
     # the last turn
     Row({"messages": [SYSTEM, USER, ANSWER]}, qwen("system: be brief", "user: 2+2"),
         said="1 conversation ... dropped ... last_assistant_turn=continue"),
     Row({"messages": [USER, ANSWER, USER, calls()]}, qwen("user: 2+2", "assistant: 4", "user: 2+2")),
     Row({"prompt": [USER, ANSWER]}, qwen("user: 2+2", end="<|im_start|>assistant\n4"), settings=CONTINUE,
         kind="conversation, with its last turn continued", said="1 conversation ... continued"),
-    Row({"prompt": [SYSTEM, ANSWER]}, "row 0 ... only the assistant's turns", error=DataError),
-    Row({"prompt": [USER, calls()]}, "row 0 ... cannot continue the last turn", "llama", CONTINUE, error=DataError),
+    Row({"prompt": [SYSTEM, ANSWER]}, "line 1 ... only the assistant's turns", error=DataError),
+    Row({"prompt": [USER, calls()]}, "line 1 ... cannot continue the last turn", "llama", CONTINUE, error=DataError),
     # rendered already
     Row({"prompt": ONE}, ONE, settings=TEXTS, kind="rendered chat", said="1 of 1 ... rendered chats already ... row 0"),
     Row({"prompt": gemma("2+2")}, gemma("2+2"), "gemma", kind="rendered chat", said="rendered chats already"),
@@ -169,14 +170,14 @@ ROWS = [
         settings={"thinking": True}, kind="conversation, with its own chat_template_kwargs"),
     Row({"prompt": [USER], "chat_template_kwargs": '{"enable_thinking": false}'}, ONE + "<think></think>"),
     Row({"prompt": [USER], "chat_template_kwargs": {"mood": "good"}}, ONE, said="mood ... does not use"),
-    Row({"prompt": [USER], "chat_template_kwargs": {"tokenize": True}}, "row 0 ... cannot set tokenize",
+    Row({"prompt": [USER], "chat_template_kwargs": {"tokenize": True}}, "line 1 ... cannot set tokenize",
         error=DataError),
     Row({"prompt": [USER]}, "chat_template_kwargs cannot set tools", settings={"options": {"tools": []}},
         error=ConfigurationError),
     Row({"prompt": [USER]}, "last_assistant_turn ... drop or continue ... 'keep'",
         settings={"last_assistant_turn": "keep"}, error=ConfigurationError),
     # templates
-    Row({"prompt": [USER, USER]}, "row 0 ... roles must take turns", "gemma", error=DataError),
+    Row({"prompt": [USER, USER]}, "line 1 ... roles must take turns", "gemma", error=DataError),
     Row({"prompt": [USER]}, "chat messages ... no chat template", "plain", error=MismatchError),
     Row({"prompt": "2+2"}, "no chat template", "plain", TEXTS, error=ConfigurationError),
 ]  # fmt: skip
@@ -206,7 +207,7 @@ def test_a_row_as_its_model_reads_it(
         with pytest.raises(case.error, match=says(case.text)) as caught:
             read()
         assert "\n" not in str(caught.value)
-        assert "row 0" not in case.text or "rows.jsonl" in str(caught.value)
+        assert "line 1" not in case.text or "rows.jsonl" in str(caught.value)
         return
     found = read()
     (example,), (ids,) = found.examples, prompt_ids(found.dataset)
@@ -304,7 +305,7 @@ COMMANDS = [
     (f"{DRY} --system_prompt brief", [{"prompt": "2+2"}] * 4, 2, "system_prompt ... chat_template=true"),
     (f"{DRY} --chat_template true --system_prompt brief", [{"prompt": "2+2"}] * 4, 0,
      "text in the chat template, with system_prompt, row 0 of"),
-    (DRY, [*FOUR[1:], {"messages": [{"role": "critic", "content": "x"}]}], 3, "row 3 of ... rows.jsonl ... 'critic'"),
+    (DRY, [*FOUR[1:], {"messages": [{"role": "critic", "content": "x"}]}], 3, "rows.jsonl ... line 4 ... 'critic'"),
     (f"{DRY} --last_assistant_turn keep", FOUR, 2, "last_assistant_turn ... drop or continue"),
     ("variance --model {work}/student --teacher_model {work}/student --dataset {work}/rows.jsonl --output_dir {out} "
      "--device cpu --system_prompt x", [{"prompt": "2+2"}] * 4, 2, "system_prompt ... chat_template=true"),

@@ -92,7 +92,7 @@ class TestTemplate:
             load_prompts(write(ROWS), template=template)
 
     def test_column_without_text(self, write) -> None:
-        with pytest.raises(DataError, match=says("row 1 ... 'level' ... NoneType ... text")):
+        with pytest.raises(DataError, match=says("line 2 ... 'level' ... NoneType ... text")):
             load_prompts(write([{"level": "a"}, {"other": "b"}]), template="{level}")
 
 
@@ -141,14 +141,14 @@ class TestClearErrors:
         with pytest.raises(DataError, match=says("prompt ... text, answer")):
             load_prompts(write([{"text": "a", "answer": "b"}]))
 
-    @pytest.mark.parametrize(("value", "kind"), [(5, "int"), (None, "NoneType"), ([1], "list")])
+    @pytest.mark.parametrize(("value", "kind"), [(5, "int ... text"), (None, "missing"), ([1], "list ... text")])
     def test_field_that_is_no_text_has_its_row(self, write, value: Any, kind: str) -> None:
         rows = [{"prompt": value}, {"prompt": value}]
-        with pytest.raises(DataError, match=says(f"row 0 ... prompt ... {kind} ... text")):
+        with pytest.raises(DataError, match=says(f"line 1, column 'prompt' ... {kind}")):
             load_prompts(write(rows))
 
     def test_missing_prompt_in_one_row(self, write) -> None:
-        with pytest.raises(DataError, match=says("row 1 ... prompt ... NoneType")):
+        with pytest.raises(DataError, match=says("line 2, column 'prompt' ... missing")):
             load_prompts(write([{"prompt": "a"}, {"answer": "b"}]))
 
     def test_nothing_but_empty_prompts(self, write) -> None:

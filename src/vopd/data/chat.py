@@ -25,7 +25,6 @@ from .conversations import (
 )
 
 _THINKING = "enable_thinking"
-_CHUNK = 1000
 # Arguments of the rendering itself, which no setting may change.
 _RESERVED = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "tokenize", "tools",
@@ -139,13 +138,13 @@ class Chat:
         ids: list[list[int]] = [[] for _ in written]
         for special in (False, True):
             places = [index for index, (_, adds) in enumerate(written) if adds == special]
-            for start in range(0, len(places), _CHUNK):
-                chunk = places[start : start + _CHUNK]
-                # Without the argument where it is the default: not every tokenizer has it.
-                given = {} if special else {"add_special_tokens": False}
-                found = self.tokenizer(text=[written[index][0] for index in chunk], **given)["input_ids"]
-                for index, tokens in zip(chunk, found, strict=True):
-                    ids[index] = list(tokens)
+            if not places:
+                continue
+            # Without the argument where it is the default: not every tokenizer has it.
+            given = {} if special else {"add_special_tokens": False}
+            found = self.tokenizer(text=[written[index][0] for index in places], **given)["input_ids"]
+            for index, tokens in zip(places, found, strict=True):
+                ids[index] = list(tokens)
         return [Rendered(text, found) for (text, _), found in zip(written, ids, strict=True)]
 
     def text(self, prompt: Any) -> str:

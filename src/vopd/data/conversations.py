@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,10 @@ _CALLS = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # How a conversation that became a text begins.
 _WRITTEN = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+
+
+class Conversation(list[Turn]):
+    """A list of turns that `read_prompt` has read: it returns it as it is, since every look at a prompt asks it."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
         if not value.strip():
             raise DataError("the prompt is empty")
         return value
-    turns = _turns(value)
+    if value is None:
+        raise DataError("the prompt is missing")
+    turns = value if isinstance(value, Conversation) else _turns(value)
     last = len(turns)
     while last and turns[last - 1]["role"] == "assistant":
         last -= 1
     if not any(turn["role"] != "system" for turn in turns[:last]) and last < len(turns):
         raise DataError("the conversation has only the assistant's turns: nothing asks for an answer")
-    return turns[:last] if last_assistant_turn == DROP else turns
+    return Conversation(turns[:last]) if last_assistant_turn == DROP else turns
 
 
 def ends_with_answer(prompt: Prompt) -> bool:
@@ -131,12 +137,12 @@ def read_options(value: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
-    """Names the place of a row in the errors about it."""
+def at(place: Callable[[int], str], row: int, column: str = "") -> Iterator[None]:
+    """Names the place of a row, and its column, in the errors about it."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{place(row)}{column and f', column {column!r}'}: {error}") from error
 
 
 def check_last_turn(value: str) -> None:
@@ -161,7 +167,7 @@ def _unwritten(text: str) -> Any:
     return text
 
 
-def _turns(value: Any) -> list[Turn]:
+def _turns(value: Any) -> Conversation:
     if isinstance(value, Mapping):
         names = [name for name, entries in value.items() if isinstance(entries, list | tuple)]
         if value.get("role", value.get("from")) is not None and {"role", "from"} & {*names}:
@@ -173,7 +179,7 @@ def _turns(value: Any) -> list[Turn]:
         raise DataError(f"the prompt must be a text or a list of chat messages, not {type(value).__name__}")
     if not value:
         raise DataError("the prompt is empty")
-    turns = []
+    turns = Conversation()
     for index, turn in enumerate(value):
         try:
             turns.append(_turn(turn))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .mixture import mix, most_without_repeats, shares, take
 from .prompt_checks import check_dataset
 from .prompt_columns import asked_value, chosen_column, empty_rows, fill_where_present, prompt_column
 from .sources import DEFAULT_TASK_COUNT, Source, load_rows, parse_sources, with_column
-from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, add_ids, asked, has_ids, written_ids
+from .tokenized import PROMPT, PROMPT_IDS, TEACHER_PROMPT_IDS, add_ids, asked, has_ids, row_of, written_ids
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Prompts:
     @property
     def conversations(self) -> bool:
         """Whether there are conversations, which always get the chat template."""
-        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT])
+        return not all(isinstance(prompt, str) for prompt in self.dataset[PROMPT][:])
 
 
 def read_prompts(
@@ -124,7 +124,7 @@ def read_prompts(
     found = reader.one(sources[0], count) if len(sources) == 1 else reader.several(sources, count)
     if chat is not None:
         chat.check_used(example.kind for example in found.examples)
-    written = list(found.dataset[PROMPT if chat is None else PROMPT_IDS])
+    written = found.dataset[PROMPT if chat is None else PROMPT_IDS][:]
     repeats = len(written) - len(set(written))
     if repeats:
         logger.warning("'%s' has repeated prompts, which are kept: %d of %d", found.name, repeats, len(written))
@@ -150,18 +150,19 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
         DataError: it is no dataset of texts, there is no such column, or a row is neither a text nor a conversation.
     """
     check_dataset(dataset, name)
-    column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
+    column, plain, place = prompt_column(dataset.column_names, name), dataset.with_format(None), row_of(name)
     if dataset.format["format_kwargs"].get("transform") is not None:
-        _read_all(dataset[PROMPT], range(len(dataset)), name, last_assistant_turn)
+        _read_all(dataset[PROMPT][:], place, PROMPT, last_assistant_turn)
         return dataset
-    prompts, answered = _read_all(plain[column], range(len(dataset)), name, last_assistant_turn)
+    given = plain[column][:]
+    prompts, answered = _read_all(given, place, column, last_assistant_turn)
     if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
         _tell_columns(dataset.column_names, name, answered, last_assistant_turn)
     found = dataset
-    if column != PROMPT or prompts != without_nones(list(plain[column])):
+    if column != PROMPT or prompts != without_nones(given):
         found = _with_prompts(dataset, PROMPT, prompts)
     if teacher_column in dataset.column_names:
-        given = list(plain[teacher_column])
+        given = plain[teacher_column][:]
         its = [prompt and read_prompt(prompt, last_assistant_turn) for prompt in given]
         found = found if its == without_nones(given) else _with_prompts(found, str(teacher_column), its)
     return found
@@ -206,42 +207,46 @@ class _Reader:
         dataset, version = load_rows(source, min(limits, default=None), self.seed)
         dataset, rows, numbers = _drop_empty(dataset, source)
         name, last = f"'{source.source}'", DROP if self.chat is None else self.chat.last_assistant_turn
+
+        def place(index: int) -> str:
+            return source.place(numbers[index])
+
         columns = dataset.column_names
         column = prompt_column(columns, name) if source.template is None else ""
         values = []
-        for number, row in zip(numbers, rows, strict=True):
-            with at(f"row {number} of {name}"):
+        for index, row in enumerate(rows):
+            with at(place, index):
                 values.append(asked_value(source.template, column, row))
-        prompts, answered = _read_all(values, numbers, name, last)
-        _tell_columns(columns if source.template is None else [], name, answered, last)
+        prompts, answered = _read_all(values, place, column, last)
+        _tell_columns(columns if source.template is None else [], name, [numbers[index] for index in answered], last)
         given = [Asked.of(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        examples = self._told(given, numbers, name, source.source)
+        examples = self._told(given, numbers, name, source)
         dataset = with_column(dataset, PROMPT, list(map(_written, prompts)))
         for beside in {TOOLS, OPTIONS} & {*columns}:
             dataset = _with_text(dataset, beside, [row[beside] for row in rows])
-        its = self._teacher_prompts(rows, source.source, last, numbers)
+        its = self._teacher_prompts(rows, source.source, last, place)
         if its is not None:
             dataset = with_column(dataset, str(self.teachers), list(map(_written, its)))
-        dataset = self._with_ids(dataset, given, its, numbers, name)
+        dataset = self._with_ids(dataset, given, its, place)
         facts = {"source": source.source, "version": version, "prompts": len(dataset)}
         return Prompts(dataset, [facts], examples)
 
-    def _told(self, given: Sequence[Asked], numbers: Sequence[int], name: str, source: str) -> tuple[Example, ...]:
+    def _told(self, given: Sequence[Asked], numbers: Sequence[int], name: str, source: Source) -> tuple[Example, ...]:
         """Say what is to be known of the prompts, and return one of each kind."""
         if self.chat is None:
             return ()
         found: dict[str, Example] = {}
         kinds = []
         for one, number in zip(given, numbers, strict=True):
-            with at(f"row {number} of {name}"):
+            with at(source.place, number):
                 kinds.append(self.chat.kind(one))
                 if kinds[-1] not in found:
-                    found[kinds[-1]] = Example(kinds[-1], source, number, self.chat.text(one))
+                    found[kinds[-1]] = Example(kinds[-1], source.source, number, self.chat.text(one))
         _tell_rendered(given, kinds, numbers, name, self.chat)
         return tuple(found.values())
 
     def _teacher_prompts(
-        self, rows: list[dict[str, Any]], source: str, last: str, numbers: Sequence[int]
+        self, rows: list[dict[str, Any]], source: str, last: str, place: Callable[[int], str]
     ) -> list[Any] | None:
         """The teacher's prompts of the original `rows`, None for a row that has none; None without any."""
         if self.teacher_template is not None:
@@ -251,25 +256,23 @@ class _Reader:
         else:
             return None
         found = []
-        for number, prompt in zip(numbers, given, strict=True):
-            with at(f"row {number} of '{source}', the teacher's prompt"):
+        for index, prompt in enumerate(given):
+            with at(place, index, str(self.teachers)):
                 found.append(read_prompt(prompt, last) if prompt else None)
         return found
 
-    def _with_ids(
-        self, dataset: Any, given: list[Asked], its: list[Any] | None, numbers: Sequence[int], name: str
-    ) -> Any:
+    def _with_ids(self, dataset: Any, given: list[Asked], its: list[Any] | None, place: Callable[[int], str]) -> Any:
         """Return `dataset` with the ids of its prompts, and with those of the teacher's prompts if there are any."""
         if self.chat is None:
             return dataset
-        own = written_ids(given, self.chat.ids, numbers, name)
+        own = written_ids(given, self.chat.ids, place)
         dataset = with_column(dataset, PROMPT_IDS, own)
         if self.teachers is None:
             return dataset
         if its is None:
             return with_column(dataset, TEACHER_PROMPT_IDS, own)
         theirs = [replace(one, prompt=prompt) for one, prompt in zip(given, its, strict=True)]
-        return with_column(dataset, TEACHER_PROMPT_IDS, written_ids(theirs, self.chat.ids, numbers, name, own))
+        return with_column(dataset, TEACHER_PROMPT_IDS, written_ids(theirs, self.chat.ids, place, own))
 
     def several(self, sources: Sequence[Source], count: int | None) -> Prompts:
         weights = [source.weight for source in sources]
@@ -307,15 +310,15 @@ def _drop_empty(dataset: Any, source: Source) -> tuple[Any, list[dict[str, Any]]
 
 
 def _read_all(
-    values: Sequence[Any], numbers: Sequence[int], name: str, last_assistant_turn: str
+    values: Sequence[Any], place: Callable[[int], str], column: str, last_assistant_turn: str
 ) -> tuple[list[Prompt], list[int]]:
-    """The prompts in `values`, and the numbers of those that ended with the assistant's turn."""
+    """The prompts in `values`, and the indices of those that ended with the assistant's turn."""
     prompts, answered = [], []
-    for number, value in zip(numbers, values, strict=True):
-        with at(f"row {number} of {name}"):
+    for index, value in enumerate(values):
+        with at(place, index, column):
             prompt = read_prompt(value)
             if ends_with_answer(prompt):
-                answered.append(number)
+                answered.append(index)
                 prompt = read_prompt(prompt, last_assistant_turn)
             prompts.append(prompt)
     return prompts, answered
@@ -367,7 +370,7 @@ def _with_text(dataset: Any, column: str, values: Sequence[Any]) -> Any:
 
 def _unpacked(dataset: Any, column: str, name: str, chat: Chat | None) -> Any:
     """Return `dataset` with the prompts that are JSON texts in a column."""
-    prompts = [None if text is None else json.loads(text) for text in dataset[column]]
+    prompts = [None if text is None else json.loads(text) for text in dataset[column][:]]
     if {str, list} <= {*map(type, prompts)}:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if chat is not None and not (chat.texts and not any(map(chat.is_rendered, texts))):

@@ -16,7 +16,7 @@ from vopd.hub import hub_refusal
 
 from .exact_columns import to_dataset
 from .files import is_local
-from .local_data import load_local, quiet
+from .local_data import load_local, quiet, row_place
 from .reasoning import reasoning_problems
 
 TASK_PREFIX = "reasoning_gym:"
@@ -62,6 +62,12 @@ class Source:
     def task(self) -> str | None:
         """The name of the reasoning_gym task, or None."""
         return self.source.removeprefix(TASK_PREFIX) if self.source.startswith(TASK_PREFIX) else None
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages: the file and the line of local data."""
+        if self.local:
+            return row_place(self.source, self.split, self.options, row)
+        return f"'{self.source}' row {row}"
 
     @property
     def local(self) -> bool:
@@ -114,7 +120,7 @@ def load_rows(source: Source, count: int | None, seed: int) -> tuple[Any, str]:
     if source.task is not None:
         rows = _task_rows(source.task, count or DEFAULT_TASK_COUNT, seed, source.options)
         version = f"reasoning_gym {importlib.metadata.version('reasoning_gym')}, seed {seed}"
-        return to_dataset(rows, lambda index: f"'{source.source}' row {index}"), version
+        return to_dataset(rows, source.place), version
     if source.on_hub:
         dataset, version = _from_hub(source)
     else:

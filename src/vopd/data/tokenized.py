@@ -17,6 +17,7 @@ PROMPT = "prompt"
 # With an underscore, so that no dataset has such a column by chance.
 PROMPT_IDS = "_prompt_ids"
 TEACHER_PROMPT_IDS = "_teacher_prompt_ids"
+_CHUNK = 1000
 
 
 def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None, name: str = "the data") -> Any:
@@ -35,42 +36,52 @@ def add_ids(dataset: Any, tokenize: Tokenize, teacher_column: str | None = None,
     Raises:
         DataError: a prompt cannot be tokenized; names the row.
     """
-    found, rows = dataset, range(len(dataset))
+    found, place = dataset, row_of(name)
     if not has_ids(found, tokenize):
-        found = with_column(found, PROMPT_IDS, written_ids(asked(found, PROMPT), tokenize, rows, name))
+        found = with_column(found, PROMPT_IDS, written_ids(asked(found, PROMPT), tokenize, place))
     if teacher_column is not None and not has_ids(found, tokenize, TEACHER_PROMPT_IDS, teacher_column):
-        prompts, own = asked(found, teacher_column), list(_column(found, PROMPT_IDS))
-        found = with_column(found, TEACHER_PROMPT_IDS, written_ids(prompts, tokenize, rows, name, own))
+        prompts, own = asked(found, teacher_column), _column(found, PROMPT_IDS)
+        found = with_column(found, TEACHER_PROMPT_IDS, written_ids(prompts, tokenize, place, own))
     transform = dataset.format["format_kwargs"].get("transform")
     return found if transform is None else found.with_transform(transform, dataset.format["columns"])
 
 
+def row_of(name: str) -> Callable[[int], str]:
+    """Return what says where a row of a dataset of this name is, for errors."""
+    return lambda index: f"row {index} of {name}"
+
+
 def written_ids(
-    prompts: Sequence[Any], tokenize: Tokenize, rows: Sequence[int], name: str, instead: Sequence[str] = ()
+    prompts: Sequence[Any], tokenize: Tokenize, place: Callable[[int], str], instead: Sequence[str] = ()
 ) -> list[str]:
     """Ids as texts such as "5 17 3": `datasets` and accelerate process lists entry by entry, which takes seconds.
 
     Args:
         prompts: those of a dataset; a row without one gets its ids in `instead`.
         tokenize: as in `add_ids`.
-        rows, name: of the rows and of the dataset in errors.
+        place: where the prompt of an index is, for errors.
         instead: ids as texts.
 
     Raises:
         DataError: a prompt cannot be tokenized; names the row.
     """
-    given = [place for place, prompt in enumerate(prompts) if _there(prompt)]
-    try:
-        found = dict(zip(given, tokenize([prompts[place] for place in given]), strict=True))
-    except PromptError as error:
-        raise DataError(f"row {rows[given[error.index]]} of {name}: {error}") from error
-    return [" ".join(map(str, found[place])) if place in found else instead[place] for place in range(len(prompts))]
+    given = [index for index, prompt in enumerate(prompts) if _there(prompt)]
+    written = list(instead) or [""] * len(prompts)
+    for start in range(0, len(given), _CHUNK):
+        chunk = given[start : start + _CHUNK]
+        try:
+            found = tokenize([prompts[index] for index in chunk])
+        except PromptError as error:
+            raise DataError(f"{place(chunk[error.index])}: {error}") from error
+        for index, ids in zip(chunk, found, strict=True):
+            written[index] = " ".join(map(str, ids))
+    return written
 
 
 def asked(data: Any, column: str) -> list[Any]:
     """The prompts of a dataset in one of its columns, with the tools and arguments of their rows if there are any."""
-    prompts = list(data[column])
-    beside = [list(data[name]) if name in data.column_names else [None] * len(prompts) for name in (TOOLS, OPTIONS)]
+    prompts = list(data[column][:])
+    beside = [data[name][:] if name in data.column_names else [None] * len(prompts) for name in (TOOLS, OPTIONS)]
     rows = zip(prompts, *beside, strict=True)
     return [Asked(*row) if any(row[1:]) else row[0] for row in rows]
 
@@ -92,7 +103,7 @@ def highest_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
 
 def first_ids(dataset: Any, column: str = PROMPT_IDS) -> list[int]:
     """Return the ids of the first prompt."""
-    return _ids(_column(dataset, column)[0])
+    return _ids(_column(dataset.select([0]), column)[0])
 
 
 def prompt_ids(dataset: Any, column: str = PROMPT_IDS) -> list[list[int]]:
@@ -122,5 +133,6 @@ def _ids(written: str) -> list[int]:
     return [*map(int, written.split())]
 
 
-def _column(dataset: Any, name: str) -> Any:
-    return dataset.with_format(None)[name]  # a format set by the user applies to the user's columns
+def _column(dataset: Any, name: str) -> list[Any]:
+    # All at once: the entries of a lazy column are read one by one, which takes a hundred times as long.
+    return list(dataset.with_format(None)[name][:])  # a format set by the user applies to the user's columns
