@@ -40,7 +40,7 @@ def test_texts_and_messages_pass() -> None:
             "transform of train_dataset ... prompt",
         ),
         (rows("a", ""), "row 1 of train_dataset ... empty"),
-        (rows("a", None), "row 1 ... text"),
+        (rows("a", None), "row 1 ... prompt ... missing"),
         (rows(3), "row 0 ... int"),
         (rows([{"text": "a"}]), "row 0 ... chat messages"),
         (rows([]), "row 0 ... empty"),

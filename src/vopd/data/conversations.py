@@ -76,6 +76,8 @@ def read_prompt(value: Any, last_assistant_turn: str = CONTINUE) -> Prompt:
         if not value.strip():
             raise DataError("the prompt is empty")
         return value
+    if value is None:
+        raise DataError("the prompt is missing")
     turns = value if isinstance(value, Conversation) else _turns(value)
     last = len(turns)
     while last and turns[last - 1]["role"] == "assistant":
@@ -145,12 +147,12 @@ def read_options(value: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def at(place: RowPlace, row: int) -> Iterator[None]:
-    """Names the place of a row in the errors about it."""
+def at(place: RowPlace, row: int, column: str = "") -> Iterator[None]:
+    """Names the place of a row, and its column, in the errors about it."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{place(row)}: {error}") from error
+        raise DataError(f"{place(row)}{column and f', column {column!r}'}: {error}") from error
 
 
 def check_last_turn(value: str) -> None:

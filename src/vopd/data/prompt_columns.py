@@ -35,8 +35,6 @@ def prompt_column(columns: Sequence[str], name: str) -> str:
 def chosen_column(columns: Sequence[str], name: str) -> str:
     """Return a line that says which of several possible prompt columns is used; "" if there is only one."""
     found, *others = [column for column in PROMPT_COLUMNS if column in columns]
-    # A problem beside its prompt is where the prompt was made from, as in generated problems.
-    others = [column for column in others if column not in ("problem", "question")]
     if not others:
         return ""
     also = ", ".join(map(repr, others))

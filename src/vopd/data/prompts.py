@@ -154,10 +154,10 @@ def settled(dataset: Any, name: str, last_assistant_turn: str = DROP, teacher_co
     place = row_of(name)
     column, plain = prompt_column(dataset.column_names, name), dataset.with_format(None)
     if dataset.format["format_kwargs"].get("transform") is not None:
-        _read_all(dataset[PROMPT][:], place, last_assistant_turn)
+        _read_all(dataset[PROMPT][:], place, PROMPT, last_assistant_turn)
         return dataset
     values = plain[column][:]
-    prompts, answered = _read_all(values, place, last_assistant_turn)
+    prompts, answered = _read_all(values, place, column, last_assistant_turn)
     if PROMPT_IDS not in dataset.column_names:  # otherwise it has been told when they were made
         _tell_columns(dataset.column_names, name, last_assistant_turn, answered, place)
     found = dataset
@@ -215,7 +215,7 @@ class _Reader:
         for index, row in enumerate(rows):
             with at(place, index):
                 values.append(asked_value(source.template, column, row))
-        prompts, answered = _read_all(values, place, last)
+        prompts, answered = _read_all(values, place, column, last)
         _tell_columns(columns if source.template is None else [], name, last, answered, place)
         # Those that the template names are in the prompt.
         beside = [name for name in BESIDE if name in columns and f"{{{name}}}" not in (source.template or "")]
@@ -256,7 +256,7 @@ class _Reader:
             return None
         found = []
         for index, prompt in enumerate(given):
-            with at(lambda row: f"{place(row)}, the teacher's prompt", index):
+            with at(place, index, str(self.teachers)):
                 found.append(read_prompt(prompt, last) if prompt else None)
         return found
 
@@ -309,11 +309,13 @@ def _drop_empty(dataset: Any, source: Source, place: RowPlace) -> tuple[Any, lis
     return dataset.select(full), [rows[index] for index in full], lambda index: place(full[index])
 
 
-def _read_all(values: Iterable[Any], place: RowPlace, last_assistant_turn: str) -> tuple[list[Prompt], list[int]]:
+def _read_all(
+    values: Iterable[Any], place: RowPlace, column: str, last_assistant_turn: str
+) -> tuple[list[Prompt], list[int]]:
     """The prompts in `values`, and the indices of those that ended with the assistant's turn."""
     prompts, answered = [], []
     for index, value in enumerate(values):
-        with at(place, index):
+        with at(place, index, column):
             prompt = read_prompt(value)
             if ends_with_answer(prompt):
                 answered.append(index)
