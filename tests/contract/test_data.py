@@ -195,7 +195,7 @@ NAMED = [
     Named({"p.jsonl": A + "\n" + B[:-2]}, "p.jsonl ... line 3 ... not valid JSON ... column 15"),
     Named({"1.jsonl": A, "2.jsonl": B + "{"}, "2.jsonl ... line 2 ... not valid JSON", "{}/*.jsonl"),
     Named({"p.jsonl": A + "[1]\n"}, "line 2 ... object ... list"),
-    Named({"s/1.jsonl": A, "s/2.jsonl": B + "\n" + '{"prompt": []}'}, "2.jsonl ... line 3, column 'prompt' ... empty", "{}/s"),
+    Named({"s/1.jsonl": A, "s/2.jsonl": B + '\n{"prompt": []}'}, "2.jsonl ... line 3 ... 'prompt' ... empty", "{}/s"),
     Named({"p.json": '[{"prompt": "a"}, 5]'}, "p.json ... row 1 ... object ... int"),
     Named({"p.json": '[\n{"prompt": "a",}]'}, "p.json ... not valid JSON ... line 2, column 16"),
     Named({"p.json": '{"prompt": {"0": "a"}}'}, "p.json ... list of objects ... orient='records'"),
