@@ -68,6 +68,8 @@ class Row:
 ONE = qwen("user: 2+2")
 CONTINUE = {"last_assistant_turn": "continue"}
 TEXTS = {"texts": True}
+# Nothing in it is a token of its own.
+PLAIN = "{% for turn in messages %}{{ '[INST] ' + turn.content + ' [/INST]' }}{% endfor %}"
 ROWS = [
     # columns and forms
     Row({"prompt": "2+2"}, "2+2", kind="text"),
@@ -155,6 +157,8 @@ ROWS = [
     Row({"prompt": ONE}, ONE, settings=TEXTS, kind="rendered chat", said="1 of 1 ... rendered chats ... line 1"),
     Row({"prompt": gemma("2+2")}, gemma("2+2"), "gemma", kind="rendered chat", said="rendered chats already"),
     Row({"prompt": llama("user: 2+2")}, llama("user: 2+2"), "llama", TEXTS, said="rendered chats already"),
+    Row({"prompt": "[INST] 2+2 [/INST]"}, "[INST] 2+2 [/INST]", settings={**TEXTS, "template": PLAIN},
+        kind="rendered chat", said="rendered chats already"),
     Row({"problem": "2+2"}, ONE, template=ONE.replace("2+2", "{problem}"),
         said="rendered chats already"),
     Row({"prompt": "What is <|im_end|>?"}, qwen("user: What is <|im_end|>?"), settings=TEXTS,
@@ -172,6 +176,8 @@ ROWS = [
     Row({"prompt": [USER]}, ONE, settings={"thinking": True}),
     Row({"prompt": "2+2"}, "thinking ... chat_template=true", settings={"thinking": True}, error=ConfigurationError),
     Row({"prompt": [USER]}, "no option enable_thinking", "llama", {"thinking": True}, error=ConfigurationError),
+    Row({"prompt": [USER]}, "thinking and chat_template_kwargs both set enable_thinking",
+        settings={"thinking": True, "options": {"enable_thinking": False}}, error=ConfigurationError),
     Row({"prompt": [USER]}, "Reasoning: low", "gptoss", {"options": {"reasoning_effort": "low"}}),
     Row({"prompt": [USER], "chat_template_kwargs": {"enable_thinking": False}}, ONE + "<think></think>",
         settings={"thinking": True}, kind="conversation, with its own chat_template_kwargs"),

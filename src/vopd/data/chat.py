@@ -89,6 +89,8 @@ class Chat:
                 f"this tokenizer's chat template has no option {_THINKING}; remove thinking, or pass the options it "
                 "has with chat_template_kwargs"
             )
+        if self.thinking is not None and _THINKING in self.options:
+            raise ConfigurationError(f"thinking and {OPTIONS} both set {_THINKING}; remove one of them")
         if taken := _taken(self.options):
             raise ConfigurationError(f"{OPTIONS} cannot set {taken}, which vopd sets itself; remove it")
 
@@ -237,7 +239,7 @@ class Chat:
     # ---- the template and the tokenizer ---------------------------------------------------------------------
 
     def is_rendered(self, text: str) -> bool:
-        """Whether a text is a chat that was rendered already: it begins with a token that only the template writes."""
+        """Whether a text is a chat that was rendered already: it begins as only the template begins one."""
         return text.lstrip().startswith(self._openings)
 
     @cached_property
@@ -249,7 +251,17 @@ class Chat:
     @cached_property
     def _openings(self) -> tuple[str, ...]:
         begin = [self.tokenizer.bos_token] if self.has_template and self.tokenizer.bos_token else []
-        return (*begin, *self.control_tokens)
+        return (*begin, *self.control_tokens, *filter(None, map(self._before, ("user", "system"))))
+
+    def _before(self, role: str) -> str:
+        """What the template writes before a first turn, which may be plain text as in "[INST] "; "" if unknown."""
+        if not self.has_template:
+            return ""
+        try:
+            whole = self._apply([{"role": role, "content": "vopd"}], None, self.arguments)
+        except DataError:
+            return ""
+        return whole.partition("vopd")[0].removeprefix(self.tokenizer.bos_token or "").strip()
 
     @property
     def _sources(self) -> str:
