@@ -144,6 +144,8 @@ ROWS = [
     Row({"prompt": "2+2", "tools": "hammer"}, "2+2"),
     Row({"prompt": [USER], "tools": [TOOL]}, gemma("2+2"), "gemma", said="1 of 1 ... tools ... not use ... line 1"),
     Row({"prompt": [USER, calls(), RESULT]}, "line 1 ... turn 1 calls a tool", "gemma", error=DataError),
+    Row({"prompt": [USER, calls(), RESULT]}, "line 1 ... turn 1 calls a tool", "gemma", error=DataError,
+        settings={"system_prompt": "be brief"}),
     Row({"prompt": [USER, RESULT]}, "line 1 ... a result without a call", "gptoss", error=DataError),
     # the last turn
     Row({"messages": [SYSTEM, USER, ANSWER]}, qwen("system: be brief", "user: 2+2"),

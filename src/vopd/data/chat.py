@@ -211,12 +211,14 @@ class Chat:
         source = self._source(tools)
         if self.system_prompt is not None and not has_system(turns):
             turns = [{"role": "system", "content": self.system_prompt}, *turns]
-        turns = [_known(turn, index, source) for index, turn in enumerate(turns)]
+        # Turns are counted in the row, from 0: a system prompt that it does not have comes before them.
+        first = -1 if has_system(turns) and not has_system(read_prompt(asked.prompt)) else 0
+        turns = [_known(turn, index, source) for index, turn in enumerate(turns, first)]
         given = rendered_form(turns)
         if self._takes_parts:
             given = [{**turn, "content": _as_parts(turn["content"])} for turn in given]
         text = self._apply(given, tools, {**self.arguments, **own})
-        _check_kept(turns, text)
+        _check_kept(turns, text, first)
         return text, False
 
     def _apply(self, turns: list[Turn], tools: Any, options: dict[str, Any]) -> str:
@@ -352,10 +354,11 @@ def _as_parts(text: str) -> list[Turn]:
     return [{"type": "text", "text": text}]
 
 
-def _check_kept(turns: list[Turn], text: str) -> None:
-    for index, turn in enumerate(turns):
+def _check_kept(turns: list[Turn], text: str, first: int) -> None:
+    for index, turn in enumerate(turns, first):
         if turn["role"] in ("system", "developer", "user") and turn["content"].strip() not in text:
-            raise DataError(f"the chat template leaves out turn {index} ({turn['role']})")
+            lost = "the system prompt" if index < 0 else f"turn {index} ({turn['role']})"
+            raise DataError(f"the chat template leaves out {lost}")
 
 
 def _taken(options: Mapping[str, Any]) -> str:

@@ -92,9 +92,9 @@ def ends_with_answer(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
 
 
-def has_system(turns: list[Turn]) -> bool:
-    """Whether a conversation has a system turn of its own."""
-    return any(turn["role"] in ("system", "developer") for turn in turns)
+def has_system(prompt: Prompt) -> bool:
+    """Whether it is a conversation with a system turn of its own."""
+    return not isinstance(prompt, str) and any(turn["role"] in ("system", "developer") for turn in prompt)
 
 
 def rendered_form(prompt: list[Turn]) -> list[Turn]:
