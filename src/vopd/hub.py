@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from traceback import walk_tb
 
 from vopd.errors import ConfigurationError, causes, first_line, shortened
@@ -10,6 +11,8 @@ from vopd.network import check_certificates, proxy_of
 
 # Packages that make requests.
 _CLIENTS = {"httpx", "httpx2", "requests", "urllib3"}
+# Of which the libraries say what the hub does not have.
+_MISSING = {"RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError", "DatasetNotFoundError"}
 _NO_HUB = "what answers is not the hub; correct HF_ENDPOINT, or log in to the network first"
 _LOG_IN = "log in with `hf auth login`"
 
@@ -26,15 +29,18 @@ def hub_refusal(error: Exception) -> str:
     Errors of transformers and datasets often say only that there is no connection; the cause has the status.
     """
     chain = list(causes(error))
+    missing = any(type(cause).__name__ in _MISSING for cause in chain)
     for cause in chain:
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(status, int) and status != 404:  # for which the libraries say what is missing
+        if status == 404 and not missing:
+            return f"status 404: {_NO_HUB}"
+        if isinstance(status, int) and status != 404:
             said = getattr(cause, "server_message", None) or str(cause)
-            said = shortened(said.split("(Request ID")[0])
+            said = shortened(re.split(r"\(Request ID|For more information", said)[0])
             return f"the hub answers with status {status}: {said}; {_fix(status, type(cause).__name__)}"
     if any("not seem to be served by a Hugging Face Hub" in str(cause) for cause in chain):
         return _NO_HUB
-    if not is_refusal(error):
+    if missing or not is_refusal(error):
         return first_line(error).rstrip(".")
     if any(type(cause).__name__ == "JSONDecodeError" for cause in chain):
         return _NO_HUB

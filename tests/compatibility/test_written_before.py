@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from vopd import cli
+from vopd.errors import ConfigurationError
+from vopd.training.saving.resume import resumed
 
 WRITTEN = Path(__file__).with_name("written")
 
@@ -81,3 +83,25 @@ def test_a_comparison_is_reported(written: Path) -> None:
     assert ends == pytest.approx({"opd": 0.26319, "vopd_optimal": 0.18240}, abs=1e-5)
     page = Path("comparison/report.html").read_text()
     assert "83.3 % [70.0, 96.7]" in page and "-0.081" in page
+
+
+def test_rendered_prompts_of_an_earlier_version_are_not_compared(tmp_path: Path) -> None:
+    """Its prompts were rendered texts, and `thinking` was among the arguments of the chat template."""
+    saved = {"chat_template": True, "thinking": False, "seed": 0}
+    earlier = {**saved, "chat_template_kwargs": {"enable_thinking": False}, "dataset": {"name": "p", "content": "a"}}
+    now = {
+        **saved,
+        "chat_template_kwargs": None,
+        "dataset": {"name": "p", "content": "b"},
+        "last_assistant_turn": "drop",
+    }
+    manifest = {"settings": earlier, "files": ["optimizer.pt", "rng_state.pth"]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    found = resumed(tmp_path, 2, now, 4)
+    assert not found.changes and {"dataset", "chat_template_kwargs"} <= {*found.lacking}
+    with pytest.raises(ConfigurationError, match="thinking"):
+        resumed(tmp_path, 2, {**now, "thinking": True}, 4)
+    manifest["settings"] = {**earlier, "last_assistant_turn": "drop"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigurationError, match="dataset"):
+        resumed(tmp_path, 2, now, 4)

@@ -490,6 +490,7 @@ HUB = {
     "gated": (quoting("403 Forbidden", "GatedRepo"), "gated ... conditions ... hf auth login"),
     "forbidden": (quoting("403 Forbidden"), "status 403 ... hf auth login"),
     "a login page": (reply("200 OK", b"<html>Sign in", Content_Type="text/html"), "not the hub ... HF_ENDPOINT"),
+    "another server": (reply("404 Not Found", b"nginx"), "status 404 ... not the hub ... HF_ENDPOINT"),
     "cut": (b"", "disconnected"),
 }
 

@@ -67,7 +67,7 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
             f"{cannot}: it has the model, but no {' and no '.join(lost)} (save_only_model); {NEW_RUN}, with this "
             "checkpoint as --model"
         )
-    saved = manifest.get("settings", {})
+    saved = _comparable(manifest.get("settings", {}))
     changes = differences(saved, now, step)
     refuse([one for one in changes if one.refused], cannot, "go on with the settings of the checkpoint, or ")
     if {saved.get(_SCHEDULE), now.get(_SCHEDULE)} & {*FOLLOWING}:
@@ -83,6 +83,14 @@ def resumed(checkpoint: Path, step: int, now: Mapping[str, Any], steps: int) -> 
     lacking = [name for name in now if name not in saved and RULES.get(name) != FREE]
     earlier = [Change(**record) for record in manifest.get("changes", [])]
     return Resumed(checkpoint, step, steps, changes, earlier, lacking)
+
+
+def _comparable(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint records, without what an earlier version recorded in another form: with the chat template, it
+    had the rendered texts as prompts, and `thinking` among the arguments of the template."""
+    if not saved.get("chat_template") or "last_assistant_turn" in saved:
+        return saved
+    return {name: value for name, value in saved.items() if name not in ("dataset", "chat_template_kwargs")}
 
 
 def lost_states(checkpoint: Path) -> list[str]:
