@@ -105,15 +105,6 @@ def check_enough(num_prompts: int, batch_size: int) -> None:
         )
 
 
-def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    """Each dataset with its name for error messages."""
-    if isinstance(eval_dataset, dict):
-        others = [(f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items()]
-    else:
-        others = [] if eval_dataset is None else [("eval_dataset", eval_dataset)]
-    return [("train_dataset", train_dataset), *others]
-
-
 def each(eval_dataset: Any, change: Callable[[Any, str], Any]) -> Any:
     """`eval_dataset`, one or several by name or none, with `change(dataset, name for error messages)` of each."""
     if isinstance(eval_dataset, dict):

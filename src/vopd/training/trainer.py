@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from vopd.data.prompt_checks import check_enough, check_no_stream, check_room, each, keep_short, named_datasets
+from vopd.data.prompt_checks import check_enough, check_no_stream, check_room, each, keep_short
 from vopd.data.prompts import settled, with_ids
 from vopd.errors import ConfigurationError, Faults, GuardError, MismatchError, TeacherServerError
 from vopd.folders import check_model_folder, check_writable, new_folder
@@ -191,11 +191,14 @@ class VOPDTrainer(TRLAdapter):
         given = len(self.train_dataset)
         self.train_dataset = keep_short(self.train_dataset, self.args.max_prompt_length)
         self.prompts_dropped = given - len(self.train_dataset)
-        positions, sizes = self.teachers.positions, self.teachers.vocab_sizes
-        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
-            check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
-            check_readers(dataset, name, self.tokenizer, head_rows(self.model, "student"), sizes, self._routes)
+        self._check_readable(self.train_dataset, "train_dataset")
+        each(self.eval_dataset, self._check_readable)
         check_enough(len(self.train_dataset), self.args.step_prompts)
+
+    def _check_readable(self, dataset: Any, name: str) -> None:
+        positions, sizes = self.teachers.positions, self.teachers.vocab_sizes
+        check_room(dataset, name, positions, self.args.max_completion_length, self.args.teacher_prompt_column)
+        check_readers(dataset, name, self.tokenizer, head_rows(self.model, "student"), sizes, self._routes)
 
     def _prepare_callbacks(self) -> None:
         kept = self.args.samples_per_step if self.accelerator.is_main_process else 0
