@@ -6,42 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from vopd.estimators.teacher_scores import ScoreKind, TopKScores
 from vopd.models import States
 
-
-@dataclass(frozen=True)
-class Texts:
-    """Token ids of prompts, (B, P), padded on the left, and of completions, (B, T), padded on the right.
-
-    Masks are 0 on padding.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-
-    @property
-    def sequence(self) -> tuple[Tensor, Tensor, int]:
-        """Ids and attention mask of prompts with completions, and the number of completion positions.
-
-        Completion positions are counted from the end, so that prompts of any length align.
-        """
-        ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
-        return ids, torch.cat([self.prompt_mask, self.completion_mask], dim=1), self.completion_ids.size(1)
-
-    def unpadded(self) -> list[tuple[list[int], list[int]]]:
-        """The ids of each prompt and of its completion, without padding."""
-        prompts = _without_padding(self.prompt_ids, self.prompt_mask)
-        return list(zip(prompts, _without_padding(self.completion_ids, self.completion_mask), strict=True))
-
-
-def _without_padding(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[real.bool()].tolist() for row, real in zip(ids.cpu(), mask.cpu(), strict=True)]
+from .texts import Texts
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vopd.teachers.base import Rollouts, Texts
+from vopd.teachers import Rollouts
+from vopd.teachers.texts import Texts
 
 _ON_THE_HOST = ("rollout_rows", "teacher_places")
 
