@@ -55,7 +55,7 @@ class Texts:
             lengths: ``self.lengths()``.
             multiple: widths are multiples of it, as this batch's own are.
         """
-        order = torch.tensor([row for group in groups for row in group])
+        order = torch.tensor([row for group in groups for row in group], dtype=torch.long)
         values = {name: value for name, value in vars(self).items() if value is not None}
         rows = {name: value[order.to(value.device)] for name, value in values.items() if value.ndim}
         parts, start = [], 0
@@ -80,7 +80,7 @@ class Lengths:
 
     def longest(self, rows: Sequence[int]) -> dict[str, int]:
         """The longest of each part among `rows`, at least 1."""
-        return {part: max(1, *(counts[row] for row in rows)) for part, counts in self.of.items()}
+        return {part: max([1, *(counts[row] for row in rows)]) for part, counts in self.of.items()}
 
     def width(self, rows: Sequence[int]) -> int:
         """Positions of a padded batch of `rows`: the longest prompt, whoever reads it, and the longest completion."""
