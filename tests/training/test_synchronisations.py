@@ -21,6 +21,9 @@ COUNTED = "vopd.estimators.loss._rows: tolist"
 ROUTES = "vopd.teachers.routed._rows_of: tolist"
 """Whose rows are whose: kept on the host, so this waits for nothing."""
 
+NUMBERS = "vopd.teachers.ahead.score: tolist"
+"""Which rows these are: on the host too."""
+
 MASKS = "transformers.masking_utils._ignore_causal_mask_sdpa: _local_scalar_dense"
 """Not ours: transformers looks whether there is padding in every forward pass of a model with SDPA."""
 
@@ -65,6 +68,14 @@ def test_of_several_teachers_it_waits_once_for_each(
     )
     assert found.pop(MASKS) >= 2 and found.pop(ROUTES)
     assert found == {COUNTED: 3}
+
+
+def test_a_batch_scored_as_a_whole_is_not_waited_for_again(make_trainer: Callable[..., Any]) -> None:
+    found = of_a_micro_batch(
+        make_trainer(prompts=PROMPTS, gradient_accumulation_steps=4, max_steps=1, teacher_scoring="step_on_host")
+    )
+    assert found.pop(MASKS) and found.pop(NUMBERS)
+    assert found == {COUNTED: 1}
 
 
 def test_what_waits_is_seen() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+from vopd.kernels import Head
 from vopd.models import States
+from vopd.placement import Placement
 from vopd.teachers import Rollouts
 from vopd.teachers.ahead import Ahead
-from vopd.teachers.local import Masters
+from vopd.teachers.local import InProcess, Masters
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {b} =" for a in range(3, 7) for b in range(2, 6)]
 HINTS = [f"{'Hint! ' * (place % 4)}{prompt}" for place, prompt in enumerate(PROMPTS)]
@@ -67,18 +73,31 @@ def logged(trainer: Any) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["offloaded", "several", "self:base", "self:average"])
+def calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> list[Any]:
+    """A list that gets the arguments of every call."""
+    real, seen = getattr(holder, name), []
+
+    def recording(*given: Any) -> Any:
+        seen.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(holder, name, recording)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "scoring"),
+    [("offloaded", "step"), ("several", "step_on_host"), ("self:base", "step_on_host"), ("self:average", "step")],
+)
 def test_a_batch_scored_as_a_whole_trains_the_same(
-    name: str, make_trainer: Make, recorded_completions: Any, tiny_teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, scoring: str, make_trainer: Make, recorded_completions: Any, tiny_teacher_dir: Path, monkeypatch: Any
 ) -> None:
-    lent_to, copies = Masters.lent_to, []
-    monkeypatch.setattr(Masters, "lent_to", lambda *given: (copies.append(given), lent_to(*given))[1])
+    copies, passes = (calls(monkeypatch, *one) for one in ((Masters, "lent_to"), (Placement, "frozen_states")))
     found = []
-    for scoring in ("micro_batch", "step", "step_on_host"):
-        copies.clear()
+    for setting in ("micro_batch", scoring):
         given = teachers(name, tiny_teacher_dir)
         trainer = make_trainer(
-            teacher_scoring=scoring,
+            teacher_scoring=setting,
             teacher_prompt_column="hint",
             teacher_offload=name == "offloaded",
             gradient_accumulation_steps=4,
@@ -89,9 +108,9 @@ def test_a_batch_scored_as_a_whole_trains_the_same(
             per_device_eval_batch_size=3,
             trainer={**given, "eval_dataset": given["train_dataset"].select(range(5))},
         )
-        frozen_states, passes = trainer.placement.frozen_states, []
-        trainer.placement.frozen_states = lambda *given: (passes.append(given), frozen_states(*given))[1]
-        weights, alone = trained(trainer, recorded_completions), scoring == "micro_batch"
+        copies.clear()
+        passes.clear()
+        weights, alone = trained(trainer, recorded_completions), setting == "micro_batch"
         found.append((weights, logged(trainer)))
         if name == "offloaded":  # two steps of four micro-batches, and an evaluation of two batches
             assert len(copies) == (2 * 4 + 2 if alone else 2 + 2)
@@ -99,11 +118,81 @@ def test_a_batch_scored_as_a_whole_trains_the_same(
         if not alone:
             parts = [trainer.teacher] if name != "several" else [part for part, _ in trainer.teacher._parts]
             assert all(isinstance(part, Ahead) and not part._kept for part in parts)
-    (weights, logs), *others = found
+    (weights, logs), (own, own_logs) = found
     assert any("eval_reverse_kl" in record for record in logs) and len(weights) == 2
-    for own, own_logs in others:
-        for step, before in zip(own, weights, strict=True):
-            for key, value in before.items():
-                torch.testing.assert_close(step[key], value, rtol=0, atol=1e-6)
-        for record, expected in zip(own_logs, logs, strict=True):
-            assert record == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for step, before in zip(own, weights, strict=True):
+        for key, value in before.items():
+            torch.testing.assert_close(step[key], value, rtol=0, atol=1e-6)
+    for record, expected in zip(own_logs, logs, strict=True):
+        assert record == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_whole_batch_is_scored_under_autocast_and_counts_as_scoring(
+    make_trainer: Make, recorded_completions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = calls(monkeypatch, Ahead, "_keep")
+    trainer = make_trainer(teacher_scoring="step", bf16=True, max_steps=1)
+    begin = trainer.teacher.begin
+
+    def slow(rollouts: Any) -> None:
+        time.sleep(0.3)
+        begin(rollouts)
+
+    trainer.teacher.begin = slow
+    trained(trainer, recorded_completions)
+    assert [states.hidden.dtype for *_, states in kept] == [torch.bfloat16]
+    assert trainer.state.log_history[0]["seconds/scoring"] > 0.3
+
+
+def test_a_run_resumes_exactly_and_with_either_setting(
+    make_trainer: Make, recorded_completions: Any, tmp_path: Path
+) -> None:
+    """Rows scored as a whole have the numbers that a resumed run gives them too."""
+
+    def run(folder: str, scoring: str, checkpoint: str | None = None) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(
+            output_dir=str(tmp_path / folder), teacher_scoring=scoring, gradient_accumulation_steps=2, max_steps=3,
+            save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+
+    whole = run("whole", "step")
+    for scoring in ("step", "micro_batch"):
+        shutil.copytree(tmp_path / "whole", tmp_path / scoring)
+        resumed = run(scoring, scoring, str(tmp_path / scoring / "checkpoint-1"))
+        for name, weight in whole.items():
+            torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0 if scoring == "step" else 1e-5)
+
+
+@dataclass
+class OnMeta(InProcess):
+    """Its states are on a device without values, which stands for a GPU: nothing can be copied from there."""
+
+    rows: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Any:
+        def states(texts: Any) -> States:
+            self.rows.append(len(texts.completion_ids))
+            return States(torch.zeros(*texts.completion_ids.shape, 4, device="meta"), Head(torch.zeros(7, 4)))
+
+        yield states
+
+
+def test_states_stay_on_the_device_unless_asked_otherwise_and_each_row_once(make_trainer: Make) -> None:
+    """Completions of 4, 1, 2 and 1 tokens: their states alone, from two rows at a time."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
+    rollouts = Rollouts(mask[:, :1], mask[:, :1], mask, mask, mask, rows=torch.arange(5, 9))
+    placement, teacher = make_trainer().placement, OnMeta()
+    ahead = Ahead(teacher, placement, rows=1, on_host=False)
+    ahead.begin(rollouts)
+    assert teacher.rows == [2, 2]
+    kept = {number: states.hidden for number, states in ahead._kept.items()}
+    assert {number: len(states) for number, states in kept.items()} == {5: 4, 6: 1, 7: 2, 8: 1}
+    assert all(states.is_meta and states._base is None for states in kept.values())
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        Ahead(teacher, placement, rows=1, on_host=True).begin(rollouts)
+    some = replace(rollouts, rows=torch.tensor([8, 5, 7]), completion_ids=mask[:3])
+    (scored,) = ahead.score(some, States(torch.zeros(3, 4, 4), Head(torch.zeros(7, 4, device="meta"))))
+    assert scored.by.hidden.shape == (3, 4, 4) and list(ahead._kept) == [6]

@@ -163,7 +163,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     teacher_prompt_column: str | None = own(None, "Column with prompts for the teacher only, such as with a hint.")
     teacher_offload: bool = own(False, "Keep a local teacher in host memory except while it scores.")
     teacher_scoring: str = own(
-        "micro_batch", "When a local teacher scores: every micro_batch, or once a step or step_on_host, in larger batches."
+        "micro_batch",
+        "When a local teacher scores: each micro_batch, or a whole step (or step_on_host) in larger batches.",
     )
     teacher_decay: float = own(0.99, "Decay of the student's moving average, the teacher self:average.")
     eval_benchmarks: list[str] | None = own(
