@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from vopd.teachers.ahead import Ahead
 from vopd.teachers.local import InProcess, Masters
 
 PROMPTS = [f"{'so ' * (a % 3)}{a} + {b} =" for a in range(3, 7) for b in range(2, 6)]
-HINTS = [f"{'Hint! ' * (place % 4)}{prompt}" for place, prompt in enumerate(PROMPTS)]
+HINTS = [f"{'Hint! ' * (1 if place % 4 else 8)}{prompt}" for place, prompt in enumerate(PROMPTS)]
 
+META = torch.device("meta")
 Make = Callable[..., Any]
 
 
@@ -105,8 +107,8 @@ def test_a_batch_scored_as_a_whole_trains_the_same(
             max_grad_norm=0,
             eval_strategy="steps",
             eval_steps=2,
-            per_device_eval_batch_size=3,
-            trainer={**given, "eval_dataset": given["train_dataset"].select(range(5))},
+            per_device_eval_batch_size=2,
+            trainer={**given, "eval_dataset": given["train_dataset"].select(range(4))},
         )
         copies.clear()
         passes.clear()
@@ -114,7 +116,7 @@ def test_a_batch_scored_as_a_whole_trains_the_same(
         found.append((weights, logged(trainer)))
         if name == "offloaded":  # two steps of four micro-batches, and an evaluation of two batches
             assert len(copies) == (2 * 4 + 2 if alone else 2 + 2)
-            assert len(passes) == (2 * 4 + 2 if alone else 2 * 2 + 2)
+            assert len(passes) == (2 * 4 + 2 if alone else 2 * 3 + 2)
         if not alone:
             parts = [trainer.teacher] if name != "several" else [part for part, _ in trainer.teacher._parts]
             assert all(isinstance(part, Ahead) and not part._kept for part in parts)
@@ -181,13 +183,13 @@ class OnMeta(InProcess):
 
 
 def test_states_stay_on_the_device_unless_asked_otherwise_and_each_row_once(make_trainer: Make) -> None:
-    """Completions of 4, 1, 2 and 1 tokens: their states alone, from two rows at a time."""
+    """Completions of 4, 1, 2 and 1 tokens: their states alone, from as many tokens at a time as the longest row has."""
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
     rollouts = Rollouts(mask[:, :1], mask[:, :1], mask, mask, mask, rows=torch.arange(5, 9))
     placement, teacher = make_trainer().placement, OnMeta()
     ahead = Ahead(teacher, placement, rows=1, on_host=False)
     ahead.begin(rollouts)
-    assert teacher.rows == [2, 2]
+    assert teacher.rows == [1, 1, 2]
     kept = {number: states.hidden for number, states in ahead._kept.items()}
     assert {number: len(states) for number, states in kept.items()} == {5: 4, 6: 1, 7: 2, 8: 1}
     assert all(states.is_meta and states._base is None for states in kept.values())
@@ -196,3 +198,17 @@ def test_states_stay_on_the_device_unless_asked_otherwise_and_each_row_once(make
     some = replace(rollouts, rows=torch.tensor([8, 5, 7]), completion_ids=mask[:3])
     (scored,) = ahead.score(some, States(torch.zeros(3, 4, 4), Head(torch.zeros(7, 4, device="meta"))))
     assert scored.by.hidden.shape == (3, 4, 4) and list(ahead._kept) == [6]
+
+
+def test_all_processes_run_as_many_forward_passes() -> None:
+    """With shards a pass may be twice as large, and a process with fewer of them divides its rows, or runs without."""
+    ids = torch.ones(4, 2, dtype=torch.long)
+    rollouts, teacher = Rollouts(ids, ids, ids, ids, ids, rows=torch.arange(4)), OnMeta()
+    placement: Any = SimpleNamespace(divided=True, most=lambda count: 3, accelerator=SimpleNamespace(device=META))
+    ahead = Ahead(teacher, placement, rows=2, on_host=False)
+    ahead.begin(rollouts)
+    assert teacher.rows == [1, 1, 2] and sorted(ahead._kept) == [0, 1, 2, 3]
+    none = Rollouts(ids[:0], ids[:0], ids[:0], ids[:0], ids[:0], rows=torch.arange(0))
+    ahead.begin(none)
+    assert teacher.rows[3:] == [0, 0, 0]
+    assert ahead.score(none, States(torch.zeros(0, 2, 4), Head(torch.zeros(7, 4)))) == []

@@ -15,15 +15,13 @@ from .texts import halved
 MICRO_BATCH, STEP, STEP_ON_HOST = "micro_batch", "step", "step_on_host"
 SCORINGS = (MICRO_BATCH, STEP, STEP_ON_HOST)
 
-_MICRO_BATCHES = 2
-"""How many full micro-batches one forward pass may be as large as: it keeps nothing for a gradient."""
-
 
 class Ahead(Teacher):
     """``Teacher`` that computes the states of a generated batch at its begin, with another teacher in this process.
 
-    Rows of like length go through the model together, at most as many tokens at a time as two micro-batches of the
-    longest row have. The states at the completions' tokens, without padding, are kept until their micro-batch is
+    Rows of like length go through the model together, at most as many tokens at a time as a micro-batch of the longest
+    row has, and twice as many if every forward pass gathers shards: it keeps nothing for a gradient. More at a time
+    would be more padding. The states at the completions' tokens, without padding, are kept until their micro-batch is
     scored, which then takes no forward pass.
 
     Args:
@@ -36,7 +34,8 @@ class Ahead(Teacher):
     gives: frozenset[ScoreKind] = EVERY_KIND
 
     def __init__(self, teacher: InProcess, placement: Placement, rows: int, on_host: bool) -> None:
-        self._teacher, self._placement, self._rows = teacher, placement, rows
+        self._teacher, self._placement = teacher, placement
+        self._rows = 2 * rows if placement.divided else rows
         self._home = torch.device("cpu") if on_host else None
         self._kept: dict[int, States] = {}  # by the numbers of the rows; the head is the same for all
 
@@ -44,7 +43,7 @@ class Ahead(Teacher):
         """Compute the states of all rows. Collective if the teacher is sharded, even without rows."""
         lengths = rollouts.lengths()
         longest = lengths.width(range(len(rollouts.completion_ids)))
-        groups = lengths.within(_MICRO_BATCHES * self._rows * longest)
+        groups = lengths.within(self._rows * longest)
         groups = halved(groups or [[]], self._placement.most(len(groups)))
         with self._teacher.ready(self._placement.accelerator.device) as states:
             for group, part in zip(groups, rollouts.cut(groups, lengths), strict=True):
