@@ -4,7 +4,7 @@
 
 64 recorded completions in micro-batches of 8, on a CPU with one thread: log-normal lengths (sigma 0.8, mean 0.3 of the
 longest), or all of the longest. "padded": micro-batches with the padding of the whole generated batch; "like length":
-those that ``Lengths.equal`` cuts. Medians over interleaved rounds. Where the host computes, teacher_offload copies nothing.
+those that ``Lengths.equal`` cuts. Medians over interleaved rounds. On a CPU teacher_offload copies nothing.
 """
 
 from __future__ import annotations
