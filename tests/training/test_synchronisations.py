@@ -27,6 +27,9 @@ SAMPLES = "vopd.training.monitoring.samples.offer: tolist"
 PACKED = "transformers.masking_utils.find_packed_sequence_indices: _local_scalar_dense"
 """Not ours: transformers looks whether the position ids are those of packed sequences, in every forward pass."""
 
+NUMBERS = "vopd.teachers.ahead.score: tolist"
+"""Which rows these are: on the host too."""
+
 
 def hinted(source: str | None = None) -> dict[str, Any]:
     data = Dataset.from_dict({"prompt": PROMPTS, "hint": HINTS})
@@ -68,6 +71,14 @@ def test_of_several_teachers_it_waits_once_for_each(
     )
     assert found.pop(PACKED) >= 2 and found.pop(ROUTES) and found.pop(SAMPLES)
     assert found == {COUNTED: 3}
+
+
+def test_a_batch_scored_as_a_whole_is_not_waited_for_again(make_trainer: Callable[..., Any]) -> None:
+    found = of_a_micro_batch(
+        make_trainer(prompts=PROMPTS, gradient_accumulation_steps=4, max_steps=1, teacher_scoring="step_on_host")
+    )
+    assert found.pop(PACKED) and found.pop(NUMBERS) and found.pop(SAMPLES)
+    assert found == {COUNTED: 1}
 
 
 def test_what_waits_is_seen() -> None:

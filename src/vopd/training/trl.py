@@ -283,8 +283,9 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
         self._next_row += count
         repeated = None if self.model.training else repeated_rows(self.accelerator, count)
         batch = replace(self.rows_drawn(inputs, batch), repeated_rows=repeated)
-        self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
+        with self.accelerator.autocast(), self.clock.spending("scoring", self.accelerator.device):
+            self.teacher.begin(batch.rollouts)
         return self.rollout_done(inputs, batch).entries()
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
