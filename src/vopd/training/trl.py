@@ -29,6 +29,7 @@ from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
+from vopd.models.decoding import generate
 from vopd.models.generation import finite_probabilities
 from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
@@ -266,10 +267,17 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
-        with own_generation_config(model, self.generation_config), finite_probabilities(), warnings.catch_warnings():
+        with ExitStack() as contexts:
+            contexts.enter_context(own_generation_config(model, self.generation_config))
+            # Sharded weights need the same number of forward passes on every rank, and a user's settings may refer to
+            # rows of the whole batch.
+            if not (self.placement.managed or self.args.generation_kwargs):
+                contexts.enter_context(replaced(model, generate=partial(generate, model.generate)))
+            contexts.enter_context(finite_probabilities())
+            contexts.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            with rollout_errors(self.args):
-                completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            contexts.enter_context(rollout_errors(self.args))
+            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
         return completions
 
