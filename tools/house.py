@@ -33,8 +33,8 @@ ESTIMATORS = {
 # They may be named in their own package and in the preset of the demo.
 NAMING_ESTIMATORS = ("estimators/", "experiments/demo.py")
 # Methods of named tuples; os._exit, which Python documents, and what a normal exit does before it; and the commit of a
-# loaded model and whether it has states outside of its cache, for which transformers has no public names.
-PRIVATE_ALLOWED = {"_asdict", "_exit", "_fields", "_replace", "_run_exitfuncs", "_commit_hash", "_is_stateful"}
+# loaded model, for which transformers has no public name.
+PRIVATE_ALLOWED = {"_asdict", "_exit", "_fields", "_replace", "_run_exitfuncs", "_commit_hash"}
 LONGEST_MODULE, LONGEST_FUNCTION = 399, 100
 MOST_MODULES = {"training": 10}
 MOST_MODULES_ANYWHERE = 15

@@ -25,6 +25,10 @@ SIZES = {
     "initializer_range": 0.7, "pad_token_id": PAD, "eos_token_id": None, "bos_token_id": None,
 }  # fmt: skip
 EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 LEAVING: dict[str, dict[str, Any]] = {
     "GPT2": {"n_positions": 64},
     "Bloom": {"n_head": 2},
@@ -36,13 +40,16 @@ LEAVING: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"],
         "tie_word_embeddings": False,
-    },  # fmt: skip
+    },
     "GptOss": {**EXPERTS, "sliding_window": 6},
-}
-STAYING: dict[str, dict[str, Any]] = {
-    "Mamba": {"state_size": 4},
     "FalconH1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8},
     "Lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "Qwen3Next": {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 8},
+}
+# Their states are not in a cache that ``generate`` made.
+STAYING: dict[str, dict[str, Any]] = {
+    "Mamba": {"state_size": 4},
+    "OpenAIGPT": {"n_positions": 64},
     "RecurrentGemma": {"block_types": ["recurrent", "attention"], "attention_window_size": 6, "lru_width": 16},
 }
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15], [16, 17, 18, 19, 20], [21, 22]]
@@ -52,9 +59,8 @@ PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15], [16, 17, 18, 19,
 def make(family: str) -> Any:
     torch.manual_seed(1)
     config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config"))
-    suffix = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
-    sizes = SIZES | ({"hidden_size": 16, "n_embd": 16, "n_layer": 2} if family == "GPT2" else {})
-    model = getattr(transformers, family + suffix)(config(**(sizes | (LEAVING | STAYING)[family]))).eval()
+    suffix = "LMHeadModel" if "GPT" in family else "ForCausalLM"
+    model = getattr(transformers, family + suffix)(config(**SIZES | (LEAVING | STAYING)[family])).eval()
     model.generation_config = GenerationConfig()
     return model
 
@@ -108,8 +114,11 @@ def test_greedy_completions_are_those_of_generate_and_ended_rows_leave(family: s
         found = generate(model.generate, **padded(), generation_config=config)
     assert torch.equal(found, plain)
     lengths = ends_at(plain[:, padded()["input_ids"].size(1) :], config.eos_token_id)
-    assert len(set(lengths)) > 2, "the rows of this test should end at different times"
-    assert rows == (remaining(lengths) if family in LEAVING else [len(PROMPTS)] * max(lengths))
+    assert len(set(lengths)) > 1, "the rows of this test should end at different times"
+    if family in LEAVING:
+        assert rows == remaining(lengths)
+    else:  # perhaps after one pass that showed it
+        assert set(rows) == {len(PROMPTS)} and len(rows) <= max(lengths) + 1
 
 
 @pytest.mark.parametrize("family", LEAVING)

@@ -12,7 +12,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -267,17 +267,14 @@ class TRLAdapter(DistillationTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
-        with ExitStack() as contexts:
-            contexts.enter_context(own_generation_config(model, self.generation_config))
-            # Sharded weights need the same number of forward passes on every rank, and a user's settings may refer to
-            # rows of the whole batch.
-            if not (self.placement.managed or self.args.generation_kwargs):
-                contexts.enter_context(replaced(model, generate=partial(generate, model.generate)))
-            contexts.enter_context(finite_probabilities())
-            contexts.enter_context(warnings.catch_warnings())
+        # Sharded weights need the same number of forward passes on every rank; other settings may refer to the batch.
+        plain = self.placement.managed or self.args.generation_kwargs
+        decoding = nullcontext() if plain else replaced(model, generate=partial(generate, model.generate))
+        configured = own_generation_config(model, self.generation_config)
+        with configured, decoding, finite_probabilities(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            contexts.enter_context(rollout_errors(self.args))
-            completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            with rollout_errors(self.args):
+                completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
         return completions
 
