@@ -25,9 +25,9 @@ def generate(plain: Callable[..., Tensor], **arguments: Any) -> Tensor:
     """Call a model's ``generate`` without computing sequences beyond their end.
 
     transformers keeps every sequence in the batch until the last one has ended. Here each leaves when it ends. The
-    tokens have the same distribution, but a seed gives other completions. transformers' own loop runs for models and
-    caches from which sequences cannot be removed (recurrent states, static caches), with a repetition penalty, and for
-    mixtures of experts on a GPU, for which it has faster kernels.
+    tokens have the same distribution, but a seed gives other completions. transformers' own loop runs where sequences
+    cannot be removed (static caches, Mamba, image models, a repetition penalty), and for mixtures of experts on a GPU,
+    for which it has faster kernels.
 
     Args:
         plain: ``generate`` of a model or of PEFT's wrapper.
