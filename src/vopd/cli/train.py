@@ -15,6 +15,8 @@ import math
 import shutil
 from collections.abc import Sequence
 
+import psutil
+
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import PROMPT, TEACHER_PROMPT_IDS, asked, first_ids, token_lengths
@@ -79,6 +81,9 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         completion_tokens=config.max_completion_length,
         checkpointing=_checkpointing(config),
         half=bool(config.bf16 or config.fp16),
+        device=config.device.type,
+        # This process has read tokenizers and prompts, and imported what training needs.
+        process=psutil.Process().memory_info().rss if config.device.type == "cpu" else 0,
     )
     return footprint(
         facts.student.skeleton,
@@ -133,7 +138,10 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     if placement.divided:
         needed = needed.sharded(config.world_size)
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
-    rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
+    names = ("gradients", "optimizer", "activations", "scoring", "loss", "rollout")
+    rows |= {name: getattr(needed, name) for name in names}
+    if config.device.type == "cpu":
+        rows |= {"float32 heads": needed.heads, "process": needed.process}
     # On a machine without a GPU these are not the defaults of the machine that will train.
     passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
     checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"
