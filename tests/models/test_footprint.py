@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from vopd.kernels import chunk_rows
 from vopd.kernels.heads import Projection
+from vopd.kernels.logits import LinearHeads
 from vopd.models import load_model, load_skeleton, read_head
 from vopd.models.footprint import Footprint, Step, bytes_per_weight, footprint
 from vopd.models.states import layers_of
@@ -101,6 +103,28 @@ def test_only_one_layer_is_kept_with_checkpointing(tiny_student_dir: Path, tiny_
     assert few.activations - layer <= states <= few.activations < whole.activations
 
 
+def test_autocast_keeps_its_copies_until_the_teacher_has_scored(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    half = replace(STEP, half=True)
+    kept, again = (of(tiny_student_dir, tiny_teacher_dir, replace(half, checkpointing=on)) for on in (False, True))
+    linear = [m for m in load_model(tiny_student_dir).model.modules() if isinstance(m, torch.nn.Linear)]
+    assert again.scoring - kept.scoring == sum(module.weight.bfloat16().nbytes for module in linear)
+
+
+def test_the_loss_holds_a_chunk_of_logits_and_its_gradients(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    student, teacher = (read_head(load_model(folder), "") for folder in (tiny_student_dir, tiny_teacher_dir))
+    rows = torch.arange(STEP.sequences * STEP.completion_tokens)
+    hidden = [torch.randn(len(rows), head.weight.shape[1]) for head in (student, teacher)]
+    options = {"vocab_size": len(student.weight), "temperature": 1.0, "wants": (True, True, False)}
+    source = LinearHeads(hidden[0], student.detach(), hidden[1], teacher.detach(), **options)
+    gradients = sum(gradient.nbytes for gradient in source.gradients() if gradient is not None)
+    logits = source.logits(rows, with_teacher=True)
+    assert logits.teacher is not None and len(rows) < chunk_rows(len(student.weight), rows.device, True)
+    found = of(tiny_student_dir, tiny_teacher_dir).loss
+    assert found == logits.student.nbytes + logits.teacher.nbytes + gradients
+    alone = footprint(load_skeleton(tiny_student_dir), [], student_dtype="float32", teacher_dtype="auto", step=STEP)
+    assert alone.loss == found - logits.teacher.nbytes
+
+
 def test_heads_of_half_precision_are_copied_on_a_cpu(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
     ids = torch.arange(3)
 
@@ -169,6 +193,7 @@ def test_few_bits_offloading_and_copies_are_in_the_estimate(tiny_student_dir: Pa
     two = footprint(student, [teacher, teacher], **common)
     assert two.teacher == 2 * plain.teacher
     away = footprint(student, [teacher, teacher], **common, teacher_offload=True)
+    assert away.scoring == two.scoring + plain.teacher  # one at a time
     assert away.teacher == two.teacher and plain.peak - plain.teacher <= away.peak < two.peak
     copied = footprint(student, [], **common, copied=True)
     assert copied.teacher == sum(weight.nbytes for weight in load_model(tiny_student_dir).parameters())

@@ -2,8 +2,8 @@
 
     make test-real-size
 
-Not part of `make test`: minutes. Each run is a process of its own, whose peak is read from /proc; hence Linux only. VOPD_TOKENIZERS names the folder that
-`make test-tokenizers` fetches.
+Not part of `make test`: minutes. Each run is a process of its own, whose peak is read from /proc, so Linux only.
+VOPD_TOKENIZERS names the folder that `make test-tokenizers` fetches.
 """
 
 from __future__ import annotations

@@ -210,7 +210,8 @@ def whole_head_products(model: Any) -> Iterator[None]:
     each row of such a slice; on a CPU in half precision it copies the head for each row, (B, V, D), and takes hundreds
     of times as long.
     """
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: tuple(map(Tensor.contiguous, given)))
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: tuple(map(Tensor.contiguous, given)))
     try:
         yield
     finally:
