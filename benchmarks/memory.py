@@ -50,7 +50,7 @@ def skeleton(size: str, lora_rank: int = 0) -> Any:
 
 def estimates(student: str, teacher: str) -> dict[str, Footprint]:
     """A step on one GPU: every weight in float32, LoRA on bf16 weights, QLoRA; the teacher local or on a server."""
-    step = Step(MICRO_BATCH, MICRO_BATCH * ACCUMULATION, PROMPT + COMPLETION, COMPLETION, True, True)
+    step = Step(MICRO_BATCH, MICRO_BATCH * ACCUMULATION, PROMPT + COMPLETION, COMPLETION, True, True, "cuda")
     common: dict[str, Any] = {"teacher_dtype": "auto", "step": step}
     teachers, adapted = [skeleton(teacher)], skeleton(student, lora_rank=64)
     return {

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from vopd.models import load_model, load_skeleton
+from vopd.kernels import chunk_rows
+from vopd.kernels.heads import Projection
+from vopd.kernels.logits import LinearHeads
+from vopd.models import load_model, load_skeleton, read_head
 from vopd.models.footprint import Footprint, Step, bytes_per_weight, footprint
+from vopd.models.states import last_hidden_states
 
-STEP = Step(sequences=2, generated=4, tokens=100, completion_tokens=60, checkpointing=False, half=False)
+STEP = Step(sequences=2, generated=4, tokens=100, completion_tokens=60, checkpointing=False, half=False, device="cpu")
 
 
 def of(student: Path, teacher: Path, step: Step = STEP, dtype: str = "float32") -> Footprint:
@@ -41,48 +46,128 @@ def test_sharding_divides_what_is_sharded(tiny_student_dir: Path, tiny_teacher_d
 
 def test_the_cache_is_that_of_generation(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
     model = load_model(tiny_student_dir)
-    cache = model(torch.full((STEP.generated, STEP.tokens), 5), use_cache=True).past_key_values
-    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert of(tiny_student_dir, tiny_teacher_dir).rollout == size
+    found = model(torch.full((STEP.generated, STEP.tokens), 5), use_cache=True)
+    cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in found.past_key_values.layers)
+    logits = found.logits[:, -1].float()  # and three more of their size
+    assert of(tiny_student_dir, tiny_teacher_dir).rollout == cache + 4 * logits.nbytes
     assert of(tiny_student_dir, tiny_teacher_dir, replace(STEP, generated=0)).rollout == 0
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_near_what_autograd_keeps(
-    tiny_student_dir: Path, tiny_teacher_dir: Path, checkpointing: bool
-) -> None:
-    model = load_model(tiny_student_dir).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+def kept_by_autograd(model: Any, half: bool) -> int:
+    """Bytes of what a forward pass of the layers keeps for the backward pass, weights aside; a prompt is padded."""
+    model.train()
     weights = {weight.data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = model.model(torch.full((STEP.sequences, STEP.tokens), 5), use_cache=False).last_hidden_state
-    measured = sum(kept.values())
-    del hidden
-    estimated = of(tiny_student_dir, tiny_teacher_dir, replace(STEP, checkpointing=checkpointing)).activations
-    # One layer is computed again at a time, and the teacher's pass is in the estimate: an upper bound of this measure.
-    assert measured / 2 < estimated < 3 * measured or (checkpointing and estimated > measured)
+    ids = torch.full((STEP.sequences, STEP.tokens), 5)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(half):
+        hidden = last_hidden_states(model, ids, mask, STEP.completion_tokens)
+    assert hidden.requires_grad  # and alive until here
+    return sum(kept.values())
+
+
+def autocast(half: bool) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=half)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_activations_are_what_autograd_keeps(
+    tiny_student_dir: Path, tiny_teacher_dir: Path, half: bool, rank: int
+) -> None:
+    model, skeleton = load_model(tiny_student_dir), load_skeleton(tiny_student_dir)
+    if rank:
+        model = with_adapters(model, rank)
+        with torch.device("meta"):
+            with_adapters(skeleton, rank)
+    found = footprint(
+        skeleton, [], student_dtype="float32", teacher_dtype="auto", step=replace(STEP, half=half)
+    ).activations
+    assert found == pytest.approx(kept_by_autograd(model, half), rel=0.1)
+
+
+def test_only_one_layer_is_kept_with_checkpointing(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    model = load_model(tiny_student_dir)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    whole, few = (of(tiny_student_dir, tiny_teacher_dir, replace(STEP, checkpointing=on)) for on in (False, True))
+    states = kept_by_autograd(model, half=False)
+    layer = whole.activations // model.config.num_hidden_layers
+    assert few.activations - layer <= states <= few.activations < whole.activations
+
+
+def test_autocast_keeps_its_copies_until_the_teacher_has_scored(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    half = replace(STEP, half=True)
+    kept, again = (of(tiny_student_dir, tiny_teacher_dir, replace(half, checkpointing=on)) for on in (False, True))
+    linear = [m for m in load_model(tiny_student_dir).model.modules() if isinstance(m, torch.nn.Linear)]
+    assert again.scoring - kept.scoring == sum(module.weight.bfloat16().nbytes for module in linear)
+
+
+def test_the_loss_holds_a_chunk_of_logits_and_its_gradients(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    student, teacher = (read_head(load_model(folder), "") for folder in (tiny_student_dir, tiny_teacher_dir))
+    rows = torch.arange(STEP.sequences * STEP.completion_tokens)
+    hidden = [torch.randn(len(rows), head.weight.shape[1]) for head in (student, teacher)]
+    options = {"vocab_size": len(student.weight), "temperature": 1.0, "wants": (True, True, False)}
+    source = LinearHeads(hidden[0], student.detach(), hidden[1], teacher.detach(), **options)
+    gradients = sum(gradient.nbytes for gradient in source.gradients() if gradient is not None)
+    logits = source.logits(rows, with_teacher=True)
+    assert logits.teacher is not None and len(rows) < chunk_rows(len(student.weight), rows.device, True)
+    found = of(tiny_student_dir, tiny_teacher_dir).loss
+    assert found == logits.student.nbytes + logits.teacher.nbytes + gradients
+    alone = footprint(load_skeleton(tiny_student_dir), [], student_dtype="float32", teacher_dtype="auto", step=STEP)
+    assert alone.loss == found - logits.teacher.nbytes
+
+
+def test_heads_of_half_precision_are_copied_on_a_cpu(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    ids = torch.arange(3)
+
+    def copied(folder: Path, dtype: str, half: bool) -> int:
+        head = read_head(load_model(folder, dtype=dtype), "")
+        with autocast(half), torch.no_grad():
+            projection = Projection(torch.randn(3, head.weight.shape[1]), head, len(head.weight), 1.0, torch.float32)
+            projection.logits(ids)
+        product = projection.weight()
+        return 0 if product.data_ptr() == head.weight.data_ptr() else product.nbytes
+
+    for dtype, half in (("float32", False), ("float32", True), ("bfloat16", False)):
+        step = replace(STEP, half=half)
+        student, teacher = load_skeleton(tiny_student_dir), load_skeleton(tiny_teacher_dir)
+        found = footprint(student, [teacher], student_dtype=dtype, teacher_dtype=dtype, step=step)
+        assert found.heads == copied(tiny_student_dir, dtype, half) + copied(tiny_teacher_dir, dtype, half)
+        on_a_gpu = replace(step, device="cuda")
+        gpu = footprint(student, [teacher], student_dtype=dtype, teacher_dtype=dtype, step=on_a_gpu)
+        assert gpu.heads == 0
+
+
+def test_the_peak_is_that_of_the_largest_phase(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
+    found = replace(of(tiny_student_dir, tiny_teacher_dir, replace(STEP, process=1 << 30)), activations=1000)
+    fixed = (1 << 30) + found.student + found.teacher + found.gradients + found.optimizer
+    assert replace(found, rollout=10**9).peak == fixed + 10**9
+    assert replace(found, rollout=0, scoring=10**8).peak == fixed + 1000 + 10**8
+    assert replace(found, rollout=0, scoring=0, loss=10**7, heads=10**8).peak == fixed + 1000 + 11 * 10**7
+
+
+def with_adapters(model: Any, rank: int) -> Any:
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
 def test_adapters_are_all_that_is_trained(tiny_student_dir: Path, tiny_teacher_dir: Path) -> None:
-    import peft
-
     student = load_skeleton(tiny_student_dir)
     with torch.device("meta"):
-        peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        with_adapters(student, 2)
     found = footprint(
         student, [load_skeleton(tiny_teacher_dir)], student_dtype="bfloat16", teacher_dtype="auto", step=STEP
     )
-    real = peft.get_peft_model(
-        load_model(tiny_student_dir), peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    real = with_adapters(load_model(tiny_student_dir), 2)
     trained = sum(weight.numel() for weight in real.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in real.parameters() if not weight.requires_grad)
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
@@ -108,17 +193,16 @@ def test_few_bits_offloading_and_copies_are_in_the_estimate(tiny_student_dir: Pa
     two = footprint(student, [teacher, teacher], **common)
     assert two.teacher == 2 * plain.teacher
     away = footprint(student, [teacher, teacher], **common, teacher_offload=True)
+    assert away.scoring == two.scoring + plain.teacher  # one at a time
     assert away.teacher == two.teacher and plain.peak - plain.teacher <= away.peak < two.peak
     copied = footprint(student, [], **common, copied=True)
     assert copied.teacher == sum(weight.nbytes for weight in load_model(tiny_student_dir).parameters())
 
 
 def test_a_quantized_student_with_adapters(tiny_student_dir: Path) -> None:
-    import peft
-
     student = load_skeleton(tiny_student_dir)
     with torch.device("meta"):
-        peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        with_adapters(student, 2)
     common = {"student_dtype": "bfloat16", "teacher_dtype": "auto", "step": STEP}
     plain, four = (footprint(student, [], **common, quantization=name) for name in (None, "4bit"))
     assert four.student < 0.7 * plain.student and four.optimizer == plain.optimizer

@@ -192,3 +192,17 @@ def test_head_rows_past_the_tokenizer_are_never_drawn(model: Any, tokenizer: Any
     for temperature in (0.0, 1.0):
         for row in draw(model, tokenizer, temperature=temperature):
             assert all(token < len(tokenizer) for completion in row for token in completion.ids)
+
+
+def test_the_head_multiplies_all_rows_at_once(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a slice, which `generate` gives the head first, torch on a CPU multiplies each row by a copy of the head.
+    whole, forward = [], model.lm_head.forward
+
+    def watching(hidden: torch.Tensor) -> torch.Tensor:
+        whole.append(hidden.is_contiguous())
+        return forward(hidden)
+
+    monkeypatch.setattr(model.lm_head, "forward", watching)
+    draw(model, tokenizer)
+    assert len(whole) > 6 and all(whole)
+    assert not model.lm_head._forward_pre_hooks

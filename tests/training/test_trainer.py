@@ -277,3 +277,16 @@ def test_the_backend_of_the_loss_is_told_once_and_can_be_chosen(
 def test_triton_without_a_gpu_is_refused_before_anything_is_loaded(make_trainer: Callable[..., Any]) -> None:
     with pytest.raises(ConfigurationError, match="triton"):
         make_trainer(loss_backend="triton", model="no such model", trainer={"teacher_model": "no such model"})
+
+
+def test_the_head_multiplies_all_rows_of_a_rollout_at_once(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(max_steps=1)
+    whole, forward = [], trainer.model.lm_head.forward
+
+    def watching(hidden: torch.Tensor) -> torch.Tensor:
+        whole.append(hidden.is_contiguous())
+        return forward(hidden)
+
+    trainer.model.lm_head.forward = watching
+    trainer.train()
+    assert whole and all(whole)

@@ -15,6 +15,8 @@ import math
 import shutil
 from collections.abc import Sequence
 
+import psutil
+
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import PROMPT, TEACHER_PROMPT_IDS, asked, first_ids, token_lengths
@@ -71,14 +73,19 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     """Estimate the memory that training needs on each device."""
     config, options = plan.config, plan.options
     assert facts.student is not None and facts.prompts is not None
-    sequences = config.per_device_train_batch_size
+    tokens = max(token_lengths(facts.prompts.dataset)) + config.max_completion_length
+    generated = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    budget = config.max_tokens_per_micro_batch
     step = Step(
-        sequences=sequences,
-        generated=0 if config.use_vllm else sequences * config.gradient_accumulation_steps,
-        tokens=max(token_lengths(facts.prompts.dataset)) + config.max_completion_length,
+        sequences=min(generated, max(1, budget // tokens)) if budget else config.per_device_train_batch_size,
+        generated=0 if config.use_vllm else generated,
+        tokens=tokens,
         completion_tokens=config.max_completion_length,
         checkpointing=_checkpointing(config),
         half=bool(config.bf16 or config.fp16),
+        device=config.device.type,
+        # This process has read tokenizers and prompts, and imported what training needs.
+        process=psutil.Process().memory_info().rss if config.device.type == "cpu" else 0,
     )
     return footprint(
         facts.student.skeleton,
@@ -133,7 +140,10 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     if placement.divided:
         needed = needed.sharded(config.world_size)
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
-    rows |= {name: getattr(needed, name) for name in ("gradients", "optimizer", "activations", "loss", "rollout")}
+    names = ("gradients", "optimizer", "activations", "scoring", "loss", "rollout")
+    rows |= {name: getattr(needed, name) for name in names}
+    if config.device.type == "cpu":
+        rows |= {"float32 heads": needed.heads, "process": needed.process}
     # On a machine without a GPU these are not the defaults of the machine that will train.
     passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
     checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"

@@ -9,27 +9,31 @@ from typing import Any
 
 import torch
 
+from vopd.kernels import chunk_rows
+
 from .loading import BITS
 
-# Logits of both models, their difference and the gradient, for one chunk of tokens.
-_LOSS_BUFFERS = 4
-_CHUNK_TOKENS = 1024
 _STATES_OF_ADAM = 2
+# The next token's logits in float32, the same without excluded ids, their probabilities, and the noise of the draw.
+_BUFFERS_OF_SAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Estimated bytes of one training step on one device, good to a factor of about 1.5.
+    """Estimated bytes of one training step on one device, without what its allocator keeps unused.
 
     Attributes:
         student: the student's weights.
         teacher: the teachers' weights.
         gradients: gradients of the trained weights.
         optimizer: optimizer states of the trained weights, for Adam.
-        activations: activations for the backward pass of one micro-batch, and for the teacher's forward pass.
-        loss: buffers of the distillation loss.
-        rollout: the student's key-value cache during generation; 0 if another engine generates.
+        activations: what autograd keeps of the student's forward pass on one micro-batch.
+        scoring: a teacher's forward pass, one layer at a time, and its weights if they were on the host.
+        loss: buffers of the distillation loss, with the gradients of head and hidden states.
+        heads: float32 copies of the output heads, which the loss needs on a CPU.
+        rollout: key-value cache and logits during generation; 0 if another engine generates.
         offloaded: the part of the teachers' weights that is on the host except while they score.
+        process: the process before models are loaded, if they are in the same memory: on a CPU.
     """
 
     student: int
@@ -37,15 +41,18 @@ class Footprint:
     gradients: int
     optimizer: int
     activations: int
+    scoring: int
     loss: int
+    heads: int
     rollout: int
     offloaded: int = 0
+    process: int = 0
 
     @property
     def peak(self) -> int:
         """Peak bytes of a step. Rollout, scoring and loss run one after another, so the largest of them counts."""
-        fixed = self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
-        return fixed + max(self.rollout, self.activations + max(self.loss, self.offloaded))
+        fixed = self.process + self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
+        return fixed + max(self.rollout, self.activations + max(self.scoring, self.loss + self.heads))
 
     def sharded(self, devices: int) -> Footprint:
         """The same with weights, gradients and optimizer states divided among so many devices."""
@@ -64,6 +71,8 @@ class Step:
         completion_tokens: tokens of its completion.
         checkpointing: whether activations are recomputed in the backward pass.
         half: whether forward passes run in bf16 or fp16.
+        device: type of the device, such as "cuda".
+        process: as in `Footprint`.
     """
 
     sequences: int
@@ -72,6 +81,8 @@ class Step:
     completion_tokens: int
     checkpointing: bool
     half: bool
+    device: str
+    process: int = 0
 
 
 def footprint(
@@ -105,29 +116,68 @@ def footprint(
     frozen = weight_bytes(still, student, own, quantization)
     # Adapters are kept in float32 whatever the base model's dtype.
     trained_bytes = trained * (4 if frozen else own)
-    head = student.get_output_embeddings().weight
-    vocabulary, width = head.shape
-    activation = 2 if step.half else max(own, 2)
-    head_gradient = 4 * head.numel() if head.requires_grad else 0
-    tokens, completion_tokens = step.sequences * step.tokens, step.sequences * step.completion_tokens
-    _, activations, cached = _elements(student, step.checkpointing)
-    teacher_bytes = scoring = 0
+    each = 2 if step.half else own
+    tokens, layers = step.sequences * step.tokens, student.config.get_text_config().num_hidden_layers
+    layer = tokens * _kept_by_layer(student, each)
+    casts = _casts(student, own if quantization is None else 0) if step.half else 0
+    if step.checkpointing:  # the states between layers, and one layer that is computed again
+        activations = tokens * layers * student.config.get_text_config().hidden_size * each + layer
+    else:
+        activations = layers * layer + casts
+    weights, scoring = [], []
     for teacher in teachers:
-        each = bytes_per_weight(teacher, teacher_dtype)
-        teacher_bytes += weight_bytes(list(teacher.parameters()), teacher, each, teacher_quantization)
-        scoring = max(scoring, _elements(teacher)[0] * tokens * each)
+        saved = bytes_per_weight(teacher, teacher_dtype)
+        weights.append(weight_bytes(list(teacher.parameters()), teacher, saved, teacher_quantization))
+        forward = tokens * _kept_by_layer(teacher, 2 if step.half else saved)
+        scoring.append(forward + (weights[-1] if teacher_offload else 0))
     return Footprint(
         student=frozen + trained_bytes,
-        teacher=teacher_bytes + (4 * trained if copied else 0),
+        teacher=sum(weights) + (4 * trained if copied else 0),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
-        activations=tokens * activations * activation + scoring,
-        loss=_LOSS_BUFFERS * min(_CHUNK_TOKENS, completion_tokens) * vocabulary * 4
-        + head_gradient
-        + completion_tokens * width * 4,
-        rollout=cached * step.generated * step.tokens * activation,
-        offloaded=teacher_bytes if teacher_offload else 0,
+        activations=activations,
+        # Autocast keeps its copies until the teacher has scored, even of layers that are computed again.
+        scoring=max(scoring, default=0) + (casts if step.checkpointing else 0),
+        loss=_loss(student, step, each, with_teacher=bool(teachers) or copied),
+        heads=_float32_heads(student, own, teachers, teacher_dtype, step),
+        rollout=step.generated
+        * (step.tokens * _cached(student) * each + 4 * _BUFFERS_OF_SAMPLING * len(_head(student))),
+        offloaded=sum(weights) if teacher_offload else 0,
+        process=step.process,
     )
+
+
+def _loss(student: Any, step: Step, each: int, with_teacher: bool) -> int:
+    """Logits of a chunk of tokens for one or both models, and the gradients of the head and of the hidden states."""
+    head = _head(student)
+    vocabulary, width = head.shape
+    completion_tokens = step.sequences * step.completion_tokens
+    rows = min(completion_tokens, chunk_rows(vocabulary, torch.device(step.device), head.requires_grad))
+    buffers = 4 * rows * vocabulary * (1 + with_teacher)
+    return buffers + (4 * head.numel() if head.requires_grad else 0) + completion_tokens * width * each
+
+
+def _float32_heads(student: Any, own: int, teachers: Sequence[Any], teacher_dtype: str, step: Step) -> int:
+    """On a CPU torch rounds the products of half-precision factors, so the loss multiplies with float32 copies."""
+    if step.device != "cpu":
+        return 0
+    heads = [(_head(teacher), bytes_per_weight(teacher, teacher_dtype)) for teacher in teachers]
+    copies = [4 * head.numel() for head, each in heads if step.half or each < 4]
+    return (4 * _head(student).numel() if step.half or own < 4 else 0) + max(copies, default=0)
+
+
+def _casts(student: Any, own: int) -> int:
+    """Bytes of autocast's copies of float32 weights, which the backward pass needs; `own` bytes per frozen weight."""
+    modules = [module for module in student.modules() if isinstance(module, torch.nn.Linear)]
+    weights = {id(module.weight): module.weight for module in modules if module.weight is not _head(student)}
+    adapted = not all(weight.requires_grad for weight in student.parameters())
+    wide = [weight for weight in weights.values() if own == 4 or (adapted and weight.requires_grad)]
+    return 2 * sum(weight.numel() for weight in wide)
+
+
+def _head(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.get_output_embeddings().weight
+    return weight
 
 
 def weight_bytes(weights: Sequence[Any], model: Any, each: int, quantization: str | None) -> int:
@@ -150,17 +200,38 @@ def bytes_per_weight(model: Any, dtype: str) -> int:
     return int(chosen.itemsize) if isinstance(chosen, torch.dtype) else 4
 
 
-def _elements(model: Any, checkpointing: bool = False) -> tuple[int, int, int]:
-    """Return elements per token: activations that one layer saves, that all layers save, and the key-value cache.
+def _kept_by_layer(model: Any, each: int) -> int:
+    """Bytes per token that autograd keeps of one layer with a gated feed-forward block.
 
-    A layer saves those of its norms, its attention and its gated feed-forward block. With `checkpointing` only the
-    states between layers are saved, and one layer at a time is recomputed.
+    Norms keep their input in float32 and, if their weights are trained, the normalized values. The attention keeps
+    queries, keys and values (repeated for every head of the queries) and its output.
+
+    Args:
+        model: the model.
+        each: bytes per number of the forward pass.
     """
     config = model.config.get_text_config()
-    layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or width // heads
-    key_values = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    width, queries, keys = config.hidden_size, config.num_attention_heads * _head_width(config), _key_values(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    layer = 4 * width + 3 * heads * head_width + 4 * key_values + 4 * inner
-    kept = layers * width + layer if checkpointing else layers * layer
-    return layer, kept, 2 * layers * key_values
+    trained = any(weight.requires_grad for weight in model.parameters() if weight.dim() == 1)
+    norms = 4 * 2 * width * (1 + trained)
+    if any(name.endswith("q_norm") for name, _ in model.named_modules()):
+        norms += (queries + keys) * (4 + each * trained)
+    # In half precision the inputs of the products are copies of what norms and adapters compute in float32.
+    inputs = 2 * width if each > 2 else 5 * width
+    return norms + each * (inputs + 4 * queries + 4 * inner)
+
+
+def _cached(model: Any) -> int:
+    """Numbers per token in the key-value cache."""
+    config = model.config.get_text_config()
+    return 2 * int(config.num_hidden_layers) * _key_values(config)
+
+
+def _key_values(config: Any) -> int:
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(heads) * _head_width(config)
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

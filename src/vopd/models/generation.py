@@ -165,7 +165,7 @@ def _generate(model: Any, tokenizer: Any, settings: RolloutSettings, batch: list
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
     watch = _Watch()
-    with torch.no_grad(), finite_probabilities():
+    with torch.no_grad(), finite_probabilities(), whole_head_products(model):
         sequences = generate(model.generate, input_ids=input_ids, attention_mask=mask, logits_processor=[watch])
         watch.check()
     return [read_completion(tokenizer, row, set(settings.end_ids)) for row in sequences[:, width:].tolist()]
@@ -201,6 +201,22 @@ def finite_probabilities() -> Iterator[None]:
             "the model's probabilities are NaN or infinite, so no token can be sampled: its weights diverged or are "
             "damaged; lower learning_rate or max_grad_norm, and resume from an earlier checkpoint"
         ) from error
+
+
+@contextmanager
+def whole_head_products(model: Any) -> Iterator[None]:
+    """Context in which the output head multiplies all rows of a batch at once.
+
+    ``generate`` first gives it the last states of the prompts, a slice of all states. torch would multiply the head by
+    each row of such a slice; on a CPU in half precision it copies the head for each row, (B, V, D), and takes hundreds
+    of times as long.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: tuple(map(Tensor.contiguous, given)))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def read_completion(tokenizer: Any, row: list[int], stops: set[int]) -> Completion:

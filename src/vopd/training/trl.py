@@ -30,7 +30,7 @@ from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.decoding import generate
-from vopd.models.generation import finite_probabilities
+from vopd.models.generation import finite_probabilities, whole_head_products
 from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
 from vopd.placement import Placement, whole, whole_on
@@ -269,7 +269,7 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
         configured = own_generation_config(model, self.generation_config)
         with configured, decoding, finite_probabilities(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
-            with rollout_errors(self.args):
+            with rollout_errors(self.args), whole_head_products(model):
                 completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         check_completions(prompt_ids, completions)
         return completions
