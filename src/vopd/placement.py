@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +93,21 @@ class Placement:
         # moving average would be kept in those copies, which are rounded to bf16.
         prepared.set_reshard_after_forward(True)
         return prepared
+
+    @contextmanager
+    def accumulating(self, model: Any, more: bool) -> Iterator[None]:
+        """Context of a micro-batch's backward pass: with `more` of them before the optimizer step, gradients of the
+        processes are not averaged yet."""
+        state = self.accelerator.gradient_state
+        if not more or not state.sync_gradients:  # transformers has a context around those
+            yield
+            return
+        with nullcontext() if self._deepspeed else self.accelerator.no_sync(model):
+            state._set_sync_gradients(False)
+            try:
+                yield
+            finally:
+                state._set_sync_gradients(True)
 
     def saved_whole(self) -> AbstractContextManager[None]:
         """Context in which a model is saved unsharded. With sharded FSDP checkpoints transformers saves nothing."""

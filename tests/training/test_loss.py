@@ -207,7 +207,7 @@ def test_a_float32_head_is_rounded_for_the_products_alone(
     found = at_the_loss(trainer)
     assert len(found) == 2
     for loss, gradient, rounded_loss, rounded_gradient, exact_loss, expected in found:
-        assert torch.equal(loss, rounded_loss) and loss.item() == pytest.approx(exact_loss.item(), rel=1e-6)
+        assert torch.equal(loss, rounded_loss) and loss.item() == pytest.approx(exact_loss.item(), rel=3e-6)
         assert gradient.dtype == torch.float32 and (gradient.bfloat16().float() != gradient).any()
         error, narrowed = ((g.double() - expected).norm() / expected.norm() for g in (gradient, rounded_gradient))
         assert error < 2e-6 < 1e-4 < narrowed

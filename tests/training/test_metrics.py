@@ -78,13 +78,14 @@ def test_the_clock_splits_a_step_and_ignores_what_lies_between_steps() -> None:
     clock.on_step_begin(None, None, None)
     clock.spend("rollout", 0.5)
     clock.on_step_end(None, None, None)
-    clock._total, clock._processor = 2.0, 1.25
+    clock._total, clock._processor, clock._before_optimizer = 2.0, 1.25, 1.75
     clock.report(averages, 30.0, 1, CPU)
     assert averages.reduce(Ranks()) == {
         "seconds/rollout": 0.5,
         "seconds/scoring": 0.0,
         "seconds/update": 1.5,
         "seconds/processor": 1.25,
+        "step_time": 1.75,
         "tokens_per_second": 15.0,
     }
     clock.report(averages, 0.0, 1, CPU)

@@ -12,21 +12,23 @@ from torch import Tensor
 from vopd.teachers import Rollouts
 from vopd.teachers.texts import Texts
 
-_ON_THE_HOST = ("rollout_rows", "teacher_places")
+_ON_THE_HOST = ("rollout_rows", "sample_order", "teacher_places")
 
 
 @dataclass(frozen=True)
 class Batch(Texts):
     """Completions of one generation, or of a micro-batch of it, with the prompts that the student reads.
 
-    TRL shuffles, splits and buffers batches as dicts of tensors with one entry per sequence, so every field stays with
-    its sequence. The keys are the names of these fields and are defined only here.
+    transformers and TRL hand batches on as dicts of tensors. The keys are the names of these fields and are defined
+    only here.
 
     Attributes:
         num_items_in_batch: number of tokens in the step's loss, over all processes, a scalar.
         tool_mask: (B, T), 0 on tokens that a tool returned.
         rollout_logprobs: (B, T), log p(y) as reported by the rollout engine; None if it does not report it.
         rollout_rows: (B,), a number that identifies each row to its teacher, on the host.
+        sample_order: (B,), place of each row in a random order of the generation, on the host: samples.jsonl has the
+            first.
         scored_rows: (B,) booleans: rows that have scores; None if all do.
         repeated_rows: (B,) booleans: rows that fill up an evaluation's last batch and count for nothing; None if none.
         teacher_places: (B,), index of each row's teacher among several, on the host.
@@ -39,6 +41,7 @@ class Batch(Texts):
     tool_mask: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     rollout_rows: Tensor | None = None
+    sample_order: Tensor | None = None
     scored_rows: Tensor | None = None
     repeated_rows: Tensor | None = None
     teacher_places: Tensor | None = None
@@ -53,7 +56,7 @@ class Batch(Texts):
         return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
 
     def entries(self) -> dict[str, Tensor]:
-        """The dict that TRL buffers."""
+        """The dict that transformers hands to the loss."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:

@@ -33,7 +33,7 @@ from .inherited import (
 )
 from .monitoring.guards import GUARDS, check_guards
 from .monitoring.trackers import check_trackers
-from .sampling_rules import check_sampling
+from .inherited.sampling_rules import check_sampling
 from .trl import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}
@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 else:
     EstimatorOrName = str  # what HfArgumentParser and the options of `vopd train` read from text
 
+_AT_LEAST_1 = ("loss_top_k", "max_prompt_length", "max_tokens_per_micro_batch", "num_generations", "guard_window")
 _LEAST = {
     "metrics_every": 0,
     "samples_per_step": 0,
     "importance_cap": 1,  # the on-policy weight
     "teacher_server_retries": 0,
-    **dict.fromkeys(("loss_top_k", "max_prompt_length", "num_generations", "guard_window"), 1),
+    **dict.fromkeys(_AT_LEAST_1, 1),
     **{f"eval_benchmark_{name}": 1 for name in ("steps", "samples", "limit", "max_new_tokens")},
 }
 _ABOVE_0 = ("loss_normalizer", *(f"teacher_server_{name}" for name in ("concurrency", "timeout", "deadline")))
@@ -82,6 +83,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         system_prompt: first turn of every conversation that has no system turn of its own.
         last_assistant_turn: what becomes of a conversation's last turn by the assistant: "drop" leaves it out, so that
             the student writes its own; "continue" lets the student continue it.
+        max_tokens_per_micro_batch: cut a step's completions into micro-batches of at most so many tokens, prompts and
+            padding included, instead of per_device_train_batch_size sequences; a longer sequence is alone. None is off.
         max_prompt_length: prompts with more tokens are dropped and counted, never truncated. None keeps all.
         importance_sampling: weight sampled tokens by min(p_trainer / p_rollout, importance_cap). The default, None,
             does so if the rollout engine reports log-probabilities: vLLM does, transformers' generate does not.
@@ -141,6 +144,9 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     system_prompt: str | None = own(None, "System prompt of conversations that have none of their own.")
     last_assistant_turn: str = own(
         "drop", "A conversation's last turn by the assistant: drop it, or continue it with the student's tokens."
+    )
+    max_tokens_per_micro_batch: int | None = own(
+        None, "Cut a step into micro-batches of at most N tokens with their padding. Default: by number of sequences."
     )
     max_prompt_length: int | None = own(None, "Drop and count prompts with more tokens; prompts are never truncated.")
     importance_sampling: bool | None = own(

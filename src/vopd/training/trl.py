@@ -1,7 +1,7 @@
 """The only module that imports TRL.
 
-TRL's ``DistillationTrainer`` provides generation (transformers or vLLM), one generation batch that is buffered for all
-micro-batches of a step, and forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and change between
+TRL's ``DistillationTrainer`` provides generation (transformers or vLLM) for all micro-batches of a step at once, and
+forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and change between
 minor versions, so the supported range is narrow and checked at import, and every override of a hook is in this file.
 ``TRLAdapter`` turns the hooks into a few named extension points that do not depend on TRL.
 """
@@ -38,6 +38,7 @@ from vopd.versions import check_trl_version
 
 from .agreement import repeated_rows, rollout_bias
 from .batch import Batch
+from .micro_batches import MicroBatchTrainer
 from .models import adapters_of_quantized, check_trained, clear_errors, rollout_errors, student_loaded, teacher_of
 from .monitoring.clock import StepClock
 from .monitoring.dropped_rows import DroppedRows
@@ -61,10 +62,10 @@ _KEPT = (
 )  # fmt: skip
 _KEPT_BY_VLLM = ("stop_token_ids", "logit_bias")
 # TRL averages its other metrics over micro-batches regardless of their length.
-_KEPT_METRICS = {"train": ("tools/", "num_tokens", "step_time"), "eval": ("tools/",)}
+_KEPT_METRICS = {"train": ("tools/", "num_tokens"), "eval": ("tools/",)}
 
 
-class TRLAdapter(DistillationTrainer):
+class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
     """DistillationTrainer with any ``Teacher``, exact positions, and a few extension points.
 
     Attributes:
@@ -127,11 +128,6 @@ class TRLAdapter(DistillationTrainer):
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
         return self._tokenizer
-
-    @property
-    def micro_batches(self) -> list[Batch]:
-        """This rank's micro-batches of the current optimizer step, in the order they are trained on."""
-        return [Batch.of(entries) for entries in self._buffered_inputs]
 
     def tokenize(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of prompts exactly as the rollout will see them."""
@@ -282,7 +278,6 @@ class TRLAdapter(DistillationTrainer):
         if self._rollout_logprobs is not None:
             batch = replace(batch, rollout_logprobs=padded(self._rollout_logprobs, batch.completion_ids))
             self._rollout_logprobs = None
-        # TRL shuffles the rows before it trains on them.
         count = len(batch.completion_ids)
         batch = replace(batch, rollout_rows=torch.arange(self._next_row, self._next_row + count))
         self._next_row += count
@@ -307,30 +302,18 @@ class TRLAdapter(DistillationTrainer):
         with self.accelerator.autocast():
             return self.token_loss(batch, student, scored, num_items_in_batch)
 
-    def _settle(self, inputs: dict[str, Any]) -> None:
-        """Exclude rows that no teacher scored from the loss and its normalizer, over all ranks."""
-        if Batch.of(inputs).scored_rows is not None:
-            return
-        buffered = self._buffered_inputs if self.model.training and self._buffered_inputs else [inputs]
-        counts, settled = torch.zeros(3, dtype=torch.long, device=self.accelerator.device), []
-        for batch in map(Batch.of, buffered):
-            scored = self.teacher.settle(batch.rollouts)
-            if scored is None:
-                return
-            settled.append(replace(batch, scored_rows=scored.to(counts.device)))
-            rows = torch.stack([(~scored).sum(), torch.ones_like(scored).sum()]).to(counts.device)
-            counts += torch.cat([settled[-1].loss_mask.sum().reshape(1), rows])
-        tokens, dropped, total = self.accelerator.reduce(counts, reduction="sum")
-        for entries, batch in zip(buffered, settled, strict=True):
-            entries.update(replace(batch, num_items_in_batch=tokens).entries())
-        if self.model.training:
-            self.dropped.add(int(dropped), int(total))
+    def completions_of(self, rows: list[dict[str, Any]]) -> Batch:
+        """Completions of the dataset's `rows` with their rewards, in a random order for samples.jsonl."""
+        batch = Batch.of(self._generate_and_score_completions(rows))
+        scored = self.teacher.settle(batch.rollouts)
+        if scored is not None:
+            batch = self.dropped.left_out(batch, scored, self.accelerator, counted=self.model.training)
+        return replace(batch, sample_order=torch.randperm(len(batch.completion_ids)))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As TRL's without the mean entropy, which costs two collectives and two synchronizations per micro-batch."""
-        self._settle(inputs)
         tokens = Batch.of(inputs).num_items_in_batch
         if self.model.training and tokens is not None:  # transformers counted other tokens than the completions'
             num_items_in_batch = tokens.clamp(min=1.0) / self.accelerator.num_processes

@@ -30,7 +30,7 @@ class StepClock(TrainerCallback):
 
     def _restart(self) -> None:
         self._parts = {"rollout": 0.0, "scoring": 0.0}
-        self._total = self._processor = 0.0
+        self._total = self._processor = self._before_optimizer = 0.0
         self._steps = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,6 +60,10 @@ class StepClock(TrainerCallback):
         if self._started is not None:
             self._marks.append((part, begun, _mark(device)))
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._started is not None:
+            self._before_optimizer += time.perf_counter() - self._started
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The gradient of this step has been checked, so the device has passed every event.
         for part, begun, ended in self._marks:
@@ -78,6 +82,7 @@ class StepClock(TrainerCallback):
             update = self._total - sum(self._parts.values())
             for part, seconds in (*self._parts.items(), ("update", update), ("processor", self._processor)):
                 averages.add_total(f"seconds/{part}", seconds, self._steps, device)
+            averages.add_total("step_time", self._before_optimizer, self._steps, device)
             averages.add_total("tokens_per_second", tokens, self._total / ranks, device)
         self._restart()
 

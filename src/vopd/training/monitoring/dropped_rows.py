@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from vopd.errors import TeacherServerError
 
+from ..batch import Batch
 from .stopping import Stopping
 
 _STEPS = 50
@@ -28,9 +32,22 @@ class DroppedRows(TrainerCallback):
         self.limit, self.stopping = limit, stopping
         self._steps: deque[tuple[int, int]] = deque(maxlen=_STEPS)
 
-    def add(self, dropped: int, rows: int) -> None:
-        """Count the rows of an optimizer step, over all ranks."""
-        self._steps.append((dropped, rows))
+    def left_out(self, batch: Batch, scored: Tensor, accelerator: Any, counted: bool) -> Batch:
+        """The batch of a step without rows that have no scores in its loss and normalizer, over all processes.
+
+        Args:
+            batch: all completions of this process.
+            scored: (B,) booleans: rows that have scores.
+            accelerator: the trainer's accelerator.
+            counted: count the rows towards the limit.
+        """
+        batch = replace(batch, scored_rows=scored.to(accelerator.device))
+        counts = [batch.loss_mask.sum(), (~scored).sum(), torch.ones_like(scored).sum()]
+        counts = torch.stack([count.to(accelerator.device) for count in counts])
+        tokens, dropped, rows = accelerator.reduce(counts, reduction="sum")
+        if counted:
+            self._steps.append((int(dropped), int(rows)))
+        return replace(batch, num_items_in_batch=tokens)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._steps.clear()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vopd.errors import NonFiniteError
 
@@ -83,7 +84,7 @@ def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[st
     from safetensors.torch import save_file
 
     names = [name for name in _SAVED if getattr(batches[0], name) is not None]
-    tensors = {name: torch.cat([getattr(batch, name) for batch in batches]).contiguous().cpu() for name in names}
+    tensors = {name: _padded([getattr(batch, name) for batch in batches], name) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     texts = [
@@ -92,3 +93,9 @@ def write_batch(path: Path, batches: list[Batch], tokenizer: Any, facts: dict[st
         for prompt, completion in batch.unpadded()
     ]
     path.with_suffix(".json").write_text(json.dumps({**facts, "texts": texts}, indent=1) + "\n", encoding="utf-8")
+
+
+def _padded(parts: Sequence[Tensor], name: str) -> Tensor:
+    """Rows of several micro-batches as one tensor, prompts padded on the left and completions on the right."""
+    side = "left" if name.startswith("prompt") else "right"
+    return pad_sequence([row.cpu() for part in parts for row in part], batch_first=True, padding_side=side)

@@ -21,7 +21,8 @@ _PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
 class SampleBuffer:
-    """Keeps the first `limit` completions of a step until they are taken. Copies nothing to the host until then.
+    """Keeps `limit` completions of a step until they are taken, in the order that the batch was given. Copies nothing
+    to the host until then.
 
     `rewards` are the names of the reward functions that scored them.
     """
@@ -29,24 +30,25 @@ class SampleBuffer:
     def __init__(self, limit: int, rewards: Sequence[str]) -> None:
         self.limit = limit
         self.rewards = rewards
-        self._rows: list[dict[str, Tensor]] = []
+        self._rows: dict[int, dict[str, Tensor]] = {}
 
     def offer(self, batch: Batch, output: DistillationOutput) -> None:
-        """Keep rows of a micro-batch until `limit` is reached."""
-        room = self.limit - len(self._rows)
-        if room <= 0:
+        """Keep those of a micro-batch's rows that are among the first `limit` of the step."""
+        rows = range(len(batch.completion_ids)) if batch.sample_order is None else batch.sample_order.tolist()
+        if min(rows) >= self.limit:
             return
         known = {name: getattr(batch, name) for name in _OF_BATCH} | {
             name: getattr(output, name) for name in _PER_TOKEN
         }
         columns = {name: values for name, values in known.items() if values is not None}
-        for row in range(min(room, batch.completion_ids.size(0))):
-            self._rows.append({name: column[row].clone() for name, column in columns.items()})
+        for row, place in enumerate(rows):
+            if place < self.limit:
+                self._rows[place] = {name: column[row].clone() for name, column in columns.items()}
 
     def take(self, step: int, tokenizer: Any, end_ids: list[int]) -> list[dict[str, Any]]:
         """Return the records of `step` as plain objects, and empty the buffer."""
-        rows, self._rows = self._rows, []
-        return [self._record(row, step, tokenizer, end_ids) for row in rows]
+        rows, self._rows = self._rows, {}
+        return [self._record(rows[place], step, tokenizer, end_ids) for place in sorted(rows)]
 
     def _record(self, row: dict[str, Tensor], step: int, tokenizer: Any, end_ids: list[int]) -> dict[str, Any]:
         length = int(row["completion_mask"].sum())

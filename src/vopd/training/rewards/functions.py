@@ -20,7 +20,7 @@ from vopd.scoring import GIVEN, Scorer
 
 from ..batch import Batch
 from ..monitoring.metrics import ZERO_SPREAD_SHARE, Averages
-from ..sampling_rules import check_sampling
+from ..inherited.sampling_rules import check_sampling
 from .named import GRADED, named_reward
 
 if TYPE_CHECKING:

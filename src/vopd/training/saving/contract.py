@@ -44,7 +44,8 @@ _SORTED = {
     TOLD: """
         learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs
         weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-        per_device_train_batch_size gradient_accumulation_steps average_tokens_across_devices auto_find_batch_size
+        per_device_train_batch_size gradient_accumulation_steps max_tokens_per_micro_batch
+        average_tokens_across_devices auto_find_batch_size
         dtype teacher_dtype bf16 fp16 tf32 loss_backend use_cpu full_determinism use_liger_kernel liger_kernel_config
         torch_compile torch_compile_backend torch_compile_mode
         teacher_server_url teacher_failure use_vllm vllm_mode vllm_model_impl

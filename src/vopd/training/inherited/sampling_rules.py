@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from vopd.errors import ConfigurationError, did_you_mean
 from vopd.estimators import ESTIMATORS
 
-from .inherited import TOP_K
+from .table import TOP_K
 
 if TYPE_CHECKING:
-    from .config import VOPDConfig
+    from ..config import VOPDConfig
 
 # Entries of generation_kwargs that change how completions are generated, but not which.
 _HOW = ("use_cache", "cache_implementation", "cache_config", "prefill_chunk_size", "compile_config", "disable_compile")
