@@ -14,8 +14,8 @@ Case "embedded": whole steps of the pair of `vopd demo`, with the demo's options
 both models are cut to the length of the tokenizer.
 
 Each contestant runs in a process of its own with one thread, in interleaved rounds. Reported are medians over steps and
-rounds after a warm-up: process time from the begin of a step to the begin of the next, and sampled tokens per second;
-and the peak memory of the process.
+rounds after a warm-up: process time of a step, from the log of one to the log of the next, and sampled tokens per
+second; and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -193,8 +193,10 @@ def make_trainer(contestant: str, setup: Setup) -> Any:
     """The trainer of a contestant, which counts tokens and returns recorded completions instead of sampling."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
+    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
     from vopd import VOPDConfig, VOPDTrainer
+    from vopd.training.batch import Batch
 
     # VOPDConfig's defaults.
     plain = {
@@ -214,8 +216,11 @@ def make_trainer(contestant: str, setup: Setup) -> Any:
             self.sampled += sum(map(len, found))
             return found
 
-    if contestant == PADDED:
-        Contestant._prepare_inputs = DistillationTrainer._prepare_inputs
+        if contestant == PADDED:
+
+            def _cut(self, batch: Batch, count: int) -> list[Batch]:
+                return [Batch.of(part) for part in split_tensor_dict(shuffle_sequence_dict(batch.entries()), count)]
+
     options = {**(plain if contestant == TRL else {}), **setup.options}
     return Contestant(
         model=setup.student,
@@ -233,7 +238,12 @@ def measure_here(job: Job) -> Measured:
     marks: list[tuple[float, int]] = []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *given: Any, **named: Any) -> None:
+        """Marks the begin of the training, and each time that a step was logged, which ends it."""
+
+        def on_train_begin(self, *given: Any, **named: Any) -> None:
+            marks.append((time.process_time(), 0))
+
+        def on_log(self, *given: Any, **named: Any) -> None:
             marks.append((time.process_time(), trainer.sampled))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +252,8 @@ def measure_here(job: Job) -> Measured:
         trainer = make_trainer(job.contestant, setup)
         trainer.add_callback(Clock())
         trainer.train()
-    seconds, tokens = ([end - start for start, end in zip(column, column[1:])] for column in zip(*marks))
+    # The last log is that of the whole training.
+    seconds, tokens = ([end - start for start, end in zip(column, column[1:-1])] for column in zip(*marks))
     warm_up = 0 if job.dry else WARM_UP[job.case]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Measured(seconds[warm_up:], tokens[warm_up:], peak)
@@ -264,7 +275,7 @@ def rows_of(case: str, part: str, arguments: argparse.Namespace) -> list[Row]:
     steps = 1 if arguments.dry_run else WARM_UP[case] + (arguments.steps or STEPS[case])
     for _ in range(arguments.rounds):
         for name in names:
-            found[name].append(measure(Job(case, part, name, steps + 1, arguments.dry_run)))
+            found[name].append(measure(Job(case, part, name, steps, arguments.dry_run)))
     return [_row(name, runs) for name, runs in found.items()]
 
 
