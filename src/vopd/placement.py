@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vopd.errors import ConfigurationError
 from vopd.kernels import Head
-from vopd.models import States, last_hidden_states, read_head
+from vopd.models import Padded, States, last_hidden_states, read_head
 from vopd.models.head_checks import check_adapters, check_logits
 from vopd.models.undisturbed import evaluating, replaced
 
@@ -138,14 +138,14 @@ class Placement:
 
             unset_hf_deepspeed_config()
 
-    def states(self, model: Any, name: str, sequence: tuple[Tensor, Tensor, int]) -> States:
+    def states(self, model: Any, name: str, sequence: Padded) -> States:
         """Compute the states of an unwrapped model inside the forward pass of its wrapper.
 
         Args:
             model: its head may be sharded; if the model is split over devices, the head may be on another device than
                 the last layer.
             name: "student" or "teacher", for messages.
-            sequence: ids, attention mask, and the number of last positions that predict a token.
+            sequence: ids, attention mask, the number of last tokens to predict, and the longest row's length if known.
         """
         hidden = last_hidden_states(model, *sequence)
         head = read_head(model, name)
@@ -170,7 +170,7 @@ class Placement:
         return hidden, replace(head, weight=parts[0], bias=parts[1] if len(parts) > 1 else None)
 
     @torch.no_grad()
-    def frozen_states(self, model: Any, sequence: tuple[Tensor, Tensor, int], name: str = "teacher") -> States:
+    def frozen_states(self, model: Any, sequence: Padded, name: str = "teacher") -> States:
         """Compute the states of a placed model through its wrapper, in evaluation mode and without gradient."""
         unwrapped = self.unwrap(model)
         with evaluating(model):
@@ -195,7 +195,7 @@ class Placement:
         with self.accelerator.autocast():
             with evaluating(model):
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, 1:-1]
-            states = self.frozen_states(model, (ids, mask, ids.size(1) - 2), name)
+            states = self.frozen_states(model, (ids, mask, ids.size(1) - 2, None), name)
         check_logits(logits, states.hidden[0], states.head, name)
 
 

@@ -54,6 +54,7 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("other family", models["phi"], [teacher]),
         Case("lora", models["tied"], [teacher], "lora", rate=0.02),
         Case("lora with head", untied, [teacher], "with head", options={"eval_on_start": True}),
+        Case("token budget", untied, [teacher], options={"max_tokens_per_micro_batch": 24}),
         Case("two teachers", untied, [teacher, models["tied"]]),
         Case("full resumed", untied, [teacher], rate=1e-3, resumes=True),
         Case("lora resumed", untied, [teacher], "with head", rate=1e-3, resumes=True),

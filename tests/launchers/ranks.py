@@ -106,7 +106,7 @@ def spoilt(trainer: Any) -> dict[str, Any]:
     token_loss = trainer.token_loss
 
     def with_nan(*given: Any) -> Tensor:
-        spoils = trainer._step == 0 and trainer.args.process_index == trainer.args.world_size - 1
+        spoils = trainer._reading == 1 and trainer.args.process_index == trainer.args.world_size - 1
         return token_loss(*given) * (float("nan") if spoils else 1.0)
 
     trainer.token_loss = with_nan

@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from teachers.stub_server import FAULTS
 from vopd.errors import TeacherServerError
 from vopd.teachers.server import Patience, ServedModel, Servers
 from vopd.teachers.server.vllm import Question
+from vopd.training.batch import Batch
 
 Make = Callable[..., Any]
 QUICK = Patience(timeout=0.4, deadline=30, retries=3, pause=0.01)
@@ -159,22 +161,16 @@ def test_dropped_completions_count_nowhere(serve: Make, make_trainer: Make, grad
     assert len(rows) == 6 and 0 < dropped == sum(map(bad_row, rows)) < 6
 
     whole = make_trainer(teacher_server_url=serve().url, **settings)
-    settle = whole._settle
+    completions_of = whole.completions_of
 
-    def without_the_same(inputs: dict[str, Any]) -> None:
-        if "checked" not in inputs:
-            batches = whole._buffered_inputs
-            for batch in batches:
-                ids = torch.cat([batch["prompt_ids"] * batch["prompt_mask"], batch["completion_ids"]], 1)
-                bad = (ids * torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)).sum(1) % 3 == 0
-                batch["tool_mask"] = (~bad).long().unsqueeze(1).expand_as(batch["completion_mask"])
-                batch["checked"] = True
-            count = sum((batch["completion_mask"] * batch["tool_mask"]).sum() for batch in batches)
-            for batch in batches:
-                batch["num_items_in_batch"] = count
-        settle(inputs)
+    def without_the_same(rows: list[dict[str, Any]]) -> Batch:
+        batch = completions_of(rows)
+        ids, mask, *_ = batch.sequence
+        bad = (ids * mask).sum(1) % 3 == 0
+        batch = replace(batch, tool_mask=(~bad).long().unsqueeze(1).expand_as(batch.completion_mask))
+        return replace(batch, num_items_in_batch=batch.loss_mask.sum())
 
-    whole._settle = without_the_same
+    whole.completions_of = without_the_same
     expected = gradients_of(whole)[0]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)

@@ -62,6 +62,7 @@ def test_a_micro_batch_waits_for_the_device_where_ids_are_checked(
     assert found.pop("vopd.teachers.server.teacher.score: tolist") == 1  # of the row numbers
     assert found.pop("vopd.estimators.checks.checked_top_k_ids: tolist", 0) == checked
     assert found.pop("vopd.estimators.loss._rows: tolist") == 1
+    assert found.pop("vopd.training.monitoring.samples.offer: tolist") == 1  # of places on the host
     assert all(line.startswith("transformers.masking_utils") for line in found)
 
 

@@ -27,6 +27,8 @@ RECORDED: dict[str, dict[str, Any]] = {
     "by_constant": {"normalizer": 8.0},
     "lora": {"lora": True},
     "dropped": {"drop": True},
+    "budget": {"tokens": 24},  # in most steps the processes need different numbers of micro-batches
+    "dropped budget": {"tokens": 24, "drop": True},
 }
 GROUP = 2
 
@@ -45,6 +47,7 @@ def make(
     normalizer: float | None = None,
     lora: bool = False,
     drop: bool = False,
+    tokens: int | None = None,
     **more: Any,
 ) -> Any:
     adapters = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None
@@ -56,6 +59,7 @@ def make(
         max_completion_length=4,
         learning_rate=1e-2,
         loss_normalizer=normalizer,
+        max_tokens_per_micro_batch=tokens,
         save_strategy="steps",
         save_steps=1,
         use_cpu=True,

@@ -24,8 +24,8 @@ ROUTES = "vopd.teachers.routed._rows_of: tolist"
 SAMPLES = "vopd.training.monitoring.samples.offer: tolist"
 """Which rows samples.jsonl has: kept on the host, so this waits for nothing."""
 
-MASKS = "transformers.masking_utils._ignore_causal_mask_sdpa: _local_scalar_dense"
-"""Not ours: transformers looks whether there is padding in every forward pass of a model with SDPA."""
+PACKED = "transformers.masking_utils.find_packed_sequence_indices: _local_scalar_dense"
+"""Not ours: transformers looks whether the position ids are those of packed sequences, in every forward pass."""
 
 
 def hinted(source: str | None = None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def lengths(completion_ids: list[list[int]]) -> list[float]:
 )
 def test_a_micro_batch_waits_once(settings: dict[str, Any], make_trainer: Callable[..., Any]) -> None:
     found = of_a_micro_batch(make_trainer(prompts=PROMPTS, gradient_accumulation_steps=4, max_steps=1, **settings))
-    assert found.pop(MASKS) >= 2 and found.pop(SAMPLES)
+    assert found.pop(PACKED) == 2 and found.pop(SAMPLES)
     assert found == {COUNTED: 1}
 
 
@@ -66,7 +66,7 @@ def test_of_several_teachers_it_waits_once_for_each(
     found = of_a_micro_batch(
         make_trainer(per_device_train_batch_size=6, gradient_accumulation_steps=2, max_steps=1, trainer=given)
     )
-    assert found.pop(MASKS) >= 2 and found.pop(ROUTES) and found.pop(SAMPLES)
+    assert found.pop(PACKED) >= 2 and found.pop(ROUTES) and found.pop(SAMPLES)
     assert found == {COUNTED: 3}
 
 

@@ -4,7 +4,7 @@ from .generation import Completion, batch_seed, context_length, plan_batches, re
 from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
 from .output_head import read_head
 from .sampling import RolloutSettings, rollout_settings
-from .states import States, last_hidden_states, layers_of
+from .states import Padded, States, last_hidden_states, layers_of
 from .vocabulary import (
     CommonVocabulary,
     compare_vocabularies,
@@ -18,6 +18,7 @@ __all__ = [
     "CommonVocabulary",
     "Completion",
     "RolloutSettings",
+    "Padded",
     "States",
     "batch_seed",
     "best_device",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,10 @@ import torch
 from torch import Tensor
 
 from vopd.kernels import Head
+
+
+Padded = tuple[Tensor, Tensor, int, int | None]
+"""What ``last_hidden_states`` takes beside the model."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +37,27 @@ def layers_of(model: Any) -> Any:
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
 
 
-def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, count: int) -> Tensor:
+def last_hidden_states(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, count: int, width: int | None = None
+) -> Tensor:
     """Return the hidden states, (B, count, H), that predict the last `count` tokens.
 
-    Position ids start at the first token that is not padding, as in ``generate``. Otherwise a model with absolute
-    positions would score a left-padded prompt at other positions than those it was sampled at.
+    The model reads every row from its first token that is not padding, so that a token has the position at which
+    ``generate`` sampled it. What is left of the padding is on the right, where no token attends to it: the model needs
+    no attention mask, and its causal attention runs as without padding.
 
     Args:
-        model: not wrapped, but may have adapters.
-        input_ids: (B, L), prompts padded on the left.
-        attention_mask: (B, L).
-        count: number of last tokens.
+        model: not wrapped, but may have adapters; its attention is causal.
+        input_ids: (B, L), padded on the left, on the right, or on both sides.
+        attention_mask: (B, L), 0 on padding.
+        count: number of last tokens. States at positions that are padding mean nothing.
+        width: tokens of the longest row, if known on the host: no more positions are computed than these. Default: L.
     """
-    backbone = layers_of(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if "position_ids" in inspect.signature(backbone.forward).parameters:
-        inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    hidden: Tensor = backbone(**inputs).last_hidden_state
-    return hidden[:, -1 - count : -1]
+    length = input_ids.size(1)
+    width = length if width is None else width
+    first = attention_mask.to(torch.long).argmax(1, keepdim=True)
+    columns = first + torch.arange(width, device=first.device)
+    rows = input_ids.gather(1, columns.clamp(max=length - 1))
+    hidden: Tensor = layers_of(model)(input_ids=rows, use_cache=False).last_hidden_state
+    before = torch.arange(length - count - 1, length - 1, device=first.device) - first
+    return hidden.gather(1, before.clamp(0, width - 1).to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.size(-1)))

@@ -104,7 +104,7 @@ def _rows_of(rollouts: Rollouts, places: list[int]) -> list[int]:
 
 
 def _select(rollouts: Rollouts, rows: list[int]) -> Rollouts:
-    given = {name: value for name, value in vars(rollouts).items() if value is not None}
+    given = {name: value for name, value in vars(rollouts).items() if isinstance(value, Tensor)}
     return replace(rollouts, **{name: _taken(value, rows) for name, value in given.items()})
 
 

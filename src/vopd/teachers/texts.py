@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from vopd.models import Padded
 
 _PROMPTS = ("prompt", "teacher_prompt")
 # Padded on the right, as completions are.
@@ -20,21 +22,26 @@ class Texts:
     """Token ids of prompts, (B, P), padded on the left, and of completions, (B, T), padded on the right.
 
     Masks are 0 on padding.
+
+    Attributes:
+        width: tokens of the longest prompt with its completion; None if not known.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
     completion_ids: Tensor
     completion_mask: Tensor
+    width: int | None = field(default=None, kw_only=True)
 
     @property
-    def sequence(self) -> tuple[Tensor, Tensor, int]:
-        """Ids and attention mask of prompts with completions, and the number of completion positions.
+    def sequence(self) -> Padded:
+        """Ids and attention mask of prompts with completions, the number of completion positions, and the width.
 
         Completion positions are counted from the end, so that prompts of any length align.
         """
         ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
-        return ids, torch.cat([self.prompt_mask, self.completion_mask], dim=1), self.completion_ids.size(1)
+        mask = torch.cat([self.prompt_mask, self.completion_mask], dim=1)
+        return ids, mask, self.completion_ids.size(1), self.width
 
     def unpadded(self) -> list[tuple[list[int], list[int]]]:
         """The ids of each prompt and of its completion, without padding."""
@@ -56,15 +63,15 @@ class Texts:
             multiple: widths are multiples of it, as this batch's own are.
         """
         order = torch.tensor([row for group in groups for row in group])
-        values = {name: value for name, value in vars(self).items() if value is not None}
-        rows = {name: value[order.to(value.device)] for name, value in values.items() if value.ndim}
+        values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and value.ndim}
+        rows = {name: value[order.to(value.device)] for name, value in values.items()}
         parts, start = [], 0
         for group in groups:
-            widths = {part: -(-longest // multiple) * multiple for part, longest in lengths.longest(group).items()}
-            stop = start + len(group)
-            own = {name: _trimmed(name, value[start:stop], widths) for name, value in rows.items()}
-            parts.append(replace(self, **own))
-            start = stop
+            longest = {part: _rounded(count, multiple) for part, count in lengths.longest(group).items()}
+            own = {name: _trimmed(name, value[start : start + len(group)], longest) for name, value in rows.items()}
+            widths = {f"{reader}width": _rounded(count, multiple) for reader, count in lengths.widths(group).items()}
+            parts.append(replace(self, **own, **widths))
+            start += len(group)
         return parts
 
 
@@ -82,10 +89,17 @@ class Lengths:
         """The longest of each part among `rows`, at least 1."""
         return {part: max(1, *(counts[row] for row in rows)) for part, counts in self.of.items()}
 
-    def width(self, rows: Sequence[int]) -> int:
-        """Positions of a padded batch of `rows`: the longest prompt, whoever reads it, and the longest completion."""
-        longest = self.longest(rows)
-        return longest.pop(_COMPLETION) + max(longest.values())
+    def widths(self, rows: Sequence[int]) -> dict[str, int]:
+        """Tokens of the longest of `rows`, prompt and completion, by who reads the prompt: "" or "teacher_"."""
+        completions = self.of[_COMPLETION]
+        return {
+            prompt.removesuffix("prompt"): max(self.of[prompt][row] + completions[row] for row in rows)
+            for prompt in self.of.keys() - {_COMPLETION}
+        }
+
+    def total(self, row: int) -> int:
+        """Tokens of a row, with the longer of its prompts."""
+        return max(self.widths([row]).values())
 
     def equal(self, count: int) -> list[list[int]]:
         """Rows of like length in `count` groups of equal size, or one row more or less; the longest first."""
@@ -100,15 +114,14 @@ class Lengths:
         """
         groups: list[list[int]] = []
         for row in self._ordered():
-            if groups and (len(groups[-1]) + 1) * self.width([*groups[-1], row]) <= tokens:
+            if groups and (len(groups[-1]) + 1) * self.total(groups[-1][0]) <= tokens:
                 groups[-1].append(row)
             else:
                 groups.append([row])
         return groups
 
     def _ordered(self) -> list[int]:
-        rows = range(len(self.of[_COMPLETION]))
-        return sorted(rows, key=lambda row: (-self.width([row]), -self.of[_COMPLETION][row], row))
+        return sorted(range(len(self.of[_COMPLETION])), key=lambda row: (-self.total(row), row))
 
 
 def halved(groups: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -123,6 +136,10 @@ def halved(groups: Sequence[list[int]], count: int) -> list[list[int]]:
 
 def _without_padding(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[real.bool()].tolist() for row, real in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _trimmed(name: str, values: Tensor, widths: Mapping[str, int]) -> Tensor:

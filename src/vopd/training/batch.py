@@ -35,6 +35,7 @@ class Batch(Texts):
         teacher_prompt_ids, teacher_prompt_mask: (B, P'), prompts that the teacher reads instead, padded on the left.
         scores: (B, F) of the reward functions, NaN where a function gave none.
         group_advantages: (B,), advantages of the rewards.
+        teacher_width: ``width`` with the prompts that the teacher reads instead.
     """
 
     num_items_in_batch: Tensor | None = None
@@ -49,20 +50,21 @@ class Batch(Texts):
     teacher_prompt_mask: Tensor | None = None
     scores: Tensor | None = None
     group_advantages: Tensor | None = None
+    teacher_width: int | None = None
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Batch:
         """The batch that TRL holds as `entries`."""
         return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
 
-    def entries(self) -> dict[str, Tensor]:
+    def entries(self) -> dict[str, Any]:
         """The dict that transformers hands to the loss."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, except for the fields that the host reads."""
-        moved = {name: value.to(device) for name, value in self.entries().items() if name not in _ON_THE_HOST}
-        return replace(self, **moved)
+        given = {name: value for name, value in self.entries().items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in given.items() if name not in _ON_THE_HOST})
 
     @property
     def loss_mask(self) -> Tensor:
@@ -93,6 +95,7 @@ class Batch(Texts):
             loss_mask=self.loss_mask,
             rows=self.rollout_rows,
             teachers=self.teacher_places,
+            width=self.width if self.teacher_prompt_ids is None else self.teacher_width,
         )
 
     @property

@@ -158,7 +158,9 @@ def _step(config: VOPDConfig) -> str:
     completions = config.step_completions
     each = f" x {counted(config.num_generations, 'completion')}" if config.num_generations > 1 else ""
     tokens = tokens_in_words(completions * config.max_completion_length)
+    budget = config.max_tokens_per_micro_batch
     batches = f"{config.gradient_accumulation_steps} x {config.per_device_train_batch_size}"
+    batches = batches if budget is None else f"at most {budget:,} tokens each, or one sequence"
     return f"{counted(config.step_prompts, 'prompt')}{each}, at most {tokens} (micro-batches: {batches})"
 
 

@@ -141,7 +141,7 @@ _COMPLETIONS = (
     ),
     Metric("num_tokens", "tokens", "Tokens of all prompts and completions so far, as TRL counts them.", ""),
     Metric(
-        "step_time", "seconds/step", "Wall time of a step's micro-batches, as TRL measures it: without the optimizer.",
+        "step_time", "seconds/step", "Wall time of a step without its optimizer, from rollout to the norm of the gradient.",
         "The parts below are a whole step's.",
     ),
     Metric(
