@@ -8,7 +8,8 @@ vocabulary 4096, float32. Scoring and update are timed on recorded completions, 
 lengths are log-normal (sigma 0.8, mean 0.3 of the maximum, cut at the maximum of 512). Whole steps sample their own:
 a bias in the student's head gives EOS the probability 1 / (0.3 x 512) at every token, so that lengths are geometric.
 That is as varied as the recorded lengths (standard deviation over mean 1.0 and 0.95), and no sampler is changed.
-"vopd as it was" pads every micro-batch to the longest of the generated batch, in the order that TRL shuffles to.
+"vopd as it was" runs the sources of the commit before micro-batches of like length, from the history of this checkout:
+it pads every micro-batch to the longest completion of the step, as TRL does.
 
 Case "embedded": whole steps of the pair of `vopd demo`, with the demo's options. TRL requires heads of equal size, so
 both models are cut to the length of the tokenizer.
@@ -21,6 +22,7 @@ second; and the peak memory of the process.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -28,10 +30,12 @@ import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +44,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-TRL, PADDED = "trl", "vopd as it was"
+TRL, BEFORE = "trl", "vopd as it was"
+COMMIT_BEFORE = "e0cd288"
 CONTESTANTS = {
-    "varied": (TRL, PADDED, "vopd"),
+    "varied": (TRL, BEFORE, "vopd"),
     "embedded": (TRL, "opd", "vopd", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"),
 }
 UPDATE, WHOLE = "scoring and update", "whole step"
@@ -121,7 +126,7 @@ def varied(job: Job, folder: Path, size: Size) -> Setup:
     prompts = [words(16 + index % 32) for index in range(size.completions)]
     normal = torch.randn(size.completions, generator=generator)
     lengths = (math.log(mean) - SIGMA**2 / 2 + SIGMA * normal).exp().round().clamp(1, size.longest).int().tolist()
-    completions = [words(length - 1) + [tokenizer.eos_token_id] for length in lengths]
+    completions = [[*words(length - 1), tokenizer.eos_token_id] for length in lengths]
     options = {
         "output_dir": str(folder), "per_device_train_batch_size": size.micro_batch,
         "gradient_accumulation_steps": size.completions // size.micro_batch, "max_completion_length": size.longest,
@@ -193,10 +198,8 @@ def make_trainer(contestant: str, setup: Setup) -> Any:
     """The trainer of a contestant, which counts tokens and returns recorded completions instead of sampling."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
-    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
     from vopd import VOPDConfig, VOPDTrainer
-    from vopd.training.batch import Batch
 
     # VOPDConfig's defaults.
     plain = {
@@ -215,11 +218,6 @@ def make_trainer(contestant: str, setup: Setup) -> Any:
                 found = [setup.recorded[tuple(ids)] for ids in prompt_ids]
             self.sampled += sum(map(len, found))
             return found
-
-        if contestant == PADDED:
-
-            def _cut(self, batch: Batch, count: int) -> list[Batch]:
-                return [Batch.of(part) for part in split_tensor_dict(shuffle_sequence_dict(batch.entries()), count)]
 
     options = {**(plain if contestant == TRL else {}), **setup.options}
     return Contestant(
@@ -252,30 +250,43 @@ def measure_here(job: Job) -> Measured:
         trainer = make_trainer(job.contestant, setup)
         trainer.add_callback(Clock())
         trainer.train()
-    # The last log is that of the whole training.
-    seconds, tokens = ([end - start for start, end in zip(column, column[1:-1])] for column in zip(*marks))
+    del marks[-1]  # the log of the whole training
+    seconds, tokens = ([end - start for start, end in pairwise(column)] for column in zip(*marks))
     warm_up = 0 if job.dry else WARM_UP[job.case]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Measured(seconds[warm_up:], tokens[warm_up:], peak)
 
 
-def measure(job: Job) -> Measured:
-    """Train in a separate process, or in this one to try the program."""
+def measure(job: Job, before: Path) -> Measured:
+    """Train in a separate process, or in this one to try the program; `before`: sources as they were."""
     if job.dry:
         return measure_here(job)
+    environment = {**os.environ, "PYTHONPATH": str(before / "src")} if job.contestant == BEFORE else None
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(asdict(job))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def check_out(folder: Path) -> None:
+    """Write the sources of COMMIT_BEFORE into a folder."""
+    command = ["git", "archive", COMMIT_BEFORE, "src"]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]).stdout
+    with tarfile.open(fileobj=io.BytesIO(found)) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def rows_of(case: str, part: str, arguments: argparse.Namespace) -> list[Row]:
     """One table: medians over all steps of all rounds."""
     names = [name for name in CONTESTANTS[case] if not arguments.only or name in arguments.only]
+    names = [name for name in names if name != BEFORE or not arguments.dry_run]
     found: dict[str, list[Measured]] = {name: [] for name in names}
     steps = 1 if arguments.dry_run else WARM_UP[case] + (arguments.steps or STEPS[case])
-    for _ in range(arguments.rounds):
-        for name in names:
-            found[name].append(measure(Job(case, part, name, steps, arguments.dry_run)))
+    with tempfile.TemporaryDirectory() as folder:
+        if BEFORE in names:
+            check_out(Path(folder))
+        for _ in range(arguments.rounds):
+            for name in names:
+                found[name].append(measure(Job(case, part, name, steps, arguments.dry_run), Path(folder)))
     return [_row(name, runs) for name, runs in found.items()]
 
 
@@ -291,7 +302,7 @@ def _row(name: str, runs: Sequence[Measured]) -> Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Plain text, with the tokens per second relative to those of TRL and of vopd as it was."""
-    base = [row for row in rows if row.contestant in (TRL, PADDED)]
+    base = [row for row in rows if row.contestant in (TRL, BEFORE)]
     heads = "".join(f"{'x ' + row.contestant:>18}" for row in base)
     lines = [f"{'trainer':30}{'s/step':>9}{'tokens/s':>10}{'MiB':>7}{heads}"]
     for row in rows:
