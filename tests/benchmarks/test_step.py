@@ -17,7 +17,5 @@ def test_all_contestants_train_on_the_same_completions(tmp_path: Path, monkeypat
     assert list(parts) == [step.UPDATE, step.WHOLE]
     for rows in parts.values():
         assert [row["contestant"] for row in rows] == [step.TRL, "vopd"]
-        tokens = {round(row["seconds"] * row["tokens_per_second"]) for row in rows}
-        assert 0 < min(tokens) and max(tokens) <= step.DRY.completions * step.DRY.longest
     recorded = [row["seconds"] * row["tokens_per_second"] for row in parts[step.UPDATE]]
     assert recorded[0] == pytest.approx(recorded[1])
