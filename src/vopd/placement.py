@@ -98,16 +98,12 @@ class Placement:
     def accumulating(self, model: Any, more: bool) -> Iterator[None]:
         """Context of a micro-batch's backward pass: with `more` of them before the optimizer step, gradients of the
         processes are not averaged yet."""
-        state = self.accelerator.gradient_state
-        if not more or not state.sync_gradients:  # transformers has a context around those
+        if not more or not self.accelerator.sync_gradients:  # transformers has a context around those
             yield
             return
-        with nullcontext() if self._deepspeed else self.accelerator.no_sync(model):
-            state._set_sync_gradients(False)
-            try:
-                yield
-            finally:
-                state._set_sync_gradients(True)
+        apart = nullcontext() if self._deepspeed else self.accelerator.no_sync(model)
+        with apart, replaced(self.accelerator, sync_gradients=False):
+            yield
 
     def saved_whole(self) -> AbstractContextManager[None]:
         """Context in which a model is saved unsharded. With sharded FSDP checkpoints transformers saves nothing."""

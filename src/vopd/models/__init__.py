@@ -17,8 +17,8 @@ from .vocabulary import (
 __all__ = [
     "CommonVocabulary",
     "Completion",
-    "RolloutSettings",
     "Padded",
+    "RolloutSettings",
     "States",
     "batch_seed",
     "best_device",

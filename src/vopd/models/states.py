@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vopd.kernels import Head
 
-
 Padded = tuple[Tensor, Tensor, int, int | None]
 """What ``last_hidden_states`` takes beside the model."""
 

@@ -104,8 +104,10 @@ def _rows_of(rollouts: Rollouts, places: list[int]) -> list[int]:
 
 
 def _select(rollouts: Rollouts, rows: list[int]) -> Rollouts:
-    given = {name: value for name, value in vars(rollouts).items() if isinstance(value, Tensor)}
-    return replace(rollouts, **{name: _taken(value, rows) for name, value in given.items()})
+    taken: dict[str, Any] = {
+        name: _taken(value, rows) for name, value in vars(rollouts).items() if isinstance(value, Tensor)
+    }
+    return replace(rollouts, **taken)
 
 
 def _taken(values: Tensor, rows: list[int]) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from itertools import pairwise
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -68,10 +69,11 @@ class Texts:
         parts, start = [], 0
         for group in groups:
             longest = {part: _rounded(count, multiple) for part, count in lengths.longest(group).items()}
-            own = {name: _trimmed(name, value[start : start + len(group)], longest) for name, value in rows.items()}
-            widths = {f"{reader}width": _rounded(count, multiple) for reader, count in lengths.widths(group).items()}
-            parts.append(replace(self, **own, **widths))
-            start += len(group)
+            stop = start + len(group)
+            own: dict[str, Any] = {name: _trimmed(name, value[start:stop], longest) for name, value in rows.items()}
+            own |= {f"{reader}width": _rounded(count, multiple) for reader, count in lengths.widths(group).items()}
+            parts.append(replace(self, **own))
+            start = stop
         return parts
 
 
@@ -103,9 +105,9 @@ class Lengths:
 
     def equal(self, count: int) -> list[list[int]]:
         """Rows of like length in `count` groups of equal size, or one row more or less; the longest first."""
-        order, rows = self._ordered(), len(self._ordered())
-        bounds = [place * rows // count for place in range(count + 1)]
-        return [order[start:stop] for start, stop in zip(bounds, bounds[1:])]
+        order = self._ordered()
+        bounds = [place * len(order) // count for place in range(count + 1)]
+        return [order[start:stop] for start, stop in pairwise(bounds)]
 
     def within(self, tokens: int) -> list[list[int]]:
         """Rows of like length in groups of at most so many tokens with their padding; the longest first.

@@ -63,8 +63,11 @@ class Batch(Texts):
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, except for the fields that the host reads."""
-        given = {name: value for name, value in self.entries().items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device) for name, value in given.items() if name not in _ON_THE_HOST})
+        moved: dict[str, Any] = {
+            name: value if name in _ON_THE_HOST or not isinstance(value, Tensor) else value.to(device)
+            for name, value in self.entries().items()
+        }
+        return replace(self, **moved)
 
     @property
     def loss_mask(self) -> Tensor:

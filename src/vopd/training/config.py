@@ -31,9 +31,9 @@ from .inherited import (
     own_errors,
     read_mappings,
 )
+from .inherited.sampling_rules import check_sampling
 from .monitoring.guards import GUARDS, check_guards
 from .monitoring.trackers import check_trackers
-from .inherited.sampling_rules import check_sampling
 from .trl import DistillationConfig
 
 _INHERITED = {entry.name: entry for entry in dataclasses.fields(DistillationConfig)}

@@ -42,8 +42,8 @@ class DroppedRows(TrainerCallback):
             counted: count the rows towards the limit.
         """
         batch = replace(batch, scored_rows=scored.to(accelerator.device))
-        counts = [batch.loss_mask.sum(), (~scored).sum(), torch.ones_like(scored).sum()]
-        counts = torch.stack([count.to(accelerator.device) for count in counts])
+        parts = (batch.loss_mask.sum(), (~scored).sum(), torch.ones_like(scored).sum())
+        counts = torch.stack([part.to(accelerator.device) for part in parts])
         tokens, dropped, rows = accelerator.reduce(counts, reduction="sum")
         if counted:
             self._steps.append((int(dropped), int(rows)))

@@ -141,7 +141,7 @@ _COMPLETIONS = (
     ),
     Metric("num_tokens", "tokens", "Tokens of all prompts and completions so far, as TRL counts them.", ""),
     Metric(
-        "step_time", "seconds/step", "Wall time of a step without its optimizer, from rollout to the norm of the gradient.",
+        "step_time", "seconds/step", "Wall time of a step without the optimizer's: up to the norm of its gradient.",
         "The parts below are a whole step's.",
     ),
     Metric(

@@ -19,8 +19,8 @@ from vopd.functional import groups_without_spread, leave_one_out_advantages
 from vopd.scoring import GIVEN, Scorer
 
 from ..batch import Batch
-from ..monitoring.metrics import ZERO_SPREAD_SHARE, Averages
 from ..inherited.sampling_rules import check_sampling
+from ..monitoring.metrics import ZERO_SPREAD_SHARE, Averages
 from .named import GRADED, named_reward
 
 if TYPE_CHECKING:
