@@ -131,7 +131,7 @@ def varied(job: Job, folder: Path, size: Size) -> Setup:
     options = {
         "output_dir": str(folder), "per_device_train_batch_size": size.micro_batch,
         "gradient_accumulation_steps": size.completions // size.micro_batch, "max_completion_length": size.longest,
-        "learning_rate": 1e-6, "max_steps": job.steps, "use_cpu": True, "seed": 0,
+        "learning_rate": 1e-6, "max_steps": job.steps, "save_strategy": "no", "use_cpu": True, "seed": 0,
     }  # fmt: skip
     return Setup(
         random_model(size, size.width, tokenizer.eos_token_id, mean),
