@@ -70,6 +70,12 @@ class Placement:
         """Arguments of ``from_pretrained``: no device map where every process has its own device."""
         return {"device_map": None} if self.managed or self.accelerator.num_processes > 1 else {}
 
+    def most(self, count: int) -> int:
+        """The largest `count` of all processes if weights are sharded, where all must run as many forward passes."""
+        if not self.divided:
+            return count
+        return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())
+
     def place_frozen(self, model: Any) -> Any:
         """Wrap a model for the student's backend, in evaluation mode and without gradient."""
         model.requires_grad_(False)
@@ -142,8 +148,9 @@ class Placement:
                 the last layer.
             name: "student" or "teacher", for messages.
             sequence: ids, attention mask, the number of last tokens to predict, and the longest row's length if known.
+                Without rows the model runs on a dummy row, for processes that have some.
         """
-        hidden = last_hidden_states(model, *sequence)
+        hidden = last_hidden_states(model, *_with_rows(sequence))[: len(sequence[0])]
         head = read_head(model, name)
         if self.divided:
             hidden, head = self._lent(hidden, head, model.get_output_embeddings())
@@ -316,6 +323,12 @@ def _number(count: int) -> str:
     if count < 10**6:
         return f"{count:,}"
     return f"{count / 10**9:.2f} billion" if count >= 10**9 else f"{count / 10**6:.2f} million"
+
+
+def _with_rows(sequence: Padded) -> Padded:
+    """The sequence itself, or a dummy row of its length if it has no rows."""
+    ids, mask, count, width = sequence
+    return sequence if len(ids) else (ids.new_zeros(1, ids.size(1)), mask.new_ones(1, mask.size(1)), count, width)
 
 
 def _as_autocast(hidden: Tensor) -> Tensor:

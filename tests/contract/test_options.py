@@ -84,6 +84,7 @@ REFUSED = [
     ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps ... schedule takes num_decay_steps, num_stable_steps"),
     ("--vllm_mode server", "vllm_mode ... use_vllm"),
     ("--loss_backend triton", "loss_backend=triton ... use_cpu"),
+    ("--teacher_scoring steps", "teacher_scoring 'steps' ... step, step_on_host"),
     ("--teacher_offload true --teacher_model self:frozen --teacher_prompt_column answer", "teacher_offload ... local"),
     # ---- no place in a run
     ("--neftune_noise_alpha 5", "neftune_noise_alpha ... rollouts ... remove it"),
@@ -163,6 +164,7 @@ CASES = [
     # ---- two servers, and servers of several teachers
     Case(SERVED, 0, "valid"),
     Case(SERVED + "--teacher_offload true", 2, "teacher_offload ... local"),
+    Case(SERVED + "--teacher_scoring step", 2, "teacher_scoring ... servers ... remove it"),
     Case(SERVED + "--use_vllm true --vllm_mode server", 2, "http://127.0.0.1:8000 ... vllm_server_port"),
     Case(SERVED + "--use_vllm true --vllm_mode server --vllm_server_host localhost", 2, "8000 ... vllm_server_port"),
     Case(SERVED + "--use_vllm true --vllm_mode server --vllm_server_port 8001", 0, "valid"),

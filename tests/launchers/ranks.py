@@ -80,6 +80,8 @@ def run(case: Case, out: Path) -> None:
 def compared(trainer: Any, case: Case, out: Path) -> dict[str, Any]:
     """What training comes to; then an evaluation, the model saved, and the second step once more."""
     found: dict[str, Any] = {"gradients": record_gradients(trainer)}
+    placement, last = trainer.placement, trainer.args.world_size - 1
+    assert placement.most(trainer.args.process_index) == (last if placement.divided else trainer.args.process_index)
     trainer.train()
     found["after"] = weights(trainer)
     found["elements"] = sum(weight.numel() for _, weight in trained(trainer.model))

@@ -14,9 +14,11 @@ CASES = (
     "other family",
     "lora with head",
     "two teachers",
+    "two teachers ahead",
     "full resumed",
     "average self",
     "base self",
+    "base self ahead",
 )
 BF16 = ("own head bf16", "lora with head bf16")
 

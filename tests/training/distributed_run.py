@@ -77,6 +77,8 @@ def make(
         ddp_timeout=600,
         num_generations=GROUP if more else 1,
         teacher_drop_limit=1.0,
+        # One setting alone and another in two processes: the same training.
+        teacher_scoring="step" if normalizer is not None and "WORLD_SIZE" in os.environ else "micro_batch",
     )
     prompts, few = Dataset.from_dict({"prompt": PROMPTS}), Dataset.from_dict({"prompt": PROMPTS[:5]})
     trainer = VOPDTrainer(student, teacher, args, prompts, few, peft_config=adapters, **more)

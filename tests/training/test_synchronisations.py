@@ -27,6 +27,9 @@ SAMPLES = "vopd.training.monitoring.samples.offer: tolist"
 PACKED = "transformers.masking_utils.find_packed_sequence_indices: _local_scalar_dense"
 """Not ours: transformers looks whether the position ids are those of packed sequences, in every forward pass."""
 
+NUMBERS = "vopd.teachers.ahead.score: tolist"
+"""Which rows these are: on the host too."""
+
 
 PER_STEP = {
     "vopd.training.trainer._check_drawn: _local_scalar_dense": 1,  # before anybody trains on a token that is none
@@ -99,6 +102,14 @@ def test_a_step_waits_this_often(micro_batches: int, make_trainer: Callable[...,
     found = of_a_step(make_trainer(prompts=PROMPTS * 2, gradient_accumulation_steps=micro_batches, max_steps=2))
     assert found.pop(TO_TENSORS)
     assert found == PER_STEP | {kind: micro_batches * count for kind, count in PER_MICRO_BATCH.items()}
+
+
+def test_a_batch_scored_as_a_whole_is_not_waited_for_again(make_trainer: Callable[..., Any]) -> None:
+    found = of_a_micro_batch(
+        make_trainer(prompts=PROMPTS, gradient_accumulation_steps=4, max_steps=1, teacher_scoring="step_on_host")
+    )
+    assert found.pop(PACKED) and found.pop(NUMBERS) and found.pop(SAMPLES)
+    assert found == {COUNTED: 1}
 
 
 def test_what_waits_is_seen() -> None:

@@ -171,7 +171,7 @@ class Recording:
         return torch.arange(len(rollouts.rows)) > 0 if self.drops else None
 
     def score(self, rollouts: Any, student: Any) -> list[Scored]:
-        assert len(student.hidden) == len(rollouts.rows) > 0
+        assert len(student.hidden) == len(rollouts.rows)
         return [Scored(TopKScores(-rollouts.rows.float().unsqueeze(-1).expand(-1, 3)))]
 
     def metrics(self) -> dict[str, float]:
@@ -218,7 +218,10 @@ def test_whether_rows_can_be_left_out_does_not_depend_on_the_rows() -> None:
 def test_a_teacher_in_lockstep_runs_without_rows_and_counts_nowhere() -> None:
     one, other = Recording(), Recording()
     assert [e.name for e in RoutedTeacher({"a": one, "b": other}).score(rollouts([0, 0]), states(2))] == ["a"]
-    found = RoutedTeacher({"a": one, "b": other}, frozenset({"b"})).score(rollouts([0, 0]), states(2))
+    together = RoutedTeacher({"a": one, "b": other}, frozenset({"b"}))
+    together.begin(rollouts([0, 0]))
+    assert one.begun == [[10, 11]] and other.begun == [[]]
+    found = together.score(rollouts([0, 0]), states(2))
     assert [entry.name for entry in found] == ["a", "b"]
     assert not found[1].mask.any() and found[1].by.sampled_logprobs.shape == (2, 3)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vopd.errors import ConfigurationError, DataError, MismatchError, NonFiniteError, check_at_least, counted
 
+from .decoding import generate
 from .sampling import RolloutSettings, rollout_settings
 from .undisturbed import evaluating, own_generation_config, random_state
 
@@ -165,7 +166,7 @@ def _generate(model: Any, tokenizer: Any, settings: RolloutSettings, batch: list
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
     watch = _Watch()
     with torch.no_grad(), finite_probabilities():
-        sequences = model.generate(input_ids=input_ids, attention_mask=mask, logits_processor=[watch])
+        sequences = generate(model.generate, input_ids=input_ids, attention_mask=mask, logits_processor=[watch])
         watch.check()
     return [read_completion(tokenizer, row, set(settings.end_ids)) for row in sequences[:, width:].tolist()]
 

@@ -59,13 +59,14 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
 def replaced(holder: Any, **values: Any) -> Iterator[None]:
     """Context in which attributes of `holder` have the given values; afterwards they are restored or removed again."""
     before = {name: getattr(holder, name) for name in values if hasattr(holder, name)}
+    inherited = values.keys() - vars(holder).keys()
     try:
         for name, value in values.items():
             setattr(holder, name, value)
         yield
     finally:
         for name in values:
-            if name in before:
-                setattr(holder, name, before[name])
+            if name in inherited and name in vars(holder):
+                delattr(holder, name)  # a class or a wrapped model has it again
             else:
-                delattr(holder, name)
+                setattr(holder, name, before[name])

@@ -60,7 +60,8 @@ class Teacher(Protocol):
         ...
 
     def begin(self, rollouts: Rollouts) -> None:
-        """Start work on a generated batch that can run while the student computes. Must not block."""
+        """Start work on a generated batch: request its scores from a server, without waiting for them, or compute them
+        here. Called under the autocast of the training."""
         return None
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:

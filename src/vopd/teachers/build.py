@@ -22,8 +22,9 @@ from vopd.models import (
     load_tokenizer,
 )
 from vopd.models.head_checks import check_not_shared
-from vopd.placement import head_rows
+from vopd.placement import Placement, head_rows
 
+from .ahead import MICRO_BATCH, STEP_ON_HOST, Ahead
 from .base import Teacher
 from .columns import DEFAULT
 from .itself import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self, copied, is_self
@@ -103,6 +104,11 @@ def check_sources(args: Any, given: dict[str, Any]) -> None:
     local = [source for source in given.values() if not isinstance(source, Served) and not is_self(source)]
     if args.teacher_offload and not local:
         raise ConfigurationError("teacher_offload has no effect without a local teacher model; remove it")
+    if args.teacher_scoring != MICRO_BATCH and len(served) == len(given):
+        raise ConfigurationError(
+            f"teacher_scoring={args.teacher_scoring} has no effect on teachers behind servers, which score every "
+            "completion once; remove it"
+        )
     for source in served:
         own = copy.copy(args)
         own.teacher_server_url = source.urls
@@ -188,17 +194,18 @@ class TeacherSet:
         """Longest sequence that every model accepts, in tokens; None for no limit."""
         return min((p.positions for p in self.placed.values() if p.positions is not None), default=None)
 
-    def as_one(self, divided: bool) -> Teacher:
-        """The only teacher, or a `RoutedTeacher` of all of them.
-
-        Args:
-            divided: whether forward passes gather weights from every process.
-        """
+    def as_one(self, placement: Placement, args: Any) -> Teacher:
+        """The only teacher, or a `RoutedTeacher` of all of them; those in this process score when ``args`` says."""
         teachers = {name: placed.teacher for name, placed in self.placed.items()}
+        here = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, InProcess)}
+        if args.teacher_scoring != MICRO_BATCH:
+            size = args.per_device_train_batch_size, args.max_tokens_per_micro_batch
+            on_host = args.teacher_scoring == STEP_ON_HOST
+            ahead = {teacher: Ahead(teacher, placement, *size, on_host) for teacher in here.values()}
+            teachers |= {name: ahead[teacher] for name, teacher in here.items()}
         if len(teachers) == 1:
-            return self.first.teacher
-        here = {name for name, teacher in teachers.items() if isinstance(teacher, InProcess)}
-        return RoutedTeacher(teachers, frozenset(here) if divided else frozenset())
+            return next(iter(teachers.values()))
+        return RoutedTeacher(teachers, frozenset(here) if placement.divided else frozenset())
 
 
 def set_up_teachers(trainer: VOPDTrainer, given: dict[str, Any]) -> TeacherSet:
@@ -258,7 +265,7 @@ def _place_student(trainer: VOPDTrainer, source: str) -> Placed:
     vocab_size = _common_vocabulary(trainer, trainer.tokenizer)
     positions = context_length(trainer.model)
     if source == ADAPTER_OFF:
-        return Placed(AdapterOff(student, placement), source, None, vocab_size, positions)
+        return Placed(AdapterOff(lambda: trainer.model_wrapped, placement), source, None, vocab_size, positions)
     prepared = placement.place_frozen(copied(trainer.model, shared=not placement.divided))
     teacher = LocalTeacher(prepared, placement)
     average = None

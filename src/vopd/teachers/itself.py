@@ -7,7 +7,8 @@ together with a reward, it keeps the student close to where it started.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vopd.placement import Placement, divided_like, whole
 
 from .base import Rollouts, Scored
 from .local import InProcess
+from .texts import Texts
 
 FROZEN, ADAPTER_OFF, AVERAGE = "self:frozen", "self:base", "self:average"
 SELF = (FROZEN, ADAPTER_OFF, AVERAGE)
@@ -101,10 +103,8 @@ def copied(student: nn.Module, shared: bool) -> nn.Module:
 class AdapterOff(InProcess):
     """``Teacher``: the student with its adapter disabled, which needs no extra memory.
 
-    Called within the student's own forward pass, whose wrapper has gathered the weights.
-
     Args:
-        student: returns the unwrapped student.
+        student: returns the student as it is placed, with its wrapper.
         placement: where the models' weights are.
     """
 
@@ -112,10 +112,19 @@ class AdapterOff(InProcess):
         self._student = student
         self._placement = placement
 
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[Callable[[Texts], States]]:
+        wrapped = self._student()
+        model = self._placement.unwrap(wrapped)
+        # DDP's wrapper would compare buffers with processes that have no rows for this teacher.
+        through = wrapped if self._placement.divided else model
+        with model.disable_adapter():
+            yield lambda texts: self._placement.frozen_states(through, texts.sequence, "student")
+
     @torch.no_grad()
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """The full distribution at every token of the micro-batch."""
-        model = self._student()
+        """As elsewhere, but within the student's own forward pass, whose wrapper has gathered the weights."""
+        model = self._placement.unwrap(self._student())
         with model.disable_adapter(), evaluating(model):
             found = self._placement.states(model, "student", rollouts.sequence)
         return [Scored(found.to(student.head.device))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,24 @@ from vopd.models import States
 from vopd.placement import Placement
 
 from .base import Rollouts, Scored, Teacher
+from .texts import Texts
 
 
 class InProcess(Teacher):
-    """A teacher in the training process, which provides every kind of score. Its forward pass needs the student's
-    device, so nothing can start early."""
+    """A teacher in the training process, which provides every kind of score."""
 
     gives: frozenset[ScoreKind] = EVERY_KIND
+
+    @abstractmethod
+    def ready(self, device: torch.device) -> AbstractContextManager[Callable[[Texts], States]]:
+        """Context in which the model is on `device`: gives the function that computes the states of a batch."""
+
+    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
+        """The full distribution at every token of the micro-batch."""
+        device = student.head.device
+        with self.ready(device) as states:
+            found = states(rollouts)
+        return [Scored(found.to(device))]
 
 
 class LocalTeacher(InProcess):
@@ -37,12 +49,10 @@ class LocalTeacher(InProcess):
         self._placement = placement
         self._masters = Masters(model) if offload else None
 
-    def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """The full distribution at every token of the micro-batch."""
-        device = student.head.device
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[Callable[[Texts], States]]:
         with nullcontext() if self._masters is None else self._masters.lent_to(device):
-            found = self._placement.frozen_states(self.model, rollouts.sequence)
-        return [Scored(found.to(device))]
+            yield lambda texts: self._placement.frozen_states(self.model, texts.sequence)
 
 
 class Masters:

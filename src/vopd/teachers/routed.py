@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,8 @@ class RoutedTeacher:
 
     Args:
         teachers: teachers by name, in the order of the indices in ``Rollouts.teachers``.
-        lockstep: names of teachers whose forward pass gathers shards from every process. Without rows of their own they
-            run on a dummy row with zero weight: otherwise the processes that have rows would wait forever.
+        lockstep: names of teachers whose forward pass gathers shards from every process. They are called even without
+            rows of their own: otherwise the processes that have rows would wait forever.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher], lockstep: frozenset[str] = frozenset()) -> None:
@@ -39,11 +39,9 @@ class RoutedTeacher:
         return frozenset.intersection(*(teacher.gives for teacher, _ in self._parts))
 
     def begin(self, rollouts: Rollouts) -> None:
-        """Each teacher begins with its own rows."""
-        for teacher, places in self._parts:
-            rows = _rows_of(rollouts, places)
-            if rows:
-                teacher.begin(_select(rollouts, rows))
+        """Each teacher begins with its own rows; those in lockstep even without any."""
+        for teacher, rows, _ in self._called(rollouts):
+            teacher.begin(_select(rollouts, rows))
 
     def settle(self, rollouts: Rollouts) -> Tensor | None:
         """Asks every teacher, even without rows: whether any can leave rows out must not depend on the rows."""
@@ -60,16 +58,18 @@ class RoutedTeacher:
     def score(self, rollouts: Rollouts, student: States) -> Sequence[Scored]:
         """One entry for each name that has rows here, in order, and for those in lockstep."""
         found: list[tuple[int, Scored]] = []
-        for teacher, places in self._parts:
-            rows = _rows_of(rollouts, places)
-            if not rows:
-                if not self.lockstep.intersection(self.names[place] for place in places):
-                    continue
-                rows = [0]
+        for teacher, rows, places in self._called(rollouts):
             states = States(_taken(student.hidden, rows), student.head)
             for entry in teacher.score(_select(rollouts, rows), states):
                 found += [(place, self._own(entry, rows, place, rollouts)) for place in places]
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+    def _called(self, rollouts: Rollouts) -> Iterator[tuple[Teacher, list[int], list[int]]]:
+        """The teachers with rows here and those in lockstep, with their rows and the places of their names."""
+        for teacher, places in self._parts:
+            rows = _rows_of(rollouts, places)
+            if rows or self.lockstep.intersection(self.names[place] for place in places):
+                yield teacher, rows, places
 
     def _own(self, entry: Scored, rows: list[int], place: int, rollouts: Rollouts) -> Scored:
         """Scores of some rows, expanded to the whole micro-batch and masked to the rows of one name."""

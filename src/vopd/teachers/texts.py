@@ -63,7 +63,7 @@ class Texts:
             lengths: ``self.lengths()``.
             multiple: widths are multiples of it, as this batch's own are.
         """
-        order = torch.tensor([row for group in groups for row in group])
+        order = torch.tensor([row for group in groups for row in group], dtype=torch.long)
         values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and value.ndim}
         rows = {name: value[order.to(value.device)] for name, value in values.items()}
         parts, start = [], 0
@@ -89,13 +89,13 @@ class Lengths:
 
     def longest(self, rows: Sequence[int]) -> dict[str, int]:
         """The longest of each part among `rows`, at least 1."""
-        return {part: max(1, *(counts[row] for row in rows)) for part, counts in self.of.items()}
+        return {part: max([1, *(counts[row] for row in rows)]) for part, counts in self.of.items()}
 
     def widths(self, rows: Sequence[int]) -> dict[str, int]:
         """Tokens of the longest of `rows`, prompt and completion, by who reads the prompt: "" or "teacher_"."""
         completions = self.of[_COMPLETION]
         return {
-            prompt.removesuffix("prompt"): max(self.of[prompt][row] + completions[row] for row in rows)
+            prompt.removesuffix("prompt"): max([1, *(self.of[prompt][row] + completions[row] for row in rows)])
             for prompt in self.of.keys() - {_COMPLETION}
         }
 

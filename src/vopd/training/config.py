@@ -20,6 +20,7 @@ from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
 from vopd.processes import check_launched, check_together
 from vopd.secrets import is_secret
+from vopd.teachers.ahead import SCORINGS
 from vopd.teachers.server.settings import ServerSettings, check_server, own
 from vopd.user_code import spelling_of
 
@@ -115,7 +116,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_prompt_column: column with prompts for the teacher only, such as one with a hint. Default: the teacher
             reads the student's prompt.
         teacher_offload: keep local teachers in host memory and copy them to the device only to score: saves device
-            memory during rollouts and updates, at one copy per micro-batch.
+            memory during rollouts and updates, at one copy per micro-batch, or per step with teacher_scoring.
+        teacher_scoring: when a teacher in this process scores: "micro_batch", each as it is trained on; "step", the
+            whole generated batch at once, in fewer and larger forward passes, whose hidden states stay on the device
+            until their micro-batch is trained on; "step_on_host", the same with the states in host memory.
         teacher_decay: d of the teacher "self:average", m <- d m + (1 - d) w after every step.
         reward_column: column of the dataset with the reference answers for the rewards "math" and "choice".
         guard_reverse_kl, guard_truncation, guard_length, guard_logprobs, guard_logprobs_stop, guard_same_teacher,
@@ -164,6 +168,10 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     teacher_column: str = own("teacher", "Column that names each row's teacher, if there are several.")
     teacher_prompt_column: str | None = own(None, "Column with prompts for the teacher only, such as with a hint.")
     teacher_offload: bool = own(False, "Keep a local teacher in host memory except while it scores.")
+    teacher_scoring: str = own(
+        "micro_batch",
+        "When a local teacher scores: each micro_batch, or a whole step (or step_on_host) in larger batches.",
+    )
     teacher_decay: float = own(0.99, "Decay of the student's moving average, the teacher self:average.")
     eval_benchmarks: list[str] | None = own(
         None, "Benchmarks to measure accuracy on during training: math500, NAME=FILE, a file, reasoning_gym:NAME."
@@ -332,6 +340,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
                 off = ", or none to turn it off" if name.startswith("guard_") else ""
                 faults.add(ConfigurationError(f"{name} must be positive{off}, got {value}"))
         faults.check(check_known, "loss_backend", self.loss_backend, BACKENDS)
+        faults.check(check_known, "teacher_scoring", self.teacher_scoring, SCORINGS)
         faults.check(check_last_turn, self.last_assistant_turn)
         faults.check(self._check_others)
         faults.tell()

@@ -167,7 +167,7 @@ class VOPDTrainer(TRLAdapter):
 
     def _prepare_teacher(self, given: dict[str, Any]) -> None:
         self.teachers = set_up_teachers(self, given)
-        self.teacher = self.teachers.as_one(self.placement.divided)
+        self.teacher = self.teachers.as_one(self.placement, self.args)
         self.teacher_model = self.teachers.model
         self.vocab_size = self.teachers.vocab_size
         if self.args.disable_dropout:

@@ -12,7 +12,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
 from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
+from vopd.models.decoding import generate
 from vopd.models.generation import finite_probabilities
 from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced
@@ -262,7 +263,11 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> list[list[int]]:
         model = self.placement.unwrap(self.model_wrapped)
-        with own_generation_config(model, self.generation_config), finite_probabilities(), warnings.catch_warnings():
+        # Sharded weights need the same number of forward passes on every rank; other settings may refer to the batch.
+        plain = self.placement.managed or self.args.generation_kwargs
+        decoding = nullcontext() if plain else replaced(model, generate=partial(generate, model.generate))
+        configured = own_generation_config(model, self.generation_config)
+        with configured, decoding, finite_probabilities(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TRL calls what transformers renamed
             with rollout_errors(self.args):
                 completions = super()._generate_single_turn(prompt_ids, *args, **kwargs)
@@ -283,8 +288,9 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
         self._next_row += count
         repeated = None if self.model.training else repeated_rows(self.accelerator, count)
         batch = replace(self.rows_drawn(inputs, batch), repeated_rows=repeated)
-        self.teacher.begin(batch.rollouts)
         self.clock.spend("rollout", time.perf_counter() - started)
+        with self.accelerator.autocast(), self.clock.spending("scoring", self.accelerator.device):
+            self.teacher.begin(batch.rollouts)
         return self.rollout_done(inputs, batch).entries()
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:

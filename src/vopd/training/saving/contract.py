@@ -69,7 +69,7 @@ _SORTED = {
         guard_reverse_kl guard_truncation guard_length guard_logprobs guard_logprobs_stop guard_same_teacher
         guard_no_signal guard_zero_spread guard_stop guard_window teacher_drop_limit
         teacher_server_key_env teacher_server_concurrency teacher_server_timeout teacher_server_deadline
-        teacher_server_retries teacher_offload
+        teacher_server_retries teacher_offload teacher_scoring
         gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
         use_cache cache_implementation pad_to_multiple_of torch_empty_cache_steps trust_remote_code
         vllm_enable_sleep_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
