@@ -50,6 +50,34 @@ def of_a_micro_batch(trainer: Any) -> Counter[str]:
     return calls[0]
 
 
+def of_a_step(trainer: Any) -> Counter[str]:
+    """What waits from the end of the sampling of the trainer's second step to the end of its log.
+
+    That takes in what is done with the completions, scoring, forward and backward passes, optimizer, and metrics. Takes
+    two steps of the trainer.
+    """
+    sample, log = trainer._generate_single_turn, trainer.log
+    recording = recorded_synchronisations()
+    found: list[Counter[str]] = []
+
+    def sampled(*given: Any, **named: Any) -> Any:
+        result = sample(*given, **named)
+        if trainer.state.global_step == 1:
+            found.append(recording.__enter__())
+        return result
+
+    def logged(*given: Any, **named: Any) -> None:
+        log(*given, **named)
+        if found and not ended:
+            ended.append(recording.__exit__(None, None, None))
+
+    ended: list[None] = []
+    trainer._generate_single_turn, trainer.log = sampled, logged
+    trainer.train()
+    assert len(found) == 1 and ended, "the trainer takes two steps and logs each"
+    return found[0]
+
+
 @contextmanager
 def recorded_synchronisations() -> Iterator[Counter[str]]:
     """Counts, as "module.function: operation", what the innermost function of these packages did within."""

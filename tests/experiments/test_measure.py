@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from vopd.experiments import measure
 from vopd.experiments.held_out import HeldOut, write_held_out
 from vopd.experiments.measure import (
     Evaluator,
@@ -20,7 +21,7 @@ from vopd.experiments.measure import (
     measure_run,
     measure_start,
 )
-from vopd.experiments.rollouts import pad, sample_rollouts
+from vopd.experiments.rollouts import like_length, pad, sample_rollouts
 from vopd.models import load_model
 from vopd.statistics import Interval
 
@@ -48,7 +49,11 @@ def test_a_batch_is_prompts_with_their_completions(models: tuple[Any, Any], tiny
         assert batch["position_ids"][row, -1] == batch["attention_mask"][row].sum() - 1
 
 
-def test_reverse_kl_is_the_mean_over_completion_tokens(models: tuple[Any, Any], tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize("size", [2, 128])
+def test_reverse_kl_is_the_mean_over_completion_tokens(
+    size: int, models: tuple[Any, Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "like_length", lambda rollouts, _: like_length(rollouts, size))
     batch, completion_mask = sampled(models[0], tiny_tokenizer, seed=3)
     total, count = 0.0, 0
     for row in range(len(PROMPTS)):

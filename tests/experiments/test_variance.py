@@ -178,8 +178,8 @@ def test_the_exact_objective_has_no_noise_and_the_optimal_baseline_less_than_non
     assert noise["full_rkl"].variance == 0
     assert noise["full_rkl"].squared_bias == 0
     assert 0 < noise["vopd_optimal"].variance < noise["opd"].variance
-    # The same gradient at every redraw, far from the exact one: what is left is float32 rounding of equal squares.
-    assert noise["top_k_rkl"].variance < 1e-6 * noise["top_k_rkl"].squared_bias
+    # The same gradient at every redraw, far from the exact one; computed once, so without the rounding of a difference.
+    assert noise["top_k_rkl"].variance == 0
     assert noise["top_k_rkl"].squared_bias > 1e-3 * noise["top_k_rkl"].squared_norm
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from synchronisations import of_a_micro_batch, recorded_synchronisations
+from synchronisations import of_a_micro_batch, of_a_step, recorded_synchronisations
 
 PROMPTS = [f"{'so ' * (n % 3)}{n} + {n} =" for n in range(12)]
 HINTS = [f"Hint! {prompt}" for prompt in PROMPTS]
@@ -29,6 +29,29 @@ PACKED = "transformers.masking_utils.find_packed_sequence_indices: _local_scalar
 
 NUMBERS = "vopd.teachers.ahead.score: tolist"
 """Which rows these are: on the host too."""
+
+
+PER_STEP = {
+    "vopd.training.trainer._check_drawn: _local_scalar_dense": 1,  # before anybody trains on a token that is none
+    "vopd.training.trainer.rollout_done: _local_scalar_dense": 1,  # tokens, for tokens_per_second
+    "vopd.teachers.texts.lengths: tolist": 1,  # from which the micro-batches are cut
+    "vopd.teachers.texts.cut: lift_fresh": 1,  # their rows
+    "vopd.training.monitoring.finite.check: tolist": 1,  # before the optimizer step
+    "vopd.training.monitoring.metrics.reduce: tolist": 1,  # all metrics at once
+    "vopd.training.monitoring.metrics.add_completion_metrics: lift_fresh": 1,
+    "vopd.training.monitoring.metrics.add_total: lift_fresh": 6,
+    # Two completions for samples.jsonl.
+    "vopd.training.monitoring.samples._record: tolist": 10,
+    "vopd.training.monitoring.samples._record: index": 2,
+    "vopd.training.monitoring.samples._record: _local_scalar_dense": 2,
+    "transformers.trainer._maybe_log_save_evaluate: _local_scalar_dense": 2,
+    "trl.trainer.distillation_trainer._generate: _local_scalar_dense": 8,
+    "trl.trainer.distillation_trainer._generate: lift_fresh": 3,
+    "trl.trainer.distillation_trainer._generate: index": 1,
+}
+PER_MICRO_BATCH = {COUNTED: 1, SAMPLES: 1, PACKED: 2}
+TO_TENSORS = "trl.trainer.distillation_trainer.<listcomp>: lift_fresh"
+"""A tensor of each prompt and completion: made on the host and padded there, so this waits for nothing."""
 
 
 def hinted(source: str | None = None) -> dict[str, Any]:
@@ -71,6 +94,14 @@ def test_of_several_teachers_it_waits_once_for_each(
     )
     assert found.pop(PACKED) >= 2 and found.pop(ROUTES) and found.pop(SAMPLES)
     assert found == {COUNTED: 3}
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_a_step_waits_this_often(micro_batches: int, make_trainer: Callable[..., Any]) -> None:
+    """From the end of sampling to the end of the log; only what is named grows with the number of micro-batches."""
+    found = of_a_step(make_trainer(prompts=PROMPTS * 2, gradient_accumulation_steps=micro_batches, max_steps=2))
+    assert found.pop(TO_TENSORS)
+    assert found == PER_STEP | {kind: micro_batches * count for kind, count in PER_MICRO_BATCH.items()}
 
 
 def test_a_batch_scored_as_a_whole_is_not_waited_for_again(make_trainer: Callable[..., Any]) -> None:

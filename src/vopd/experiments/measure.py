@@ -36,7 +36,7 @@ from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
-from .rollouts import pad, sample_rollouts
+from .rollouts import like_length, pad, sample_rollouts
 from .variance import gradient_noise
 
 logger = logging.getLogger("vopd")
@@ -68,13 +68,15 @@ def held_out_reverse_kl(
     means, by its linear form: a bootstrap over problems, keeping the tokens of a completion together. `vocabulary` is
     the size of the common vocabulary; default: the tokenizer's.
     """
-    sums, counts, heads = [], [], (read_head(student, "student"), read_head(teacher, "teacher"))
+    heads, rollouts = (read_head(student, "student"), read_head(teacher, "teacher")), []
     for start in range(0, len(prompts), _BATCH):
-        rollouts = sample_rollouts(
+        rollouts += sample_rollouts(
             student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
             seed=seed + start, vocab_size=vocabulary,
         )  # fmt: skip
-        inputs, completion_mask = pad(rollouts, student.device)
+    total, count = torch.zeros(2, len(rollouts), dtype=torch.float64)
+    for rows in like_length(rollouts, _BATCH):
+        inputs, completion_mask = pad([rollouts[row] for row in rows], student.device)
         mask, sequence = completion_mask[:, 1:], (inputs["input_ids"], inputs["attention_mask"])
         states = [last_hidden_states(model, *sequence, mask.shape[1]) for model in (student, teacher)]
         output = linear_distillation_loss(
@@ -84,9 +86,8 @@ def held_out_reverse_kl(
             **heads[0].options("student"), **heads[1].options("teacher"),
         )  # fmt: skip
         assert output.reverse_kl is not None  # FULL_RKL always computes it
-        sums.append((output.reverse_kl * mask).sum(1).cpu())
-        counts.append(mask.sum(1).cpu())
-    total, count = torch.cat(sums).double(), torch.cat(counts).double()
+        total[rows] = (output.reverse_kl * mask).sum(1).double().cpu()
+        count[rows] = mask.sum(1).double().cpu()
     value = total.sum() / count.sum()
     low, high = bootstrap_interval(value + (total - value * count) / count.mean())
     return Interval(value.item(), low, high)

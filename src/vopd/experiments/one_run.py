@@ -13,7 +13,6 @@ from typing import Any
 
 from vopd.models.adapter_folders import CONFIG
 from vopd.run.exit_codes import report_error
-from vopd.run.train import check_run, train
 
 from . import grid
 from .measure import Evaluator, measure_run, measure_start
@@ -27,6 +26,8 @@ def main(arguments: Sequence[str], measure: Callable[[Evaluator, Path], dict[str
     given = parser.parse_args(arguments)
     run = given.folder / given.run
     if given.run != grid.START and not _is_trained(run):
+        from vopd.run.train import check_run, train  # seconds of imports that the start does not need
+
         resume = ["--resume", "true"] if grid.may_resume(run) else []
         train(check_run("train", "", ["--config", str(grid.config_of(given.folder, given.run)), *resume]))
     evaluator = Evaluator(grid.read_measurement(given.folder))

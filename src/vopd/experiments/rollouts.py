@@ -57,3 +57,10 @@ def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Te
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
     return inputs, completion_mask.long()
+
+
+def like_length(rollouts: Sequence[Rollout], size: int) -> list[list[int]]:
+    """Indices of rollouts of like length in groups of `size`, which have little padding; the longest first."""
+    tokens = [len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts]
+    order = sorted(range(len(rollouts)), key=lambda row: -tokens[row])
+    return [order[start : start + size] for start in range(0, len(order), size)]

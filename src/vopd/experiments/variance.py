@@ -244,8 +244,9 @@ class _Contexts:
 
         The exact gradient is the mean of every unbiased estimator's; resamples with the same seed are the same.
         """
-        redraws, exact = self.redraws(resamples, seed), self.gradient(FULL_RKL, self.tokens)
-        norm, count = float(exact.norm()), resamples
+        count = resamples if estimator.samples else 1  # without sampled tokens all gradients are the same
+        redraws, exact = self.redraws(count, seed), self.gradient(FULL_RKL, self.tokens)
+        norm = float(exact.norm())
         deviations, squares, cosine = torch.zeros_like(exact), 0.0, 0.0
         for tokens in redraws:
             gradient = self.gradient(estimator, tokens)
@@ -254,7 +255,7 @@ class _Contexts:
             deviations += gradient
             squares += float(gradient.square().sum())
         mean_square = float((deviations / count).square().sum())
-        variance = max(0.0, (squares - count * mean_square) / (count - 1))
+        variance = max(0.0, (squares - count * mean_square) / max(1, count - 1))
         return GradientNoise(variance, mean_square - variance / count, norm**2, cosine / count)
 
 
