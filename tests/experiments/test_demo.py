@@ -148,7 +148,7 @@ def test_the_numbers_of_the_demo_are_these(tmp_path: Path) -> None:
     grid = Grid((OPD, VOPD_OPTIMAL, RAO_BLACKWELL_TEACHER_TOP_K), [0], (3e-4,))
     runs, measurement = demo.demo_runs(grid, tmp_path, steps=300, problems=600)
     expected = {
-        "max_steps": 300, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "warmup_steps": 20,
+        "max_steps": 300, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "warmup_steps": 20,
         "lr_scheduler_type": "linear", "save_steps": 60, "metrics_every": 10, "use_cpu": True,
     }  # fmt: skip
     assert runs[0].options.items() >= expected.items()

@@ -76,8 +76,8 @@ def embedded_runs(
     usual: dict[str, Any] = {
         "model": str(paths.student),
         "teacher_model": str(paths.teacher),
-        "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 8,  # two of like length have less padding than one of 16
+        "gradient_accumulation_steps": 2,
         "max_completion_length": MAX_COMPLETION_TOKENS,
         "max_steps": steps,
         "lr_scheduler_type": "linear",
@@ -95,7 +95,7 @@ def embedded_runs(
     write_held_out(held_out, folder / HELD_OUT_FILE)
     prompts = {seed: folder / f"train-seed{seed}.jsonl" for seed in grid.seeds}
     for seed, path in prompts.items():
-        drawn = pair_problems("train", steps * int(usual["per_device_train_batch_size"]), seed)
+        drawn = pair_problems("train", steps * _batch(usual), seed)
         write_lines(path, ({"prompt": prompt_text(one), "answer": one.answer, "task": one.task} for one in drawn))
     return [replace(run, options={**run.options, "dataset": str(prompts[run.seed])}) for run in runs], measurement
 
@@ -180,16 +180,20 @@ def most_jobs(folder: Path, runs: Sequence[GridRun], processes: int) -> int | No
     return jobs
 
 
+def _batch(options: Mapping[str, Any]) -> int:
+    """Completions per optimizer step of one process."""
+    return int(options.get("per_device_train_batch_size", 8)) * int(options.get("gradient_accumulation_steps", 1))
+
+
 def _settings(
     runs: Sequence[GridRun], measurement: Measurement, target: float | None, jobs: int | None
 ) -> dict[str, Any]:
     options = runs[0].options
-    batch = int(options.get("per_device_train_batch_size", 8)) * int(options.get("gradient_accumulation_steps", 1))
     found = {
         "student": measurement.student,
         "teacher": measurement.teacher,
         "steps": options.get("max_steps", "num_train_epochs of the recipe"),
-        "batch": batch,
+        "batch": _batch(options),
         "learning_rates": sorted({run.learning_rate for run in runs}),
         "seeds": sorted({run.seed for run in runs}),
         "held_out_problems": measurement.problems,
