@@ -70,9 +70,9 @@ def contestants(rollouts: Rollouts, teacher: LocalTeacher, placement: Placement)
         return 0
 
     def ahead(on_host: bool) -> int:
-        whole = Ahead(teacher, placement, ROWS, on_host)
+        whole = Ahead(teacher, placement, ROWS, None, on_host)
         whole.begin(rollouts)
-        kept = sum(states.hidden.nbytes for states in whole._kept.values())
+        kept = sum(states.nbytes for states in whole._kept.values())
         return kept + scored(like, whole)
 
     return {

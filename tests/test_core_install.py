@@ -12,8 +12,8 @@ import vopd
 # Of what `make test` installs, everything that somebody imports from this project and torch alone does not bring.
 ABSENT = (
     "accelerate", "beartype", "datasets", "huggingface_hub", "jaxtyping", "math_verify", "matplotlib", "numpy",
-    "packaging", "peft", "pyarrow", "reasoning_gym", "rich", "safetensors", "scipy", "statsmodels", "tokenizers",
-    "trackio", "transformers", "trl", "yaml",
+    "packaging", "peft", "psutil", "pyarrow", "reasoning_gym", "rich", "safetensors", "scipy", "statsmodels",
+    "tokenizers", "trackio", "transformers", "trl", "yaml",
 )  # fmt: skip
 
 

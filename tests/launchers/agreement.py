@@ -56,14 +56,13 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("lora with head", untied, [teacher], "with head", options={"eval_on_start": True}),
         Case("token budget", untied, [teacher], options={"max_tokens_per_micro_batch": 24}),
         Case("two teachers", untied, [teacher, models["tied"]]),
-        Case("two teachers ahead", untied, [teacher, models["tied"]], options=ahead),
+        Case("two teachers ahead", models["tied"], [teacher, "self:base"], "lora", options=hinted | ahead),
         Case("full resumed", untied, [teacher], rate=1e-3, resumes=True),
         Case("lora resumed", untied, [teacher], "with head", rate=1e-3, resumes=True),
         Case("frozen self", untied, ["self:frozen"], options=hinted),
         Case("frozen self of an adapter", models["tied"], ["self:frozen"], "lora", rate=0.02, options=hinted),
         Case("average self", untied, ["self:average"], options={**hinted, "teacher_decay": 0.5}),
         Case("base self", models["tied"], ["self:base"], "lora", options=hinted),
-        Case("base self ahead", models["tied"], ["self:base"], "lora", options=hinted | ahead),
         Case("poisoned", untied, [teacher], poisoned=True),
     ]
     named = {case.name: case for case in listed}

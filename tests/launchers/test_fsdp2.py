@@ -18,7 +18,6 @@ CASES = (
     "full resumed",
     "average self",
     "base self",
-    "base self ahead",
 )
 BF16 = ("own head bf16", "lora with head bf16")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,8 +80,11 @@ def settings(**changes: Any) -> GenerationConfig:
 def ends_of(model: Any, **changes: Any) -> list[int]:
     """Two end ids at which sequences end at different times."""
     free = model.generate(**padded(), generation_config=settings(**changes))[:, padded()["input_ids"].size(1) :]
-    firsts = {pair: ends_at(free, pair) for pair in itertools.combinations(free.unique().tolist(), 2)}
-    return list(max(firsts, key=lambda pair: len(set(firsts[pair]))))
+    tokens = free.unique().tolist()
+    alone = torch.tensor([ends_at(free, [token]) for token in tokens])
+    lengths = torch.minimum(alone, alone.unsqueeze(1)).sort().values  # of each pair
+    different = (lengths.diff() > 0).sum(-1)
+    return [tokens[place] for place in divmod(int(different.argmax()), len(tokens))]
 
 
 def ends_at(completions: Tensor, ends: Any) -> list[int]:

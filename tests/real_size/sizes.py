@@ -73,7 +73,7 @@ SIZES = {
 
 
 def make(size: Size, folder: Path, tokenizers: Path | None = None) -> None:
-    """Save student, teacher and 64 prompts into the folder."""
+    """Save student, teacher and prompts into the folder."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

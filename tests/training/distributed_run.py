@@ -26,9 +26,8 @@ RECORDED: dict[str, dict[str, Any]] = {
     "by_tokens": {},
     "by_constant": {"normalizer": 8.0},
     "lora": {"lora": True},
-    "dropped": {"drop": True},
     "budget": {"tokens": 24},  # in most steps the processes need different numbers of micro-batches
-    "dropped budget": {"tokens": 24, "drop": True},
+    "dropped": {"tokens": 24, "drop": True},
 }
 GROUP = 2
 

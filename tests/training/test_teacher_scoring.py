@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,14 @@ def calls(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str) -> list[Any]:
     return seen
 
 
+def slow(call: Any) -> Any:
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.15)
+        return call(*given)
+
+    return slowly
+
+
 @pytest.mark.parametrize(
     ("name", "scoring"),
     [("offloaded", "step"), ("several", "step_on_host"), ("self:base", "step_on_host"), ("self:average", "step")],
@@ -134,13 +143,8 @@ def test_a_whole_batch_is_scored_under_autocast_and_counts_as_scoring(
 ) -> None:
     kept = calls(monkeypatch, Ahead, "_keep")
     trainer = make_trainer(teacher_scoring="step", bf16=True, max_steps=1)
-    begin = trainer.teacher.begin
-
-    def slow(rollouts: Any) -> None:
-        time.sleep(0.3)
-        begin(rollouts)
-
-    trainer.teacher.begin = slow
+    for name in ("begin", "settle"):
+        monkeypatch.setattr(trainer.teacher, name, slow(getattr(trainer.teacher, name)))
     trained(trainer, recorded_completions)
     assert [states.hidden.dtype for *_, states in kept] == [torch.bfloat16]
     assert trainer.state.log_history[0]["seconds/scoring"] > 0.3
@@ -172,42 +176,52 @@ class OnMeta(InProcess):
     """Its states are on a device without values, which stands for a GPU: nothing can be copied from there."""
 
     rows: list[int] = field(default_factory=list)
+    heads: list[weakref.ref[Head]] = field(default_factory=list)
 
     @contextmanager
     def ready(self, device: torch.device) -> Any:
         def states(texts: Any) -> States:
             self.rows.append(len(texts.completion_ids))
-            return States(torch.zeros(*texts.completion_ids.shape, 4, device="meta"), Head(torch.zeros(7, 4)))
+            head = Head(torch.zeros(7, 4))  # a new one for each pass, as of a sharded model
+            self.heads.append(weakref.ref(head))
+            return States(torch.zeros(*texts.completion_ids.shape, 4, device="meta"), head)
 
         yield states
 
 
-def test_states_stay_on_the_device_unless_asked_otherwise_and_each_row_once(make_trainer: Make) -> None:
+def placed(most: int | None = None) -> Any:
+    """Of one process, or of several with shards that run `most` forward passes."""
+    device = SimpleNamespace(device=META)
+    return SimpleNamespace(divided=most is not None, most=lambda count: most or count, accelerator=device)
+
+
+def test_states_stay_on_the_device_unless_asked_otherwise_and_each_row_once() -> None:
     """Completions of 4, 1, 2 and 1 tokens: their states alone, from as many tokens at a time as the longest row has."""
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
     rollouts = Rollouts(mask[:, :1], mask[:, :1], mask, mask, mask, rows=torch.arange(5, 9))
-    placement, teacher = make_trainer().placement, OnMeta()
+    placement, teacher = placed(), OnMeta()
     ahead = Ahead(teacher, placement, rows=1, tokens=None, on_host=False)
     ahead.begin(rollouts)
     assert teacher.rows == [1, 1, 2]
-    kept = {number: states.hidden for number, states in ahead._kept.items()}
-    assert {number: len(states) for number, states in kept.items()} == {5: 4, 6: 1, 7: 2, 8: 1}
-    assert all(states.is_meta and states._base is None for states in kept.values())
+    assert {number: len(states) for number, states in ahead._kept.items()} == {5: 4, 6: 1, 7: 2, 8: 1}
+    assert all(states.is_meta and states._base is None for states in ahead._kept.values())
     with pytest.raises(NotImplementedError, match="copy out of meta"):
         Ahead(teacher, placement, rows=1, tokens=None, on_host=True).begin(rollouts)
     some = replace(rollouts, rows=torch.tensor([8, 5, 7]), completion_ids=mask[:3])
     (scored,) = ahead.score(some, States(torch.zeros(3, 4, 4), Head(torch.zeros(7, 4, device="meta"))))
     assert scored.by.hidden.shape == (3, 4, 4) and list(ahead._kept) == [6]
+    ahead.begin(replace(rollouts, rows=torch.arange(20, 24)))  # an error ended the step before row 6 was scored
+    assert sorted(ahead._kept) == [20, 21, 22, 23]
 
 
 def test_all_processes_run_as_many_forward_passes() -> None:
     """With shards a pass may be twice as large, and a process with fewer of them divides its rows, or runs without."""
     ids = torch.ones(4, 2, dtype=torch.long)
     rollouts, teacher = Rollouts(ids, ids, ids, ids, ids, rows=torch.arange(4)), OnMeta()
-    placement: Any = SimpleNamespace(divided=True, most=lambda count: 3, accelerator=SimpleNamespace(device=META))
-    ahead = Ahead(teacher, placement, rows=2, tokens=None, on_host=False)
+    ahead = Ahead(teacher, placed(most=3), rows=2, tokens=None, on_host=False)
     ahead.begin(rollouts)
     assert teacher.rows == [1, 1, 2] and sorted(ahead._kept) == [0, 1, 2, 3]
+    assert sum(head() is not None for head in teacher.heads) == 1
     none = Rollouts(ids[:0], ids[:0], ids[:0], ids[:0], ids[:0], rows=torch.arange(0))
     ahead.begin(none)
     assert teacher.rows[3:] == [0, 0, 0]

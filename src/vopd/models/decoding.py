@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -38,10 +39,9 @@ def generate(plain: Callable[..., Tensor], **arguments: Any) -> Tensor:
     Returns:
         Prompts with completions, padded on the right with pad_token_id, like ``generate``: (B, T).
     """
-    try:
+    with suppress(_IndivisibleError):  # left before the next call, for which its traceback would keep a cache alive
         return plain(**arguments, custom_generate=_decode)
-    except _IndivisibleError:
-        return plain(**arguments)
+    return plain(**arguments)
 
 
 def _decode(

@@ -212,6 +212,9 @@ def whole_head_products(model: Any) -> Iterator[None]:
     of times as long.
     """
     head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
     hook = head.register_forward_pre_hook(lambda _, given: tuple(map(Tensor.contiguous, given)))
     try:
         yield

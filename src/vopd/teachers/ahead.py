@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from vopd.estimators.teacher_scores import EVERY_KIND, ScoreKind
+from vopd.kernels import Head
 from vopd.models import States
 from vopd.placement import Placement
 
@@ -38,10 +40,12 @@ class Ahead(Teacher):
         self._teacher, self._placement, self._rows, self._tokens = teacher, placement, rows, tokens
         self._at_once = 2 if placement.divided else 1
         self._home = torch.device("cpu") if on_host else None
-        self._kept: dict[int, States] = {}  # by the numbers of the rows; the head is the same for all
+        self._kept: dict[int, Tensor] = {}  # by the numbers of the rows
+        self._head: Head | None = None  # one for all rows: each pass of a sharded teacher copies it whole
 
     def begin(self, rollouts: Rollouts) -> None:
         """Compute the states of all rows. Collective if the teacher is sharded, even without rows."""
+        self._kept.clear()  # of a step that an error ended
         lengths = rollouts.lengths()
         longest = max(lengths.widths(range(len(rollouts.completion_ids))).values())
         groups = lengths.within(self._at_once * (self._tokens or self._rows * longest))
@@ -54,8 +58,8 @@ class Ahead(Teacher):
         assert part.rows is not None  # training numbers the rows of every generated batch
         for number, row, count in zip(part.rows.tolist(), found.hidden, tokens, strict=True):
             # From a GPU without waiting: torch then pins the copy, which only the same stream reads again.
-            own = row[:count].to(self._home or row.device, copy=True, non_blocking=row.is_cuda)
-            self._kept[number] = States(own, found.head)
+            self._kept[number] = row[:count].to(self._home or row.device, copy=True, non_blocking=row.is_cuda)
+            self._head = found.head
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
         """The full distribution at every token of rows that it began with, and zeros on padding; each row once."""
@@ -64,8 +68,12 @@ class Ahead(Teacher):
         kept = [self._kept.pop(number) for number in rollouts.rows.tolist()]
         if not kept:
             return []
-        device, like = student.head.device, kept[0].hidden
+        assert self._head is not None
+        device, like = student.head.device, kept[0]
         hidden = like.new_zeros(len(kept), rollouts.completion_ids.size(1), like.size(1), device=device)
         for row, states in zip(hidden, kept, strict=True):
-            row[: len(states.hidden)].copy_(states.hidden, non_blocking=True)
-        return [Scored(States(hidden, kept[0].head.to(device)))]
+            row[: len(states)].copy_(states, non_blocking=True)
+        head = self._head.to(device)
+        if not self._kept:
+            self._head = None  # the next rollout may need the memory
+        return [Scored(States(hidden, head))]

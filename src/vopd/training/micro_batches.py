@@ -41,6 +41,8 @@ class MicroBatchTrainer(Trainer):
         Every reading has one micro-batch, or with a token budget several, or the first readings none.
         """
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # one that trains other weights than it evaluates
+            self.optimizer.train()
         readings = self.args.gradient_accumulation_steps
         place = self._reading % readings
         if place == 0:
@@ -55,7 +57,10 @@ class MicroBatchTrainer(Trainer):
         return loss
 
     def prediction_step(self, model: nn.Module, inputs: Any, *given: Any, **named: Any) -> tuple[Tensor, None, None]:
-        """Mean loss of the dataset's rows `inputs`, in micro-batches that are no larger than those of training."""
+        """Mean loss of the micro-batches of the dataset's rows `inputs`, which are no larger than those of training.
+
+        Not what an evaluation reports, which is the mean over all tokens.
+        """
         parts = self._cut(self.completions_of(inputs), -(-len(inputs) // self.args.per_device_train_batch_size))
         with torch.no_grad(), self.compute_loss_context_manager():
             losses = [self.compute_loss(model, batch.entries()) for batch in parts]
@@ -76,6 +81,6 @@ class MicroBatchTrainer(Trainer):
         tokens = self.args.max_tokens_per_micro_batch
         if tokens is None:
             return lengths.equal(count)
-        groups = lengths.within(tokens)
+        groups = lengths.within(tokens, self.pad_to_multiple_of or 1)
         needed = torch.tensor([len(groups)], device=self.accelerator.device)
         return halved(groups, int(self.accelerator.gather(needed).max()))

@@ -1,8 +1,8 @@
 """The only module that imports TRL.
 
 TRL's ``DistillationTrainer`` provides generation (transformers or vLLM) for all micro-batches of a step at once, and
-forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and change between
-minor versions, so the supported range is narrow and checked at import, and every override of a hook is in this file.
+forward redirection for DDP, FSDP and DeepSpeed. Its hooks are private and change between minor versions, so the
+supported range is narrow and checked at import, and every override of a hook is here or in `micro_batches`.
 ``TRLAdapter`` turns the hooks into a few named extension points that do not depend on TRL.
 """
 
@@ -251,6 +251,7 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
         return SequentialSampler(eval_dataset)  # TRL's shuffles, with persistent workers differently each time
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._reading = 0  # an error may have ended the last epoch within a step
         # transformers would take one more step before it notices that the resumed run is complete.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -311,7 +312,8 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
     def completions_of(self, rows: list[dict[str, Any]]) -> Batch:
         """Completions of the dataset's `rows` with their rewards, in a random order for samples.jsonl."""
         batch = Batch.of(self._generate_and_score_completions(rows))
-        scored = self.teacher.settle(batch.rollouts)
+        with self.clock.spending("scoring"):
+            scored = self.teacher.settle(batch.rollouts)
         if scored is not None:
             batch = self.dropped.left_out(batch, scored, self.accelerator, counted=self.model.training)
         return replace(batch, sample_order=torch.randperm(len(batch.completion_ids)))

@@ -21,8 +21,8 @@ _PER_TOKEN = ("rewards", "advantages", "reverse_kl")
 
 
 class SampleBuffer:
-    """Keeps `limit` completions of a step until they are taken, in the order that the batch was given. Copies nothing
-    to the host until then.
+    """Keeps `limit` completions of a step until they are taken: the first by `sample_order`, or by row without one.
+    Copies nothing to the host until then.
 
     `rewards` are the names of the reward functions that scored them.
     """
