@@ -183,6 +183,7 @@ def test_a_step_that_an_error_ended_is_not_continued(make_trainer: Make) -> None
         return compute_loss(*given, **named)
 
     def failing(*given: Any, **named: Any) -> Any:
+        trainer.finite.watch(torch.tensor(torch.nan))
         raise MemoryError
 
     trainer._generate_single_turn = sample

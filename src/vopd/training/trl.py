@@ -251,7 +251,9 @@ class TRLAdapter(MicroBatchTrainer, DistillationTrainer):
         return SequentialSampler(eval_dataset)  # TRL's shuffles, with persistent workers differently each time
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self._reading = 0  # an error may have ended the last epoch within a step
+        # An error may have ended the last epoch within a step.
+        self._reading = 0
+        self.finite.forget()
         # transformers would take one more step before it notices that the resumed run is complete.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -40,6 +40,10 @@ class FiniteGuard:
         """Remember the loss of the next micro-batch of this step."""
         self._losses.append(loss)
 
+    def forget(self) -> None:
+        """Drop the losses of a step that was not finished."""
+        self._losses.clear()
+
     def check(self, grad_norm: Any, micro_batches: Sequence[Batch], step: int) -> None:
         """Raises NonFiniteError on every rank if a loss or the gradient of any rank is not finite.
 
