@@ -129,18 +129,42 @@ def test_widths_are_multiples_that_were_asked_for(make_trainer: Make, take_step:
     assert all(width % 8 == 0 for widths_of_one in widths for width in widths_of_one) and len(set(widths)) > 1
 
 
-@pytest.mark.parametrize("tokens", [1, 24, 40, 90, 10_000])
-def test_a_token_budget_is_kept(tokens: int, make_trainer: Make, take_step: Make) -> None:
+@pytest.mark.parametrize(("tokens", "multiple"), [(1, None), (24, None), (40, None), (40, 8), (90, None), (10_000, 8)])
+def test_a_token_budget_is_kept(tokens: int, multiple: int | None, make_trainer: Make, take_step: Make) -> None:
     """A sequence that is longer is alone; and there are optimizer steps as before."""
     trainer = make_trainer(
         max_steps=2, gradient_accumulation_steps=4, max_completion_length=24, max_tokens_per_micro_batch=tokens,
-        prompts=PROMPTS * 2,
+        prompts=PROMPTS * 2, pad_to_multiple_of=multiple,
     )  # fmt: skip
     take_step(trainer, lengthy)
     sizes = [(len(batch.completion_ids), batch.width) for batch in trainer.micro_batches]
     assert trainer.state.global_step == 2 and sum(rows for rows, _ in sizes) == 8
     assert all(rows == 1 or rows * width <= tokens for rows, width in sizes)
     assert len(sizes) == {1: 8, 10_000: 1}.get(tokens, len(sizes))
+
+
+@pytest.mark.parametrize("scoring", ["micro_batch", "step"])
+def test_a_run_after_one_that_ended_in_the_middle_of_a_step(scoring: str, make_trainer: Make, take_step: Make) -> None:
+    """Every step has completions of its own, and is the step of a trainer that was not interrupted."""
+    settings = {"prompts": PROMPTS, "gradient_accumulation_steps": 4, "max_grad_norm": 0, "max_steps": 1}
+    expected = take_step(make_trainer(**settings), lengthy)
+    trainer = make_trainer(**settings, teacher_scoring=scoring)
+    whole, seen = trainer.compute_loss, []
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        seen.append(given)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return whole(*given, **named)
+
+    trainer.compute_loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        take_step(trainer, lambda ids: [2, 3, 4])
+    trainer.optimizer.zero_grad()
+    found = take_step(trainer, lengthy)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    assert not getattr(trainer.teacher, "_kept", None)
 
 
 @pytest.mark.parametrize("tokens", [None, 60])

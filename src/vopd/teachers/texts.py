@@ -109,14 +109,14 @@ class Lengths:
         bounds = [place * len(order) // count for place in range(count + 1)]
         return [order[start:stop] for start, stop in pairwise(bounds)]
 
-    def within(self, tokens: int) -> list[list[int]]:
+    def within(self, tokens: int, multiple: int = 1) -> list[list[int]]:
         """Rows of like length in groups of at most so many tokens with their padding; the longest first.
 
-        A row with more tokens has a group of its own.
+        A row with more tokens has a group of its own. `multiple` is that of ``Texts.cut``.
         """
         groups: list[list[int]] = []
         for row in self._ordered():
-            if groups and (len(groups[-1]) + 1) * self.total(groups[-1][0]) <= tokens:
+            if groups and (len(groups[-1]) + 1) * _rounded(self.total(groups[-1][0]), multiple) <= tokens:
                 groups[-1].append(row)
             else:
                 groups.append([row])

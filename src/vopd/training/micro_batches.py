@@ -35,6 +35,11 @@ class MicroBatchTrainer(Trainer):
     def completions_of(self, rows: list[dict[str, Any]]) -> Batch:
         """Completions of the dataset's `rows`, with all that their loss needs."""
 
+    def train(self, *given: Any, **named: Any) -> Any:
+        """As transformers', from the start of a step: an earlier run may have ended in the middle of one."""
+        self._reading = 0
+        return super().train(*given, **named)
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Loss of the micro-batches of one reading of the data loader, after their backward passes.
 
@@ -76,6 +81,6 @@ class MicroBatchTrainer(Trainer):
         tokens = self.args.max_tokens_per_micro_batch
         if tokens is None:
             return lengths.equal(count)
-        groups = lengths.within(tokens)
+        groups = lengths.within(tokens, self.pad_to_multiple_of or 1)
         needed = torch.tensor([len(groups)], device=self.accelerator.device)
         return halved(groups, int(self.accelerator.gather(needed).max()))
