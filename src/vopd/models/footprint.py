@@ -201,7 +201,7 @@ def bytes_per_weight(model: Any, dtype: str) -> int:
 
 
 def _kept_by_layer(model: Any, each: int) -> int:
-    """Bytes per token that autograd keeps of one layer with a gated feed-forward block.
+    """Bytes per token that autograd keeps of a layer with a gated feed-forward block, on average over the layers.
 
     Norms keep their input in float32 and, if their weights are trained, the normalized values. The attention keeps
     queries, keys and values (repeated for every head of the queries) and its output.
@@ -210,13 +210,17 @@ def _kept_by_layer(model: Any, each: int) -> int:
         model: the model.
         each: bytes per number of the forward pass.
     """
-    config = model.config.get_text_config()
-    width, queries, keys = config.hidden_size, config.num_attention_heads * _head_width(config), _key_values(config)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
     trained = any(weight.requires_grad for weight in model.parameters() if weight.dim() == 1)
-    norms = 4 * 2 * width * (1 + trained)
-    if any(name.endswith("q_norm") for name, _ in model.named_modules()):
-        norms += (queries + keys) * (4 + each * trained)
+    normed = any(name.endswith("q_norm") for name, _ in model.named_modules())
+    layers = _layers(model)
+    return sum(_kept_by(config, each, trained, normed) for config in layers) // len(layers)
+
+
+def _kept_by(config: Any, each: int, trained: bool, normed: bool) -> int:
+    width, queries, keys = config.hidden_size, _heads(config) * _head_width(config), _key_values(config)
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = sum(inner) // len(inner) if isinstance(inner, Sequence) else inner  # Gemma 3n has one for each layer
+    norms = 4 * 2 * width * (1 + trained) + normed * (queries + keys) * (4 + each * trained)
     # In half precision the inputs of the products are copies of what norms and adapters compute in float32.
     inputs = 2 * width if each > 2 else 5 * width
     return norms + each * (inputs + 4 * queries + 4 * inner)
@@ -224,14 +228,24 @@ def _kept_by_layer(model: Any, each: int) -> int:
 
 def _cached(model: Any) -> int:
     """Numbers per token in the key-value cache."""
+    return 2 * sum(map(_key_values, _layers(model)))
+
+
+def _layers(model: Any) -> list[Any]:
+    """The configuration of each layer: those of Gemma 4 differ."""
     config = model.config.get_text_config()
-    return 2 * int(config.num_hidden_layers) * _key_values(config)
+    return list(getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers)
 
 
 def _key_values(config: Any) -> int:
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or _heads(config)
     return int(heads) * _head_width(config)
 
 
+def _heads(config: Any) -> int:
+    """A layer without attention, such as Mamba's, counts as one head."""
+    return int(getattr(config, "num_attention_heads", None) or 1)
+
+
 def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // _heads(config))
