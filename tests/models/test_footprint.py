@@ -154,6 +154,17 @@ def test_the_peak_is_that_of_the_largest_phase(tiny_student_dir: Path, tiny_teac
     assert replace(found, rollout=0, scoring=0, loss=10**7, heads=10**8).peak == fixed + 1000 + 11 * 10**7
 
 
+def test_a_teachers_states_of_a_generated_batch_stay_until_they_are_used(
+    tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    without, kept = (of(tiny_student_dir, tiny_teacher_dir, replace(STEP, kept=rows)) for rows in (0, STEP.generated))
+    teacher, length = load_model(tiny_teacher_dir), STEP.completion_tokens
+    ids = torch.full((STEP.generated, STEP.tokens), 5)
+    states = last_hidden_states(teacher, ids, torch.ones_like(ids), length)
+    assert without.states == 0 and kept.states == states.nbytes
+    assert replace(kept, rollout=0).peak == replace(without, rollout=0).peak + states.nbytes
+
+
 def with_adapters(model: Any, rank: int) -> Any:
     import peft
 
