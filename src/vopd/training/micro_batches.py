@@ -35,10 +35,10 @@ class MicroBatchTrainer(Trainer):
     def completions_of(self, rows: list[dict[str, Any]]) -> Batch:
         """Completions of the dataset's `rows`, with all that their loss needs."""
 
-    def train(self, *given: Any, **named: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As transformers', from the start of a step: an earlier run may have ended in the middle of one."""
         self._reading = 0
-        return super().train(*given, **named)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Loss of the micro-batches of one reading of the data loader, after their backward passes.
