@@ -110,6 +110,23 @@ def test_memory_names_what_it_assumes_which_another_machine_may_choose_otherwise
     assert told("bf16 passes and gradient checkpointing", planned)
 
 
+def test_memory_of_a_token_budget_is_that_of_its_tokens_and_states_of_a_step_are_counted(
+    dry: Callable[..., str],
+) -> None:
+    """Shorter sequences can fill a micro-batch in which a second one of the longest has no room."""
+
+    def size(name: str, *more: str) -> float:
+        batches = ("--per_device_train_batch_size", "8", "--max_completion_length", "100")
+        found = re.search(rf"{name} +([\d.]+) MiB", dry(*batches, *more))
+        return 0.0 if found is None else float(found.group(1))
+
+    one, whole = size("activations", "--max_tokens_per_micro_batch", "1"), size("activations")
+    nearly_two = size("activations", "--max_tokens_per_micro_batch", "200")
+    assert 1.4 * one < nearly_two < 2 * one and whole == size("activations", "--max_tokens_per_micro_batch", "9999")
+    assert whole == pytest.approx(8 * one, rel=0.1)
+    assert size("teacher's states") == 0 < size("teacher's states", "--teacher_scoring", "step")
+
+
 def test_memory_of_weights_is_exact(dry: Callable[..., str], tiny_teacher_dir: Path) -> None:
     size = sum(weight.numel() * 4 for weight in load_model(tiny_teacher_dir).parameters()) / (1 << 20)
     found = re.search(r"teacher's weights +([\d.]+) MiB", dry())

@@ -154,6 +154,17 @@ def test_the_peak_is_that_of_the_largest_phase(tiny_student_dir: Path, tiny_teac
     assert replace(found, rollout=0, scoring=0, loss=10**7, heads=10**8).peak == fixed + 1000 + 11 * 10**7
 
 
+def test_a_teachers_states_of_a_generated_batch_stay_until_they_are_used(
+    tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    without, kept = (of(tiny_student_dir, tiny_teacher_dir, replace(STEP, kept=rows)) for rows in (0, STEP.generated))
+    teacher, length = load_model(tiny_teacher_dir), STEP.completion_tokens
+    ids = torch.full((STEP.generated, STEP.tokens), 5)
+    states = last_hidden_states(teacher, ids, torch.ones_like(ids), length)
+    assert without.states == 0 and kept.states == states.nbytes
+    assert replace(kept, rollout=0).peak == replace(without, rollout=0).peak + states.nbytes
+
+
 def with_adapters(model: Any, rank: int) -> Any:
     import peft
 
@@ -206,3 +217,35 @@ def test_a_quantized_student_with_adapters(tiny_student_dir: Path) -> None:
     common = {"student_dtype": "bfloat16", "teacher_dtype": "auto", "step": STEP}
     plain, four = (footprint(student, [], **common, quantization=name) for name in (None, "4bit"))
     assert four.student < 0.7 * plain.student and four.optimizer == plain.optimizer
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Gemma4Text": {  # layers with heads of 8 and of 16
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 512, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "num_global_key_value_heads": 1,
+        "head_dim": 8, "global_head_dim": 16,
+    },
+    "Gemma3nText": {
+        "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0, "head_dim": 8,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "laurel_rank": 4,
+        "intermediate_size": [16, 32], "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "Mamba": {"state_size": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_whose_layers_differ_or_have_no_attention(family: str) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    if family != "Mamba":
+        sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = getattr(transformers, f"{family}Config")(**sizes | FAMILIES[family])
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    found = footprint(model, [model], student_dtype="float32", teacher_dtype="float32", step=STEP)
+    assert all(size >= 0 for size in vars(found).values()) and min(found.activations, found.scoring) > 0
+    if family == "Gemma4Text":
+        output = model(torch.full((STEP.generated, STEP.tokens), 5), use_cache=True)
+        cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+        assert found.rollout == cache + 4 * output.logits[:, -1].nbytes

@@ -29,6 +29,7 @@ from vopd.run.directory import is_main_process
 from vopd.run.facts import Facts, planned_start, teacher_places
 from vopd.run.plan import Plan
 from vopd.run.train import check_run, train
+from vopd.teachers.ahead import STEP, STEP_ON_HOST
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
 from vopd.training import VOPDConfig
@@ -76,8 +77,9 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     tokens = max(token_lengths(facts.prompts.dataset)) + config.max_completion_length
     generated = config.per_device_train_batch_size * config.gradient_accumulation_steps
     budget = config.max_tokens_per_micro_batch
+    kept = (STEP, STEP_ON_HOST) if config.device.type == "cpu" else (STEP,)
     step = Step(
-        sequences=min(generated, max(1, budget // tokens)) if budget else config.per_device_train_batch_size,
+        sequences=min(generated, max(1, budget / tokens)) if budget else config.per_device_train_batch_size,
         generated=0 if config.use_vllm else generated,
         tokens=tokens,
         completion_tokens=config.max_completion_length,
@@ -86,6 +88,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         device=config.device.type,
         # This process has read tokenizers and prompts, and imported what training needs.
         process=psutil.Process().memory_info().rss if config.device.type == "cpu" else 0,
+        kept=generated if config.teacher_scoring in kept else 0,
     )
     return footprint(
         facts.student.skeleton,
@@ -142,6 +145,8 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     rows = {"student's weights": needed.student, "teacher's weights": needed.teacher}
     names = ("gradients", "optimizer", "activations", "scoring", "loss", "rollout")
     rows |= {name: getattr(needed, name) for name in names}
+    if needed.states:
+        rows["teacher's states"] = needed.states
     if config.device.type == "cpu":
         rows |= {"float32 heads": needed.heads, "process": needed.process}
     # On a machine without a GPU these are not the defaults of the machine that will train.

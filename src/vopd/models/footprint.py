@@ -34,6 +34,7 @@ class Footprint:
         rollout: key-value cache and logits during generation; 0 if another engine generates.
         offloaded: the part of the teachers' weights that is on the host except while they score.
         process: the process before models are loaded, if they are in the same memory: on a CPU.
+        states: a teacher's hidden states of a generated batch that it scores as a whole.
     """
 
     student: int
@@ -47,12 +48,14 @@ class Footprint:
     rollout: int
     offloaded: int = 0
     process: int = 0
+    states: int = 0
 
     @property
     def peak(self) -> int:
         """Peak bytes of a step. Rollout, scoring and loss run one after another, so the largest of them counts."""
         fixed = self.process + self.student + self.teacher - self.offloaded + self.gradients + self.optimizer
-        return fixed + max(self.rollout, self.activations + max(self.scoring, self.loss + self.heads))
+        update = self.states + self.activations + max(self.scoring, self.loss + self.heads)
+        return fixed + max(self.rollout, update)
 
     def sharded(self, devices: int) -> Footprint:
         """The same with weights, gradients and optimizer states divided among so many devices."""
@@ -65,7 +68,8 @@ class Step:
     """The sizes that determine the memory of a step.
 
     Attributes:
-        sequences: sequences in a micro-batch on one device.
+        sequences: sequences in a micro-batch on one device. A fraction, if a number of tokens is the limit: shorter
+            sequences than these can fill the rest.
         generated: completions that the model generates at the same time on one device.
         tokens: tokens of a sequence, prompt and completion.
         completion_tokens: tokens of its completion.
@@ -73,9 +77,10 @@ class Step:
         half: whether forward passes run in bf16 or fp16.
         device: type of the device, such as "cuda".
         process: as in `Footprint`.
+        kept: completions whose teacher's states are kept on the device from before the first micro-batch.
     """
 
-    sequences: int
+    sequences: float
     generated: int
     tokens: int
     completion_tokens: int
@@ -83,6 +88,7 @@ class Step:
     half: bool
     device: str
     process: int = 0
+    kept: int = 0
 
 
 def footprint(
@@ -117,18 +123,20 @@ def footprint(
     # Adapters are kept in float32 whatever the base model's dtype.
     trained_bytes = trained * (4 if frozen else own)
     each = 2 if step.half else own
-    tokens, layers = step.sequences * step.tokens, student.config.get_text_config().num_hidden_layers
+    tokens, layers = round(step.sequences * step.tokens), student.config.get_text_config().num_hidden_layers
     layer = tokens * _kept_by_layer(student, each)
     casts = _casts(student, own if quantization is None else 0) if step.half else 0
     if step.checkpointing:  # the states between layers, and one layer that is computed again
         activations = tokens * layers * student.config.get_text_config().hidden_size * each + layer
     else:
         activations = layers * layer + casts
-    weights, scoring = [], []
+    weights, scoring, states = [], [], []
     for teacher in teachers:
         saved = bytes_per_weight(teacher, teacher_dtype)
         weights.append(weight_bytes(list(teacher.parameters()), teacher, saved, teacher_quantization))
-        forward = tokens * _kept_by_layer(teacher, 2 if step.half else saved)
+        number = 2 if step.half else saved
+        states.append(teacher.config.get_text_config().hidden_size * number)
+        forward = tokens * _kept_by_layer(teacher, number)
         scoring.append(forward + (weights[-1] if teacher_offload else 0))
     return Footprint(
         student=frozen + trained_bytes,
@@ -144,6 +152,7 @@ def footprint(
         * (step.tokens * _cached(student) * each + 4 * _BUFFERS_OF_SAMPLING * len(_head(student))),
         offloaded=sum(weights) if teacher_offload else 0,
         process=step.process,
+        states=step.kept * step.completion_tokens * max(states, default=_head(student).shape[1] * each),
     )
 
 
@@ -151,7 +160,7 @@ def _loss(student: Any, step: Step, each: int, with_teacher: bool) -> int:
     """Logits of a chunk of tokens for one or both models, and the gradients of the head and of the hidden states."""
     head = _head(student)
     vocabulary, width = head.shape
-    completion_tokens = step.sequences * step.completion_tokens
+    completion_tokens = round(step.sequences * step.completion_tokens)
     rows = min(completion_tokens, chunk_rows(vocabulary, torch.device(step.device), head.requires_grad))
     buffers = 4 * rows * vocabulary * (1 + with_teacher)
     return buffers + (4 * head.numel() if head.requires_grad else 0) + completion_tokens * width * each
@@ -201,7 +210,7 @@ def bytes_per_weight(model: Any, dtype: str) -> int:
 
 
 def _kept_by_layer(model: Any, each: int) -> int:
-    """Bytes per token that autograd keeps of one layer with a gated feed-forward block.
+    """Bytes per token that autograd keeps of a layer with a gated feed-forward block, on average over the layers.
 
     Norms keep their input in float32 and, if their weights are trained, the normalized values. The attention keeps
     queries, keys and values (repeated for every head of the queries) and its output.
@@ -210,13 +219,17 @@ def _kept_by_layer(model: Any, each: int) -> int:
         model: the model.
         each: bytes per number of the forward pass.
     """
-    config = model.config.get_text_config()
-    width, queries, keys = config.hidden_size, config.num_attention_heads * _head_width(config), _key_values(config)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
     trained = any(weight.requires_grad for weight in model.parameters() if weight.dim() == 1)
-    norms = 4 * 2 * width * (1 + trained)
-    if any(name.endswith("q_norm") for name, _ in model.named_modules()):
-        norms += (queries + keys) * (4 + each * trained)
+    normed = any(name.endswith("q_norm") for name, _ in model.named_modules())
+    layers = _layers(model)
+    return sum(_kept_by(config, each, trained, normed) for config in layers) // len(layers)
+
+
+def _kept_by(config: Any, each: int, trained: bool, normed: bool) -> int:
+    width, queries, keys = config.hidden_size, _heads(config) * _head_width(config), _key_values(config)
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = sum(inner) // len(inner) if isinstance(inner, Sequence) else inner  # Gemma 3n has one for each layer
+    norms = 4 * 2 * width * (1 + trained) + normed * (queries + keys) * (4 + each * trained)
     # In half precision the inputs of the products are copies of what norms and adapters compute in float32.
     inputs = 2 * width if each > 2 else 5 * width
     return norms + each * (inputs + 4 * queries + 4 * inner)
@@ -224,14 +237,24 @@ def _kept_by_layer(model: Any, each: int) -> int:
 
 def _cached(model: Any) -> int:
     """Numbers per token in the key-value cache."""
+    return 2 * sum(map(_key_values, _layers(model)))
+
+
+def _layers(model: Any) -> list[Any]:
+    """The configuration of each layer: those of Gemma 4 differ."""
     config = model.config.get_text_config()
-    return 2 * int(config.num_hidden_layers) * _key_values(config)
+    return list(getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers)
 
 
 def _key_values(config: Any) -> int:
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or _heads(config)
     return int(heads) * _head_width(config)
 
 
+def _heads(config: Any) -> int:
+    """A layer without attention, such as Mamba's, counts as one head."""
+    return int(getattr(config, "num_attention_heads", None) or 1)
+
+
 def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // _heads(config))

@@ -50,6 +50,7 @@ class Ahead(Teacher):
         longest = max(lengths.widths(range(len(rollouts.completion_ids))).values())
         groups = lengths.within(self._at_once * (self._tokens or self._rows * longest))
         groups = halved(groups or [[]], self._placement.most(len(groups)))
+        self._kept.clear()  # an interrupted step may have left some
         with self._teacher.ready(self._placement.accelerator.device) as states:
             for group, part in zip(groups, rollouts.cut(groups, lengths), strict=True):
                 self._keep(part, [lengths.of["completion"][row] for row in group], states(part))
