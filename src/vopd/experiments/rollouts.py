@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vopd.models import sample
+from vopd.teachers.texts import Lengths
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,6 @@ def pad(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Te
 
 
 def like_length(rollouts: Sequence[Rollout], size: int) -> list[list[int]]:
-    """Indices of rollouts of like length in groups of `size`, which have little padding; the longest first."""
-    tokens = [len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts]
-    order = sorted(range(len(rollouts)), key=lambda row: -tokens[row])
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    """Indices of rollouts of like length in groups of at most `size`; the longest first."""
+    prompts, completions = zip(*((len(rollout.prompt_ids), len(rollout.completion_ids)) for rollout in rollouts))
+    return Lengths({"prompt": prompts, "completion": completions}).equal(-(-len(rollouts) // size))

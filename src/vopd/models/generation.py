@@ -208,8 +208,8 @@ def whole_head_products(model: Any) -> Iterator[None]:
     """Context in which the output head multiplies all rows of a batch at once.
 
     ``generate`` first gives it the last states of the prompts, a slice of all states. torch would multiply the head by
-    each row of such a slice; on a CPU in half precision it copies the head for each row, (B, V, D), and takes hundreds
-    of times as long.
+    each row of such a slice; on a CPU in half precision it copies the head for each row, (B, V, D), and takes far
+    longer.
     """
     head = model.get_output_embeddings()
     if head is None:
