@@ -84,7 +84,8 @@ class StubSGLang(StubServer):
             meta |= self.scored(body)
         if body.get("return_hidden_states"):
             meta["hidden_states"] = self.hidden(body)
-        answer = {"text": self.tokenizer.decode(output), "output_ids": output, "meta_info": meta}
+        text = self.tokenizer.decode(output, skip_special_tokens=True)
+        answer = {"text": text, "output_ids": output, "meta_info": meta}
         if body.get("return_prompt_token_ids"):
             answer["prompt_token_ids"] = ids
         _spoil(answer, fault)
