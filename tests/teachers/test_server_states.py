@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from teachers.conftest import PROMPTS
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
 from vopd.estimators import ESTIMATORS
 from vopd.experiments.pair import embedded_pair
+from vopd.teachers.server.discovery import pooling_servers
+from vopd.teachers.server.questions import Question
+from vopd.teachers.server.refusals import Rejected
+from vopd.teachers.server.vllm import VLLM
 from vopd.training.objective import Objective
 
 Make = Callable[..., Any]
@@ -40,6 +45,14 @@ def farthest(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) 
     """The largest relative difference of a parameter's gradient, in the Frobenius norm."""
     assert expected.keys() == found.keys()
     return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+
+
+def turned(model: Any) -> Any:
+    """A copy whose hidden states point the other way."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        found.model.norm.weight.mul_(-1)
+    return found
 
 
 def of_every_estimator(trainer: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -160,16 +173,39 @@ def test_a_head_of_another_model_is_refused(
     pair.tokenizer.save_pretrained(path)
     with pytest.raises(MismatchError, match=says("not of one model ... teacher_model")):  # only the head differs
         make_trainer(**settings(server, teacher_model=str(path), teacher_server_url=[server.url, serve().url]))
-    with torch.no_grad():
-        other.model.norm.weight.mul_(-1)
-    other.save_pretrained(path)
+    turned(other).save_pretrained(path)
     with pytest.raises(MismatchError, match=says("not of one model ... teacher_model")):
         make_trainer(**settings(server, teacher_model=str(path)))
 
 
 def test_normalized_states_are_refused(pool: Make, make_trainer: Make) -> None:
-    with pytest.raises(MismatchError):
+    with pytest.raises(ConfigurationError, match=says("length 1 ... --pooler-config.use_activation false")):
         make_trainer(**settings(pool(normalizes=True)))
+
+
+def test_two_servers_of_different_weights_are_refused(pool: Make, make_trainer: Make, pair: Any) -> None:
+    urls = [pool().url, pool(turned(pair.teacher)).url]
+    with pytest.raises(TeacherServerError, match=says(f"{urls[1]} ... {urls[0]} ... different weights")):
+        make_trainer(**settings(teacher_server_url=urls))
+
+
+def test_other_weights_under_the_same_name_end_the_run(pool: Make, make_trainer: Make, pair: Any) -> None:
+    server = pool()
+    trainer = make_trainer(**settings(server, max_steps=3, max_completion_length=2, teacher_failure="drop"))
+    server.model = turned(pair.teacher)
+    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... nats/token ... other weights")):
+        trainer.train()
+
+
+def test_a_gateway_that_lets_only_scores_through_is_no_pooling_server() -> None:
+    class Gateway:
+        servers, engine = SimpleNamespace(urls=("http://here",)), VLLM()
+
+        def states(self, *given: Any, **named: Any) -> torch.Tensor:
+            raise Rejected("not here", 403)
+
+    widths, refusal = pooling_servers(Gateway(), Question((1, 2), 1))  # type: ignore[arg-type]
+    assert widths == {} and "status 403" in refusal
 
 
 def test_what_a_pooling_server_needs_is_named(pool: Make, serve: Make, make_trainer: Make) -> None:
