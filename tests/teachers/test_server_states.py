@@ -55,6 +55,17 @@ def turned(model: Any) -> Any:
     return found
 
 
+def uneven(trainer: Any) -> Any:
+    """The trainer, whose completions get different lengths."""
+    generate = trainer._generate_single_turn
+
+    def cut(*given: Any, **named: Any) -> list[list[int]]:
+        return [ids[: 4 + 4 * (place % 3)] for place, ids in enumerate(generate(*given, **named))]
+
+    trainer._generate_single_turn = cut
+    return trainer
+
+
 def of_every_estimator(trainer: Any) -> dict[str, dict[str, torch.Tensor]]:
     """The gradient of each estimator at the first micro-batch of the trainer."""
     weights, found = dict(trainer.model.named_parameters()), {}
@@ -73,7 +84,7 @@ def of_every_estimator(trainer: Any) -> dict[str, dict[str, torch.Tensor]]:
 
     trainer.token_loss = each
     with pytest.raises(Found):
-        trainer.train()
+        uneven(trainer).train()
     return found
 
 
@@ -117,7 +128,7 @@ def test_a_step_has_the_gradient_of_the_teacher_in_this_process(
         if two:
             given.pop("teacher_server_url", None)
             given |= hinted_and_routed(TEACHER if served is None else {"server_url": server.url, "model": TEACHER})
-        both.append(gradients_of(make_trainer(**given)))
+        both.append(gradients_of(uneven(make_trainer(**given))))
     ((expected,), (found,)) = both
     assert farthest(expected, found) <= ROUNDING
 
@@ -130,6 +141,22 @@ def test_an_evaluation_measures_what_it_does_with_the_teacher_in_this_process(po
     assert {"eval_loss", "eval_reverse_kl"} <= compared <= set(found)
     for name in compared:
         assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+
+
+def test_a_completion_without_states_counts_nowhere_in_an_evaluation(pool: Make, make_trainer: Make) -> None:
+    """What is measured is as without its prompt."""
+    server, found = pool(), []
+    for rows in ([0], [0, 1]):
+        evaluated = {"trainer": {"eval_dataset": data().select(rows)}, "per_device_eval_batch_size": 1}
+        trainer = make_trainer(**settings(server, teacher_failure="drop", teacher_server_retries=0, **evaluated))
+        unscored = trainer.tokenize(PROMPTS[1:2])[0]
+        server.faults = lambda number, ids=unscored: (
+            "500" if server.bodies[number]["input"][: len(ids)] == ids else None
+        )
+        found.append(trainer.evaluate())
+        server.faults = lambda number: None
+    for name in ("eval_reverse_kl", "eval_teacher_reward/mean", "eval_loss"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-5), name
 
 
 def test_a_resumed_run_ends_with_the_same_bits(pool: Make, make_trainer: Make, tmp_path: Path) -> None:
