@@ -89,7 +89,7 @@ class VLLM(Engine):
         if (item["start"], item["end"], len(body.content)) != (0, size, size):
             raise BadAnswer(f"the response has {len(body.content)} bytes instead of {size}")
         found = torch.frombuffer(body.content, dtype=question.dtype).reshape(tokens, width)[question.start - 1 : -1]
-        if not bool(found.isfinite().all()):
+        if not all(bool(bound.isfinite()) for bound in found.aminmax()):  # NaN is both; no mask of this size
             raise BadAnswer("a hidden state is not finite")
         return found.clone()  # without the prompt's
 
