@@ -214,6 +214,8 @@ def test_another_kind_of_server_is_told_by_what_it_lacks(
     def answer(request: bytes) -> bytes:
         if b"/v1/models" in request.split(b"\r\n")[0]:
             return reply("200 OK", OTHERS[kind])
+        if b"/pooling" in request.split(b"\r\n")[0]:
+            return reply("404 Not Found", {"detail": "Not Found"})
         return reply("200 OK", {"model": "m", "choices": [{"text": " 2", "finish_reason": "stop"}]})
 
     fails(doctor(listen(answer).url), 5, "no token_ids ... return_token_ids ... vLLM")

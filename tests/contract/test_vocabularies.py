@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from vopd import VOPDConfig, VOPDTrainer
 from vopd.errors import DataError, MismatchError
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import load_model, load_tokenizer, sample
-from vopd.teachers.server import Servers, inspect_servers
+from vopd.teachers.server import Servers
+from vopd.teachers.server.discovery import find_model
+from vopd.teachers.server.preflight import compare_ids
 
 Before = Callable[[Place], object]
 DRY = "RUN --dry-run"
@@ -300,6 +302,10 @@ def serve(place: Place) -> Iterator[Callable[..., StubServer]]:
         server.close()
 
 
+def compared(tokenizer: Any, *urls: str, ends: Sequence[int] = ()) -> tuple[Any, dict[str, Any]]:
+    return compare_ids(find_model(Servers(urls), None).model, tokenizer, end_ids=ends)
+
+
 @pytest.mark.parametrize(
     ("own", "served", "kind", "size"),
     [
@@ -315,10 +321,10 @@ def test_ids_that_a_server_lacks_are_cut(
 ) -> None:
     server, plain = serve(*served, kind=kind), serve(*own)
     tokenizer = load_tokenizer(changed(place.student, place.work / "s", *own))
-    found = inspect_servers(Servers([plain.url, server.url]), None, tokenizer, [5, 6])
-    first, second = (found.same_ids[url] for url in (plain.url, server.url))
+    found, same_ids = compared(tokenizer, plain.url, server.url)
+    first, second = (same_ids[url] for url in (plain.url, server.url))
     assert (first.size, first.cut) == (300 + len(own), None)
-    assert (second.size, found.model.vocab_size) == (size, size)
+    assert (second.size, found.vocab_size) == (size, size)
     assert (second.cut is None) == (size == 300 + len(own))
     assert second.cut is None or f"({', '.join(own[size - 300 :])}), not the same on the server" in second.cut
 
@@ -326,11 +332,11 @@ def test_ids_that_a_server_lacks_are_cut(
 def test_a_server_without_the_student_s_end_token_is_refused(place: Place, serve: Any) -> None:
     tokenizer = load_tokenizer(changed(place.student, place.work / "s", "<|im_end|>", eos="<|im_end|>"))
     with pytest.raises(MismatchError, match=says("student ends ... 300 (<|im_end|>) ... not the same on the server")):
-        inspect_servers(Servers(serve().url), None, tokenizer, [5, 6])
+        compared(tokenizer, serve().url)
     tokenizer.eos_token = "<eos>"
-    assert inspect_servers(Servers(serve().url), None, tokenizer, [5, 6]).model.vocab_size == 300
+    assert compared(tokenizer, serve().url)[0].vocab_size == 300
     with pytest.raises(MismatchError, match=says("student ends ... 300 (<|im_end|>)")):
-        inspect_servers(Servers(serve().url), None, tokenizer, [5, 6], end_ids=[300])
+        compared(tokenizer, serve().url, ends=[300])
 
 
 @pytest.mark.parametrize("status", [403, 404, 413])
@@ -339,9 +345,7 @@ def test_a_gateway_that_lets_no_comparison_through_is_no_other_vocabulary(
 ) -> None:
     monkeypatch.setattr(StubServer, "detokenize", lambda self, body: (status, {"error": "not this path"}))
     server = serve()
-    assert inspect_servers(Servers(server.url), None, load_tokenizer(place.student), [5, 6]).same_ids == {
-        server.url: None
-    }
+    assert compared(load_tokenizer(place.student), server.url)[1] == {server.url: None}
 
 
 def test_doctor_says_what_a_server_lacks(place: Place, serve: Any, capfd: pytest.CaptureFixture[str]) -> None:

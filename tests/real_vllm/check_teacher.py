@@ -82,9 +82,10 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
     import vopd
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
-    from vopd.teachers.server.vllm import Question
+    from vopd.teachers.server.questions import Question
+    from vopd.teachers.server.vllm import VLLM
 
-    pair, served = load_embedded_pair(), ServedModel(Servers(url), "teacher", VOCABULARY)
+    pair, served = load_embedded_pair(), ServedModel(Servers(url), VLLM(), "teacher", VOCABULARY)
     torch.manual_seed(0)
     rows: list[Any] = []
     for text in PROMPTS:
@@ -171,12 +172,13 @@ def traffic(url: str) -> None:
     """Bytes that cross the wire for a token, prompt or completion, of one text."""
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
-    from vopd.teachers.server.vllm import Question
+    from vopd.teachers.server.questions import Question
+    from vopd.teachers.server.vllm import VLLM
 
     ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
     for top_k in (0, 1, 5, 20):
         servers = Servers(url)
-        ServedModel(servers, "teacher").score(Question(tuple(ids), 20, top_k))
+        ServedModel(servers, VLLM(), "teacher").score(Question(tuple(ids), 20, top_k))
         sent, received = (servers.counts[f"bytes_{way}"] / len(ids) for way in ("sent", "received"))
         print(f"prompt_logprobs = {top_k:<3} {sent:.0f} bytes a token sent, {received:.0f} received")
         servers.close()

@@ -1,7 +1,7 @@
 """A model server on the loopback address that answers as vLLM does, from a real model, with faults on request.
 
-Its scores come from a forward pass of a transformers model in float32, a sequence at a time, so the same question has
-the same answer to the bit. `faults` decides for every scoring request what goes wrong with it.
+Its scores and hidden states come from a forward pass of a transformers model in float32, a sequence at a time, so the
+same question has the same answer to the bit. `faults` decides for every request of them what goes wrong with it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from typing import Any
 
 import torch
 
+from teachers.stub_states import chunks, pooled, states_of
+
 NAME = "stub-teacher"
 
-# What may go wrong, in the order of the wire.
+# What may go wrong with scores, in the order of the wire.
 FAULTS = (
     "refused", "cut", "slow", "500", "429", "no_json", "wrong_count", "wrong_ids", "no_echo", "nan", "positive",
     "missing", "stale_model",
 )  # fmt: skip
 
+# Endpoints of a server that generates and of one that pools, with the method that answers.
+_OF_SCORES = {"/v1/completions": "completions", "/inference/v1/generate": "generate"}
+_OF_STATES = {"/pooling": "pooling"}
 
 # Close with a reset instead of a farewell.
 _LINGER = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -35,9 +40,12 @@ class StubServer:
     """Serves `model` until closed.
 
     Attributes:
-        faults: called with the number of the scoring request; returns a name in FAULTS or None.
+        pools: the pooler task of a server that pools; None for one that generates. Only "token_embed" has states.
+        normalizes: a pooler that normalizes states even if it is asked not to.
+        faults: called with the number of the request of scores or states; returns a name in FAULTS or FAULTS_OF_STATES,
+            or None.
         seen: every fault that was committed, in order.
-        bodies: every scoring request.
+        bodies: every request of scores or states.
         answered: bytes of every answer to one.
     """
 
@@ -46,6 +54,8 @@ class StubServer:
         model: Any,
         tokenizer: Any,
         *,
+        pools: str | None = None,
+        normalizes: bool = False,
         faults: Callable[[int], str | None] = lambda number: None,
         slow: float = 3.0,
         key: str | None = None,
@@ -59,6 +69,7 @@ class StubServer:
         retry_after: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.faults, self.slow = model.eval(), tokenizer, faults, slow
+        self.pools, self.normalizes = pools, normalizes
         self.key, self.heeds_temperature, self.scores_chosen = key, heeds_temperature, scores_chosen
         self.tokenizes, self.max_logprobs, self.digits = tokenizes, max_logprobs, digits
         self.names, self.max_model_len, self.retry_after = names, max_model_len, retry_after
@@ -161,6 +172,22 @@ class StubServer:
             answer["prompt_token_ids"] = None
         return 200, {**answer, "prompt_token_id_logprobs": npy(scores)}
 
+    def pooling(self, body: dict[str, Any], fault: str | None) -> tuple[int, Any]:
+        """The metadata and bytes of the states, or an error."""
+        ids, task = body["input"], body["task"]
+        if body["model"] not in self.names:
+            return 404, _error(f"The model `{body['model']}` does not exist.", 404)
+        if self.pools != task:
+            where = f"Try switching the model's pooling_task via --pooler-config.task {task}. (parameter=task)"
+            return 400, _error(where)
+        if len(ids) > self.max_model_len:
+            return 400, _error(f"This model's maximum context length is {self.max_model_len} tokens.")
+        if max(ids) >= self.model.config.vocab_size:
+            return 400, _error(f"Token id {max(ids)} is out of vocabulary")
+        with self.compute:
+            states = states_of(self.model, ids)
+        return 200, pooled(states, {**body, "use_activation": True} if self.normalizes else body, fault)
+
     def tokenize(self, body: dict[str, Any]) -> tuple[int, Any]:
         if not self.tokenizes:
             return 404, {"detail": "Not Found"}
@@ -175,7 +202,11 @@ class StubServer:
         return 200, {"prompt": self.tokenizer.decode(body["tokens"])}
 
     def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": n, "max_model_len": self.max_model_len} for n in self.names]}
+        of_all = {"object": "model", "owned_by": "vllm", "root": self.model.name_or_path, "parent": None}
+        return {
+            "object": "list",
+            "data": [{"id": name, **of_all, "max_model_len": self.max_model_len} for name in self.names],
+        }
 
 
 def npy(array: torch.Tensor) -> str:
@@ -187,8 +218,9 @@ def npy(array: torch.Tensor) -> str:
     return base64.b64encode(data).decode()
 
 
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+def _error(message: str, code: int = 400) -> dict[str, Any]:
+    kind = {400: "BadRequestError", 404: "NotFoundError"}.get(code, "InternalServerError")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 def _spoil(choice: dict[str, Any], ids: list[int], fault: str | None) -> None:
@@ -219,7 +251,7 @@ class _Quiet(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     stub: StubServer
     protocol_version = "HTTP/1.1"
-    SCORING = ("/v1/completions", "/inference/v1/generate")
+    disable_nagle_algorithm = True  # or else every answer on a connection but the first waits 40 ms
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
@@ -231,14 +263,18 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
             self.answer(401, _error("Unauthorized"))
-        elif self.path in self.SCORING:
-            self.score(body)
+        elif self.path in self.teaching():
+            self.teach(body)
         elif self.path in {"/tokenize", "/detokenize"}:
             self.answer(*getattr(self.stub, self.path[1:])(body))
         else:
             self.answer(404, {"detail": "Not Found"})
 
-    def score(self, body: dict[str, Any]) -> None:
+    def teaching(self) -> dict[str, str]:
+        """The endpoints of scores or states, which a server of the other kind does not have."""
+        return _OF_SCORES if self.stub.pools is None else _OF_STATES
+
+    def teach(self, body: dict[str, Any]) -> None:
         stub = self.stub
         with stub.lock:
             number = len(stub.bodies)
@@ -262,14 +298,36 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(self.stub.slow)
-        if fault in {"500", "429"}:
-            self.answer(int(fault), _error("not now"))
+        if fault in {"500", "503", "429"}:
+            self.answer(int(fault), _error("not now", int(fault)))
             return
-        answer = self.stub.completions if self.path == "/v1/completions" else self.stub.generate
-        status, found = answer(body, fault)
+        status, found = getattr(self.stub, self.teaching()[self.path])(body, fault)
+        if isinstance(found, tuple):
+            self.stream(*found, fault)
+            return
         if fault == "stale_model" and status == 200:
             found["model"] = NAME + "-of-yesterday"
         self.answer(status, found, fault, counted=True)
+
+    def stream(self, metadata: dict[str, Any] | str | None, data: bytes, fault: str | None) -> None:
+        """A binary answer, whose length the headers do not tell."""
+        sent = 0
+        try:
+            self.send_response(200)
+            if metadata is not None:
+                self.send_header("metadata", metadata if isinstance(metadata, str) else json.dumps(metadata))
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in chunks(data, fault):
+                self.wfile.write(part)
+                sent += len(part)
+        except (BrokenPipeError, ConnectionResetError):  # whoever asked has given up
+            self.close_connection = True
+        if fault == "cut":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.stub.answered.append(sent)
 
     def answer(self, status: int, found: Any, fault: str | None = None, counted: bool = False) -> None:
         data = json.dumps(found).encode()

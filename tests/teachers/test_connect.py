@@ -10,10 +10,26 @@ import pytest
 from messages import says, told
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
 from vopd.experiments.pair import embedded_pair
-from vopd.teachers.server import Servers, inspect_servers
+from vopd.teachers.server import Servers
+from vopd.teachers.server.discovery import find_model
+from vopd.teachers.server.preflight import (
+    Findings,
+    by_scores,
+    compare_ids,
+    measured,
+    most_top_k,
+    refusal_of_chosen,
+    untempered,
+    written,
+)
 
 Make = Callable[..., Any]
 PROMPT = (70, 80, 90, 60)
+
+
+def inspected(*urls: str) -> Findings:
+    model, same_ids = compare_ids(find_model(Servers(urls), None).model, None)
+    return measured(model, same_ids, written(model, PROMPT)[0], by_scores)
 
 
 def test_servers_with_different_weights_are_refused(serve: Make, make_trainer: Make, pair: Any) -> None:
@@ -25,10 +41,10 @@ def test_servers_with_different_weights_are_refused(serve: Make, make_trainer: M
 def test_servers_must_call_the_model_by_one_name(serve: Make) -> None:
     several = serve(names=("a", "b")).url
     with pytest.raises(ConfigurationError, match=says("teacher_server_model ... a, b")):
-        inspect_servers(Servers(several), None, None, PROMPT)
-    assert inspect_servers(Servers(several), "b", None, PROMPT).model.name == "b"
+        find_model(Servers(several), None)
+    assert find_model(Servers(several), "b").model.name == "b"
     with pytest.raises(ConfigurationError, match=says("different names ... a, stub-teacher")):
-        inspect_servers(Servers([serve().url, serve(names=("a",)).url]), None, None, PROMPT)
+        find_model(Servers([serve().url, serve(names=("a",)).url]), None)
 
 
 def test_a_vocabulary_is_compared_by_the_server_or_by_a_named_tokenizer(serve: Make, make_trainer: Make) -> None:
@@ -54,23 +70,25 @@ def test_a_server_under_a_name_is_held_to_the_rules_of_any_server(
 
 def test_the_temperature_is_tried_on_every_server(serve: Make) -> None:
     urls = [serve(heeds_temperature=True).url, serve().url]
-    found = inspect_servers(Servers(urls), None, None, PROMPT)
-    assert found.untempered(1.5) == urls[1:] and found.untempered(1.0) == []
+    found = inspected(*urls)
+    assert untempered(found, 1.5) == urls[1:] and untempered(found, 1.0) == []
 
 
 def test_what_a_server_gives_is_tried(serve: Make) -> None:
-    found = inspect_servers(Servers(serve(max_logprobs=5, max_model_len=200).url), None, None, PROMPT)
-    assert found.length == 200 and found.most_top_k([20, 5, 1]) == (5, "") and found.refusal_of_chosen() == ""
-    found = inspect_servers(Servers(serve(max_logprobs=0, scores_chosen=False).url), None, None, PROMPT)
-    assert found.most_top_k([20, 5])[0] == 0 and "Requested prompt logprobs of 5" in found.most_top_k([20, 5])[1]
-    assert "status 403" in found.refusal_of_chosen()
+    url = serve(max_logprobs=5, max_model_len=200).url
+    found = inspected(url)
+    assert most_top_k(found, [20, 5, 1]) == (5, "") and refusal_of_chosen(found) == ""
+    assert find_model(Servers(url), None).length == 200
+    found = inspected(serve(max_logprobs=0, scores_chosen=False).url)
+    assert most_top_k(found, [20, 5])[0] == 0 and "Requested prompt logprobs of 5" in most_top_k(found, [20, 5])[1]
+    assert "status 403" in refusal_of_chosen(found)
 
 
 def test_the_first_id_that_means_something_else_is_named(serve: Make, pair: Any, tiny_tokenizer: Any) -> None:
     server = serve()
     server.tokenizer = tiny_tokenizer
     with pytest.raises(MismatchError, match=says("different vocabularies ... for the student ... for the server")):
-        inspect_servers(Servers(server.url), None, pair.tokenizer, PROMPT)
+        compare_ids(find_model(Servers(server.url), None).model, pair.tokenizer)
 
 
 def test_ends_that_the_student_does_not_know_are_warned_of(
@@ -95,4 +113,4 @@ def test_ends_that_the_student_does_not_know_are_warned_of(
 
 def test_the_command_that_starts_a_server_starts_it_where_it_is_looked_for() -> None:
     with pytest.raises(TeacherServerError, match=says("vllm serve TEACHER ... --port 9, or")):  # where nothing listens
-        inspect_servers(Servers("http://127.0.0.1:9"), None, None, PROMPT)
+        find_model(Servers("http://127.0.0.1:9"), None)

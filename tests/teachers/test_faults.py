@@ -18,7 +18,8 @@ from messages import says
 from teachers.stub_server import FAULTS
 from vopd.errors import TeacherServerError
 from vopd.teachers.server import Patience, ServedModel, Servers
-from vopd.teachers.server.vllm import Question
+from vopd.teachers.server.questions import Question
+from vopd.teachers.server.vllm import VLLM
 from vopd.training.batch import Batch
 
 Make = Callable[..., Any]
@@ -42,7 +43,7 @@ WORDS = {
 
 def ask(servers: Servers, question: Question | None = None) -> Any:
     question = question or Question((70, 80, 90, 60, 50, 66), start=2, top_k=3)
-    return ServedModel(servers, "stub-teacher").score(question)
+    return ServedModel(servers, VLLM(), "stub-teacher").score(question)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,7 +1,7 @@
 """Show versions, extras, devices, the backend of each estimator, and the environment. Needs only the core install.
 
-With --teacher URL, check a teacher server instead: its vocabulary, determinism and temperature handling, the scores
-that it provides, and the estimators that can use them.
+With --teacher URL, check a teacher server instead: what it serves, its vocabulary, determinism and temperature
+handling, whether it gives scores or hidden states, their bytes a token, and the estimators that can use them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from vopd.versions import versions
 
 if TYPE_CHECKING:
     from vopd.models import CommonVocabulary
+    from vopd.teachers.server import ServedModel
+    from vopd.teachers.server.questions import Question
 
 # Packages whose names a user sees in errors or tables of results.
 _PACKAGES = (
@@ -45,6 +47,7 @@ class DoctorOptions:
     teacher: str | None = setting(None, "address of a teacher server to check, such as http://localhost:8001")
     teacher_server_model: str | None = setting(None, "the teacher's name on a server with several models")
     teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable with the server's API key")
+    teacher_model: str | None = setting(None, "the teacher's folder or hub id, whose output head is checked")
     model: str | None = setting(None, "student: folder or hub id; compare its vocabulary with the server's")
     temperature: float = setting(1.0, "temperature of the rollouts; check whether the server scores at it")
 
@@ -137,40 +140,99 @@ def _environment(output_dir: str) -> list[str]:
 
 
 def _teacher(options: DoctorOptions, address: str) -> list[str]:
-    """Check a teacher server: the scores that it provides, and the estimators that can use them.
+    """Check a teacher server: what it provides, and the estimators that can use it.
 
     Raises:
-        TeacherServerError: no server responds, or it does not score prompts.
-        MismatchError: its vocabulary differs from the student's.
+        TeacherServerError: no server responds, or it neither scores texts nor gives hidden states.
+        MismatchError: its vocabulary differs from the student's, or its states do not fit the head of teacher_model.
     """
-    from vopd.estimators import ESTIMATORS
     from vopd.models import load_tokenizer
-    from vopd.teachers.server import Patience, Servers, inspect_servers
+    from vopd.teachers.server import Patience, Servers
+    from vopd.teachers.server.discovery import find_model, pooling_servers
+    from vopd.teachers.server.head_check import text_of
+    from vopd.teachers.server.preflight import compare_ids
 
-    patience = Patience(retries=1, deadline=120.0)
-    servers = Servers(address, key_env=options.teacher_server_key_env, patience=patience)
+    servers = Servers(address, key_env=options.teacher_server_key_env, patience=Patience(retries=1, deadline=120.0))
     tokenizer = None if options.model is None else load_tokenizer(options.model)
-    prompt = _PROMPT if tokenizer is None else tokenizer("1 + 1 =")["input_ids"]
-    found = inspect_servers(servers, options.teacher_server_model, tokenizer, prompt)
+    prompt = _PROMPT if tokenizer is None else tokenizer("State the result: 1 + 1 =")["input_ids"]
+    found = find_model(servers, options.teacher_server_model)
+    model, same_ids = compare_ids(found.model, tokenizer)
+    widths, _ = pooling_servers(model, text_of(prompt, model))
+    ((url,), length) = servers.urls, f", sequences of up to {found.length} tokens" if found.length else ""
+    lines = [
+        f"{url} serves {model.name} ({model.engine.name}){length}",
+        f"vocabulary: {_vocabulary(same_ids.get(url), tokenizer is not None)}",
+    ]
+    if widths:
+        lines += _states(options, model, widths[url], text_of(prompt, model), found.path)
+    else:
+        lines += _scores(options, model, prompt)
+    servers.close()
+    return lines
+
+
+def _states(options: DoctorOptions, model: ServedModel, width: int, text: Question, path: str | None) -> list[str]:
+    """What a server of hidden states provides; with teacher_model, its head is checked."""
+    import torch
+
+    from vopd.estimators import ESTIMATORS
+    from vopd.models.head_files import load_head
+    from vopd.teachers.server.connect import check_width
+    from vopd.teachers.server.head_check import check_distribution
+    from vopd.teachers.server.preflight import by_states, measured
+
+    lines = [
+        f"gives hidden states of width {width}, whatever the vocabulary {2 * width:,} bytes a token (of prompt and "
+        "completion) in bfloat16; with the teacher's output head they are its full distribution",
+        f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
+    ]
+    if options.teacher_model is None:
+        own = f" (the server has loaded {path})" if path else ""
+        return [*lines, f"output head: not checked; name the teacher's folder or hub id with --teacher_model{own}"]
+    head = load_head(options.teacher_model)
+    check_width(head, {model.servers.urls[0]: width}, options.teacher_model)
+    found = measured(
+        replace(model, vocab_size=model.vocab_size or len(head.weight)), {}, text, by_states(head, torch.float32)
+    )
+    (repeat,) = found.repeats.values()
+    rows, dtype = len(head.weight), str(head.weight.dtype).removeprefix("torch.")
+    size = sum(part.nbytes for part in (head.weight, head.bias) if part is not None)
+    return [
+        *lines,
+        f"output head of {options.teacher_model}: {rows:,} x {width}, {dtype}, "
+        f"{size / (1 << 20):,.1f} MiB in the student's process",
+        f"scores repeat to within {repeat.max():.2g} nats/token",
+        check_distribution(found, options.teacher_model, None, replace(model, servers=model.servers.only(()))),
+    ]
+
+
+def _scores(options: DoctorOptions, model: ServedModel, prompt: Sequence[int]) -> list[str]:
+    """The scores that a server provides, each tried with a request, and the estimators that can use them."""
+    from vopd.estimators import ESTIMATORS
+    from vopd.teachers.server.preflight import by_scores, measured, most_top_k, refusal_of_chosen, untempered, written
+
+    text, _ = written(model, prompt)
+    found = measured(model, {}, text, by_scores)
     began = time.perf_counter()
-    found.model.score(found.text)
+    model.score(text)
     seconds = time.perf_counter() - began
-    top_k, _ = found.most_top_k(_TOP_K)
-    refusal = found.refusal_of_chosen()
+    top_k, _ = most_top_k(found, _TOP_K)
+    received = model.servers.counts["bytes_received"]
+    model.score(replace(text, top_k=top_k))
+    per_token = (model.servers.counts["bytes_received"] - received) / len(text.ids)
+    refusal = refusal_of_chosen(found)
     gives = {"sampled": True, "top_k": top_k > 0, "chosen": not refusal, "full": False}
     temperature = options.temperature
-    applied = not found.untempered(temperature)
-    ((url, repeat),) = found.repeats.items()
+    applied = not untempered(found, temperature)
+    (repeat,) = found.repeats.values()
     lines = [
-        f"{url} serves {found.model.name}" + (f", sequences of up to {found.length} tokens" if found.length else ""),
-        f"vocabulary: {_vocabulary(found.same_ids.get(url), tokenizer is not None)}",
         f"scores repeat to within {repeat.max():.2g} nats/token; one request took {seconds * 1000:.0f} ms",
         f"temperature {temperature:g}: {_temperature(temperature, applied)}",
         "scores that it provides:",
         "  sampled  yes: the score of each sampled token",
-        f"  top_k    {_top_k(top_k)}",
+        f"  top_k    {_top_k(top_k)}, {per_token:,.0f} bytes a token",
         f"  chosen   {'no: ' + refusal if refusal else 'yes: scores of ids that the student chooses'}",
-        "  full     no: the full distribution needs a teacher in the training process",
+        f"  full     no: start the server for hidden states instead: {model.engine.start_states}",
         "estimators that can use them:",
     ]
     for name, estimator in ESTIMATORS.items():
@@ -179,7 +241,6 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
         at_one = temperature != 1 and estimator.needs.full_teacher if need == "chosen" else not applied
         usable = "no, needs temperature 1" if at_one else "yes"
         lines.append(f"  {name:<28}" + (usable if gives[need] else f"no, needs {need}"))
-    servers.close()
     return lines
 
 

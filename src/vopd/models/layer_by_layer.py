@@ -25,6 +25,10 @@ from .loading import load_model, load_skeleton
 _SPEAKERS = ("accelerate.big_modeling", "transformers.modeling_utils", "vopd")
 
 
+class NotComparable(MismatchError):
+    """A model cannot be run from its files here; the message can stand after "because"."""
+
+
 def logprobs_from_files(source: str | Path, ids: Sequence[int], start: int, revision: str | None = None) -> Tensor:
     """Return log q of ``ids[start:]``, each given all ids before it, on the CPU, with about one layer in memory.
 
@@ -41,9 +45,15 @@ def logprobs_from_files(source: str | Path, ids: Sequence[int], start: int, revi
         (len(ids) - start,), in float32; the model itself runs in the dtype of its files.
 
     Raises:
-        MismatchError: not all files of the model are on this machine or are whole, or it is quantized, or an adapter.
-            The message can stand after "because".
+        NotComparable: not all files of the model are on this machine or are whole, or it is quantized, or an adapter.
     """
+    try:
+        return _logprobs(source, ids, start, revision)
+    except MismatchError as error:
+        raise NotComparable(str(error)) from error
+
+
+def _logprobs(source: str | Path, ids: Sequence[int], start: int, revision: str | None) -> Tensor:
     if find_adapter(source, revision) is not None:
         raise MismatchError(f"'{source}' is an adapter; merge it with vopd merge, and serve and name the result")
     saved = find_weights(source, revision, here=True)
@@ -54,11 +64,11 @@ def logprobs_from_files(source: str | Path, ids: Sequence[int], start: int, revi
         raise MismatchError(f"'{source}' is quantized, and its layers cannot be read one by one on the host")
     with tempfile.TemporaryDirectory(prefix="vopd-") as folder:
         _check_room(skeleton, saved, folder)
-        return _logprobs(source, revision, torch.tensor(ids), start, folder)
+        return _computed(source, revision, torch.tensor(ids), start, folder)
 
 
 @torch.no_grad()
-def _logprobs(source: str | Path, revision: str | None, ids: Tensor, start: int, folder: str) -> Tensor:
+def _computed(source: str | Path, revision: str | None, ids: Tensor, start: int, folder: str) -> Tensor:
     try:
         with _quietly():
             model = load_model(source, revision=revision, device_map={"": "disk"}, offload_folder=folder)
@@ -77,11 +87,12 @@ def _check_room(skeleton: Any, saved: WeightFiles, folder: str) -> None:
     It may be in memory, so half of what is free has to stay.
     """
 
-    def within_layer(name: str) -> str:
+    def within_layer(name: str) -> str | None:
         parts = name.split(".")
-        return ".".join(parts[max((i for i, part in enumerate(parts) if part.isdigit()), default=0) :])
+        numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+        return ".".join(parts[numbers[-1] :]) if numbers else None
 
-    same = {within_layer(name) for name in saved.files}
+    same = {within_layer(name) for name in saved.files} | {None}  # what is in no layer is renamed at most
     other = [weight for name, weight in skeleton.named_parameters() if within_layer(name) not in same]
     needed = sum(weight.numel() for weight in other) * bytes_per_weight(skeleton, "auto")
     free = shutil.disk_usage(folder).free

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,8 @@ from .columns import DEFAULT
 from .itself import ADAPTER_OFF, AVERAGE, AdapterOff, MovingAverage, check_self, copied, is_self
 from .local import InProcess, LocalTeacher
 from .routed import RoutedTeacher
-from .server.connect import connect
-from .server.settings import check_server
+from .server.connect import Files, Pupil, connect
+from .server.settings import check_payload, check_server
 from .server.teacher import ServerTeacher
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Served:
 
     Attributes:
         urls: address of the server, or of several servers of the same model.
-        path: folder or hub id from which its tokenizer and EOS tokens are compared; None compares with the server only.
+        path: folder or hub id from which its tokenizer and EOS tokens are compared, and its output head is read for
+            hidden states; None compares with the server only.
     """
 
     urls: Any
@@ -62,7 +64,7 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     if teachers is not None and not (isinstance(teachers, dict) and all(isinstance(name, str) for name in teachers)):
         raise ConfigurationError(f"teachers must be a mapping of names to teachers, not {type(teachers).__name__}")
     teacher_model = _written(teacher_model)
-    named = {name: Served(source) if _is_url(source) else _written(source) for name, source in (teachers or {}).items()}
+    named = {name: _named(name, source) for name, source in (teachers or {}).items()}
     if server_url is not None:
         if teacher_model is not None and not isinstance(teacher_model, str):
             raise ConfigurationError(
@@ -89,6 +91,18 @@ def sources(teacher_model: Any, teachers: Any, server_url: Any = None) -> dict[s
     return named
 
 
+def _named(name: str, source: Any) -> Any:
+    """One of several teachers: a server is written as its address, or as a mapping of address and files."""
+    if isinstance(source, Mapping):
+        if set(source) - {"server_url", "model"} or not source.get("server_url"):
+            raise ConfigurationError(
+                f"teachers: {name}: {dict(source)!r} is not a teacher on a server; write "
+                "{server_url: URL, model: PATH}"
+            )
+        return Served(source["server_url"], _written(source.get("model")))
+    return Served(source) if _is_url(source) else _written(source)
+
+
 def _written(source: Any) -> Any:
     """A path as text."""
     return os.fspath(source) if isinstance(source, os.PathLike) else source
@@ -102,7 +116,7 @@ def check_sources(args: Any, given: dict[str, Any]) -> None:
     """
     served = [source for source in given.values() if isinstance(source, Served)]
     local = [source for source in given.values() if not isinstance(source, Served) and not is_self(source)]
-    if args.teacher_offload and not local:
+    if args.teacher_offload and not local and not any(source.path for source in served):
         raise ConfigurationError("teacher_offload has no effect without a local teacher model; remove it")
     if args.teacher_scoring != MICRO_BATCH and len(served) == len(given):
         raise ConfigurationError(
@@ -113,6 +127,7 @@ def check_sources(args: Any, given: dict[str, Any]) -> None:
         own = copy.copy(args)
         own.teacher_server_url = source.urls
         check_server(own)
+        check_payload(args, source.path is not None)
         for url in [source.urls] if isinstance(source.urls, str) else source.urls:
             if _address(url) == _rollout_server(args):
                 raise ConfigurationError(
@@ -282,15 +297,13 @@ def _place_served(trainer: VOPDTrainer, source: Served, revision: str | None) ->
         tokenizer, model = (load(source.path, revision=revision) for load in (load_tokenizer, load_skeleton))
         _warn_of_ends(trainer, model, tokenizer)
     vocab_size = _common_vocabulary(trainer, tokenizer, model)
-    teacher, notes = connect(
-        args,
-        tokenizer=trainer.tokenizer,
-        compared=source.path is not None,
-        vocab_size=vocab_size,
-        prompt=first_ids(trainer.train_dataset),
-        end_ids=trainer.eos_token_ids,
+    first = trainer.is_world_process_zero()
+    files = None if source.path is None else Files(source.path, revision)
+    pupil = Pupil(
+        trainer.tokenizer, vocab_size, trainer.eos_token_ids, first_ids(trainer.train_dataset), args.device, first
     )
-    if trainer.is_world_process_zero():
+    teacher, notes = connect(args, files, pupil)
+    if first:
         for note in notes:
             logger.info("teacher server: %s", note)
     limits = (context_length(trainer.model), teacher.positions)

@@ -1,7 +1,7 @@
-"""A teacher on a server: the client, vLLM's request and response format, the preflight checks, the teacher itself."""
+"""A teacher on a server: the client, what is asked of each engine, the preflight checks, the teacher itself."""
 
-from .client import Patience, ServedModel, Servers
-from .preflight import Findings, inspect_servers
+from .client import Patience, Servers
+from .served import ServedModel
 from .teacher import ServerTeacher
 
-__all__ = ["Findings", "Patience", "ServedModel", "ServerTeacher", "Servers", "inspect_servers"]
+__all__ = ["Patience", "ServedModel", "ServerTeacher", "Servers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -20,8 +21,8 @@ from vopd.network import check_certificates, proxy_of
 
 from .addresses import checked_urls
 from .keys import read_key
+from .questions import BadAnswer, Binary, Request
 from .refusals import Rejected, Reply, Unreachable, advice, refusal, unanswered
-from .vllm import Answer, BadAnswer, Question, Request, read, request_of
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Servers:
     Attributes:
         close: stops all requests; connections close when the last pending response has arrived or failed. Called
             automatically when nothing refers to the servers any more.
-        counts: requests, retries and bytes so far.
+        counts: requests, retries, bytes, and the seconds of all requests so far.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Servers:
     ) -> None:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
+        self._whole: Servers | None = None
         self.patience = patience or Patience()
         self._key, self._key_env = read_key(key_env), key_env
         self._proxies = {url: proxy_of(url) for url in self.urls}
@@ -86,7 +88,7 @@ class Servers:
         self.close = weakref.finalize(
             self, _give_up, self._closed, self._executor, self._client, self._lock, self._under_way
         )
-        self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
+        self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0, "seconds": 0.0}
 
     def _opened(self, concurrency: int) -> Any:
         """The client: without redirections, which would take the key elsewhere, and with the chosen proxies only."""
@@ -107,6 +109,12 @@ class Servers:
             follow_redirects=False,
         )
 
+    def only(self, urls: Sequence[str]) -> Servers:
+        """The same servers, whose requests go to these addresses alone."""
+        part = copy.copy(self)
+        part.urls, part._whole = tuple(urls), self  # whose end would close the connections
+        return part
+
     def background(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` in the pool of requests; the future holds its result or error."""
         return self._executor.submit(work)
@@ -115,8 +123,8 @@ class Servers:
         """Send a request and return the result of `read`. If `read` raises BadAnswer, the request is retried.
 
         Args:
-            request: path and JSON body.
-            read: turns the parsed JSON response into the result.
+            request: the request.
+            read: turns the parsed JSON, or the ``Binary`` response, into the result.
             url: the server to ask; None for the least busy one, chosen again for every attempt.
             retries: attempts after the first; None for those of the patience.
 
@@ -144,15 +152,15 @@ class Servers:
                 self.counts["retries"] += 1
         raise AssertionError("unreachable")
 
-    def models(self, url: str) -> dict[str, int | None]:
-        """The models at an address, and the longest sequence of each if reported. Does not retry.
+    def models(self, url: str) -> list[Listed]:
+        """The models at an address. Does not retry.
 
         Raises:
             TeacherServerError: no model server answers there, or it requires a key.
         """
         try:
             seconds = min(10.0, self.patience.timeout)
-            return self._attempt(url, ("/v1/models", None), _lengths, time.monotonic() + seconds)
+            return self._attempt(url, Request("/v1/models"), _listed, time.monotonic() + seconds)
         except Unreachable as error:
             port = self._httpx.URL(url).port or 80
             here = f"start one with vllm serve TEACHER --host 127.0.0.1 --port {port}, or correct teacher_server_url"
@@ -172,54 +180,59 @@ class Servers:
                 raise BadAnswer("given up")
             self._under_way[url] += 1
             self.counts["requests"] += 1
-        path, body = request
+        began = time.monotonic()
         try:
-            reply = self._exchange(url + path, None if body is None else json.dumps(body).encode(), ends)
+            reply = self._exchange(url, request, ends)
         except (self._httpx.HTTPError, self._httpx.StreamError, self._httpx.InvalidURL, OSError, ValueError) as error:
             raise unanswered(error, url, self._proxies[url], self._key) from error
         finally:
             with self._lock:
+                self.counts["seconds"] += time.monotonic() - began
                 self._under_way[url] -= 1
                 if self._closed.is_set():
                     _close_unused(self._client, self._under_way)
         if reply.status != 200:
-            raise refusal(reply, url, path, self._key_env, self._proxies[url])
-        return self._read(reply, read)
+            raise refusal(reply, url, request.path, self._key_env, self._proxies[url])
+        return self._read(reply, read, request.room is not None)
 
-    def _read(self, reply: Reply, read: Callable[[Any], T]) -> T:
+    def _read(self, reply: Reply, read: Callable[[Any], T], binary: bool) -> T:
         """What `read` makes of a response. Errors have no cause, which could show a key that the server quotes."""
         try:
+            if binary:
+                return read(Binary(json.loads(reply.headers["metadata"]), memoryview(reply.content)))
             return read(json.loads(reply.content))
         except BadAnswer as error:
             why = shortened(error, self._key)
         except RecursionError:
             why = "the response is nested too deeply"
         except json.JSONDecodeError:
-            why = f"the response is {'' if reply.page is not None else 'not JSON: '}{reply.said}"
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            what = "has metadata that are not JSON" if binary else f"is not JSON: {reply.said}"
+            why = f"the response {what if reply.page is None else f'is {reply.said}'}"
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = f"{type(error).__name__}: {shortened(error, self._key)}"
-            why = f"the response has an unexpected form ({what}): {reply.said}"
+            why = f"the response has an unexpected form ({what})" + ("" if binary else f": {reply.said}")
         raise BadAnswer(why, reply.status)
 
-    def _exchange(self, address: str, body: bytes | None, ends: float) -> Reply:
+    def _exchange(self, url: str, request: Request, ends: float) -> Reply:
         """The whole response, which must be complete in time: httpx's timeout only limits silence."""
         seconds = max(0.001, min(self.patience.timeout, ends - time.monotonic()))
-        latest, parts, longest = time.monotonic() + seconds, [], _MODELS if body is None else _SCORES
+        latest = time.monotonic() + seconds
+        body = None if request.body is None else json.dumps(request.body).encode()
         method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
-        with self._client.stream(method, address, content=body, headers=headers, timeout=seconds) as answer:
+        with self._client.stream(method, url + request.path, content=body, headers=headers, timeout=seconds) as answer:
+            held = _Held(request, answer.status_code)
             for part in answer.iter_bytes():
-                parts.append(part)
-                longest -= len(part)
+                fits = held.add(part)
                 if time.monotonic() > latest:
                     raise BadAnswer(f"no complete response within {seconds:.3g} s")
-                if longest < 0 and answer.status_code != 200:
+                if not fits and answer.status_code != 200:
                     break  # its beginning has the message
-                if longest < 0:
-                    raise BadAnswer("the response is too long for one of a model server", answer.status_code)
+                if not fits:
+                    raise BadAnswer(f"the response is too long, more than {held.room} bytes", answer.status_code)
             with self._lock:
                 self.counts["bytes_sent"] += len(body or b"")
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
-            return Reply(answer.status_code, answer.headers, b"".join(parts), self._key)
+            return Reply(answer.status_code, answer.headers, held.content, self._key)
 
     def _least_busy(self) -> str:
         """The server with the fewest pending requests; those that failed in the last minute come last."""
@@ -228,28 +241,50 @@ class Servers:
             return min(self.urls, key=lambda url: (self._failed_at[url] > recently, self._under_way[url]))
 
 
+class _Held:
+    """A response as it arrives: a binary one in a buffer of the size that it must have."""
+
+    def __init__(self, request: Request, status: int) -> None:
+        self._whole = bytearray(request.room) if request.room is not None and status == 200 else None
+        self._parts: list[bytes] = []
+        self._length = 0
+        self.room = len(self._whole) if self._whole is not None else _MODELS if request.body is None else _SCORES
+
+    def add(self, part: bytes) -> bool:
+        """Whether there was room for the part."""
+        start, self._length = self._length, self._length + len(part)
+        if self._length > self.room:
+            return False
+        if self._whole is None:
+            self._parts.append(part)
+        else:
+            self._whole[start : self._length] = part
+        return True
+
+    @property
+    def content(self) -> bytes | bytearray:
+        """What has arrived."""
+        if self._whole is None:
+            return b"".join(self._parts)
+        del self._whole[self._length :]
+        return self._whole
+
+
 @dataclass(frozen=True)
-class ServedModel:
-    """A model on one or several servers.
+class Listed:
+    """A model that a server lists.
 
     Attributes:
-        servers: the servers.
         name: its name there.
-        vocab_size: size of the vocabulary; larger ids are padding rows of the output head.
+        length: longest sequence; None if not reported.
+        owner: who serves it: "vllm", "sglang", ...; empty if not reported.
+        path: from where the server has loaded it; None if not reported.
     """
 
-    servers: Servers
     name: str
-    vocab_size: int | None = None
-
-    def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], url: str, retries: int | None = None) -> T:
-        """As ``Servers.ask``; adds the model's name to the body."""
-        return self.servers.ask((path, {"model": self.name, **body}), read, url, retries)
-
-    def score(self, question: Question, url: str | None = None, retries: int | None = None) -> Answer:
-        """The scores of one completion; arguments and errors as those of ``Servers.ask``."""
-        reads = partial(read, question, self.name, vocab_size=self.vocab_size)
-        return self.servers.ask(request_of(question, self.name), reads, url, retries)
+    length: int | None = None
+    owner: str = ""
+    path: str | None = None
 
 
 def _give_up(
@@ -271,8 +306,17 @@ def _close_unused(client: Any, under_way: dict[str, int]) -> None:
         client.close()
 
 
-def _lengths(body: Any) -> dict[str, int | None]:
+def _listed(body: Any) -> list[Listed]:
     if not body["data"]:
         raise BadAnswer("it lists no models", 200)
-    lengths = {str(entry["id"]): entry.get("max_model_len") for entry in body["data"]}
-    return {name: length if type(length) is int else None for name, length in lengths.items()}
+    return [_entry(entry) for entry in body["data"]]
+
+
+def _entry(entry: Any) -> Listed:
+    length, path = entry.get("max_model_len"), entry.get("root")
+    return Listed(
+        str(entry["id"]),
+        length if type(length) is int else None,
+        str(entry.get("owned_by") or ""),
+        path if isinstance(path, str) else None,
+    )

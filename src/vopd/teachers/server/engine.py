@@ -21,6 +21,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    start_states: ClassVar[str]
+    """The command that starts a server of hidden states."""
 
     @abstractmethod
     def scores(self, question: Question, model: str) -> Request:

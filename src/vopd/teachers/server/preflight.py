@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vopd.errors import ConfigurationError, TeacherServerError
+from vopd.errors import TeacherServerError
+from vopd.kernels import Head
 from vopd.models import CommonVocabulary
 
-from .client import Rejected, ServedModel, Servers
+from .questions import Question, StatesQuestion
+from .refusals import Rejected
 from .same_ids import check_vocabulary
-from .vllm import COMPLETIONS, Answer, BadAnswer, Question
+from .served import ServedModel
 
 # Nats/token on average: different precisions or batch sizes differ by less, different weights by more.
 SAME_WEIGHTS = 0.05
@@ -21,54 +24,45 @@ SAME_WEIGHTS = 0.05
 _PROPORTION = 0.02
 _WRITTEN_TOKENS = 64
 
+Measure = Callable[[ServedModel, Question, str, int | None], Tensor]
+"""Log-probabilities of a text's tokens after its start, (T,), by the server at an address with so many retries."""
+
+
+def by_scores(model: ServedModel, text: Question, url: str, retries: int | None = None) -> Tensor:
+    """A ``Measure``: what the server scores."""
+    return model.score(text, url, retries).sampled
+
+
+def by_states(head: Head, dtype: torch.dtype) -> Measure:
+    """A ``Measure``: log softmax of the server's hidden states times the teacher's output head."""
+
+    def measured(model: ServedModel, text: Question, url: str, retries: int | None = None) -> Tensor:
+        found = model.states(StatesQuestion(text.ids, text.start, dtype, head.weight.size(1)), url, retries)
+        logprobs = head.logits(found.to(head.device))[:, : model.vocab_size].log_softmax(-1)
+        return logprobs.gather(-1, torch.tensor(text.ids[text.start :], device=head.device).unsqueeze(-1))[:, 0].cpu()
+
+    return measured
+
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of the preflight checks of one model's servers, with further checks as methods.
+    """Results of the preflight checks of one model's servers.
 
     Attributes:
         model: the model on its servers.
-        length: longest sequence that all servers accept; None if none reports it.
         same_ids: by address, the ids that are the same as the student's; None if the server cannot be asked.
-        text: a text that the first server generated.
-        end_id: the id that the server ended it with; None if it reached the length limit.
-        scores: scores of its tokens, from the first server.
+        text: a text that the servers score.
+        measure: how they do.
+        scores: log-probabilities of its tokens, from the first server.
         repeats: by address, how much a second scoring differs from ``scores``, in nats for each token.
     """
 
     model: ServedModel
-    length: int | None
     same_ids: dict[str, CommonVocabulary | None]
     text: Question
-    end_id: int | None
-    scores: Answer
+    measure: Measure
+    scores: Tensor
     repeats: dict[str, Tensor]
-
-    def most_top_k(self, asked: Sequence[int]) -> tuple[int, str]:
-        """The first of `asked` that the first server accepts as prompt_logprobs; or 0, and why it accepts none."""
-        refusal = ""
-        for top_k in asked:
-            try:
-                self.model.score(replace(self.text, top_k=top_k), self._first)
-                return top_k, ""
-            except Rejected as error:
-                refusal = str(error)
-        return 0, refusal
-
-    def refusal_of_chosen(self) -> str:
-        """Why the first server does not score ids chosen by the caller, in its words; empty if it does."""
-        rows = tuple((0, token) for token in self.text.ids[self.text.start :])
-        try:
-            apart = _apart(self.scores, self.model.score(replace(self.text, chosen=rows), self._first)).mean()
-        except TeacherServerError as error:
-            return str(error.__cause__ or error)
-        too_far = f"{self._first} returns scores of chosen ids that differ by {apart:.2f} nats from its prompt_logprobs"
-        return too_far if apart > SAME_WEIGHTS else ""
-
-    def untempered(self, temperature: float) -> list[str]:
-        """Addresses that ignore the requested temperature and score at 1; 1 itself needs no test."""
-        urls = self.model.servers.urls if temperature != 1 else ()
-        return [url for url in urls if not _applies_temperature(self.model, url, self.text, temperature)]
 
     def check_weights(self) -> None:
         """Score the text again on every server. A server that does not respond is skipped.
@@ -78,7 +72,7 @@ class Findings:
         """
         for url in self.repeats:
             try:
-                apart = _apart(self.scores, self.model.score(self.text, url, retries=0)).mean()
+                apart = (self.scores - self.measure(self.model, self.text, url, 0)).abs().mean()
             except TeacherServerError:
                 continue
             if apart > _tolerance(self.repeats):
@@ -87,95 +81,88 @@ class Findings:
                     "start of training: it serves other weights; restart it with the original model, or start a new run"
                 )
 
-    @property
-    def _first(self) -> str:
-        return self.model.servers.urls[0]
 
-
-def inspect_servers(
-    servers: Servers,
-    name: str | None,
-    tokenizer: Any,
-    prompt: Sequence[int],
-    vocab_size: int | None = None,
-    end_ids: Sequence[int] = (),
-) -> Findings:
-    """Ask the servers what they serve, and have them score a text.
+def compare_ids(
+    model: ServedModel, tokenizer: Any, vocab_size: int | None = None, end_ids: Sequence[int] = ()
+) -> tuple[ServedModel, dict[str, CommonVocabulary | None]]:
+    """Compare every server's vocabulary with the student's.
 
     Args:
-        servers: servers of one model.
-        name: its name there; None if it is the only model.
-        tokenizer: the student's tokenizer; None skips the comparison of vocabularies.
-        prompt: ids for the first server to continue.
+        model: the model on its servers.
+        tokenizer: the student's tokenizer; None skips the comparison.
         vocab_size: number of ids that student and teacher share, as far as it is known without the servers.
         end_ids: the student's EOS ids besides the tokenizer's.
 
+    Returns:
+        The model with the number of ids that all share, and by address what ``check_vocabulary`` returns.
+
     Raises:
-        TeacherServerError: a server does not respond or does not score prompts; or two have different weights.
-        MismatchError: its vocabulary differs from the student's.
-        ConfigurationError: the model's name is missing or unknown.
+        MismatchError: a vocabulary differs from the student's.
     """
-    found_name, length = _find_model(servers, name)
-    model, first = ServedModel(servers, found_name, vocab_size), servers.urls[0]
-    compared = servers.urls if tokenizer is not None else ()
-    same_ids = {url: check_vocabulary(model, url, tokenizer, end_ids) for url in compared}
+    urls = model.servers.urls if tokenizer is not None else ()
+    same_ids = {url: check_vocabulary(model, url, tokenizer, end_ids) for url in urls}
     shared = [vocab_size, *(common.size for common in same_ids.values() if common is not None)]
-    model = replace(model, vocab_size=min((size for size in shared if size is not None), default=None))
-    text, end_id = _written(model, first, prompt)
-    scores = model.score(text, first)
-    repeats = {url: _apart(scores, model.score(text, url)) for url in servers.urls}
+    return replace(model, vocab_size=min((size for size in shared if size is not None), default=None)), same_ids
+
+
+def written(model: ServedModel, prompt: Sequence[int]) -> tuple[Question, int | None]:
+    """The first server's most likely continuation of the prompt, to be scored, and the id that ended it, if any."""
+    found = model.continuation(prompt, _WRITTEN_TOKENS, model.servers.urls[0])
+    return Question((*prompt, *found.ids), len(prompt)), found.end_id
+
+
+def measured(
+    model: ServedModel, same_ids: dict[str, CommonVocabulary | None], text: Question, measure: Measure
+) -> Findings:
+    """Have every server score the text, the first one twice.
+
+    Raises:
+        TeacherServerError: a server does not respond or does not score texts; or two have different weights.
+    """
+    first = model.servers.urls[0]
+    scores = measure(model, text, first, None)
+    repeats = {url: (scores - measure(model, text, url, None)).abs() for url in model.servers.urls}
     for url, apart in repeats.items():
         if apart.mean() > _tolerance(repeats):
             raise TeacherServerError(
                 f"the scores of {url} and {first} differ by {apart.mean():.2f} nats/token: they serve different "
                 "weights; start both with the same model"
             )
-    return Findings(model, length, same_ids, text, end_id, scores, repeats)
-
-
-def _find_model(servers: Servers, wanted: str | None) -> tuple[str, int | None]:
-    """The model's name, the same on every server, and the longest sequence that all of them accept, if reported."""
-    lengths: dict[str, list[int | None]] = {}
-    for url in servers.urls:
-        models = servers.models(url)
-        name = wanted or next(iter(models))
-        if name not in models or (wanted is None and len(models) > 1):
-            what = "several models" if wanted is None else f"no model {wanted!r}"
-            raise ConfigurationError(f"{url} serves {what}; set teacher_server_model to one of: {', '.join(models)}")
-        lengths.setdefault(name, []).append(models[name])
-    if len(lengths) > 1:
-        raise ConfigurationError(
-            f"the servers have different names for the teacher ({', '.join(sorted(lengths))}); start them with the "
-            "same --served-model-name"
-        )
-    ((name, found),) = lengths.items()
-    return name, min((length for length in found if length is not None), default=None)
-
-
-def _written(model: ServedModel, url: str, prompt: Sequence[int]) -> tuple[Question, int | None]:
-    """The server's greedy continuation of the prompt, to be scored, and the id that ended it."""
-    body = {"prompt": list(prompt), "max_tokens": _WRITTEN_TOKENS, "temperature": 0, "return_token_ids": True}
-    choice = model.ask(COMPLETIONS, body, _only_choice, url, retries=1)  # another kind of server stays one
-    ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
-    return Question((*prompt, *choice["token_ids"]), len(prompt)), choice["token_ids"][-1] if ended else None
-
-
-def _only_choice(body: Any) -> Any:
-    if not body["choices"][0].get("token_ids"):
-        raise BadAnswer(
-            "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer; SGLang, "
-            "TGI, llama.cpp and Ollama do not have it)"
-        )
-    return body["choices"][0]
-
-
-def _apart(first: Answer, second: Answer) -> Tensor:
-    return (first.sampled - second.sampled).abs()
+    return Findings(model, same_ids, text, measure, scores, repeats)
 
 
 def _tolerance(repeats: dict[str, Tensor]) -> float:
     """Nats/token: scores that differ by more come from different weights. The first server is the reference."""
     return SAME_WEIGHTS + 5 * float(next(iter(repeats.values())).mean())
+
+
+def most_top_k(found: Findings, asked: Sequence[int]) -> tuple[int, str]:
+    """The first of `asked` that the first server accepts as top k; or 0, and why it accepts none."""
+    refusal = ""
+    for top_k in asked:
+        try:
+            found.model.score(replace(found.text, top_k=top_k), found.model.servers.urls[0])
+            return top_k, ""
+        except Rejected as error:
+            refusal = str(error)
+    return 0, refusal
+
+
+def refusal_of_chosen(found: Findings) -> str:
+    """Why the first server does not score ids chosen by the caller, in its words; empty if it does."""
+    rows, first = tuple((0, token) for token in found.text.ids[found.text.start :]), found.model.servers.urls[0]
+    try:
+        apart = (found.scores - by_scores(found.model, replace(found.text, chosen=rows), first)).abs().mean()
+    except TeacherServerError as error:
+        return str(error.__cause__ or error)
+    too_far = f"{first} returns scores of chosen ids that differ by {apart:.2f} nats from its other scores"
+    return too_far if apart > SAME_WEIGHTS else ""
+
+
+def untempered(found: Findings, temperature: float) -> list[str]:
+    """Addresses that ignore the requested temperature and score at 1; 1 itself needs no test."""
+    urls = found.model.servers.urls if temperature != 1 else ()
+    return [url for url in urls if not _applies_temperature(found.model, url, found.text, temperature)]
 
 
 def _applies_temperature(model: ServedModel, url: str, text: Question, temperature: float) -> bool:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # A log-probability is at most 0, but a server that rounds the normalizer can return slightly more.
@@ -94,13 +95,13 @@ class StatesQuestion:
     Attributes:
         ids: prompt and completion.
         start: length of the prompt, at least 1.
-        dtype: of the numbers on the way: "bfloat16" or "float32".
+        dtype: of the numbers on the way.
         width: numbers of a state, as the teacher's output head has columns; None if not known.
     """
 
     ids: tuple[int, ...]
     start: int
-    dtype: str = "bfloat16"
+    dtype: torch.dtype = torch.bfloat16
     width: int | None = None
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urljoin, urlsplit
 from vopd.errors import TeacherServerError, causes, one_line, shortened
 from vopd.network import Proxy, is_here
 
-from .vllm import BadAnswer
+from .questions import BadAnswer
 
 _READ = 1 << 16
 # The server is starting, overloaded or being replaced, as most of the statuses from 500: worth another attempt.
@@ -66,7 +66,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    content: bytes | bytearray
     key: str = field(default="", repr=False)
 
     @property

@@ -9,7 +9,8 @@ from vopd.errors import MismatchError
 from vopd.models import CommonVocabulary, vocabulary_size
 from vopd.models.vocabulary import cut_vocabulary
 
-from .client import Rejected, ServedModel
+from .refusals import Rejected
+from .served import ServedModel
 
 _CHUNK = 2048
 
@@ -44,10 +45,9 @@ def check_vocabulary(
             common = _cut(model, url, tokenizer, chunk, ends)
             ids = [token for token in ids if token < common.size]
             continue
-        body = {"prompt": text, "add_special_tokens": False}
         start += _CHUNK
         try:
-            encoded = model.ask("/tokenize", body, lambda found: list(found["tokens"]), url)
+            encoded = model.encoded(text, url)
         except Rejected:
             continue
         if encoded != tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
@@ -63,7 +63,7 @@ def _asked(model: ServedModel, url: str, ids: list[int]) -> tuple[str | None, st
     """The text to which the server decodes `ids`, or the empty text and why it refuses them; None if /detokenize cannot
     be used."""
     try:
-        return model.ask("/detokenize", {"tokens": ids}, lambda body: body["prompt"], url), ""
+        return model.decoded(ids, url), ""
     except Rejected as error:
         # Other statuses refuse the path, whatever the ids: it is not there, or a gateway does not let it through.
         return ("", str(error)) if error.status in {400, 422} else (None, "")

@@ -1,12 +1,15 @@
-"""Requests to a vLLM server and parsing of its responses: pure functions that check every response.
+"""vLLM's endpoints.
 
-Two endpoints score a completion, sent as token ids, in one prefill request:
+A server that generates scores a completion, sent as token ids, in one prefill request to one of two endpoints:
 
 - ``/v1/completions`` with ``prompt_logprobs=k``: at every position the k most likely tokens and the actual one,
   whatever its rank. k + 1 entries mean that the actual token is not among the k: it must leave the support, or the
   support would depend on the sample and every baseline on it would be biased. Ranks cannot show this, since tied tokens
   all get the worst rank of the tie.
 - ``/inference/v1/generate`` with ``prompt_logprob_token_ids``: log-probabilities of ids chosen by the caller.
+
+A server with ``--runner pooling --pooler-config.task token_embed`` returns the last hidden state of every token from
+``/pooling``, in binary.
 """
 
 from __future__ import annotations
@@ -14,103 +17,123 @@ from __future__ import annotations
 import ast
 import base64
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .engine import Engine
+from .questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+
 COMPLETIONS = "/v1/completions"
 GENERATE = "/inference/v1/generate"
+POOLING = "/pooling"
 
-# A log-probability is at most 0, but a server that rounds the normalizer can return slightly more.
-_ABOVE_ZERO = 1e-3
 # What vLLM's JSON contains instead of minus infinity.
 _NO_CHANCE = -9999.0
+# Bytes of a response whose length is not known: of the first request, a prompt.
+_ROOM = 1 << 26
 
 
-Request = tuple[str, dict[str, Any] | None]
-"""Path of an endpoint and JSON body; None for a GET request."""
+class VLLM(Engine):
+    """A vLLM server, 0.11 or newer."""
+
+    name = "vLLM"
+    start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed"
+
+    def scores(self, question: Question, model: str) -> Request:
+        """Asks ``/v1/completions``, or ``/inference/v1/generate`` for chosen ids."""
+        ids, common = list(question.ids), {"model": model, "return_token_ids": True}
+        sampling: dict[str, Any] = {"max_tokens": 1, "temperature": question.temperature}  # vLLM refuses max_tokens=0
+        if question.chosen is None:
+            return Request(COMPLETIONS, {**common, **sampling, "prompt": ids, "prompt_logprobs": question.top_k})
+        sampling["prompt_logprob_token_ids"] = [list(row) for row in question.chosen]
+        sampling["prompt_logprob_start"] = question.start - 1  # row i: ids after position start - 1 + i
+        return Request(GENERATE, {**common, "token_ids": ids, "sampling_params": sampling})
+
+    def read_scores(self, question: Question, model: str, body: Any, vocab_size: int | None) -> Answer:
+        """The scores, each checked."""
+        _check_model(model, body)
+        if question.chosen is None:
+            return _of_completion(question, body, vocab_size)
+        return _of_chosen(question, body)
+
+    def states(self, question: StatesQuestion, model: str) -> Request:
+        """Asks ``/pooling`` for the states of all tokens: there is no way to leave out the prompt's."""
+        room = _ROOM if question.width is None else len(question.ids) * question.width * question.dtype.itemsize
+        body = {
+            "model": model,
+            "input": list(question.ids),
+            "task": "token_embed",
+            "use_activation": False,  # which would normalize them
+            "encoding_format": "bytes",
+            "embed_dtype": _name(question.dtype),
+            "endianness": sys.byteorder,
+        }
+        return Request(POOLING, body, room)
+
+    def read_states(self, question: StatesQuestion, model: str, body: Any) -> Tensor:
+        """The states, which must be all there, finite, and of the requested form."""
+        _check_model(model, body.metadata)
+        (item,) = body.metadata["data"]
+        tokens, width = item["shape"]
+        form = (item["embed_dtype"], item["endianness"])
+        if form != (_name(question.dtype), sys.byteorder):
+            raise BadAnswer(f"the response has numbers in {' '.join(map(str, form))}-endian, which were not requested")
+        if tokens != len(question.ids) or width != (question.width or width):
+            wanted = f"{len(question.ids)} x {question.width or 'any'}"
+            raise BadAnswer(f"the response has {tokens} x {width} numbers instead of {wanted}, tokens x width")
+        size = tokens * width * question.dtype.itemsize
+        if (item["start"], item["end"], len(body.content)) != (0, size, size):
+            raise BadAnswer(f"the response has {len(body.content)} bytes instead of {size}")
+        found = torch.frombuffer(body.content, dtype=question.dtype).reshape(tokens, width)[question.start - 1 : -1]
+        if not all(bool(bound.isfinite()) for bound in found.aminmax()):  # NaN is both; no mask of this size
+            raise BadAnswer("a hidden state is not finite")
+        return found.clone()  # without the prompt's
+
+    def continuation(self, prompt: Sequence[int], tokens: int, model: str) -> Request:
+        """Asks ``/v1/completions`` to generate."""
+        body = {"model": model, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0}
+        return Request(COMPLETIONS, {**body, "return_token_ids": True})
+
+    def read_continuation(self, body: Any) -> Continuation:
+        """The tokens of the only choice."""
+        choice = body["choices"][0]
+        ids = choice.get("token_ids")
+        if not ids:
+            raise BadAnswer(
+                "no tokens were generated, or no token_ids returned (return_token_ids needs vLLM 0.11 or newer; TGI, "
+                "llama.cpp and Ollama do not have it)"
+            )
+        ended = choice.get("finish_reason") == "stop" and choice.get("stop_reason") is None
+        return Continuation(tuple(ids), ids[-1] if ended else None)
+
+    def decoding(self, ids: Sequence[int], model: str) -> Request:
+        """Asks ``/detokenize``."""
+        return Request("/detokenize", {"model": model, "tokens": list(ids)})
+
+    def read_decoding(self, body: Any) -> str:
+        """The text, called prompt."""
+        return str(body["prompt"])
+
+    def encoding(self, text: str, model: str) -> Request:
+        """Asks ``/tokenize``."""
+        return Request("/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})
+
+    def read_encoding(self, body: Any) -> list[int]:
+        """The ids, called tokens."""
+        return list(body["tokens"])
 
 
-class BadAnswer(Exception):
-    """No response, or an unusable one, with the reason. A retry may get a better one.
-
-    Attributes:
-        status: HTTP status of the response; 0 if there is none.
-        wait: seconds that the server asks to wait before the retry.
-    """
-
-    def __init__(self, reason: str, status: int = 0, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.status, self.wait = status, wait
-
-
-@dataclass(frozen=True)
-class Question:
-    """One completion to score.
-
-    Attributes:
-        ids: prompt and completion.
-        start: length of the prompt.
-        top_k: number of the teacher's most likely tokens to return; 0 for the sampled token only.
-        chosen: instead, ids to score at each completion token, the sampled one last, (T, J).
-        temperature: temperature requested from the server; the preflight checks whether it is applied.
-    """
-
-    ids: tuple[int, ...]
-    start: int
-    top_k: int = 0
-    chosen: tuple[tuple[int, ...], ...] | None = None
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Scores of one completion, float32.
-
-    Attributes:
-        sampled: log q(y), (T,).
-        top_k_ids: (T, k).
-        top_k_logprobs: (T, k), -inf where absent.
-    """
-
-    sampled: Tensor
-    top_k_ids: Tensor
-    top_k_logprobs: Tensor
-
-
-def request_of(question: Question, model: str) -> Request:
-    """Endpoint and JSON body that send `question` to the model that the server calls `model`."""
-    ids, common = list(question.ids), {"model": model, "return_token_ids": True}
-    sampling: dict[str, Any] = {"max_tokens": 1, "temperature": question.temperature}  # vLLM refuses max_tokens=0
-    if question.chosen is None:
-        return COMPLETIONS, {**common, **sampling, "prompt": ids, "prompt_logprobs": question.top_k}
-    sampling["prompt_logprob_token_ids"] = [list(row) for row in question.chosen]
-    sampling["prompt_logprob_start"] = question.start - 1  # row i: ids after position start - 1 + i
-    return GENERATE, {**common, "token_ids": ids, "sampling_params": sampling}
-
-
-def read(question: Question, model: str, body: Any, vocab_size: int | None = None) -> Answer:
-    """The scores in the response `body` to `question`.
-
-    Args:
-        question: the request.
-        model: name of the model that must have responded.
-        body: the parsed JSON.
-        vocab_size: size of the vocabulary: larger ids, padding rows of the head, are removed from the support.
-
-    Raises:
-        BadAnswer: the response comes from another model, echoes other ids, lacks a token's score, or has a score that
-            is not finite or is above 0.
-        AttributeError, KeyError, TypeError, ValueError: the response has another form.
-    """
+def _check_model(model: str, body: Mapping[str, Any]) -> None:
     if body.get("model") != model:
         raise BadAnswer(f"the response comes from the model {body.get('model')!r}, not from {model!r}")
-    if question.chosen is None:
-        return _of_completion(question, body, vocab_size)
-    return _of_chosen(question, body)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int | None) -> Answer:
@@ -139,7 +162,7 @@ def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int 
 
 def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tuple[int, float]]]:
     """The sampled token's score, and the teacher's top k in descending order, without it unless it is among them."""
-    found = {int(other): _score(entry.get("logprob")) for other, entry in entries.items()}
+    found = {int(other): checked_score(entry.get("logprob")) for other, entry in entries.items()}
     if token not in found:
         raise BadAnswer(f"the sampled token {token} has no score")
     sampled = found[token]
@@ -162,7 +185,7 @@ def _of_chosen(question: Question, body: Mapping[str, Any]) -> Answer:
     shape = (len(question.chosen), len(question.chosen[0]))
     if scores.shape != shape:
         raise BadAnswer(f"the response has scores of shape {tuple(scores.shape)} instead of the requested {shape}")
-    if not bool(scores.isfinite().all()) or bool((scores > _ABOVE_ZERO).any()):
+    if not bool(scores.isfinite().all()) or bool((scores > ABOVE_ZERO).any()):
         raise BadAnswer("a score is not finite or is above 0")
     scores = scores.clamp(max=0)
     ids = torch.tensor(question.chosen)
@@ -178,14 +201,6 @@ def _check_echo(question: Question, echoed: Any) -> None:
         raise BadAnswer("the response does not echo the ids (return_token_ids)")
     if list(echoed) != list(question.ids):
         raise BadAnswer("the response echoes other ids than were sent")
-
-
-def _score(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadAnswer(f"a score is {value}, not finite")
-    if value > _ABOVE_ZERO:
-        raise BadAnswer(f"a log-probability is {value}, above 0")
-    return min(float(value), 0.0)
 
 
 def decode_array(encoded: Any) -> Tensor:
