@@ -113,6 +113,10 @@ class StubServer:
 
     # ---- endpoints --------------------------------------------------------------------------------------------
 
+    def teaching(self) -> dict[str, str]:
+        """The endpoints of scores or states, which a server of the other kind does not have."""
+        return _OF_SCORES if self.pools is None else _OF_STATES
+
     def completions(self, body: dict[str, Any], fault: str | None) -> tuple[int, Any]:
         ids, top_k = body["prompt"], body.get("prompt_logprobs")
         if body["model"] not in self.names:
@@ -263,16 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
             self.answer(401, _error("Unauthorized"))
-        elif self.path in self.teaching():
+        elif self.path in self.stub.teaching():
             self.teach(body)
         elif self.path in {"/tokenize", "/detokenize"}:
             self.answer(*getattr(self.stub, self.path[1:])(body))
         else:
             self.answer(404, {"detail": "Not Found"})
-
-    def teaching(self) -> dict[str, str]:
-        """The endpoints of scores or states, which a server of the other kind does not have."""
-        return _OF_SCORES if self.stub.pools is None else _OF_STATES
 
     def teach(self, body: dict[str, Any]) -> None:
         stub = self.stub
@@ -301,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in {"500", "503", "429"}:
             self.answer(int(fault), _error("not now", int(fault)))
             return
-        status, found = getattr(self.stub, self.teaching()[self.path])(body, fault)
+        status, found = getattr(self.stub, self.stub.teaching()[self.path])(body, fault)
         if isinstance(found, tuple):
             self.stream(*found, fault)
             return

@@ -282,13 +282,15 @@ class Listed:
         name: its name there.
         length: longest sequence; None if not reported.
         owner: who serves it: "vllm", "sglang", ...; empty if not reported.
-        path: from where the server has loaded it; None if not reported.
+        path: from where the server has loaded it, or its name; None if not reported.
+        base: for an adapter, the name of the model that it belongs to.
     """
 
     name: str
     length: int | None = None
     owner: str = ""
     path: str | None = None
+    base: str | None = None
 
 
 def _kind(reply: Reply) -> str:
@@ -323,10 +325,11 @@ def _listed(body: Any) -> list[Listed]:
 
 
 def _entry(entry: Any) -> Listed:
-    length, path = entry.get("max_model_len"), entry.get("root")
+    length, path, base = (entry.get(part) for part in ("max_model_len", "root", "parent"))
     return Listed(
         str(entry["id"]),
         length if type(length) is int else None,
         str(entry.get("owned_by") or ""),
         path if isinstance(path, str) else None,
+        base if isinstance(base, str) else None,
     )
