@@ -14,6 +14,7 @@ from messages import told
 from teachers.stub_server import StubServer
 from vopd.cli import main
 from vopd.experiments.pair import embedded_pair, load_embedded_pair
+from vopd.models.head_files import load_head
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,14 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
     shown = capsys.readouterr().out
     assert "teacher: checked on its server" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
     assert len(server.bodies) == asked
-    assert main(["train", "--dry_run", *config(teacher_model=str(embedded_pair().teacher))]) == 0
-    assert "teacher: 500 tokens" in capsys.readouterr().out
+    given = config(teacher_model=str(embedded_pair().teacher))
+    assert main(["train", "--dry_run", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "teacher: 500 tokens" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
+    assert main(["train", "--dry_run", *given, "--teacher_server_payload", "hidden_states"]) == 0
+    weight, shown = load_head(embedded_pair().teacher).weight, " ".join(capsys.readouterr().out.split())
+    assert f"teacher's weights {weight.nbytes / (1 << 20):.1f} MiB" in shown and "teacher's states" in shown
+    assert len(server.bodies) == asked
 
 
 @pytest.mark.parametrize(

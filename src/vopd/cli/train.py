@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Sequence
 
 import psutil
+import torch
 
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
@@ -32,6 +33,7 @@ from vopd.run.train import check_run, train
 from vopd.teachers.ahead import STEP, STEP_ON_HOST
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
+from vopd.teachers.server.settings import sends_states
 from vopd.training import VOPDConfig
 from vopd.training.monitoring.first_lines import first_lines
 
@@ -77,6 +79,8 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     tokens = max(token_lengths(facts.prompts.dataset)) + config.max_completion_length
     generated = config.per_device_train_batch_size * config.gradient_accumulation_steps
     budget = config.max_tokens_per_micro_batch
+    local = {*teacher_places(plan, served=False).values()}
+    behind = {*teacher_places(plan).values()} - local if sends_states(config, files=True) else set()
     kept = (STEP, STEP_ON_HOST) if config.device.type == "cpu" else (STEP,)
     step = Step(
         sequences=min(generated, max(1, budget / tokens)) if budget else config.per_device_train_batch_size,
@@ -89,16 +93,19 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         # This process has read tokenizers and prompts, and imported what training needs.
         process=psutil.Process().memory_info().rss if config.device.type == "cpu" else 0,
         kept=generated if config.teacher_scoring in kept else 0,
+        sent=generated,
+        sent_bytes=getattr(torch, config.teacher_server_dtype).itemsize,
     )
     return footprint(
         facts.student.skeleton,
-        [facts.teachers[place].skeleton for place in {*teacher_places(plan, served=False).values()}],
+        [facts.teachers[place].skeleton for place in local],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         quantization=options.quantization,
         teacher_quantization=options.teacher_quantization,
         teacher_offload=config.teacher_offload,
         copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values()),
+        served=[facts.teachers[place].skeleton for place in behind],
         step=step,
     )
 
@@ -154,6 +161,8 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"
     lines = [f"estimated memory per device: {_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
     lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
+    if needed.host and config.device.type != "cpu":
+        lines.append(f"  host memory for the hidden states that a server sends in a step: {_size(needed.host)}")
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:

@@ -19,9 +19,9 @@ from vopd.errors import MismatchError, VOPDError, check_known, counted, first_li
 from vopd.folders import nearest_model
 from vopd.hub import hub_refusal
 
-from .adapter_folders import Adapter, attach, find_adapter
-from .model_files import damage, damaged_weights
-from .model_paths import check_source, has_file
+from .files.adapter_folders import Adapter, attach, find_adapter
+from .files.model_files import damage, damaged_weights
+from .files.model_paths import check_source, has_file
 
 logger = logging.getLogger("vopd")
 

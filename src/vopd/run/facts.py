@@ -28,8 +28,8 @@ from vopd.models import (
     read_head,
     rollout_settings,
 )
-from vopd.models.adapter_folders import find_adapter
 from vopd.models.adapters import check_mergeable, check_sendable
+from vopd.models.files.adapter_folders import find_adapter
 from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
