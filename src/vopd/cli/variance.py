@@ -33,7 +33,7 @@ class VarianceOptions:
 
     model: str = needed("student: folder or hub id of a model or an adapter")
     teacher_model: str = needed(
-        "teacher: folder or hub id, with the student's vocabulary; with teacher_server_url its output head alone is read"
+        "teacher: folder or hub id, with the student's vocabulary; with teacher_server_url only its output head is read"
     )
     dataset: str = needed("prompts: a file, pattern, folder or hub id as in vopd train, or reasoning_gym:NAME")
     dataset_split: str = setting("train", "split of a hub dataset")

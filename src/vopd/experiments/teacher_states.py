@@ -57,11 +57,10 @@ def local_states(model: Any) -> TeacherStates:
 def served_states(teacher: ServerStates, device: torch.device) -> TeacherStates:
     """The states from a server, on `device`. It is asked once for each rollout: a measurement needs them many times."""
     head, width = teacher.head.to(device), teacher.head.weight.size(1)
-    dtype = torch.promote_types(teacher.dtype, head.weight.dtype)
 
     @cache
     def asked(ids: tuple[int, ...], start: int) -> Tensor:
-        return teacher.model.states(StatesQuestion(ids, start, teacher.dtype, width)).to(dtype)
+        return teacher.model.states(StatesQuestion(ids, start, teacher.dtype, width))
 
     def states(rollouts: Sequence[Rollout]) -> States:
         found = [asked((*one.prompt_ids, *one.completion_ids), len(one.prompt_ids)) for one in rollouts]
