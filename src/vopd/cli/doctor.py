@@ -186,8 +186,8 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
     model.states(StatesQuestion(text.ids, text.start, width=width))
     per_token = (model.servers.counts["bytes_received"] - received) / len(text.ids)
     lines = [
-        f"gives hidden states of width {width}, whatever the vocabulary {per_token:,.0f} bytes per token (of prompt and "
-        "completion); with the teacher's output head they are its full distribution",
+        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion, with any "
+        "vocabulary; the teacher's output head makes them its full distribution",
         f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
     ]
     if options.teacher_model is None:

@@ -21,7 +21,7 @@ import torch
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import PROMPT, TEACHER_PROMPT_IDS, asked, first_ids, token_lengths
-from vopd.errors import counted
+from vopd.errors import byte_size, counted
 from vopd.folders import nearest_existing
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
@@ -38,7 +38,6 @@ from vopd.training import VOPDConfig
 from vopd.training.monitoring.first_lines import first_lines
 
 _SHOWN_IDS = 40
-_GIB = 1 << 30
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -159,10 +158,10 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     # On a machine without a GPU these are not the defaults of the machine that will train.
     passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
     checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"
-    lines = [f"estimated memory per device: {_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
-    lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
+    lines = [f"estimated memory per device: {byte_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
+    lines += [f"  {name:<18}{byte_size(size):>10}" for name, size in rows.items()]
     if needed.host and config.device.type != "cpu":
-        lines.append(f"  host memory for the hidden states that a server sends in a step: {_size(needed.host)}")
+        lines.append(f"  host memory for the hidden states that a server sends in a step: {byte_size(needed.host)}")
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:
@@ -180,11 +179,7 @@ def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
     needed = model + checkpoints * (model + optimizer)
     free = shutil.disk_usage(nearest_existing(plan.folder)).free
     what = f"the model and {counted(checkpoints, 'checkpoint')} in {plan.folder}"
-    lines = [f"disk: {_size(needed)} for {what}; {_size(free)} free"]
+    lines = [f"disk: {byte_size(needed)} for {what}; {byte_size(free)} free"]
     if needed > free:
         lines.append("  not enough: set save_total_limit, save_only_model=true, or another output_dir")
     return lines
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB / 10 else f"{count / (1 << 20):.1f} MiB"

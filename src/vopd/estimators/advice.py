@@ -29,7 +29,7 @@ class AdviceUnless(Advice):
 
 
 WITH_FULL_ROWS = AdviceUnless(
-    given="the teacher's full distribution (teacher in the training process)",
+    given="the teacher's full distribution (teacher in the training process, or a server of its hidden states)",
     estimator=FULL_RKL,
     why="no sampling noise",
     unless="when rewards or importance weights need a policy gradient",
