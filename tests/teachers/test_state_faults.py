@@ -19,9 +19,9 @@ from teachers.stub_states import FAULTS_OF_STATES, MOST_BYTES
 from vopd.errors import TeacherServerError
 from vopd.experiments.pair import embedded_pair
 from vopd.teachers.server import Patience, Servers
+from vopd.teachers.server.engines.vllm import VLLM
 from vopd.teachers.server.questions import StatesQuestion
 from vopd.teachers.server.served import ServedModel
-from vopd.teachers.server.vllm import VLLM
 from vopd.training.batch import Batch
 
 Make = Callable[..., Any]

@@ -1,7 +1,7 @@
 """Show versions, extras, devices, the backend of each estimator, and the environment. Needs only the core install.
 
 With --teacher URL, check a teacher server instead: what it serves, its vocabulary, determinism and temperature
-handling, whether it gives scores or hidden states, their bytes a token, and the estimators that can use them.
+handling, whether it gives scores or hidden states, their bytes per token, and the estimators that can use them.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
     model.states(StatesQuestion(text.ids, text.start, width=width))
     per_token = (model.servers.counts["bytes_received"] - received) / len(text.ids)
     lines = [
-        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion, with any "
-        "vocabulary; the teacher's output head makes them its full distribution",
+        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion, "
+        "whatever the vocabulary; with the teacher's output head they give its full distribution",
         f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
     ]
     if options.teacher_model is None:
@@ -235,7 +235,7 @@ def _scores(options: DoctorOptions, model: ServedModel, prompt: Sequence[int]) -
         f"temperature {temperature:g}: {_temperature(temperature, applied)}",
         "scores that it provides:",
         "  sampled  yes: the score of each sampled token",
-        f"  top_k    {_top_k(top_k)}, {per_token:,.0f} bytes a token",
+        f"  top_k    {_top_k(top_k)}, {per_token:,.0f} bytes per token",
         f"  chosen   {'no: ' + refusal if refusal else 'yes: scores of ids that the student chooses'}",
         f"  full     no: start the server for hidden states instead: {model.engine.start_states}",
         "estimators that can use them:",

@@ -206,8 +206,8 @@ def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temp
         raise ConfigurationError(
             f"{url} ignores the requested temperature and scores at temperature 1, but this run samples at "
             f"temperature={temperature}; set temperature=1, {use_unnormalised()}, load the teacher in the training "
-            "process, or use a server version that applies the temperature to prompt_logprobs (vLLM 0.32 does not, "
-            "with any --logprobs-mode)"
+            f"process, or serve its hidden states ({found.model.engine.start_states}); vLLM 0.32 does not apply it to "
+            "prompt_logprobs, with any --logprobs-mode"
         )
 
 

@@ -17,7 +17,7 @@ AUTO, SCORES, HIDDEN_STATES = "auto", "scores", "hidden_states"
 PAYLOADS = (AUTO, SCORES, HIDDEN_STATES)
 DTYPES = ("bfloat16", "float16", "float32")
 _SCORES: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen"})
-_SCORING = "a server that gives scores (for hidden states, from which all follows, set teacher_model too)"
+_SCORING = "a server of scores (one of hidden states provides everything: set teacher_model too)"
 
 
 def own(value: Any, help_text: str) -> Any:
@@ -30,7 +30,7 @@ class ServerSettings:
     """Settings of a teacher on a server: its address, timeouts, retries, and what to do when retries run out.
 
     Args:
-        teacher_server_url: address of a vLLM server, or of several with the same model, that scores instead of a local
+        teacher_server_url: address of a vLLM server, or of several with the same model, to ask instead of a local
             teacher. ``teacher_model`` then names the files whose tokenizer and EOS tokens are compared, and whose
             output head is read for hidden states.
         teacher_server_payload: what the server is asked for: "scores" of some ids, from a server that generates;

@@ -60,7 +60,7 @@ _DIVERGENCE = (
     Metric(
         "sampled_reverse_kl", "nats/token", "Mean of log p(y) - log q(y) at the sampled tokens: the same quantity from "
         "one sample, so noisy; a step's value can be negative. Absent, like `reverse_kl`, with a sparse estimator and "
-        "a local teacher, of whose head only a few rows are read.",
+        "a local teacher or a server of hidden states: only a few rows of the head are read.",
         "Lower is better, over many steps.",
     ),
     Metric(
