@@ -120,7 +120,7 @@ def test_a_hundred_faults_leave_no_trace(pool: Make, make_trainer: Make, tmp_pat
             gradient_accumulation_steps=2,
         )
         trainer.teacher.model.servers.patience = Patience(
-            timeout=0.3, deadline=120, retries=80, pause=0.002, longest_pause=0.01
+            timeout=0.3, deadline=120, retries=1000, pause=0.002, longest_pause=0.01
         )
         trainer.train()
         return trainer.model.state_dict(), logged(tmp_path / name)
