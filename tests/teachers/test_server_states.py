@@ -18,9 +18,9 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
 from vopd.estimators import ESTIMATORS
 from vopd.experiments.pair import embedded_pair
 from vopd.teachers.server.discovery import pooling_servers
+from vopd.teachers.server.engines.vllm import VLLM
 from vopd.teachers.server.questions import Question
 from vopd.teachers.server.refusals import Rejected
-from vopd.teachers.server.vllm import VLLM
 from vopd.training.objective import Objective
 
 Make = Callable[..., Any]

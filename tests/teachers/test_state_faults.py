@@ -19,9 +19,9 @@ from teachers.stub_states import FAULTS_OF_STATES, MOST_BYTES
 from vopd.errors import TeacherServerError
 from vopd.experiments.pair import embedded_pair
 from vopd.teachers.server import Patience, Servers
+from vopd.teachers.server.engines.vllm import VLLM
 from vopd.teachers.server.questions import StatesQuestion
 from vopd.teachers.server.served import ServedModel
-from vopd.teachers.server.vllm import VLLM
 from vopd.training.batch import Batch
 
 Make = Callable[..., Any]
@@ -120,7 +120,7 @@ def test_a_hundred_faults_leave_no_trace(pool: Make, make_trainer: Make, tmp_pat
             gradient_accumulation_steps=2,
         )
         trainer.teacher.model.servers.patience = Patience(
-            timeout=0.3, deadline=120, retries=80, pause=0.002, longest_pause=0.01
+            timeout=0.3, deadline=120, retries=1000, pause=0.002, longest_pause=0.01
         )
         trainer.train()
         return trainer.model.state_dict(), logged(tmp_path / name)

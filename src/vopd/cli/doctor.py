@@ -186,7 +186,7 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
     model.states(StatesQuestion(text.ids, text.start, width=width))
     per_token = (model.servers.counts["bytes_received"] - received) / len(text.ids)
     lines = [
-        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion in bfloat16, "
+        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion, "
         "whatever the vocabulary; with the teacher's output head they give its full distribution",
         f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
     ]

@@ -62,6 +62,7 @@ class Servers:
     Attributes:
         close: stops all requests; connections close when the last pending response has arrived or failed. Called
             automatically when nothing refers to the servers any more.
+        whole: the servers that these are some of; their connections close with the last reference to it.
         counts: requests, retries, bytes, and the seconds of all requests so far.
     """
 
@@ -75,7 +76,7 @@ class Servers:
     ) -> None:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
-        self._whole: Servers | None = None
+        self.whole: Servers | None = None
         self.patience = patience or Patience()
         self._key, self._key_env = read_key(key_env), key_env
         self._proxies = {url: proxy_of(url) for url in self.urls}
@@ -113,7 +114,7 @@ class Servers:
     def only(self, urls: Sequence[str]) -> Servers:
         """The same servers, whose requests go to these addresses alone."""
         part = copy.copy(self)
-        part.urls, part._whole = tuple(urls), self  # whose end would close the connections
+        part.urls, part.whole = tuple(urls), self
         return part
 
     def background(self, work: Callable[[], T]) -> Future[T]:
@@ -222,6 +223,8 @@ class Servers:
         latest = time.monotonic() + seconds
         body = None if request.body is None else json.dumps(request.body).encode()
         method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
+        if request.room is not None:  # a part that grows when it is decompressed could be larger than the room
+            headers["Accept-Encoding"] = "identity"
         with self._client.stream(method, url + request.path, content=body, headers=headers, timeout=seconds) as answer:
             held = _Held(request, answer.status_code == 200 and "metadata" in answer.headers)
             for part in answer.iter_bytes():

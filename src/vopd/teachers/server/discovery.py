@@ -10,15 +10,11 @@ from torch import Tensor
 from vopd.errors import ConfigurationError
 
 from .client import Listed, Servers
-from .engine import Engine
+from .engines import ENGINES, VLLM, Engine
 from .questions import Question, StatesQuestion
 from .refusals import Rejected
 from .served import ServedModel
-from .sglang import SGLang
-from .vllm import VLLM
 
-ENGINES: dict[str, type[Engine]] = {"vllm": VLLM, "sglang": SGLang}
-"""By who owns a listed model; other servers are asked as vLLM's are."""
 # A length of 1, in bfloat16.
 _UNIT = 0.01
 
@@ -62,7 +58,7 @@ def find_model(servers: Servers, wanted: str | None) -> Found:
 
 
 def _engine_of(listed: Listed) -> Engine:
-    engine = ENGINES.get(listed.owner, VLLM)()
+    engine = ENGINES.get(listed.owner, VLLM)()  # others are asked as vLLM's are
     if listed.base is not None and not engine.serves_adapters:
         raise ConfigurationError(
             f"{listed.name!r} is an adapter on {listed.base!r}, which alone would teach: requests to {engine.name} do "

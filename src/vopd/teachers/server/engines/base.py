@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .questions import Answer, Continuation, Question, Request, StatesQuestion
+from ..questions import Answer, Continuation, Question, Request, StatesQuestion
 
 # Statuses that mean: not let through by a gateway, no such endpoint, not allowed there, not implemented.
 ABSENT = frozenset({403, 404, 405, 501})
