@@ -100,6 +100,7 @@ $(KERNELS_STAMP): pyproject.toml constraints.txt Makefile
 SERVER_PYTHON ?= $(SERVER_VENV)/bin/python
 test-server: $(STAMP) $(if $(filter $(SERVER_VENV)/bin/python,$(SERVER_PYTHON)),$(SERVER_STAMP))
 	$(PYTHON) tests/real_vllm/check_teacher.py $(SERVER_PYTHON)
+	$(PYTHON) tests/real_vllm/check_states.py $(SERVER_PYTHON)
 	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_rollouts.py
 	PYTHONPATH=src $(SERVER_PYTHON) tests/real_vllm/check_evaluation.py
 

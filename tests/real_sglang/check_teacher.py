@@ -108,8 +108,7 @@ def unlike(ours: Any, theirs: Any, where: str) -> Iterator[str]:
 
 
 def compared(model: ServedModel, teacher: Any) -> Iterator[float]:
-    """Largest differences of scores and states from the model's own, for texts that share beginnings and are sent at
-    the same time."""
+    """Largest differences of scores and states from the model's own, for texts that share beginnings, asked at once."""
     draw = random.Random(0)
     shared = [draw.randrange(2, 640) for _ in range(120)]
     for _ in range(3):

@@ -11,11 +11,11 @@ already. What is printed belongs into docs/how-to/server-teachers.md.
 from __future__ import annotations
 
 import sys
-import tempfile
 from typing import Any
 
 import torch
 from serving import place, serving
+from trained import PROMPTS, VOCABULARY, largest, train
 
 TOLERANCE = 1e-4
 # q_rest = 1 - sum q carries an error of about 1e-7 in float32. On tokens where the teacher is so sure that q_rest is
@@ -31,10 +31,6 @@ ESTIMATORS = (
     ("vopd_teacher_top_k_optimal", 20),
     ("rao_blackwell_teacher_top_k", 20),
 )
-VOCABULARY = 500
-PROMPTS = [
-    f"State the final answer to the following arithmetic problem: {a} + {b} =" for a in range(2, 6) for b in (2, 7)
-]
 
 
 def main() -> int:
@@ -82,8 +78,8 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
     import vopd
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
+    from vopd.teachers.server.engines.vllm import VLLM
     from vopd.teachers.server.questions import Question
-    from vopd.teachers.server.vllm import VLLM
 
     pair, served = load_embedded_pair(), ServedModel(Servers(url), VLLM(), "teacher", VOCABULARY)
     torch.manual_seed(0)
@@ -107,48 +103,9 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
 
 def compared(url: str, teacher: str, name: str, top_k: int | None) -> float:
     """Largest difference of the gradients of two optimizer steps, relative to the largest gradient."""
-    here, there = gradients(name, top_k, teacher=teacher), gradients(name, top_k, url=url)
-    scale = max(value.abs().max() for step in here for value in step.values())
-    apart = max((one[key] - two[key]).abs().max() for one, two in zip(here, there, strict=True) for key in one) / scale
+    apart = largest(train(name, top_k, teacher), train(name, top_k, teacher_server_url=url))
     print(f"{name:<28} k = {top_k or '-':<3} two steps of training: {apart:.1e}")
-    return float(apart)
-
-
-def gradients(name: str, top_k: int | None, *, teacher: str | None = None, url: str | None = None) -> list[Any]:
-    """Gradients of two optimizer steps of the embedded student, by parameter name."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-
-    from vopd.experiments.pair import embedded_pair
-    from vopd.training import VOPDConfig, VOPDTrainer
-
-    class Keep(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-            steps.append({key: part.grad.clone() for key, part in model.named_parameters() if part.grad is not None})
-
-    steps: list[Any] = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = VOPDTrainer(
-            model=str(embedded_pair().student),
-            teacher_model=teacher,
-            args=VOPDConfig(
-                output_dir=folder,
-                estimator=name,
-                loss_top_k=top_k,
-                teacher_server_url=url,
-                per_device_train_batch_size=4,
-                gradient_accumulation_steps=2,
-                max_completion_length=24,
-                max_steps=2,
-                max_grad_norm=0,
-                save_strategy="no",
-                use_cpu=True,
-            ),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-            callbacks=[Keep()],
-        )
-        trainer.train()
-    return steps
+    return apart
 
 
 def refused(url: str) -> None:
@@ -160,7 +117,7 @@ def refused(url: str) -> None:
         ("vopd_teacher_top_k", {"top_k": 50}, "--max-logprobs 50"),
     ):
         try:
-            gradients(name, settings.get("top_k", 5), url=url)
+            train(name, settings.get("top_k", 5), teacher_server_url=url)
         except ConfigurationError as error:
             assert words in str(error), error
             print(f"{name}: refused as it should be: {error}")
@@ -172,8 +129,8 @@ def traffic(url: str) -> None:
     """Bytes that cross the wire for a token, prompt or completion, of one text."""
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
+    from vopd.teachers.server.engines.vllm import VLLM
     from vopd.teachers.server.questions import Question
-    from vopd.teachers.server.vllm import VLLM
 
     ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
     for top_k in (0, 1, 5, 20):

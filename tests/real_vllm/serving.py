@@ -10,8 +10,9 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,13 @@ def serving(python: str, model: Path, *flags: str, **environment: str) -> Iterat
     if python.startswith("http"):
         yield python
         return
+    with starting(python, model, *flags, **environment) as answering:
+        yield answering()
+
+
+@contextmanager
+def starting(python: str, model: Path, *flags: str, **environment: str) -> Iterator[Callable[[], str]]:
+    """Start a server of `model` in float32: the function waits until it answers and returns its address."""
     port = free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
@@ -38,8 +46,7 @@ def serving(python: str, model: Path, *flags: str, **environment: str) -> Iterat
     with tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False) as log:
         process = subprocess.Popen([*command, "--max-num-seqs", "16", *flags], env=inherited, stdout=log, stderr=log)
     try:
-        wait(f"http://127.0.0.1:{port}", process, log.name)
-        yield f"http://127.0.0.1:{port}"
+        yield partial(wait, f"http://127.0.0.1:{port}", process, log.name)
     finally:
         process.terminate()
         process.wait(60)
@@ -52,14 +59,14 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait(url: str, process: subprocess.Popen[bytes], log: str) -> None:
-    """Return once the server answers; 15 minutes at most."""
+def wait(url: str, process: subprocess.Popen[bytes], log: str) -> str:
+    """Return the address once the server answers; 15 minutes at most."""
     for _ in range(900):
         if process.poll() is not None:
             raise SystemExit(f"the server ended with {process.returncode}; its log is {log}")
         try:
             urllib.request.urlopen(f"{url}/health", timeout=1).close()
-            return
+            return url
         except OSError:
             time.sleep(1)
     raise SystemExit(f"the server did not answer within 15 minutes; its log is {log}")

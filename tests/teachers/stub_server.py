@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from teachers.stub_states import chunks, pooled, states_of
+from teachers.stub_states import PAGE, chunks, pooled, states_of
 
 NAME = "stub-teacher"
 
@@ -310,13 +310,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, found, fault, counted=True)
 
     def stream(self, metadata: dict[str, Any] | str | None, data: bytes, fault: str | None) -> None:
-        """A binary answer, whose length the headers do not tell."""
+        """A binary answer, whose length the headers do not tell, or a page of another server."""
+        metadata, data = (None, PAGE) if fault == "page" else (metadata, data)
         sent = 0
         try:
             self.send_response(200)
             if metadata is not None:
                 self.send_header("metadata", metadata if isinstance(metadata, str) else json.dumps(metadata))
-            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Type", "application/octet-stream" if fault != "page" else "text/html")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for part in chunks(data, fault):

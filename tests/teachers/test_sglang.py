@@ -19,8 +19,8 @@ from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
 from vopd.experiments.pair import embedded_pair
 from vopd.teachers.server import Patience, Servers
 from vopd.teachers.server.discovery import find_model, pooling_servers
+from vopd.teachers.server.engines.sglang import SGLang
 from vopd.teachers.server.questions import BadAnswer, Question, StatesQuestion
-from vopd.teachers.server.sglang import SGLang
 
 Make = Callable[..., Any]
 NAME = "stub-teacher"

@@ -10,8 +10,8 @@ from typing import Any
 from vopd.data.chat import Rendered
 from vopd.errors import MismatchError, MissingExtraError, installed
 from vopd.models import Completion, load_configuration, load_tokenizer, rollout_settings
-from vopd.models.adapter_folders import Adapter, find_adapter
-from vopd.models.model_paths import check_source
+from vopd.models.files.adapter_folders import Adapter, find_adapter
+from vopd.models.files.model_paths import check_source
 from vopd.models.sampling import vllm_bias
 
 from .benchmarks import Protocol

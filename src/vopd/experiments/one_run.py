@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vopd.models.adapter_folders import CONFIG
+from vopd.models.files.adapter_folders import CONFIG
 from vopd.run.exit_codes import report_error
 
 from . import grid

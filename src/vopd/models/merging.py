@@ -8,10 +8,10 @@ from typing import Any
 
 from vopd.errors import ConfigurationError, MismatchError, first_line, require
 
-from .adapter_folders import CONFIG, Adapter, attach, find_adapter
 from .adapters import tied_and_trained_apart
+from .files.adapter_folders import CONFIG, Adapter, attach, find_adapter
+from .files.model_paths import check_source
 from .loading import load_configuration, load_model, load_tokenizer, saved_generation_config
-from .model_paths import check_source
 
 _INSTEAD = "load the adapter on its base model with PEFT instead"
 

@@ -10,9 +10,9 @@ import torch
 
 from vopd.errors import ConfigurationError, first_line
 from vopd.models import read_head
-from vopd.models.adapter_folders import Adapter, find_adapter
+from vopd.models.files.adapter_folders import Adapter, find_adapter
+from vopd.models.files.model_paths import check_source
 from vopd.models.head_checks import check_adapters
-from vopd.models.model_paths import check_source
 
 if TYPE_CHECKING:
     from .plan import TrainOptions

@@ -10,7 +10,7 @@ from typing import Any
 from vopd.data.chat import chat_settings
 from vopd.data.sources import TASK_PREFIX
 from vopd.evaluation.grading.extract import last_box, tagged_answer
-from vopd.models.adapter_folders import CONFIG
+from vopd.models.files.adapter_folders import CONFIG
 from vopd.reporting.run_files import SAMPLES_FILE, read_records
 from vopd.training.rewards.named import GRADED
 

@@ -27,9 +27,9 @@ from vopd.data.tokenized import drawn_ids
 from vopd.errors import ConfigurationError, require
 from vopd.evaluation.benchmarks import Protocol
 from vopd.models import States, batch_seed
-from vopd.models.adapter_folders import name_bases_absolutely
 from vopd.models.adapters import check_mergeable, check_sendable, merged_weights, whole_weights
 from vopd.models.decoding import generate
+from vopd.models.files.adapter_folders import name_bases_absolutely
 from vopd.models.generation import finite_probabilities, whole_head_products
 from vopd.models.sampling import padding_id
 from vopd.models.undisturbed import evaluating, own_generation_config, random_state, replaced

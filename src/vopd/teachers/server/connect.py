@@ -18,7 +18,6 @@ from vopd.models.head_files import load_head
 
 from .client import Patience, Servers
 from .discovery import Found, find_model, pooling_servers
-from .head_check import check_distribution, text_of
 from .preflight import (
     Findings,
     by_scores,
@@ -30,6 +29,7 @@ from .preflight import (
     untempered,
     written,
 )
+from .same_distribution import check_distribution, text_of
 from .settings import HIDDEN_STATES, SCORES, check_chosen, use_unnormalised
 from .teacher import ServerScores, ServerStates, ServerTeacher
 
@@ -206,8 +206,8 @@ def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temp
         raise ConfigurationError(
             f"{url} ignores the requested temperature and scores at temperature 1, but this run samples at "
             f"temperature={temperature}; set temperature=1, {use_unnormalised()}, load the teacher in the training "
-            "process, or use a server version that applies the temperature to prompt_logprobs (vLLM 0.32 does not, "
-            "with any --logprobs-mode)"
+            f"process, or serve its hidden states ({found.model.engine.start_states}); vLLM 0.32 does not apply it to "
+            "prompt_logprobs, with any --logprobs-mode"
         )
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vopd.errors import ConfigurationError
 
 from .client import Listed, Servers
-from .engine import Engine
+from .engines import ENGINES, VLLM, Engine
 from .questions import Question, StatesQuestion
 from .refusals import Rejected
 from .served import ServedModel
-from .sglang import SGLang
-from .vllm import VLLM
 
-ENGINES: dict[str, type[Engine]] = {"vllm": VLLM, "sglang": SGLang}
-"""By who owns a listed model; other servers are asked as vLLM's are."""
+# A length of 1, in bfloat16.
+_UNIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def find_model(servers: Servers, wanted: str | None) -> Found:
 
 
 def _engine_of(listed: Listed) -> Engine:
-    engine = ENGINES.get(listed.owner, VLLM)()
+    engine = ENGINES.get(listed.owner, VLLM)()  # others are asked as vLLM's are
     if listed.base is not None and not engine.serves_adapters:
         raise ConfigurationError(
             f"{listed.name!r} is an adapter on {listed.base!r}, which alone would teach: requests to {engine.name} do "
@@ -81,14 +81,27 @@ def pooling_servers(model: ServedModel, text: Question) -> tuple[dict[str, int],
 
     Raises:
         TeacherServerError: a server could give them but does not, or does not respond.
+        ConfigurationError: it normalizes them.
     """
     widths, refusal = {}, ""
     for url in model.servers.urls:
         try:
-            widths[url] = model.states(StatesQuestion(text.ids, text.start), url, retries=1).size(1)
+            states = model.states(StatesQuestion(text.ids, text.start), url, retries=1)
         except Rejected as error:
             if not model.engine.lacks_states(error.status, str(error)):
                 raise
             why = f"{url} gives no hidden states (status {error.status}); start it with {model.engine.start_states}"
             refusal = refusal or why
+        else:
+            _check_lengths(states, url)
+            widths[url] = states.size(1)
     return widths, refusal
+
+
+def _check_lengths(states: Tensor, url: str) -> None:
+    """Raises ConfigurationError if every state has length 1, which a server that ignores the request makes of them."""
+    if bool(((states.float().norm(dim=-1) - 1).abs() < _UNIT).all()):
+        raise ConfigurationError(
+            f"{url} normalizes hidden states to length 1, although it was asked not to; start it with "
+            "--pooler-config.use_activation false, or a newer version of it"
+        )

@@ -172,7 +172,7 @@ def _check_used(adapted: Any, folder: Path, adapter: Adapter) -> None:
         return
     with require("safetensors", "train").safe_open(path, framework="pt") as file:
         saved = {name for name in file.keys() if prefix in name}  # noqa: SIM118
-    unused = saved - peft.get_peft_model_state_dict(adapted).keys()
+    unused = saved - peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if unused and unused != saved:  # all of them: the architecture has other names by now, which PEFT translates
         raise MismatchError(
             f"the adapter '{adapter.source}' has {len(unused)} weights that its base model has no layer for, starting "

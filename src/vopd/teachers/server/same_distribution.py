@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from vopd.errors import MismatchError
-from vopd.models.head_files import NotComparable, logprobs_from_files
+from vopd.models.layer_by_layer import NotComparable, logprobs_from_files
 
 from .preflight import SAME_WEIGHTS, Findings, by_scores
 from .questions import Question

@@ -30,25 +30,35 @@ def damaged_weights(folder: str | Path) -> str | None:
     if first is None:
         return f"'{folder}' has no weights: neither {names[0]} nor another file of them; {_AGAIN}"
     if first.suffix != ".json":
-        return _cut_off(first)
+        return damaged_file(first)
     return next(_listed_damage(first), None)
 
 
 def _listed_damage(index: Path) -> Iterator[str]:
     """The damage of the files that an index lists."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    places = listed_weights(index)
+    if places is None:
         yield f"{index} is no index of weights; {_AGAIN}"
         return
-    for name in names:
+    for name in sorted(set(places.values())):
         if not (index.parent / name).exists():
             yield f"{index.name} names {name}, which is not in '{index.parent}'; {_AGAIN}"
-        elif (problem := _cut_off(index.parent / name)) is not None:
+        elif (problem := damaged_file(index.parent / name)) is not None:
             yield problem
 
 
-def _cut_off(path: Path) -> str | None:
+def listed_weights(index: Path) -> dict[str, str] | None:
+    """Return the file that an index lists for each weight; None if it is no index of weights."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    return places if whole else None
+
+
+def damaged_file(path: Path) -> str | None:
+    """Return what is wrong with one file of weights, by its size and header; None if nothing is found."""
     size = path.stat().st_size
     if path.suffix == ".safetensors":
         whole = _safetensors_size(path)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .questions import Answer, Continuation, Question, Request, StatesQuestion
+from ..questions import Answer, Continuation, Question, Request, StatesQuestion
 
-# Statuses that mean: no such endpoint, not allowed there, not implemented.
-ABSENT = frozenset({404, 405, 501})
+# Statuses that mean: not let through by a gateway, no such endpoint, not allowed there, not implemented.
+ABSENT = frozenset({403, 404, 405, 501})
 
 
 class Engine(ABC):

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from vopd.errors import TeacherServerError
 
-from .engine import ABSENT, Engine
-from .questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from ..questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from .base import ABSENT, Engine
 
 GENERATE = "/generate"
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import ABSENT, Engine
-from .questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from ..questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from .base import ABSENT, Engine
 
 COMPLETIONS = "/v1/completions"
 GENERATE = "/inference/v1/generate"
