@@ -94,8 +94,8 @@ def _read(saved: WeightFiles, names: list[str], expected: Tensor) -> Tensor:
             )
         return saved.read(found)
     raise MismatchError(
-        f"'{saved.source}' lacks the weights of the output head: {' or '.join(names)}; take the whole checkpoint of a causal "
-        "language model, with the config.json of its weights"
+        f"'{saved.source}' lacks the weights of the output head: {' or '.join(names)}; take the whole checkpoint of a "
+        "causal language model, with the config.json of its weights"
     )
 
 
