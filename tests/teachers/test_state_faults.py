@@ -73,6 +73,10 @@ def test_every_fault_is_noticed_and_mended_by_another_attempt(fault: str, pool: 
     assert raised.value.exit_code == 5 and server.url in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_completion_without_tokens_has_no_states(pool: Make) -> None:
+    assert ask(Servers(pool().url, patience=QUICK), replace(QUESTION, start=6)).shape == (0, 128)
+
+
 def test_an_endless_response_is_cut_where_it_is_too_long(pool: Make) -> None:
     """Neither the memory nor what the server can send depends on what it would like to send."""
     server = pool(faults=lambda number: "too_long")

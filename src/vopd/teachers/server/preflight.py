@@ -50,7 +50,6 @@ class Findings:
 
     Attributes:
         model: the model on its servers.
-        same_ids: by address, the ids that are the same as the student's; None if the server cannot be asked.
         text: a text that the servers score.
         measure: how they do.
         scores: log-probabilities of its tokens, from the first server.
@@ -58,7 +57,6 @@ class Findings:
     """
 
     model: ServedModel
-    same_ids: dict[str, CommonVocabulary | None]
     text: Question
     measure: Measure
     scores: Tensor
@@ -111,9 +109,7 @@ def written(model: ServedModel, prompt: Sequence[int]) -> tuple[Question, int | 
     return Question((*prompt, *found.ids), len(prompt)), found.end_id
 
 
-def measured(
-    model: ServedModel, same_ids: dict[str, CommonVocabulary | None], text: Question, measure: Measure
-) -> Findings:
+def measured(model: ServedModel, text: Question, measure: Measure) -> Findings:
     """Have every server score the text, the first one twice.
 
     Raises:
@@ -128,7 +124,7 @@ def measured(
                 f"the scores of {url} and {first} differ by {apart.mean():.2f} nats/token: they serve different "
                 "weights; start both with the same model"
             )
-    return Findings(model, same_ids, text, measure, scores, repeats)
+    return Findings(model, text, measure, scores, repeats)
 
 
 def _tolerance(repeats: dict[str, Tensor]) -> float:
