@@ -112,16 +112,15 @@ def hinted_and_routed(source: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "own",
     [
-        {"temperature": 1.4, "estimator": "vopd_optimal", "gradient_accumulation_steps": 2},
-        {"max_tokens_per_micro_batch": 100, "gradient_accumulation_steps": 2, "teacher_offload": True},
-        {"teachers": "two", "estimator": "vopd", "gradient_accumulation_steps": 2},
+        {"temperature": 1.4, "estimator": "vopd_optimal", "max_tokens_per_micro_batch": 100, "teacher_offload": True},
+        {"teachers": "two", "estimator": "vopd"},
     ],
 )
 def test_a_step_has_the_gradient_of_the_teacher_in_this_process(
     own: dict[str, Any], pool: Make, make_trainer: Make, gradients_of: Make
 ) -> None:
     server, both = pool(), []
-    own = dict(own)
+    own = {"gradient_accumulation_steps": 2, **own}
     two = own.pop("teachers", None)
     for served in (None, server):
         given = settings(served, **own)
@@ -161,7 +160,7 @@ def test_a_completion_without_states_counts_nowhere_in_an_evaluation(pool: Make,
 
 def test_a_resumed_run_ends_with_the_same_bits(pool: Make, make_trainer: Make, tmp_path: Path) -> None:
     server = pool()
-    given = settings(server, max_steps=3, max_completion_length=4, save_strategy="steps", save_steps=1)
+    given = settings(server, max_steps=2, max_completion_length=4, save_strategy="steps", save_steps=1)
     whole = make_trainer(**given, output_dir=str(tmp_path / "whole"))
     whole.train()
     resumed = make_trainer(**given, output_dir=str(tmp_path / "whole"))

@@ -178,9 +178,7 @@ def test_an_adapter_is_not_taken_for_its_model(serve: Make) -> None:
         find_model(servers, "adapter")
 
 
-@pytest.mark.parametrize(
-    ("estimator", "top_k"), [("opd", None), ("rao_blackwell_teacher_top_k", 5), ("vopd_teacher_top_k", 20)]
-)
+@pytest.mark.parametrize(("estimator", "top_k"), [("opd", None), ("rao_blackwell_teacher_top_k", 5)])
 def test_the_gradient_from_scores_is_that_of_a_local_teacher(
     estimator: str, top_k: int | None, serve: Make, make_trainer: Make, gradients_of: Make
 ) -> None:
@@ -192,12 +190,11 @@ def test_the_gradient_from_scores_is_that_of_a_local_teacher(
     assert largest_difference(expected, gradients_of(trainer)) < 1e-4
 
 
-@pytest.mark.parametrize("estimator", ["vopd", "full_rkl"])
 def test_the_gradient_from_states_is_that_of_a_local_teacher(
-    estimator: str, serve: Make, make_trainer: Make, gradients_of: Make
+    serve: Make, make_trainer: Make, gradients_of: Make
 ) -> None:
     teacher = str(embedded_pair().teacher)
-    settings = {"estimator": estimator, "loss_top_k": None, "max_grad_norm": 0, "temperature": 1.3}
+    settings = {"estimator": "vopd", "loss_top_k": None, "max_grad_norm": 0, "temperature": 1.3}
     expected = gradients_of(make_trainer(teacher, **settings))
     stub = serve(cached=9)
     trainer = make_trainer(teacher, teacher_server_url=stub.url, teacher_server_dtype="float32", **settings)
