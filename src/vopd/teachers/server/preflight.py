@@ -34,11 +34,12 @@ def by_scores(model: ServedModel, text: Question, url: str, retries: int | None 
 
 
 def by_states(head: Head, dtype: torch.dtype) -> Measure:
-    """A ``Measure``: log softmax of the server's hidden states times the teacher's output head."""
+    """A ``Measure``: log softmax of the server's hidden states times the teacher's output head, over all rows of the
+    head, as the teacher's own scores are."""
 
     def measured(model: ServedModel, text: Question, url: str, retries: int | None = None) -> Tensor:
         found = model.states(StatesQuestion(text.ids, text.start, dtype, head.weight.size(1)), url, retries)
-        logprobs = head.logits(found.to(head.device))[:, : model.vocab_size].log_softmax(-1)
+        logprobs = head.logits(found.to(head.device)).log_softmax(-1)
         return logprobs.gather(-1, torch.tensor(text.ids[text.start :], device=head.device).unsqueeze(-1))[:, 0].cpu()
 
     return measured
