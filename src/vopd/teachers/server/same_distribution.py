@@ -17,8 +17,8 @@ from .served import ServedModel
 
 logger = logging.getLogger("vopd")
 
-_TEXT = 256
-"""Most tokens of a text: each has a row of the whole vocabulary."""
+_TEXT = 64
+"""Most tokens of a text: each has a row of the whole vocabulary, in every check of the weights during training."""
 _WRONG = 0.5
 """Nats/token on average: precision and quantization make less, another head more."""
 
