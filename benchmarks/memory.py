@@ -49,15 +49,17 @@ def skeleton(size: str, lora_rank: int = 0) -> Any:
 
 
 def estimates(student: str, teacher: str) -> dict[str, Footprint]:
-    """A step on one GPU: every weight in float32, LoRA on bf16 weights, QLoRA; the teacher local or on a server."""
-    step = Step(MICRO_BATCH, MICRO_BATCH * ACCUMULATION, PROMPT + COMPLETION, COMPLETION, True, True, "cuda")
+    """A step on one GPU: every weight in float32, LoRA on bf16 weights, QLoRA; the teacher here or on a server of
+    hidden states, its output head here."""
+    generated = MICRO_BATCH * ACCUMULATION
+    step = Step(MICRO_BATCH, generated, PROMPT + COMPLETION, COMPLETION, True, True, "cuda", sent=generated)
     common: dict[str, Any] = {"teacher_dtype": "auto", "step": step}
     teachers, adapted = [skeleton(teacher)], skeleton(student, lora_rank=64)
     return {
         "full": footprint(skeleton(student), teachers, student_dtype="float32", **common),
-        "full, server teacher": footprint(skeleton(student), [], student_dtype="float32", **common),
+        "full, server teacher": footprint(skeleton(student), [], served=teachers, student_dtype="float32", **common),
         "LoRA": footprint(adapted, teachers, student_dtype="bfloat16", **common),
-        "LoRA, server teacher": footprint(adapted, [], student_dtype="bfloat16", **common),
+        "LoRA, server teacher": footprint(adapted, [], served=teachers, student_dtype="bfloat16", **common),
         "QLoRA, 4-bit teacher": footprint(
             adapted, teachers, student_dtype="bfloat16", quantization="4bit", teacher_quantization="4bit", **common
         ),

@@ -92,7 +92,7 @@ def which_estimator() -> str:
 
 def estimators() -> str:
     """Every estimator: formula, unbiasedness, and what it needs."""
-    head = ("estimator", "baseline b, or loss", "unbiased", "`loss_top_k`", "needs of the teacher", "plain server")
+    head = ("estimator", "baseline b, or loss", "unbiased", "`loss_top_k`", "needs of the teacher", "server of scores")
     body = (
         (f"`{name}`", found.formula, _yes(found.unbiased), _yes(found.needs_top_k, "required", "-"),
          _teacher(found), _yes(found.teacher_scores))

@@ -202,3 +202,9 @@ def causes(error: BaseException | None) -> Iterator[Exception]:
 def counted(count: int, singular: str, plural: str | None = None) -> str:
     """Return a number with its noun, "1 prompt" or "17,398 prompts"; `plural` if it is not `singular` with an s."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+
+
+def byte_size(count: int) -> str:
+    """Return "1.2 GiB", "3.0 MiB"."""
+    gib = 1 << 30
+    return f"{count / gib:.1f} GiB" if count >= gib / 10 else f"{count / (1 << 20):.1f} MiB"

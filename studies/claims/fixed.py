@@ -21,6 +21,7 @@ from vopd.estimators.exact import FULL_RKL
 from vopd.experiments.grid import run_name
 from vopd.experiments.held_out import HeldOut
 from vopd.experiments.rollouts import sample_rollouts
+from vopd.experiments.teacher_states import local_states
 from vopd.experiments.variance import decompose_variance, variance_profile
 from vopd.models import load_model, load_tokenizer
 
@@ -61,7 +62,7 @@ def variance_table(place: Place, size: Size, top_ks: dict[int, Sequence[str]], o
     def measure(names: Sequence[str], top_k: int | None) -> Any:
         estimators = [controls.estimator_of(name) for name in names]
         return decompose_variance(
-            place.student, place.teacher, place.rollouts, estimators=estimators, top_k=top_k,
+            place.student, local_states(place.teacher), place.rollouts, estimators=estimators, top_k=top_k,
             resamples=size.resamples, vocab_size=place.vocabulary, seed=0,
         )  # fmt: skip
 
@@ -89,7 +90,8 @@ def along_training(output: Path, setting: Setting, size: Size) -> list[dict[str,
         if at and not (model / "config.json").is_file():
             continue
         place = Place(setting, model, 4 * size.contexts)
-        profile = variance_profile(place.student, place.teacher, place.rollouts, vocab_size=place.vocabulary)
+        teacher = local_states(place.teacher)
+        profile = variance_profile(place.student, teacher, place.rollouts, vocab_size=place.vocabulary)
         found.append({"step": at, **asdict(profile)})
     return found
 

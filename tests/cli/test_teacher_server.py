@@ -14,12 +14,22 @@ from messages import told
 from teachers.stub_server import StubServer
 from vopd.cli import main
 from vopd.experiments.pair import embedded_pair, load_embedded_pair
+from vopd.models.head_files import load_head
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StubServer]:
     pair = load_embedded_pair()
     stub = StubServer(pair.teacher, pair.tokenizer, scores_chosen=False)
+    yield stub
+    stub.close()
+
+
+@pytest.fixture
+def pooling() -> Iterator[StubServer]:
+    """A server of hidden states."""
+    pair = load_embedded_pair()
+    stub = StubServer(pair.teacher, pair.tokenizer, pools="token_embed")
     yield stub
     stub.close()
 
@@ -68,8 +78,37 @@ def test_the_dry_run_asks_no_server_and_counts_no_memory_for_it(
     shown = capsys.readouterr().out
     assert "teacher: checked on its server" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
     assert len(server.bodies) == asked
-    assert main(["train", "--dry_run", *config(teacher_model=str(embedded_pair().teacher))]) == 0
-    assert "teacher: 500 tokens" in capsys.readouterr().out
+    given = config(teacher_model=str(embedded_pair().teacher))
+    assert main(["train", "--dry_run", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "teacher: 500 tokens" in shown and "teacher's weights 0.0 MiB" in " ".join(shown.split())
+    assert main(["train", "--dry_run", *given, "--teacher_server_payload", "hidden_states"]) == 0
+    weight, shown = load_head(embedded_pair().teacher).weight, " ".join(capsys.readouterr().out.split())
+    assert f"teacher's weights {weight.nbytes / (1 << 20):.1f} MiB" in shown and "teacher's states" in shown
+    assert len(server.bodies) == asked
+
+
+def test_a_teacher_by_its_server_and_its_files_gives_whole_rows(
+    config: Callable[..., list[str]], pooling: StubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers = {"default": {"server_url": pooling.url, "model": str(embedded_pair().teacher)}}
+    own: dict[str, Any] = {"teacher_server_url": ..., "teachers": teachers, "estimator": "vopd", "loss_top_k": ...}
+    head = f"hidden states (bfloat16), output head of {embedded_pair().teacher} here: 640 x 128 in float32, 0.3 MiB"
+    assert main(["train", "--dry_run", *config(**own)]) == 0
+    assert told(f"server at {pooling.url}, {head}; or scores", capsys.readouterr().out)
+    assert main(["train", "--dry_run", *config(**own, teacher_server_payload="hidden_states")]) == 0
+    assert f"server at {pooling.url}, {head}\n" in capsys.readouterr().out
+    assert not pooling.bodies
+    assert main(["train", *config(**own, save_steps=1)]) == 0
+    assert f"server at {pooling.url}, {head}\n" in capsys.readouterr().err
+    run = tmp_path / "runs" / "first"
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["reverse_kl"] > 0 and logged["teacher/seconds"] > 0
+    assert yaml.safe_load((run / "resolved_config.yaml").read_text())["teachers"] == teachers
+    assert pooling.url in (run / "report.html").read_text()
+    # How exactly the states come may change, as where they come from.
+    assert main(["train", "--resume", *config(**own, max_steps=2, teacher_server_dtype="float32")]) == 0
+    assert "teacher_server_dtype bfloat16 -> float32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

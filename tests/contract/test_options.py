@@ -13,6 +13,7 @@ MIN_LR = "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs"
 TRAINED = ("r/model/", "r/resolved_config.yaml")
 SERVED = "validate --model {S} --dataset {p} --output_dir {out} --use_cpu true --max_completion_length 8 "
 SERVED += "--per_device_train_batch_size 4 --teacher_server_url http://127.0.0.1:8000 --estimator opd "
+OF_TWO = SERVED.replace("--teacher_server_url http://127.0.0.1:8000 --estimator opd ", "--estimator vopd --teachers ")
 
 
 def config(text: str) -> Callable[[Place], object]:
@@ -31,6 +32,13 @@ def at_home(place: Place) -> None:
     (home / "stud").symlink_to(place.student)
     (home / "p.jsonl").symlink_to(place.prompts)
     config("model: ~/stud\ndataset: [~/p.jsonl]\nteachers: {default: ~/stud}\n")(place)
+
+
+def teacher_at_home(place: Place) -> None:
+    """The teacher's files are in the home folder."""
+    home = place.work / "home"
+    home.mkdir()
+    (home / "t").symlink_to(place.teacher)
 
 
 def published(place: Place) -> None:
@@ -164,6 +172,15 @@ CASES = [
     # ---- two servers, and servers of several teachers
     Case(SERVED, 0, "valid"),
     Case(SERVED + "--teacher_offload true", 2, "teacher_offload ... local"),
+    Case(SERVED + "--teacher_offload true --teacher_model {T}", 0, "valid"),
+    Case(SERVED + "--estimator vopd", 2, "'vopd' ... server that gives scores ... set teacher_model"),
+    Case(SERVED + "--estimator vopd --teacher_model {T}", 0, "valid"),
+    Case(SERVED + "--estimator vopd --teacher_model {T} --teacher_server_payload scores", 2, "'vopd' ... scores"),
+    Case(SERVED + "--teacher_server_payload hidden_states", 2, "output head ... set teacher_model"),
+    Case(SERVED + "--teacher_server_payload states", 2, "teacher_server_payload 'states' ... hidden_states"),
+    Case(SERVED + "--teacher_server_dtype int8", 2, "teacher_server_dtype 'int8' ... bfloat16"),
+    Case(OF_TWO + "'{default: {server_url: [http://a, http://b], model: ~/t}}'", 0, "valid", before=teacher_at_home),
+    Case(OF_TWO + "'{default: {url: http://a:1}}'", 2, "teachers: default ... {server_url: URL, model: PATH}"),
     Case(SERVED + "--teacher_scoring step", 2, "teacher_scoring ... servers ... remove it"),
     Case(SERVED + "--use_vllm true --vllm_mode server", 2, "http://127.0.0.1:8000 ... vllm_server_port"),
     Case(SERVED + "--use_vllm true --vllm_mode server --vllm_server_host localhost", 2, "8000 ... vllm_server_port"),

@@ -17,19 +17,18 @@ from typing import Any
 
 import pytest
 
-from teachers.stub_server import StubServer
-from vopd.experiments.pair import embedded_pair, load_embedded_pair
+from vopd.experiments.pair import embedded_pair
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 EMBEDDED = ROOT / "src" / "vopd" / "experiments" / "embedded"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": "Agg"}
 KL = re.compile(r"reverse KL (\d\.\d+) nats/token")
 
 
 def python(*arguments: Any, folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": "Agg"}
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, arguments)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -72,18 +71,24 @@ def test_custom_estimator(tmp_path: Path) -> None:
     assert "noise_only" in (tmp_path / "compare" / "comparison.txt").read_text()
 
 
-def test_server_teacher(tmp_path: Path) -> None:
-    pair = load_embedded_pair()
-    server = StubServer(pair.teacher, pair.tokenizer, scores_chosen=False)
-    try:
-        shown = vopd("doctor", "--teacher", server.url, "--model", embedded_pair().student)
-        assert "rao_blackwell_teacher_top_k" in shown
-        config = EXAMPLES / "server_teacher" / "config.yaml"
-        vopd("train", "--config", config, "--teacher_server_url", server.url, "--output_dir", tmp_path)
-    finally:
-        server.close()
+@pytest.mark.parametrize("scores", [False, True], ids=["hidden states", "scores"])
+def test_server_teacher(scores: bool, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "server_teacher" / "stub_teacher.py"), *["--scores"] * scores]
+    models = ["--model", embedded_pair().student, *["--teacher_model", embedded_pair().teacher] * (not scores)]
+    other = ["--estimator", "rao_blackwell_teacher_top_k", "--loss_top_k", 20] * scores
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = re.findall(r"http://[\d.:]+", server.stdout.readline())[0]
+            shown = vopd("doctor", "--teacher", url, *models)
+            config = EXAMPLES / "server_teacher" / "config.yaml"
+            vopd("train", "--config", config, "--teacher_server_url", url, "--output_dir", tmp_path, *other)
+        finally:
+            server.terminate()
+    assert ("hidden states of width 128: 256 bytes per token" in shown) == (not scores)
     logged = metrics(tmp_path / "server-teacher")
-    assert logged[-1]["sampled_reverse_kl"] < logged[0]["sampled_reverse_kl"]
+    name = "sampled_reverse_kl" if scores else "reverse_kl"
+    assert logged[-1][name] < 0.8 * logged[0][name]
 
 
 def test_rewards(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from vopd.errors import ConfigurationError
 from vopd.estimators import distillation_loss
 from vopd.experiments.rollouts import Rollout
+from vopd.experiments.teacher_states import local_states
 from vopd.experiments.variance import decompose_variance, gradient_noise, variance_profile
 from vopd.statistics import ratio_of_means
 
@@ -34,6 +35,11 @@ def tiny(seed: int, rows: int) -> Qwen3ForCausalLM:
 @pytest.fixture(scope="module")
 def models():
     return tiny(0, VOCAB), tiny(1, VOCAB + 2)
+
+
+@pytest.fixture(scope="module")
+def pair(models):
+    return models[0], local_states(models[1])
 
 
 def logits(models, rollout):
@@ -95,8 +101,8 @@ def spread(gradients):
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("opd", False), ("vopd", True)])
-def test_the_parts_are_the_enumerated_ones(models, name, baseline):
-    found = decompose_variance(*models, ROLLOUTS, estimators=[name], resamples=400, seed=5)
+def test_the_parts_are_the_enumerated_ones(models, pair, name, baseline):
+    found = decompose_variance(*pair, ROLLOUTS, estimators=[name], resamples=400, seed=5)
     noise = found.estimators[name]
     expected = sum(token_variance(models, rollout, baseline) for rollout in ROLLOUTS) / len(ROLLOUTS)
     signal = sum(float(exact_gradient(models, rollout).square().sum()) for rollout in ROLLOUTS) / len(ROLLOUTS)
@@ -109,8 +115,8 @@ def test_the_parts_are_the_enumerated_ones(models, name, baseline):
     assert 0 < noise.cosine.value < 1 and noise.token.low <= noise.token.value <= noise.token.high
 
 
-def test_exact_and_biased_estimators_are_told_apart(models):
-    found = decompose_variance(*models, ROLLOUTS, estimators=["full_rkl", "top_k_rkl"], top_k=2, resamples=4)
+def test_exact_and_biased_estimators_are_told_apart(models, pair):
+    found = decompose_variance(*pair, ROLLOUTS, estimators=["full_rkl", "top_k_rkl"], top_k=2, resamples=4)
     exact, biased = found.estimators["full_rkl"], found.estimators["top_k_rkl"]
     assert exact.token.value == pytest.approx(0, abs=1e-12) and exact.signal_to_noise is None
     assert exact.cosine.value == pytest.approx(1, abs=1e-5) and exact.total.value == pytest.approx(found.context.value)
@@ -119,8 +125,8 @@ def test_exact_and_biased_estimators_are_told_apart(models):
     assert biased.relative_bias.value == pytest.approx(float(sum(errors) / sum(signals)), rel=1e-3)
 
 
-def test_the_profile_is_the_closed_form_by_position_and_entropy(models):
-    profile = variance_profile(*models, ROLLOUTS, bins=3)
+def test_the_profile_is_the_closed_form_by_position_and_entropy(models, pair):
+    profile = variance_profile(*pair, ROLLOUTS, bins=3)
     student, teacher = (torch.cat(parts) for parts in zip(*(logits(models, rollout) for rollout in ROLLOUTS)))
     ids = torch.tensor([token for rollout in ROLLOUTS for token in rollout.completion_ids])
     expected = distillation_loss(student.detach(), teacher, ids, diagnostics=True)
@@ -161,9 +167,9 @@ def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says(kind,
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("opd", False), ("vopd", True)])
-def test_the_noise_of_a_batch_is_the_enumerated_one_and_its_mean_the_exact_gradient(models, name, baseline):
+def test_the_noise_of_a_batch_is_the_enumerated_one_and_its_mean_the_exact_gradient(models, pair, name, baseline):
     """One gradient over contexts of different lengths, padded together: the mean is over their seven tokens."""
-    noise = gradient_noise(*models, ROLLOUTS, estimators=[name], resamples=600, seed=3)[name]
+    noise = gradient_noise(*pair, ROLLOUTS, estimators=[name], resamples=600, seed=3)[name]
     tokens = sum(len(rollout.completion_ids) for rollout in ROLLOUTS)
     expected = sum(token_variance(models, rollout, baseline, tokens) for rollout in ROLLOUTS)
     assert noise.variance == pytest.approx(expected, rel=0.1)
@@ -172,9 +178,9 @@ def test_the_noise_of_a_batch_is_the_enumerated_one_and_its_mean_the_exact_gradi
     assert abs(noise.squared_bias) < 0.01 * noise.squared_norm
 
 
-def test_the_exact_objective_has_no_noise_and_the_optimal_baseline_less_than_none(models):
+def test_the_exact_objective_has_no_noise_and_the_optimal_baseline_less_than_none(pair):
     names = ["opd", "vopd_optimal", "full_rkl", "top_k_rkl"]
-    noise = gradient_noise(*models, ROLLOUTS, estimators=names, top_k=2, resamples=64)
+    noise = gradient_noise(*pair, ROLLOUTS, estimators=names, top_k=2, resamples=64)
     assert noise["full_rkl"].variance == 0
     assert noise["full_rkl"].squared_bias == 0
     assert 0 < noise["vopd_optimal"].variance < noise["opd"].variance
@@ -183,9 +189,9 @@ def test_the_exact_objective_has_no_noise_and_the_optimal_baseline_less_than_non
     assert noise["top_k_rkl"].squared_bias > 1e-3 * noise["top_k_rkl"].squared_norm
 
 
-def test_the_noise_of_a_batch_needs_two_resamples(models):
+def test_the_noise_of_a_batch_needs_two_resamples(pair):
     with pytest.raises(ConfigurationError, match="at least 2"):
-        gradient_noise(*models, ROLLOUTS, estimators=["opd"], resamples=1)
+        gradient_noise(*pair, ROLLOUTS, estimators=["opd"], resamples=1)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +203,6 @@ def test_the_noise_of_a_batch_needs_two_resamples(models):
         ([Rollout([1], [])] * 2, 4, "token"),
     ],
 )
-def test_too_little_to_measure_is_refused(models, rollouts, resamples, fact):
+def test_too_little_to_measure_is_refused(pair, rollouts, resamples, fact):
     with pytest.raises(ConfigurationError, match=fact):
-        decompose_variance(*models, rollouts, estimators=["opd"], resamples=resamples)
+        decompose_variance(*pair, rollouts, estimators=["opd"], resamples=resamples)

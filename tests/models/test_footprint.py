@@ -12,6 +12,7 @@ from vopd.kernels.heads import Projection
 from vopd.kernels.logits import LinearHeads
 from vopd.models import load_model, load_skeleton, read_head
 from vopd.models.footprint import Footprint, Step, bytes_per_weight, footprint
+from vopd.models.head_files import load_head
 from vopd.models.states import last_hidden_states
 
 STEP = Step(sequences=2, generated=4, tokens=100, completion_tokens=60, checkpointing=False, half=False, device="cpu")
@@ -163,6 +164,29 @@ def test_a_teachers_states_of_a_generated_batch_stay_until_they_are_used(
     states = last_hidden_states(teacher, ids, torch.ones_like(ids), length)
     assert without.states == 0 and kept.states == states.nbytes
     assert replace(kept, rollout=0).peak == replace(without, rollout=0).peak + states.nbytes
+
+
+def test_of_a_teacher_whose_states_a_server_sends_the_head_and_the_states_are_counted(
+    tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    student, teacher = load_skeleton(tiny_student_dir), load_skeleton(tiny_teacher_dir)
+    weight, length = load_head(tiny_teacher_dir).weight, STEP.completion_tokens
+    sent = torch.zeros(7, length, weight.size(1), dtype=torch.bfloat16)
+    batch = torch.zeros(2, length, weight.size(1), dtype=weight.dtype)
+
+    def of_served(*served: Any, offload: bool = False, **changes: Any) -> Footprint:
+        step = replace(STEP, sent=7, **{"device": "cuda", **changes})
+        sizes: dict[str, Any] = {"student_dtype": "float32", "teacher_dtype": "bfloat16", "teacher_offload": offload}
+        return footprint(student, [], **sizes, step=step, served=served)
+
+    none, one, away = of_served(), of_served(teacher), of_served(teacher, offload=True)
+    logits = 4 * round(STEP.sequences * length) * len(student.get_output_embeddings().weight)
+    assert (none.teacher, none.host) == (0, 0) and (one.teacher, one.host) == (weight.nbytes, sent.nbytes)
+    assert one.loss == none.loss + logits + batch.nbytes and one.states == 0
+    assert away.loss == one.loss + weight.nbytes and away.teacher == away.offloaded == weight.nbytes
+    assert of_served(teacher, sent_bytes=4).host == 2 * sent.nbytes
+    on_a_cpu = of_served(teacher, offload=True, device="cpu")
+    assert on_a_cpu.states == sent.nbytes and on_a_cpu.offloaded == 0
 
 
 def with_adapters(model: Any, rank: int) -> Any:

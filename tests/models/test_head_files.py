@@ -76,6 +76,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Cohere": partial(build, "Cohere", logit_scale=0.25),
     "Phi": partial(build, "Phi"),
     "GPT-2": partial(build, "GPT2", "LMHeadModel"),
+    "Pythia": partial(build, "GPTNeoX"),
     "OPT": partial(build, "OPT", ffn_dim=48, word_embed_proj_dim=16),
     "Falcon-H1": partial(
         build, "FalconH1", lm_head_multiplier=0.5, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,

@@ -78,8 +78,8 @@ def given_completions(url: str) -> tuple[list[Any], Any, Any, Any, Any]:
     import vopd
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
+    from vopd.teachers.server.engines.vllm import VLLM
     from vopd.teachers.server.questions import Question
-    from vopd.teachers.server.vllm import VLLM
 
     pair, served = load_embedded_pair(), ServedModel(Servers(url), VLLM(), "teacher", VOCABULARY)
     torch.manual_seed(0)
@@ -129,8 +129,8 @@ def traffic(url: str) -> None:
     """Bytes that cross the wire for a token, prompt or completion, of one text."""
     from vopd.experiments.pair import load_embedded_pair
     from vopd.teachers.server import ServedModel, Servers
+    from vopd.teachers.server.engines.vllm import VLLM
     from vopd.teachers.server.questions import Question
-    from vopd.teachers.server.vllm import VLLM
 
     ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
     for top_k in (0, 1, 5, 20):

@@ -197,7 +197,8 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     write_lines(run_folder / "metrics.jsonl", [{**record, **step} for record in metrics(5)])
     message = "completions grew to <b>; look for repetition; and stop"
     append(run_folder / "guards.jsonl", [{"step": 4, "guard": "length", "message": message}])
-    several = "{code: ['http://gpu:8000'], my own: 'self:frozen', c: 'a dir/t'}"
+    several = "{code: ['http://gpu:8000'], my own: 'self:frozen', c: 'a dir/t', "
+    several += "s: {server_url: ['http://a', 'http://b'], model: a dir/t}}"
     given = {"teacher_model": "big/math", "teachers": several}
     text = "".join(f"{name}: {value}  # a.yaml\n" for name, value in given.items())
     (run_folder / "resolved_config.yaml").write_text(text)
@@ -215,6 +216,7 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     assert found["code"] == ["http://gpu:8000", "server", "0.125", "0.125"]
     assert found["my own"][1].startswith("the student itself") and found["my own"][2:] == ["", ""]
     assert found["c"][0] == "a dir/t"
+    assert found["s"][:2] == ["http://a, http://b", "server"]
     assert "1 token · math 0.5<" in text
 
 

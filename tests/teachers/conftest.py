@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def serve(pair: Any) -> Iterator[Callable[..., StubServer]]:
 
 
 @pytest.fixture
+def pool(serve: Callable[..., StubServer]) -> Callable[..., StubServer]:
+    """pool(**options): a stub server of the embedded teacher's hidden states."""
+    return partial(serve, pools="token_embed")
+
+
+@pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Any]:
     """make_trainer(teacher_model=..., trainer={...}, **config): a trainer of the embedded student."""
     from datasets import Dataset
@@ -63,8 +70,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Any]:
             model=str(embedded_pair().student),
             teacher_model=teacher_model,
             args=VOPDConfig(**settings),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-            **(trainer or {}),
+            **({"train_dataset": Dataset.from_dict({"prompt": PROMPTS})} | (trainer or {})),
         )
 
     return make

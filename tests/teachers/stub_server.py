@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from teachers.stub_states import chunks, pooled, states_of
+from teachers.stub_states import PAGE, chunks, pooled, states_of
 
 NAME = "stub-teacher"
 
@@ -112,6 +112,10 @@ class StubServer:
         return found
 
     # ---- endpoints --------------------------------------------------------------------------------------------
+
+    def teaching(self) -> dict[str, str]:
+        """The endpoints of scores or states, which a server of the other kind does not have."""
+        return _OF_SCORES if self.pools is None else _OF_STATES
 
     def completions(self, body: dict[str, Any], fault: str | None) -> tuple[int, Any]:
         ids, top_k = body["prompt"], body.get("prompt_logprobs")
@@ -263,16 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
             self.answer(401, _error("Unauthorized"))
-        elif self.path in self.teaching():
+        elif self.path in self.stub.teaching():
             self.teach(body)
         elif self.path in {"/tokenize", "/detokenize"}:
             self.answer(*getattr(self.stub, self.path[1:])(body))
         else:
             self.answer(404, {"detail": "Not Found"})
-
-    def teaching(self) -> dict[str, str]:
-        """The endpoints of scores or states, which a server of the other kind does not have."""
-        return _OF_SCORES if self.stub.pools is None else _OF_STATES
 
     def teach(self, body: dict[str, Any]) -> None:
         stub = self.stub
@@ -301,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in {"500", "503", "429"}:
             self.answer(int(fault), _error("not now", int(fault)))
             return
-        status, found = getattr(self.stub, self.teaching()[self.path])(body, fault)
+        status, found = getattr(self.stub, self.stub.teaching()[self.path])(body, fault)
         if isinstance(found, tuple):
             self.stream(*found, fault)
             return
@@ -310,13 +310,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, found, fault, counted=True)
 
     def stream(self, metadata: dict[str, Any] | str | None, data: bytes, fault: str | None) -> None:
-        """A binary answer, whose length the headers do not tell."""
+        """A binary answer, whose length the headers do not tell, or a page of another server."""
+        metadata, data = (None, PAGE) if fault == "page" else (metadata, data)
         sent = 0
         try:
             self.send_response(200)
             if metadata is not None:
                 self.send_header("metadata", metadata if isinstance(metadata, str) else json.dumps(metadata))
-            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Type", "application/octet-stream" if fault != "page" else "text/html")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for part in chunks(data, fault):

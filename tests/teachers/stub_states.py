@@ -11,7 +11,7 @@ import torch
 
 # What may go wrong with states, in the order of the wire; the stub server itself commits those before "cut".
 FAULTS_OF_STATES = (
-    "refused", "slow", "500", "503", "429", "cut", "empty", "short", "too_long", "no_metadata", "bad_metadata",
+    "refused", "slow", "500", "503", "429", "page", "cut", "empty", "short", "too_long", "no_metadata", "bad_metadata",
     "stale_model", "no_item", "wrong_dtype", "wrong_endianness", "wrong_length", "wrong_width", "wrong_shape",
     "wrong_start", "wrong_end", "nan", "infinite",
 )  # fmt: skip
@@ -19,6 +19,8 @@ FAULTS_OF_STATES = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # No client reads so much; a test ends all the same.
 MOST_BYTES = 1 << 26
+# What a gateway may answer to anybody who has not signed in, with status 200.
+PAGE = b"<!doctype html><html><title>Sign in</title></html>"
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from messages import says
 from teachers.stub_server import FAULTS
 from vopd.errors import TeacherServerError
 from vopd.teachers.server import Patience, ServedModel, Servers
+from vopd.teachers.server.engines.vllm import VLLM
 from vopd.teachers.server.questions import Question
-from vopd.teachers.server.vllm import VLLM
 from vopd.training.batch import Batch
 
 Make = Callable[..., Any]

@@ -14,11 +14,12 @@ from peft import LoraConfig
 from torch import nn
 
 from messages import told
+from vopd.kernels import Head
 from vopd.models import load_model
 from vopd.placement import described
 from vopd.teachers.build import Served
 from vopd.training import VOPDConfig
-from vopd.training.monitoring.first_lines import Start, first_lines
+from vopd.training.monitoring.first_lines import Gives, Start, first_lines
 
 CPU = torch.device("cpu")
 
@@ -69,7 +70,10 @@ def test_a_run_in_python_begins_with_what_it_is_going_to_do(
 
 def test_teachers_engines_and_plurals(tmp_path: Path) -> None:
     sources = {"near": Served("http://me:secret@host:8000/v1"), "far": Served(["http://a", "http://b"], "its/folder")}
+    sources |= {"whole": Served("http://c", "its/folder"), "asked": Served("http://d", "its/folder")}
     sources |= {"old": "self:average", "frozen": "self:frozen"}
+    head = Head(torch.empty(300, 4000, dtype=torch.bfloat16, device="meta"))
+    gives = {"near": Gives(), "far": Gives(), "whole": Gives("hidden_states", head), "asked": Gives("auto", head)}
     config = VOPDConfig(
         str(tmp_path), use_cpu=True, per_device_train_batch_size=2, gradient_accumulation_steps=2, num_generations=4,
         max_completion_length=1_000_000, teacher_decay=0.9, estimator="vopd_top_k", loss_top_k=5,
@@ -77,11 +81,16 @@ def test_teachers_engines_and_plurals(tmp_path: Path) -> None:
     placement: Any = SimpleNamespace(
         accelerator=SimpleNamespace(num_processes=1, mixed_precision="bf16", device=CPU), managed=False
     )
-    facts = Start(placement, "a", "1 in float32", sources, {}, "torch", "math (weight 1)", 1234, 0, steps=9, done=4)
+    facts = Start(
+        placement, "a", "1 in float32", sources, {}, gives, "torch", "math (weight 1)", 1234, 0, steps=9, done=4
+    )
     found = rows(first_lines(config, facts))
     assert found["device"] == "cpu, 1 process, bf16 mixed precision"
-    assert found["teacher near"] == "server at http://host:8000/v1"
-    assert told("http://a, http://b ... tokenizer of its/folder", found["teacher far"])
+    assert found["teacher near"] == "server at http://host:8000/v1, scores"
+    assert found["teacher far"] == "server at http://a, http://b, scores, tokenizer of its/folder"
+    whole = "hidden states (bfloat16), output head of its/folder here: 300 x 4,000 in bfloat16, 2.3 MiB"
+    assert found["teacher whole"] == f"server at http://c, {whole}"
+    assert told(f"http://d, {whole}; or scores ... asked", found["teacher asked"])
     assert told("self:average ... decay 0.9", found["teacher old"]) and "before" in found["teacher frozen"]
     assert found["prompts"] == "1,234"
     assert told("1 prompt x 4 completions ... 4.0 million tokens ... 2 x 2", found["each step"])
@@ -89,8 +98,13 @@ def test_teachers_engines_and_plurals(tmp_path: Path) -> None:
     assert told("vopd_top_k ... loss_top_k=5", found["loss"]) and found["rewards"] == "math (weight 1)"
     assert told("none stops ... 6 warn", found["guards"]) and "transformers" in found["rollouts"]
     config.estimator = "vopd_sparse"  # of a local teacher's scores too few to compare the distributions
-    assert told("4 warn", rows(first_lines(config, replace(facts, teachers={"default": "a"})))["guards"])
+    local = replace(facts, teachers={"default": "a"}, teachers_give={})
+    states = replace(facts, teachers={"whole": sources["whole"]}, teachers_give={"whole": gives["whole"]})
+    assert told("4 warn", rows(first_lines(config, local))["guards"])
+    assert told("4 warn", rows(first_lines(config, states))["guards"])  # of a whole row only a few entries are read
     assert told("6 warn", rows(first_lines(config, facts))["guards"])
+    config.teacher_offload, config.teacher_server_dtype = True, "float32"
+    assert told("(float32) ... on the host between losses: 300 x", rows(first_lines(config, states))["teacher whole"])
     config.use_vllm, config.vllm_mode = True, "server"  # as if vLLM were here
     config.vllm_server_base_url = "https://key@rollouts:1"
     found = rows(first_lines(config, facts))

@@ -145,9 +145,9 @@ def _check_recipe(recipe: Mapping[str, Any], options: CompareOptions) -> Path:
     """The file of held-out problems; raises ConfigurationError if the recipe lacks something."""
     missing = [f"--{name}" for name in _MODELS if name not in recipe]
     if missing:
-        raise ConfigurationError(
-            f"vopd compare needs {' and '.join(missing)}, or none of the three for the embedded pair"
-        )
+        served = missing == ["--teacher_model"] and "teacher_server_url" in recipe
+        why = "from which it loads the teacher that it measures with" if served else "or none for the embedded pair"
+        raise ConfigurationError(f"vopd compare needs {' and '.join(missing)}, {why}")
     if options.held_out is None:
         raise ConfigurationError(
             "a comparison is measured on problems that no run trains on: give --held_out FILE.jsonl with prompt and "

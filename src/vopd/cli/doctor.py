@@ -1,7 +1,7 @@
 """Show versions, extras, devices, the backend of each estimator, and the environment. Needs only the core install.
 
 With --teacher URL, check a teacher server instead: what it serves, its vocabulary, determinism and temperature
-handling, whether it gives scores or hidden states, their bytes a token, and the estimators that can use them.
+handling, whether it gives scores or hidden states, their bytes per token, and the estimators that can use them.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _teacher(options: DoctorOptions, address: str) -> list[str]:
     from vopd.models import load_tokenizer
     from vopd.teachers.server import Patience, Servers
     from vopd.teachers.server.discovery import find_model, pooling_servers
-    from vopd.teachers.server.head_check import text_of
     from vopd.teachers.server.preflight import compare_ids
+    from vopd.teachers.server.same_distribution import text_of
 
     servers = Servers(address, key_env=options.teacher_server_key_env, patience=Patience(retries=1, deadline=120.0))
     tokenizer = None if options.model is None else load_tokenizer(options.model)
@@ -178,12 +178,16 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
     from vopd.estimators import ESTIMATORS
     from vopd.models.head_files import load_head
     from vopd.teachers.server.connect import check_width
-    from vopd.teachers.server.head_check import check_distribution
     from vopd.teachers.server.preflight import by_states, measured
+    from vopd.teachers.server.questions import StatesQuestion
+    from vopd.teachers.server.same_distribution import check_distribution
 
+    received = model.servers.counts["bytes_received"]
+    model.states(StatesQuestion(text.ids, text.start, width=width))
+    per_token = (model.servers.counts["bytes_received"] - received) / len(text.ids)
     lines = [
-        f"gives hidden states of width {width}, whatever the vocabulary {2 * width:,} bytes a token (of prompt and "
-        "completion) in bfloat16; with the teacher's output head they are its full distribution",
+        f"gives hidden states of width {width}: {per_token:,.0f} bytes per token of prompt and completion, "
+        "whatever the vocabulary; with the teacher's output head they give its full distribution",
         f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
     ]
     if options.teacher_model is None:
@@ -195,6 +199,7 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
         replace(model, vocab_size=model.vocab_size or len(head.weight)), {}, text, by_states(head, torch.float32)
     )
     (repeat,) = found.repeats.values()
+    scoring = model.servers if model.engine.states_with_scores else model.servers.only(())
     rows, dtype = len(head.weight), str(head.weight.dtype).removeprefix("torch.")
     size = sum(part.nbytes for part in (head.weight, head.bias) if part is not None)
     return [
@@ -202,7 +207,7 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
         f"output head of {options.teacher_model}: {rows:,} x {width}, {dtype}, "
         f"{size / (1 << 20):,.1f} MiB in the student's process",
         f"scores repeat to within {repeat.max():.2g} nats/token",
-        check_distribution(found, options.teacher_model, None, replace(model, servers=model.servers.only(()))),
+        check_distribution(found, options.teacher_model, None, replace(model, servers=scoring)),
     ]
 
 
@@ -230,7 +235,7 @@ def _scores(options: DoctorOptions, model: ServedModel, prompt: Sequence[int]) -
         f"temperature {temperature:g}: {_temperature(temperature, applied)}",
         "scores that it provides:",
         "  sampled  yes: the score of each sampled token",
-        f"  top_k    {_top_k(top_k)}, {per_token:,.0f} bytes a token",
+        f"  top_k    {_top_k(top_k)}, {per_token:,.0f} bytes per token",
         f"  chosen   {'no: ' + refusal if refusal else 'yes: scores of ids that the student chooses'}",
         f"  full     no: start the server for hidden states instead: {model.engine.start_states}",
         "estimators that can use them:",

@@ -16,11 +16,12 @@ import shutil
 from collections.abc import Sequence
 
 import psutil
+import torch
 
 from vopd.data.chat import Chat
 from vopd.data.prompts import Prompts
 from vopd.data.tokenized import PROMPT, TEACHER_PROMPT_IDS, asked, first_ids, token_lengths
-from vopd.errors import counted
+from vopd.errors import byte_size, counted
 from vopd.folders import nearest_existing
 from vopd.models import end_ids
 from vopd.models.footprint import Footprint, Step, footprint
@@ -32,11 +33,11 @@ from vopd.run.train import check_run, train
 from vopd.teachers.ahead import STEP, STEP_ON_HOST
 from vopd.teachers.build import Served
 from vopd.teachers.itself import AVERAGE, FROZEN
+from vopd.teachers.server.settings import sends_states
 from vopd.training import VOPDConfig
 from vopd.training.monitoring.first_lines import first_lines
 
 _SHOWN_IDS = 40
-_GIB = 1 << 30
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,6 +78,8 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     tokens = max(token_lengths(facts.prompts.dataset)) + config.max_completion_length
     generated = config.per_device_train_batch_size * config.gradient_accumulation_steps
     budget = config.max_tokens_per_micro_batch
+    local = {*teacher_places(plan, served=False).values()}
+    behind = {*teacher_places(plan).values()} - local if sends_states(config, files=True) else set()
     kept = (STEP, STEP_ON_HOST) if config.device.type == "cpu" else (STEP,)
     step = Step(
         sequences=min(generated, max(1, budget / tokens)) if budget else config.per_device_train_batch_size,
@@ -89,16 +92,19 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
         # This process has read tokenizers and prompts, and imported what training needs.
         process=psutil.Process().memory_info().rss if config.device.type == "cpu" else 0,
         kept=generated if config.teacher_scoring in kept else 0,
+        sent=generated,
+        sent_bytes=getattr(torch, config.teacher_server_dtype).itemsize,
     )
     return footprint(
         facts.student.skeleton,
-        [facts.teachers[place].skeleton for place in {*teacher_places(plan, served=False).values()}],
+        [facts.teachers[place].skeleton for place in local],
         student_dtype=options.dtype,
         teacher_dtype=options.teacher_dtype,
         quantization=options.quantization,
         teacher_quantization=options.teacher_quantization,
         teacher_offload=config.teacher_offload,
         copied=any(source in (FROZEN, AVERAGE) for source in plan.teachers.values()),
+        served=[facts.teachers[place].skeleton for place in behind],
         step=step,
     )
 
@@ -152,8 +158,10 @@ def _memory(config: VOPDConfig, needed: Footprint, placement: Placement) -> list
     # On a machine without a GPU these are not the defaults of the machine that will train.
     passes = f"{config.mixed_precision} passes" if config.mixed_precision != "no" else "passes in the weights' dtype"
     checkpointing = "gradient checkpointing" if _checkpointing(config) else "no gradient checkpointing"
-    lines = [f"estimated memory per device: {_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
-    lines += [f"  {name:<18}{_size(size):>10}" for name, size in rows.items()]
+    lines = [f"estimated memory per device: {byte_size(needed.peak)} at the peak, with {passes} and {checkpointing}"]
+    lines += [f"  {name:<18}{byte_size(size):>10}" for name, size in rows.items()]
+    if needed.host and config.device.type != "cpu":
+        lines.append(f"  host memory for the hidden states that a server sends in a step: {byte_size(needed.host)}")
     if config.use_vllm and config.vllm_mode == "colocate":
         lines.append(f"  vLLM takes another {config.vllm_gpu_memory_utilization:.0%} of the GPU")
     if config.world_size > 1:
@@ -171,11 +179,7 @@ def _disk(plan: Plan, model: int, optimizer: int, steps: int) -> list[str]:
     needed = model + checkpoints * (model + optimizer)
     free = shutil.disk_usage(nearest_existing(plan.folder)).free
     what = f"the model and {counted(checkpoints, 'checkpoint')} in {plan.folder}"
-    lines = [f"disk: {_size(needed)} for {what}; {_size(free)} free"]
+    lines = [f"disk: {byte_size(needed)} for {what}; {byte_size(free)} free"]
     if needed > free:
         lines.append("  not enough: set save_total_limit, save_only_model=true, or another output_dir")
     return lines
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB / 10 else f"{count / (1 << 20):.1f} MiB"

@@ -3,7 +3,8 @@
 Samples contexts (rollouts) from the student, keeps every prefix fixed, resamples every token, and splits the variance
 of the gradient into the token part, which an estimator can reduce, and the context part, which only more rollouts
 reduce. Ends with a verdict: which estimator to use. For a LoRA adapter the variance is that of the adapter's
-gradient. Writes results.json and variance.png to OUTPUT_DIR/RUN_NAME.
+gradient. The teacher may be behind a server that gives hidden states. Writes results.json and variance.png to
+OUTPUT_DIR/RUN_NAME.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vopd.data.conversations import check_last_turn
-from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, counted, require
+from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, check_known, counted, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
+
+if TYPE_CHECKING:
+    from vopd.experiments.measure import ModelPair
+    from vopd.teachers.server.teacher import ServerStates
+
+_OF_SERVER = ("teacher_server_url", "teacher_server_model", "teacher_server_key_env", "teacher_server_dtype")
 
 
 @dataclass
@@ -25,7 +32,9 @@ class VarianceOptions:
     """The options of `vopd variance`."""
 
     model: str = needed("student: folder or hub id of a model or an adapter")
-    teacher_model: str = needed("teacher: folder or hub id, with the student's vocabulary")
+    teacher_model: str = needed(
+        "teacher: folder or hub id, with the student's vocabulary; with teacher_server_url only its output head is read"
+    )
     dataset: str = needed("prompts: a file, pattern, folder or hub id as in vopd train, or reasoning_gym:NAME")
     dataset_split: str = setting("train", "split of a hub dataset")
     dataset_options: dict | None = setting(None, "options of a reasoning_gym task, or of datasets.load_dataset")
@@ -45,6 +54,14 @@ class VarianceOptions:
     temperature: float = setting(1.0, "temperature of sampling and loss")
     max_completion_length: int = setting(512, "maximum number of tokens per rollout")
     seed: int = setting(0, "seed of rollouts, resampling and a task's problems")
+    teacher_server_url: str | list[str] | None = setting(
+        None, "address of a vLLM server of the teacher's hidden states, or several addresses"
+    )
+    teacher_server_model: str | None = setting(None, "the teacher's name on a server with several models")
+    teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable with the server's API key")
+    teacher_server_dtype: str = setting(
+        "float32", "hidden states on the way: bfloat16, float16 or float32; a measurement asks for few, once"
+    )
     dtype: str = setting("float32", "dtype of the student's weights")
     device: str = setting("auto", "device: auto, cpu or cuda")
     output_dir: str = setting("runs", "parent folder of all runs")
@@ -58,8 +75,19 @@ class VarianceOptions:
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
             check_at_least(name, getattr(self, name), least)
         check_last_turn(self.last_assistant_turn)
+        self._check_server()
         if self.temperature <= 0:
             raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
+
+    def _check_server(self) -> None:
+        from vopd.teachers.server.addresses import checked_urls
+        from vopd.teachers.server.keys import check_key_name
+        from vopd.teachers.server.settings import DTYPES
+
+        check_known("teacher_server_dtype", self.teacher_server_dtype, DTYPES)
+        check_key_name(self.teacher_server_key_env)
+        if self.teacher_server_url is not None:
+            checked_urls(self.teacher_server_url)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -109,27 +137,32 @@ def measure(options: VarianceOptions, prompts: list[list[int]]) -> dict[str, Any
     from vopd.estimators.catalogue import ESTIMATORS, find_estimators
     from vopd.experiments.measure import ModelPair
     from vopd.experiments.rollouts import sample_rollouts
+    from vopd.experiments.teacher_states import local_states, served_states
     from vopd.experiments.variance import decompose_variance, variance_profile
-    from vopd.models import best_device, device_name
+    from vopd.models import best_device, described_head, device_name
     from vopd.placement import described
 
     models = ModelPair(options.model, options.teacher_model, teacher_dtype="auto", device=best_device(options.device))
-    student, teacher = models.student(options.model, options.dtype), models.teacher
-    sizes = [f"{name} {described(model, model.device)}" for name, model in (("student", student), ("teacher", teacher))]
-    print(f"parameters: {'; '.join(sizes)}, on {device_name(student.device)}", file=sys.stderr, flush=True)
+    student, vocabulary = models.student(options.model, options.dtype), models.vocabulary
+    if options.teacher_server_url is None:
+        teacher, size = local_states(models.teacher), described(models.teacher, models.teacher.device)
+    else:
+        served = _connected(options, models, prompts)
+        teacher, vocabulary = served_states(served, student.device), served.model.vocab_size or vocabulary
+        size = f"on a server, its output head {described_head(served.head)}"
+    sizes = f"student {described(student, student.device)}; teacher {size}"
+    print(f"parameters: {sizes}, on {device_name(student.device)}", file=sys.stderr, flush=True)
     rollouts = sample_rollouts(
         student, models.tokenizer, prompts, temperature=options.temperature, seed=options.seed,
-        max_new_tokens=options.max_completion_length, batch_size=16, vocab_size=models.vocabulary,
+        max_new_tokens=options.max_completion_length, batch_size=16, vocab_size=vocabulary,
     )  # fmt: skip
     estimators = find_estimators(options.estimators or ())
     found = decompose_variance(
         student, teacher, rollouts, estimators=estimators, top_k=options.loss_top_k,
-        resamples=options.resamples, temperature=options.temperature, vocab_size=models.vocabulary, seed=options.seed,
+        resamples=options.resamples, temperature=options.temperature, vocab_size=vocabulary, seed=options.seed,
         tick=lambda name: print(f"measured {name}", file=sys.stderr, flush=True),
     )  # fmt: skip
-    profile = variance_profile(
-        student, teacher, rollouts, temperature=options.temperature, vocab_size=models.vocabulary
-    )
+    profile = variance_profile(student, teacher, rollouts, temperature=options.temperature, vocab_size=vocabulary)
     return {
         "settings": {**asdict(options), "contexts": len(rollouts)},
         **asdict(found),
@@ -138,3 +171,29 @@ def measure(options: VarianceOptions, prompts: list[list[int]]) -> dict[str, Any
         # A report may be written where the module of a custom estimator cannot be imported.
         "colours": {estimator.name: estimator.colour for estimator in estimators if estimator.name not in ESTIMATORS},
     }
+
+
+def _connected(options: VarianceOptions, models: ModelPair, prompts: list[list[int]]) -> ServerStates:
+    """The teacher on its server, which was checked.
+
+    Raises:
+        ConfigurationError: the server gives no hidden states, or takes no sequences that are as long as a rollout.
+    """
+    import torch
+
+    from vopd.experiments.teacher_states import StatesServer, connect_states
+    from vopd.teachers.server.connect import Pupil
+
+    server = StatesServer(**{name: getattr(options, name) for name in _OF_SERVER})
+    pupil = Pupil(models.tokenizer, models.vocabulary, models.end_ids, prompts[0], torch.device(models.device))
+    teacher, notes = connect_states(server, options.teacher_model, pupil)
+    for note in notes:
+        print(f"teacher server: {note}", file=sys.stderr, flush=True)
+    longest = max(map(len, prompts))
+    if teacher.positions is not None and longest + options.max_completion_length > teacher.positions:
+        raise ConfigurationError(
+            f"the teacher's server takes sequences of up to {teacher.positions} tokens, but a prompt has {longest} and "
+            f"max_completion_length={options.max_completion_length}; lower it, or start the server with a larger "
+            "--max-model-len"
+        )
+    return teacher

@@ -29,7 +29,7 @@ class AdviceUnless(Advice):
 
 
 WITH_FULL_ROWS = AdviceUnless(
-    given="the teacher's full distribution (teacher in the training process)",
+    given="the teacher's full distribution (in the training process, or from a server of hidden states)",
     estimator=FULL_RKL,
     why="no sampling noise",
     unless="when rewards or importance weights need a policy gradient",
@@ -37,7 +37,7 @@ WITH_FULL_ROWS = AdviceUnless(
     why_instead="least variance",
 )
 WITH_TOP_K = Advice(
-    given="a server that returns its top k",
+    given="a server of scores (its top k)",
     estimator=RAO_BLACKWELL_TEACHER_TOP_K,
     why="the top k is summed exactly",
 )

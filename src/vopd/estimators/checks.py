@@ -49,8 +49,8 @@ def check_gives(estimator: Estimator, gives: Collection[ScoreKind], teacher: str
     able = [other.name for other in ESTIMATORS.values() if other.need in gives]
     raise ConfigurationError(
         f"estimator {estimator.name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not provide; "
-        + (f"use an estimator that works with this teacher: {', '.join(able)}; or load the teacher in this process"
-           if able else "load the teacher in this process")
+        + (f"use an estimator that works with this teacher: {', '.join(able)}; or load the teacher in this process, or "
+           "serve its hidden states" if able else "load the teacher in this process, or serve its hidden states")
     )  # fmt: skip
 
 

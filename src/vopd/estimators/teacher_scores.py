@@ -15,7 +15,7 @@ ScoreKind = Literal["sampled", "top_k", "chosen", "full"]
 ``top_k``, of ids ``chosen`` by the student (such as the student's top k), or of the ``full`` vocabulary."""
 
 EVERY_KIND: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen", "full"})
-"""What a teacher in the training process can provide."""
+"""What follows from full rows: of a teacher in the training process, or from hidden states of a server."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
 from .rollouts import like_length, pad, sample_rollouts
+from .teacher_states import local_states
 from .variance import gradient_noise
 
 logger = logging.getLogger("vopd")
@@ -137,24 +139,36 @@ def check_pair(student: str, teacher: str, faults: Faults) -> Any:
 
 
 class ModelPair:
-    """A teacher and a tokenizer, loaded once, and students that stop at its EOS tokens too, as in training."""
+    """A tokenizer, a teacher that is loaded when its weights are first needed, and students that stop at its EOS tokens
+    too, as in training.
+
+    Attributes:
+        vocabulary: size of the common vocabulary.
+        end_ids: EOS ids of both models.
+    """
 
     def __init__(self, student: str, teacher: str, *, teacher_dtype: str, device: str) -> None:
         self.device = device
         self.tokenizer = load_tokenizer(student)
-        self.teacher = load_model(teacher, dtype=teacher_dtype, device=device).requires_grad_(False)
-        check_adapters(self.teacher, "teacher")
-        settings = rollout_settings(load_skeleton(student), self.tokenizer, self.teacher, load_tokenizer(teacher))
+        self._teacher, self._teacher_dtype = teacher, teacher_dtype
+        skeletons = load_skeleton(student), load_skeleton(teacher)
+        settings = rollout_settings(skeletons[0], self.tokenizer, skeletons[1], load_tokenizer(teacher))
         if settings.cut is not None:
             logger.warning(settings.cut)
-        self.vocabulary = settings.vocab_size
-        self._end_ids = settings.end_ids
+        self.vocabulary, self.end_ids = settings.vocab_size, settings.end_ids
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The teacher with its weights."""
+        model = load_model(self._teacher, dtype=self._teacher_dtype, device=self.device).requires_grad_(False)
+        check_adapters(model, "teacher")
+        return model
 
     def student(self, source: str | Path, dtype: str = "float32") -> Any:
         """Load a student, or a checkpoint of one. What a run would train requires gradient."""
         model = load_model(source, dtype=dtype, device=self.device, trainable=True)
         check_adapters(model, "student")
-        set_end_ids(model, {*end_ids(model, self.tokenizer), *self._end_ids})
+        set_end_ids(model, {*end_ids(model, self.tokenizer), *self.end_ids})
         return model
 
 
@@ -201,7 +215,7 @@ class Evaluator:
             max_new_tokens=plan.max_new_tokens, batch_size=_BATCH, vocab_size=models.vocabulary,
         )  # fmt: skip
         found = gradient_noise(
-            student, models.teacher, rollouts, estimators=plan.noise_estimators, top_k=plan.noise_top_k,
+            student, local_states(models.teacher), rollouts, estimators=plan.noise_estimators, top_k=plan.noise_top_k,
             resamples=plan.noise_resamples, vocab_size=models.vocabulary,
         )  # fmt: skip
         return {name: noise.variance for name, noise in found.items()}

@@ -34,10 +34,11 @@ from vopd.estimators import DistillationOutput, Estimator, linear_distillation_l
 from vopd.estimators.catalogue import find_estimators
 from vopd.estimators.exact import FULL_RKL
 from vopd.estimators.policy_gradient import VOPD
-from vopd.models import layers_of, read_head
+from vopd.models import read_head
 from vopd.statistics import Interval, positive_t_interval, ratio_of_means, t_interval
 
 from .rollouts import Rollout, pad
+from .teacher_states import TeacherStates, predicting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +98,7 @@ class Decomposition:
 
 def gradient_noise(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: TeacherStates,
     rollouts: Sequence[Rollout],
     *,
     estimators: Sequence[str | Estimator],
@@ -124,7 +125,7 @@ def gradient_noise(
 
 def decompose_variance(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: TeacherStates,
     rollouts: Sequence[Rollout],
     *,
     estimators: Sequence[str | Estimator],
@@ -141,7 +142,8 @@ def decompose_variance(
     its LoRA adapters), summed one at a time: memory for a few gradients, however many contexts and resamples.
 
     Args:
-        student, teacher: causal language models whose heads ``read_head`` can read, in evaluation mode.
+        student: causal language model whose head ``read_head`` can read, in evaluation mode.
+        teacher: what gives the teacher's states: ``local_states(model)``, or ``served_states``.
         rollouts: M contexts, at least 2, sampled from the student at `temperature`.
         estimators: names in ``vopd.ESTIMATORS``, ``module:NAME``, or your own ``Estimator`` objects.
         top_k: k of the top-k estimators.
@@ -178,7 +180,7 @@ class _Models:
     """Student and teacher, with the settings of the loss."""
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: TeacherStates
     top_k: int | None
     temperature: float
     vocab_size: int | None
@@ -190,26 +192,18 @@ class _Contexts:
     Attributes:
         tokens: the rollouts' own tokens there, (N,).
         student_hidden: (N, D_s), with the graph to the student's parameters.
-        teacher_hidden: (N, D_t).
+        teacher: hidden (N, D_t), and the head.
         normalizer: divisor of the summed token losses; default: N.
     """
 
     def __init__(self, models: _Models, rollouts: Sequence[Rollout], normalizer: float | None = None) -> None:
         self.models, self.normalizer = models, normalizer
         self.student_head = read_head(models.student, "student")
-        self.teacher_head = read_head(models.teacher, "teacher").detach()
-        self.vocab_size = models.vocab_size or min(len(self.student_head.weight), len(self.teacher_head.weight))
+        self.teacher = models.teacher(rollouts)
+        self.vocab_size = models.vocab_size or min(len(self.student_head.weight), len(self.teacher.head.weight))
         inputs, completion_mask = pad(rollouts, self.student_head.device)
-        predicts = completion_mask[:, 1:].bool()
-        self.tokens = inputs["input_ids"][:, 1:][predicts]
-
-        def hidden(model: PreTrainedModel) -> Tensor:
-            states: Tensor = layers_of(model)(**inputs, use_cache=False).last_hidden_state
-            return states[:, :-1][predicts]
-
-        with torch.no_grad():
-            self.teacher_hidden = hidden(models.teacher)
-        self.student_hidden = hidden(models.student)
+        self.tokens = inputs["input_ids"][:, 1:][completion_mask[:, 1:].bool()]
+        self.student_hidden = predicting(models.student, inputs, completion_mask)
 
     @torch.no_grad()
     def redraws(self, resamples: int, seed: int) -> Tensor:
@@ -226,8 +220,8 @@ class _Contexts:
     def loss(self, estimator: Estimator, tokens: Tensor, *, diagnostics: bool = False) -> DistillationOutput:
         """The loss of an estimator if these tokens had been sampled."""
         return linear_distillation_loss(
-            self.student_hidden, self.student_head.weight, self.teacher_hidden, self.teacher_head.weight, tokens,
-            **self.student_head.options("student"), **self.teacher_head.options("teacher"), estimator=estimator,
+            self.student_hidden, self.student_head.weight, self.teacher.hidden, self.teacher.head.weight, tokens,
+            **self.student_head.options("student"), **self.teacher.head.options("teacher"), estimator=estimator,
             top_k=self.models.top_k if estimator.needs_top_k else None, vocab_size=self.vocab_size,
             temperature=self.models.temperature, normalizer=self.normalizer, diagnostics=diagnostics,
         )  # fmt: skip
@@ -321,7 +315,7 @@ class Profile:
 @torch.no_grad()
 def variance_profile(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: TeacherStates,
     rollouts: Sequence[Rollout],
     *,
     temperature: float = 1.0,

@@ -2,7 +2,7 @@
 
 from .generation import Completion, batch_seed, context_length, plan_batches, read_completion, sample
 from .loading import best_device, device_name, load_configuration, load_model, load_skeleton, load_tokenizer
-from .output_head import read_head
+from .output_head import described_head, read_head
 from .sampling import RolloutSettings, rollout_settings
 from .states import Padded, States, last_hidden_states, layers_of
 from .vocabulary import (
@@ -24,6 +24,7 @@ __all__ = [
     "best_device",
     "compare_vocabularies",
     "context_length",
+    "described_head",
     "device_name",
     "end_ids",
     "end_token_difference",

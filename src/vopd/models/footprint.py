@@ -24,7 +24,7 @@ class Footprint:
 
     Attributes:
         student: the student's weights.
-        teacher: the teachers' weights.
+        teacher: the teachers' weights; of one behind a server that sends hidden states, those of its output head.
         gradients: gradients of the trained weights.
         optimizer: optimizer states of the trained weights, for Adam.
         activations: what autograd keeps of the student's forward pass on one micro-batch.
@@ -34,7 +34,8 @@ class Footprint:
         rollout: key-value cache and logits during generation; 0 if another engine generates.
         offloaded: the part of the teachers' weights that is on the host except while they score.
         process: the process before models are loaded, if they are in the same memory: on a CPU.
-        states: a teacher's hidden states of a generated batch that it scores as a whole.
+        states: a teacher's hidden states of a generated batch that it scores as a whole, or on a CPU a server sends.
+        host: hidden states of a generated batch that a server sends, in the host's memory.
     """
 
     student: int
@@ -49,6 +50,7 @@ class Footprint:
     offloaded: int = 0
     process: int = 0
     states: int = 0
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -78,6 +80,8 @@ class Step:
         device: type of the device, such as "cuda".
         process: as in `Footprint`.
         kept: completions whose teacher's states are kept on the device from before the first micro-batch.
+        sent: completions whose hidden states a server sends before the first micro-batch.
+        sent_bytes: bytes of a number of these.
     """
 
     sequences: float
@@ -89,6 +93,8 @@ class Step:
     device: str
     process: int = 0
     kept: int = 0
+    sent: int = 0
+    sent_bytes: int = 2
 
 
 def footprint(
@@ -102,6 +108,7 @@ def footprint(
     teacher_quantization: str | None = None,
     teacher_offload: bool = False,
     copied: bool = False,
+    served: Sequence[Any] = (),
 ) -> Footprint:
     """Estimate the memory of a step from models without weights (`load_skeleton`).
 
@@ -115,6 +122,7 @@ def footprint(
         teacher_quantization: quantization of the teachers, as in `load_model`.
         teacher_offload: whether teachers are on the host except while they score.
         copied: whether a copy of the trained weights is an additional teacher.
+        served: the teachers whose hidden states servers send; their heads, in the saved dtype, are on this device.
     """
     own = bytes_per_weight(student, student_dtype)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
@@ -138,21 +146,31 @@ def footprint(
         states.append(teacher.config.get_text_config().hidden_size * number)
         forward = tokens * _kept_by_layer(teacher, number)
         scoring.append(forward + (weights[-1] if teacher_offload else 0))
+    heads = [weight_bytes(list(_output(one).parameters()), one, bytes_per_weight(one, "auto"), None) for one in served]
+    away = teacher_offload and step.device != "cpu"
+    widest = max((_head(one).shape[1] for one in served), default=0)
+    sent = step.sent * step.completion_tokens * widest * step.sent_bytes
     return Footprint(
         student=frozen + trained_bytes,
-        teacher=sum(weights) + (4 * trained if copied else 0),
+        teacher=sum(weights) + (4 * trained if copied else 0) + sum(heads),
         gradients=trained_bytes,
         optimizer=_STATES_OF_ADAM * trained_bytes,
         activations=activations,
         # Autocast keeps its copies until the teacher has scored, even of layers that are computed again.
         scoring=max(scoring, default=0) + (casts if step.checkpointing else 0),
-        loss=_loss(student, step, each, with_teacher=bool(teachers) or copied),
-        heads=_float32_heads(student, own, teachers, teacher_dtype, step),
+        loss=_loss(student, step, each, with_teacher=bool(teachers or served) or copied)
+        + _received(served, step)
+        + (max(heads, default=0) if away else 0),
+        heads=_float32_heads(
+            student, own, [*((one, teacher_dtype) for one in teachers), *((one, "auto") for one in served)], step
+        ),
         rollout=step.generated
         * (step.tokens * _cached(student) * each + 4 * _BUFFERS_OF_SAMPLING * len(_head(student))),
-        offloaded=sum(weights) if teacher_offload else 0,
+        offloaded=(sum(weights) if teacher_offload else 0) + (sum(heads) if away else 0),
         process=step.process,
-        states=step.kept * step.completion_tokens * max(states, default=_head(student).shape[1] * each),
+        states=step.kept * step.completion_tokens * max(states, default=_head(student).shape[1] * each)
+        + (sent if step.device == "cpu" else 0),
+        host=sent,
     )
 
 
@@ -166,11 +184,18 @@ def _loss(student: Any, step: Step, each: int, with_teacher: bool) -> int:
     return buffers + (4 * head.numel() if head.requires_grad else 0) + completion_tokens * width * each
 
 
-def _float32_heads(student: Any, own: int, teachers: Sequence[Any], teacher_dtype: str, step: Step) -> int:
+def _received(served: Sequence[Any], step: Step) -> int:
+    """Hidden states of a micro-batch as the loss takes them: in the head's dtype, or in that of the server's states."""
+    tokens = round(step.sequences * step.completion_tokens)
+    widths = (_head(one).shape[1] * max(step.sent_bytes, bytes_per_weight(one, "auto")) for one in served)
+    return tokens * max(widths, default=0)
+
+
+def _float32_heads(student: Any, own: int, teachers: Sequence[tuple[Any, str]], step: Step) -> int:
     """On a CPU torch rounds the products of half-precision factors, so the loss multiplies with float32 copies."""
     if step.device != "cpu":
         return 0
-    heads = [(_head(teacher), bytes_per_weight(teacher, teacher_dtype)) for teacher in teachers]
+    heads = [(_head(teacher), bytes_per_weight(teacher, dtype)) for teacher, dtype in teachers]
     copies = [4 * head.numel() for head, each in heads if step.half or each < 4]
     return (4 * _head(student).numel() if step.half or own < 4 else 0) + max(copies, default=0)
 
@@ -182,6 +207,11 @@ def _casts(student: Any, own: int) -> int:
     adapted = not all(weight.requires_grad for weight in student.parameters())
     wide = [weight for weight in weights.values() if own == 4 or (adapted and weight.requires_grad)]
     return 2 * sum(weight.numel() for weight in wide)
+
+
+def _output(model: Any) -> torch.nn.Module:
+    module: torch.nn.Module = model.get_output_embeddings()
+    return module
 
 
 def _head(model: Any) -> torch.Tensor:

@@ -19,6 +19,8 @@ from .loading import load_skeleton
 from .output_head import read_head
 
 _FLOATING = ("F32", "BF16", "F16")
+# As which GPT-NeoX saves the head; transformers renames it.
+_RENAMED = "embed_out.weight"
 
 
 def load_head(source: str | Path, revision: str | None = None) -> Head:
@@ -51,7 +53,7 @@ def load_head(source: str | Path, revision: str | None = None) -> Head:
     head, saved = read_head(skeleton, "teacher"), find_weights(source, revision)
     module = _name(skeleton, skeleton.get_output_embeddings())
     tied = [name for name, weight in skeleton.named_parameters(remove_duplicate=False) if weight is head.weight]
-    names = [f"{module}.weight", *(name for name in tied if name != f"{module}.weight")]
+    names = [f"{module}.weight", *(name for name in tied if name != f"{module}.weight"), _RENAMED]
     weight = _read(saved, names, head.weight)
     bias = None if head.bias is None else _read(saved, [f"{module}.bias"], head.bias).to(weight.dtype)
     return replace(head, weight=weight, bias=bias)
@@ -92,7 +94,7 @@ def _read(saved: WeightFiles, names: list[str], expected: Tensor) -> Tensor:
             )
         return saved.read(found)
     raise MismatchError(
-        f"'{saved.source}' lacks the weights of the output head: {' and '.join(names)}; take the whole checkpoint of a "
+        f"'{saved.source}' lacks the weights of the output head: {' and '.join(names[:-1])}; take the whole checkpoint of a "
         "causal language model, with the config.json of its weights"
     )
 

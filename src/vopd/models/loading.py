@@ -35,6 +35,10 @@ _PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|
 _OTHER_TASKS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
+# Families, such as Pythia's, whose models are decoders although their configuration has the default of an encoder.
+_ALWAYS_DECODERS = ("gpt_neox",)
+
+
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a local folder or hub id, with left padding and a padding token.
 
@@ -295,7 +299,9 @@ def _check_class(transformers: Any, source: str | Path, revision: str | None, tr
     kind = None
     if getattr(config, "is_encoder_decoder", False):
         kind = "a sequence-to-sequence model"
-    elif saved.endswith(_OTHER_TASKS) or getattr(config, "is_decoder", True) is False:
+    elif saved.endswith(_OTHER_TASKS) or (
+        getattr(config, "is_decoder", True) is False and not config.model_type.startswith(_ALWAYS_DECODERS)
+    ):
         kind = "an encoder, or a model for another task"
     elif type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not (trust and hasattr(config, "auto_map")):
         kind = "not a causal language model that transformers has"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vopd.errors import ConfigurationError, MismatchError
+from vopd.errors import ConfigurationError, MismatchError, byte_size
 from vopd.kernels import Head
 
 _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -70,3 +70,10 @@ def _settings(model: Any, name: str) -> dict[str, float]:
             )
         found[setting] = float(value)
     return found
+
+
+def described_head(head: Head) -> str:
+    """Return "151,936 x 4,096 in bfloat16, 1.2 GiB": rows and width, dtype, and bytes."""
+    rows, width = head.weight.shape
+    size = sum(part.nbytes for part in (head.weight, head.bias) if part is not None)
+    return f"{rows:,} x {width:,} in {str(head.weight.dtype).removeprefix('torch.')}, {byte_size(size)}"

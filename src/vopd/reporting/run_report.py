@@ -328,10 +328,13 @@ def _teacher_sources(settings: Settings) -> dict[str, str]:
     single = _given(settings, "teacher_server_url") or _given(settings, "teacher_model")
     written = _given(settings, "teachers")
     named = require("yaml", "train").safe_load(written) if written else {}
-    # A server may have several addresses.
-    return ({"": single} if single else {}) | {
-        name: ", ".join(source) if isinstance(source, list) else source for name, source in named.items()
-    }
+    return ({"": single} if single else {}) | {name: _source(source) for name, source in named.items()}
+
+
+def _source(source: Any) -> str:
+    """One of several teachers as text: a server by its address, or by its addresses."""
+    given = source["server_url"] if isinstance(source, dict) else source
+    return ", ".join(given) if isinstance(given, list) else str(given)
 
 
 def _teachers(settings: Settings, records: Sequence[dict[str, Any]], figures: Sequence[Figure]) -> str:

@@ -83,8 +83,8 @@ def verdict(results: Results) -> list[str]:
         advised[usual], open_question = _least(usual, rivals, found, contexts)
         lines += open_question
     lines.insert(1, (
-        f"With the teacher in the training process use {whole} ({WITH_FULL_ROWS.why}), or {advised[gradient]} when "
-        f"rewards or importance weights need a policy gradient; with {WITH_TOP_K.given} use {advised[served]}."
+        f"With {WITH_FULL_ROWS.given} use {whole} ({WITH_FULL_ROWS.why}), or {advised[gradient]} "
+        f"{WITH_FULL_ROWS.unless}; with {WITH_TOP_K.given} use {advised[served]}."
     ))  # fmt: skip
     reference = _reference(noisy, found)
     if reference and found[reference]["token"]["high"] < results["context"]["low"]:

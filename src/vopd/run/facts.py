@@ -35,8 +35,9 @@ from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts, check_readers
 from vopd.teachers.itself import is_self
+from vopd.teachers.server.settings import SCORES
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
-from vopd.training.monitoring.first_lines import Start
+from vopd.training.monitoring.first_lines import Gives, Start
 from vopd.training.rewards.functions import Rewards
 from vopd.training.rollout_logprobs import check_engine
 
@@ -177,10 +178,12 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
     def size(model: ModelFacts, dtype: str, quantization: str | None) -> str:
         return described(_as_loaded(model.skeleton, dtype, quantization), torch.device("meta"), spread)
 
-    sizes, places = {}, teacher_places(plan)
+    sizes, gives, places = {}, {}, teacher_places(plan)
     for name, source in plan.teachers.items():
-        model = None if isinstance(source, Served) else facts.teachers.get(places.get(name, ("", None)))
-        if model is not None:
+        model = facts.teachers.get(places.get(name, ("", None)))
+        if isinstance(source, Served):
+            gives[name] = _planned_gives(config.teacher_server_payload, model)
+        elif model is not None:
             model.skeleton.requires_grad_(False)
             sizes[name] = size(model, options.teacher_dtype, options.teacher_quantization)
     return Start(
@@ -189,12 +192,21 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
         student_size=size(facts.student, options.dtype, options.quantization),
         teachers=plan.teachers,
         teacher_sizes=sizes,
+        teachers_give=gives,
         backend=backend_name(config.loss_backend, config.device),
         rewards=Rewards.of(config, options.reward_funcs).summary,
         prompts=len(facts.prompts.dataset),
         dropped=facts.dropped,
         steps=config.steps_of(len(facts.prompts.dataset)),
     )
+
+
+def _planned_gives(payload: str, model: ModelFacts | None) -> Gives:
+    """What a server will give, as far as it is known without asking; `model`: of the files that are named, if any."""
+    if model is None or payload == SCORES:
+        return Gives()
+    saved = _as_loaded(model.skeleton, "auto", None)
+    return Gives(payload, read_head(saved, "teacher").detach())
 
 
 def _as_loaded(skeleton: Any, dtype: str, quantization: str | None) -> Any:
@@ -216,7 +228,8 @@ def _as_loaded(skeleton: Any, dtype: str, quantization: str | None) -> Any:
 def teacher_places(plan: Plan, *, served: bool = True) -> dict[str, Place]:
     """The folder or hub id of every teacher that has one, with its revision, by the teacher's name.
 
-    The path of a teacher behind a server is only that of its tokenizer: it is left out unless `served`.
+    The path of a teacher behind a server is that of its tokenizer and of its output head: it is left out unless
+    `served`.
     """
     found: dict[str, Place] = {}
     for name, source in plan.teachers.items():

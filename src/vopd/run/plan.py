@@ -72,7 +72,7 @@ _OF_FACTS = (
     "chat_template", "thinking", "system_prompt", "last_assistant_turn", "chat_template_kwargs",
     "max_prompt_length", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "num_generations", "reward_weights", "reward_column", "teacher_column", "teacher_prompt_column",
-    "teacher_server_url", "seed", "eval_benchmarks", "eval_benchmark_limit", "use_cpu",
+    "teacher_server_url", "teacher_server_payload", "seed", "eval_benchmarks", "eval_benchmark_limit", "use_cpu",
 )  # fmt: skip
 _MORE = (
     "\nThe other fields of trl.DistillationConfig and transformers.TrainingArguments are options too; those that do\n"
@@ -92,9 +92,12 @@ class TrainOptions:
     teacher_model: str | None = setting(
         None,
         "teacher: folder or hub id, with the student's vocabulary; or self:frozen, self:base, self:average; with "
-        "teacher_server_url only its tokenizer",
+        "teacher_server_url only its tokenizer and its output head",
     )
-    teachers: dict | None = setting(None, "several teachers, {name: folder, hub id or URL}; each row names one")
+    teachers: dict | None = setting(
+        None,
+        "several teachers, {name: folder, hub id, URL or {server_url: URL, model: folder or id}}; each row names one",
+    )
     output_dir: str = setting("runs", "parent folder of all runs")
     run_name: str | None = setting(None, "folder of this run in output_dir; default: student and estimator")
     resume: bool = setting(False, "resume this run from its newest valid checkpoint; without one, start it")

@@ -18,7 +18,7 @@ from vopd.errors import ConfigurationError, Faults, VOPDError, counted
 from vopd.models import end_ids, end_token_difference, load_model, set_end_ids
 from vopd.placement import part
 from vopd.reporting.report import write_report
-from vopd.teachers.build import DEFAULT, Served
+from vopd.teachers.build import DEFAULT
 from vopd.training import VOPDTrainer
 from vopd.training.rewards.functions import Rewards
 from vopd.training.saving import checkpoints
@@ -198,10 +198,7 @@ def build_trainer(plan: Plan, facts: Facts) -> VOPDTrainer:
                 logger.warning("%s (done for this run)", difference)
     places = teacher_places(plan, served=False)
     loaded = {place: load(*place, options.teacher_dtype, options.teacher_quantization) for place in {*places.values()}}
-    named = {
-        name: source.urls if isinstance(source, Served) else loaded[places[name]] if name in places else source
-        for name, source in plan.teachers.items()
-    }
+    named = {name: loaded[places[name]] if name in places else source for name, source in plan.teachers.items()}
     served = plan.config.teacher_server_url is not None
     if served:
         del named[DEFAULT]  # the trainer adds it

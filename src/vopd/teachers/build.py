@@ -117,7 +117,9 @@ def check_sources(args: Any, given: dict[str, Any]) -> None:
     served = [source for source in given.values() if isinstance(source, Served)]
     local = [source for source in given.values() if not isinstance(source, Served) and not is_self(source)]
     if args.teacher_offload and not local and not any(source.path for source in served):
-        raise ConfigurationError("teacher_offload has no effect without a local teacher model; remove it")
+        raise ConfigurationError(
+            "teacher_offload has no effect without a local teacher or the output head of one on a server; remove it"
+        )
     if args.teacher_scoring != MICRO_BATCH and len(served) == len(given):
         raise ConfigurationError(
             f"teacher_scoring={args.teacher_scoring} has no effect on teachers behind servers, which score every "

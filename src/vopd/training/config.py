@@ -115,8 +115,8 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         teacher_column: column of the dataset that names each row's teacher, if there are several.
         teacher_prompt_column: column with prompts for the teacher only, such as one with a hint. Default: the teacher
             reads the student's prompt.
-        teacher_offload: keep local teachers in host memory and copy them to the device only to score: saves device
-            memory during rollouts and updates, at one copy per micro-batch, or per step with teacher_scoring.
+        teacher_offload: keep local teachers, and output heads of served ones, in host memory, and copy them to the
+            device only to score: saves device memory, at one copy per micro-batch, or per step with teacher_scoring.
         teacher_scoring: when a teacher in this process scores: "micro_batch", each as it is trained on; "step", the
             whole generated batch at once, in fewer and larger forward passes, whose hidden states stay on the device
             until their micro-batch is trained on; "step_on_host", the same with the states in host memory.
@@ -167,7 +167,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
     reward_column: str = own("answer", "Column with the reference answers for the rewards math and choice.")
     teacher_column: str = own("teacher", "Column that names each row's teacher, if there are several.")
     teacher_prompt_column: str | None = own(None, "Column with prompts for the teacher only, such as with a hint.")
-    teacher_offload: bool = own(False, "Keep a local teacher in host memory except while it scores.")
+    teacher_offload: bool = own(False, "Keep a teacher, or the output head of one on a server, in host memory.")
     teacher_scoring: str = own(
         "micro_batch",
         "When a local teacher scores: each micro_batch, or a whole step (or step_on_host) in larger batches.",

@@ -76,7 +76,7 @@ class VOPDTrainer(TRLAdapter):
         reward_funcs: rewards added to the teacher's signal: a name ("math", "choice", "reasoning_gym",
             "module:function"), a callable with TRL's signature, or several; needs args.num_generations of 2 or more.
         teachers: several teachers by name; each row names one in the column args.teacher_column. teacher_model is then
-            the teacher of rows without a name.
+            the teacher of rows without a name. One behind a server is its URL, or {"server_url": URL, "model": PATH}.
         callbacks, optimizers, quantization_config, peft_config, tools: as in ``trl.DistillationTrainer``.
 
     Raises:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import re
 import ssl
 import threading
 import time
@@ -61,6 +62,7 @@ class Servers:
     Attributes:
         close: stops all requests; connections close when the last pending response has arrived or failed. Called
             automatically when nothing refers to the servers any more.
+        whole: the servers that these are some of; their connections close with the last reference to it.
         counts: requests, retries, bytes, and the seconds of all requests so far.
     """
 
@@ -74,7 +76,7 @@ class Servers:
     ) -> None:
         self._httpx = require("httpx", "server")
         self.urls = checked_urls(urls)
-        self._whole: Servers | None = None
+        self.whole: Servers | None = None
         self.patience = patience or Patience()
         self._key, self._key_env = read_key(key_env), key_env
         self._proxies = {url: proxy_of(url) for url in self.urls}
@@ -112,7 +114,7 @@ class Servers:
     def only(self, urls: Sequence[str]) -> Servers:
         """The same servers, whose requests go to these addresses alone."""
         part = copy.copy(self)
-        part.urls, part._whole = tuple(urls), self  # whose end would close the connections
+        part.urls, part.whole = tuple(urls), self
         return part
 
     def background(self, work: Callable[[], T]) -> Future[T]:
@@ -198,6 +200,8 @@ class Servers:
     def _read(self, reply: Reply, read: Callable[[Any], T], binary: bool) -> T:
         """What `read` makes of a response. Errors have no cause, which could show a key that the server quotes."""
         try:
+            if binary and "metadata" not in reply.headers:
+                raise BadAnswer(f"the response has no metadata header, which describes bytes; it is {_kind(reply)}")
             if binary:
                 return read(Binary(json.loads(reply.headers["metadata"]), memoryview(reply.content)))
             return read(json.loads(reply.content))
@@ -219,8 +223,10 @@ class Servers:
         latest = time.monotonic() + seconds
         body = None if request.body is None else json.dumps(request.body).encode()
         method, headers = "GET" if body is None else "POST", {"Content-Type": "application/json"}
+        if request.room is not None:  # a part that grows when it is decompressed could be larger than the room
+            headers["Accept-Encoding"] = "identity"
         with self._client.stream(method, url + request.path, content=body, headers=headers, timeout=seconds) as answer:
-            held = _Held(request, answer.status_code)
+            held = _Held(request, answer.status_code == 200 and "metadata" in answer.headers)
             for part in answer.iter_bytes():
                 fits = held.add(part)
                 if time.monotonic() > latest:
@@ -242,13 +248,14 @@ class Servers:
 
 
 class _Held:
-    """A response as it arrives: a binary one in a buffer of the size that it must have."""
+    """A response as it arrives: a binary one, which has metadata, in a buffer of the size that it must have."""
 
-    def __init__(self, request: Request, status: int) -> None:
-        self._whole = bytearray(request.room) if request.room is not None and status == 200 else None
+    def __init__(self, request: Request, described: bool) -> None:
+        self._whole = bytearray(request.room) if request.room is not None and described else None
         self._parts: list[bytes] = []
         self._length = 0
-        self.room = len(self._whole) if self._whole is not None else _MODELS if request.body is None else _SCORES
+        small = request.body is None or request.room is not None  # a list of models, or what is not binary
+        self.room = len(self._whole) if self._whole is not None else _MODELS if small else _SCORES
 
     def add(self, part: bytes) -> bool:
         """Whether there was room for the part."""
@@ -278,13 +285,21 @@ class Listed:
         name: its name there.
         length: longest sequence; None if not reported.
         owner: who serves it: "vllm", "sglang", ...; empty if not reported.
-        path: from where the server has loaded it; None if not reported.
+        path: from where the server has loaded it, or its name; None if not reported.
+        base: for an adapter, the name of the model that it belongs to.
     """
 
     name: str
     length: int | None = None
     owner: str = ""
     path: str | None = None
+    base: str | None = None
+
+
+def _kind(reply: Reply) -> str:
+    """The type of a response; with what it says, if it is text."""
+    kind = reply.headers.get("content-type", "of no type").partition(";")[0]
+    return f"{kind}: {reply.said}" if re.search("text|html|json", kind) else kind
 
 
 def _give_up(
@@ -313,10 +328,11 @@ def _listed(body: Any) -> list[Listed]:
 
 
 def _entry(entry: Any) -> Listed:
-    length, path = entry.get("max_model_len"), entry.get("root")
+    length, path, base = (entry.get(part) for part in ("max_model_len", "root", "parent"))
     return Listed(
         str(entry["id"]),
         length if type(length) is int else None,
         str(entry.get("owned_by") or ""),
         path if isinstance(path, str) else None,
+        base if isinstance(base, str) else None,
     )

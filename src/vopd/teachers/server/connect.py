@@ -18,7 +18,6 @@ from vopd.models.head_files import load_head
 
 from .client import Patience, Servers
 from .discovery import Found, find_model, pooling_servers
-from .head_check import check_distribution, text_of
 from .preflight import (
     Findings,
     by_scores,
@@ -30,6 +29,7 @@ from .preflight import (
     untempered,
     written,
 )
+from .same_distribution import check_distribution, text_of
 from .settings import HIDDEN_STATES, SCORES, check_chosen, use_unnormalised
 from .teacher import ServerScores, ServerStates, ServerTeacher
 
@@ -125,7 +125,7 @@ def _with_scores(
         args.temperature,
         drop=args.teacher_failure == "drop",
         check=findings.check_weights,
-        positions=None if found.length is None else found.length - 1,  # scoring a sequence takes one token more
+        positions=None if found.length is None else found.length - found.model.engine.spare_of_scores,
     )
     return teacher, _notes(findings)
 
@@ -146,17 +146,21 @@ def _with_states(
             f"is read{f'; the server has loaded {found.path}' if found.path else ''}"
         )
     head = _head_of(files, widths, None if args.teacher_offload else pupil.device)
-    model, others = (
-        replace(found.model, servers=found.model.servers.only(urls))
-        for urls in (list(widths), [url for url in found.model.servers.urls if url not in widths])
-    )
+    engine, urls = found.model.engine, found.model.servers.urls
+    scoring = urls if engine.states_with_scores else [url for url in urls if url not in widths]
+    model, others = (replace(found.model, servers=found.model.servers.only(part)) for part in (list(widths), scoring))
     dtype = getattr(torch, args.teacher_server_dtype)
     findings = measured(model, same_ids, text_of(pupil.prompt, model), by_states(head, dtype))
     notes = _notes(findings)
     if pupil.first:
         notes.append(check_distribution(findings, files.path, files.revision, others))
     teacher = ServerStates(
-        model, head, dtype, drop=args.teacher_failure == "drop", check=findings.check_weights, positions=found.length
+        model,
+        head,
+        dtype,
+        drop=args.teacher_failure == "drop",
+        check=findings.check_weights,
+        positions=None if found.length is None else found.length - engine.spare_of_states,
     )
     return teacher, notes
 
@@ -202,8 +206,8 @@ def _check_scores(found: Findings, estimator: Estimator, top_k: int | None, temp
         raise ConfigurationError(
             f"{url} ignores the requested temperature and scores at temperature 1, but this run samples at "
             f"temperature={temperature}; set temperature=1, {use_unnormalised()}, load the teacher in the training "
-            "process, or use a server version that applies the temperature to prompt_logprobs (vLLM 0.32 does not, "
-            "with any --logprobs-mode)"
+            f"process, or serve its hidden states ({found.model.engine.start_states}); vLLM 0.32 does not apply it to "
+            "prompt_logprobs, with any --logprobs-mode"
         )
 
 

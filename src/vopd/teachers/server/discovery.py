@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vopd.errors import ConfigurationError
 
 from .client import Listed, Servers
-from .engine import Engine
+from .engines import ENGINES, VLLM, Engine
 from .questions import Question, StatesQuestion
 from .refusals import Rejected
 from .served import ServedModel
-from .vllm import VLLM
 
-ENGINES: dict[str, type[Engine]] = {"vllm": VLLM}
-"""By who owns a listed model; other servers are asked as vLLM's are."""
-# No such endpoint, not allowed there, or not implemented.
-_ABSENT = {404, 405, 501}
+# A length of 1, in bfloat16.
+_UNIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def find_model(servers: Servers, wanted: str | None) -> Found:
 
     Raises:
         TeacherServerError: a server does not respond.
-        ConfigurationError: there is no such model, there are several, or the servers differ.
+        ConfigurationError: there is no such model, there are several, the servers differ, or it cannot be asked.
     """
     found = {url: _of_name(servers.models(url), wanted, url) for url in servers.urls}
     names, owners = ({getattr(listed, part) for listed in found.values()} for part in ("name", "owner"))
@@ -52,9 +51,20 @@ def find_model(servers: Servers, wanted: str | None) -> Found:
     if len(owners) > 1:
         raise ConfigurationError(f"the servers run different engines ({', '.join(sorted(owners))}); use one of them")
     first = next(iter(found.values()))
-    engine = ENGINES.get(first.owner, VLLM)()
+    engine = _engine_of(first)
     length = min((listed.length for listed in found.values() if listed.length is not None), default=None)
-    return Found(ServedModel(servers, engine, first.name), length, first.path)
+    path = first.path if engine.lists_paths else None
+    return Found(ServedModel(servers, engine, first.name), length, path)
+
+
+def _engine_of(listed: Listed) -> Engine:
+    engine = ENGINES.get(listed.owner, VLLM)()  # others are asked as vLLM's are
+    if listed.base is not None and not engine.serves_adapters:
+        raise ConfigurationError(
+            f"{listed.name!r} is an adapter on {listed.base!r}, which alone would teach: requests to {engine.name} do "
+            "not name the adapter; merge it into the model and serve that"
+        )
+    return engine
 
 
 def _of_name(models: Sequence[Listed], wanted: str | None, url: str) -> Listed:
@@ -71,14 +81,27 @@ def pooling_servers(model: ServedModel, text: Question) -> tuple[dict[str, int],
 
     Raises:
         TeacherServerError: a server could give them but does not, or does not respond.
+        ConfigurationError: it normalizes them.
     """
     widths, refusal = {}, ""
     for url in model.servers.urls:
         try:
-            widths[url] = model.states(StatesQuestion(text.ids, text.start), url, retries=1).size(1)
+            states = model.states(StatesQuestion(text.ids, text.start), url, retries=1)
         except Rejected as error:
-            if error.status not in _ABSENT:
+            if not model.engine.lacks_states(error.status, str(error)):
                 raise
             why = f"{url} gives no hidden states (status {error.status}); start it with {model.engine.start_states}"
             refusal = refusal or why
+        else:
+            _check_lengths(states, url)
+            widths[url] = states.size(1)
     return widths, refusal
+
+
+def _check_lengths(states: Tensor, url: str) -> None:
+    """Raises ConfigurationError if every state has length 1, which a server that ignores the request makes of them."""
+    if bool(((states.float().norm(dim=-1) - 1).abs() < _UNIT).all()):
+        raise ConfigurationError(
+            f"{url} normalizes hidden states to length 1, although it was asked not to; start it with "
+            "--pooler-config.use_activation false, or a newer version of it"
+        )

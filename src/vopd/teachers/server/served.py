@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from .client import Servers
-from .engine import Engine
+from .engines import Engine
 from .questions import Answer, Continuation, Question, StatesQuestion
 
 

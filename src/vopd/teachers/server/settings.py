@@ -8,6 +8,7 @@ from typing import Any
 from vopd.errors import ConfigurationError, check_known
 from vopd.estimators import ESTIMATORS
 from vopd.estimators.checks import check_gives
+from vopd.estimators.teacher_scores import ScoreKind
 
 from .addresses import checked_urls
 from .keys import check_key_name
@@ -15,7 +16,8 @@ from .keys import check_key_name
 AUTO, SCORES, HIDDEN_STATES = "auto", "scores", "hidden_states"
 PAYLOADS = (AUTO, SCORES, HIDDEN_STATES)
 DTYPES = ("bfloat16", "float16", "float32")
-_SCORING = "a server that gives scores (for hidden states, from which all follows, set teacher_model too)"
+_SCORES: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen"})
+_SCORING = "a server of scores (one of hidden states provides everything: set teacher_model too)"
 
 
 def own(value: Any, help_text: str) -> Any:
@@ -28,7 +30,7 @@ class ServerSettings:
     """Settings of a teacher on a server: its address, timeouts, retries, and what to do when retries run out.
 
     Args:
-        teacher_server_url: address of a vLLM server, or of several with the same model, that scores instead of a local
+        teacher_server_url: address of a vLLM server, or of several with the same model, to ask instead of a local
             teacher. ``teacher_model`` then names the files whose tokenizer and EOS tokens are compared, and whose
             output head is read for hidden states.
         teacher_server_payload: what the server is asked for: "scores" of some ids, from a server that generates;
@@ -107,8 +109,18 @@ def check_payload(args: Any, files: bool) -> None:
             "teacher_server_payload=hidden_states needs the teacher's output head; set teacher_model to the teacher's "
             "folder or hub id, from which the head alone is read"
         )
-    check_gives(args.chosen_estimator, {"sampled", "top_k", "chosen"}, _SCORING)
+    check_gives(args.chosen_estimator, _SCORES, _SCORING)
     check_chosen(args)
+
+
+def sends_states(args: Any, files: bool) -> bool:
+    """Whether a server has to send hidden states: it is set, or the estimator works with nothing less.
+
+    With teacher_server_payload=auto a server may send them to every estimator, which only it can tell.
+    """
+    if args.teacher_server_payload == HIDDEN_STATES:
+        return True
+    return files and args.teacher_server_payload != SCORES and args.chosen_estimator.need not in _SCORES
 
 
 def check_chosen(args: Any) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vopd.errors import counted
-from vopd.models import device_name
+from vopd.kernels import Head
+from vopd.models import described_head, device_name
 from vopd.placement import Placement, described
 from vopd.processes import remark
 from vopd.secrets import without_passwords
@@ -17,6 +18,8 @@ from vopd.teachers.build import Served
 from vopd.teachers.columns import DEFAULT
 from vopd.teachers.itself import ADAPTER_OFF, AVERAGE, FROZEN
 from vopd.teachers.local import LocalTeacher
+from vopd.teachers.server.settings import AUTO, HIDDEN_STATES, SCORES
+from vopd.teachers.server.teacher import ServerStates, ServerTeacher
 
 from ..config import VOPDConfig
 from ..models import rollout_server
@@ -24,6 +27,19 @@ from .guards import LogprobsStop, watching
 
 if TYPE_CHECKING:
     from ..trainer import VOPDTrainer
+
+
+@dataclass(frozen=True)
+class Gives:
+    """What a teacher behind a server gives.
+
+    Attributes:
+        payload: scores, hidden_states, or auto for a server that is not asked yet.
+        head: the output head here for hidden states.
+    """
+
+    payload: str = SCORES
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Start:
         teachers: by name, as `vopd.teachers.build.sources` returns them.
         student_size: its parameters in words.
         teacher_sizes: the same by teacher name, for the teachers in the training process.
+        teachers_give: what the teachers behind servers give, by name.
         backend: what computes the loss.
         rewards: the reward functions in words; empty without any.
         prompts: number of training prompts.
@@ -49,6 +66,7 @@ class Start:
     student_size: str
     teachers: Mapping[str, Any]
     teacher_sizes: Mapping[str, str]
+    teachers_give: Mapping[str, Gives]
     backend: str
     rewards: str
     prompts: int
@@ -92,6 +110,7 @@ def start_of(trainer: VOPDTrainer) -> Start:
         student_size=size(trainer.model_wrapped),
         teachers=trainer.sources,
         teacher_sizes={name: size(one.model) for name, one in placed.items() if isinstance(one, LocalTeacher)},
+        teachers_give={name: _gives(one) for name, one in placed.items() if isinstance(one, ServerTeacher)},
         backend=trainer.loss_backend,
         rewards=trainer.rewards.summary,
         prompts=len(trainer.train_dataset),
@@ -99,6 +118,10 @@ def start_of(trainer: VOPDTrainer) -> Start:
         steps=trainer.state.max_steps,
         done=trainer.state.global_step,
     )
+
+
+def _gives(teacher: ServerTeacher[Any]) -> Gives:
+    return Gives(HIDDEN_STATES, teacher.head) if isinstance(teacher, ServerStates) else Gives()
 
 
 def tokens_in_words(number: int) -> str:
@@ -127,18 +150,27 @@ def _model(name: str, size: str | None) -> str:
 def _teachers(config: VOPDConfig, start: Start) -> dict[str, str]:
     """A row per teacher."""
     return {
-        "teacher" if name == DEFAULT else f"teacher {name}": _model(
-            _teacher(source, config), start.teacher_sizes.get(name)
-        )
+        "teacher" if name == DEFAULT else f"teacher {name}": _served(source, start.teachers_give[name], config)
+        if isinstance(source, Served)
+        else _model(_teacher(source, config), start.teacher_sizes.get(name))
         for name, source in start.teachers.items()
     }
 
 
+def _served(source: Served, gives: Gives, config: VOPDConfig) -> str:
+    """A teacher behind a server, and what it gives."""
+    urls = [source.urls] if isinstance(source.urls, str) else source.urls
+    where = f"server at {', '.join(map(without_passwords, urls))}"
+    if gives.head is None:
+        return f"{where}, scores" + (f", tokenizer of {source.path}" if source.path is not None else "")
+    states = f"hidden states ({config.teacher_server_dtype})"
+    kept = "here, on the host between losses" if config.teacher_offload else "here"
+    head = f"output head of {source.path} {kept}: {described_head(gives.head)}"
+    asked = "; or scores, which the server is asked at the start" if gives.payload == AUTO else ""
+    return f"{where}, {states}, {head}{asked}"
+
+
 def _teacher(source: Any, config: VOPDConfig) -> str:
-    if isinstance(source, Served):
-        urls = [source.urls] if isinstance(source.urls, str) else source.urls
-        shown = ", ".join(without_passwords(url) for url in urls)
-        return f"server at {shown}" + (f", tokenizer of {source.path}" if source.path is not None else "")
     itself = {
         FROZEN: "the student as it was before training",
         ADAPTER_OFF: "the student without its adapter",
@@ -186,8 +218,8 @@ def _rollouts(config: VOPDConfig) -> str:
 
 def _guards(config: VOPDConfig, start: Start) -> str:
     """How many watch the run, and those that stop it."""
-    served = any(isinstance(source, Served) for source in start.teachers.values())
-    names = watching(config, rewarded=bool(start.rewards), served=served)
+    scored = any(gives.payload != HIDDEN_STATES for gives in start.teachers_give.values())
+    names = watching(config, rewarded=bool(start.rewards), scored=scored)
     stopping = [name for name in names if name in config.guard_stop or name == LogprobsStop.name]
     stops = f"{', '.join(stopping)} can stop the run" if stopping else "none stops the run"
     return f"{len(names) - len(stopping)} warn, {stops}"

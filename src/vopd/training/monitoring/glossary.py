@@ -60,7 +60,7 @@ _DIVERGENCE = (
     Metric(
         "sampled_reverse_kl", "nats/token", "Mean of log p(y) - log q(y) at the sampled tokens: the same quantity from "
         "one sample, so noisy; a step's value can be negative. Absent, like `reverse_kl`, with a sparse estimator and "
-        "a local teacher, of whose head only a few rows are read.",
+        "a local teacher or a server of hidden states: only a few rows of the head are read.",
         "Lower is better, over many steps.",
     ),
     Metric(
@@ -223,7 +223,16 @@ _SERVER = (
         "0 is good. Past `teacher_drop_limit` the run saves a checkpoint and ends.",
     ),
     Metric("teacher/bytes_sent", "bytes", "Size of the requests.", ""),
-    Metric("teacher/bytes_received", "bytes", "Size of the responses.", "Grows with `loss_top_k`."),
+    Metric(
+        "teacher/bytes_received", "bytes", "Size of the responses.",
+        "Grows with `loss_top_k`. Hidden states: the width times 2 bytes (`teacher_server_dtype`) for every token of "
+        "prompt and completion.",
+    ),
+    Metric(
+        "teacher/seconds", "seconds", "Durations of the requests, retries included, summed: they run at the same "
+        "time, while the student computes.",
+        "Divided by `teacher/requests`: how long one takes. What training waits for is `seconds/scoring`.",
+    ),
     Metric(
         "teacher/COUNT/TEACHER", "", "Each of these counts for one of several teachers, in place of the sum.", "",
     ),

@@ -248,17 +248,17 @@ def check_guards(args: Any) -> None:
             )
 
 
-def watching(args: Any, *, rewarded: bool, served: bool) -> list[str]:
+def watching(args: Any, *, rewarded: bool, scored: bool) -> list[str]:
     """The names of the guards that are on in a run and find there what they read.
 
     Args:
         args: a VOPDConfig.
         rewarded: whether the run has reward functions.
-        served: whether a teacher is on a server, which scores the sampled token for every estimator.
+        scored: whether a server gives a teacher's scores: that of the sampled token for every estimator.
     """
     logged = {
         "every run": True,
-        "divergence": args.chosen_estimator.needs.full_teacher or served,
+        "divergence": args.chosen_estimator.needs.full_teacher or scored,
         "engine": args.use_vllm,
         "rewards": rewarded,
     }

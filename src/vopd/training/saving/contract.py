@@ -48,7 +48,8 @@ _SORTED = {
         average_tokens_across_devices auto_find_batch_size
         dtype teacher_dtype bf16 fp16 tf32 loss_backend use_cpu full_determinism use_liger_kernel liger_kernel_config
         torch_compile torch_compile_backend torch_compile_mode
-        teacher_server_url teacher_failure use_vllm vllm_mode vllm_model_impl
+        teacher_server_url teacher_server_payload teacher_server_dtype teacher_failure
+        use_vllm vllm_mode vllm_model_impl
     """,
     # What is written, measured and watched, and where the same numbers are computed.
     FREE: """

@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .questions import Answer, Continuation, Question, Request, StatesQuestion
+from ..questions import Answer, Continuation, Question, Request, StatesQuestion
+
+# Statuses that mean: not let through by a gateway, no such endpoint, not allowed there, not implemented.
+ABSENT = frozenset({403, 404, 405, 501})
 
 
 class Engine(ABC):
@@ -23,6 +26,20 @@ class Engine(ABC):
     name: ClassVar[str]
     start_states: ClassVar[str]
     """The command that starts a server of hidden states."""
+    lists_paths: ClassVar[bool]
+    """Whether ``root`` in its list of models is the path that it has loaded, and not the model's name again."""
+    serves_adapters: ClassVar[bool]
+    """Whether the model's name in a request chooses an adapter on the model."""
+    states_with_scores: ClassVar[bool]
+    """Whether a server of hidden states gives scores as well, with which they can be compared."""
+    spare_of_scores: ClassVar[int]
+    spare_of_states: ClassVar[int]
+    """How many tokens shorter than the reported limit a sequence must be for its scores, or its states."""
+
+    @abstractmethod
+    def lacks_states(self, status: int, message: str) -> bool:
+        """Whether a refused request of states means that the server gives none to anybody; the message names its
+        reason."""
 
     @abstractmethod
     def scores(self, question: Question, model: str) -> Request:

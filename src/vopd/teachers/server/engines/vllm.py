@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Engine
-from .questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from ..questions import ABOVE_ZERO, Answer, BadAnswer, Continuation, Question, Request, StatesQuestion, checked_score
+from .base import ABSENT, Engine
 
 COMPLETIONS = "/v1/completions"
 GENERATE = "/inference/v1/generate"
@@ -42,6 +42,15 @@ class VLLM(Engine):
 
     name = "vLLM"
     start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed"
+    lists_paths = True
+    serves_adapters = True
+    states_with_scores = False
+    spare_of_scores = 1  # for the token that is generated
+    spare_of_states = 0
+
+    def lacks_states(self, status: int, message: str) -> bool:
+        """A server that generates does not have the endpoint."""
+        return status in ABSENT
 
     def scores(self, question: Question, model: str) -> Request:
         """Asks ``/v1/completions``, or ``/inference/v1/generate`` for chosen ids."""
