@@ -7,7 +7,7 @@ docs/how-to/server-teachers.md are the output of this program. Two pairs of mode
 and one that pools, in float32 on the same machine as the training:
 
 - "embedded", the pair of `vopd demo`: a teacher of width 128 with 640 head rows, of which 500 are tokens;
-- "32k": random weights, a teacher of width 256 with a vocabulary of 32,000.
+- "32k": random weights, a teacher of the same width with a vocabulary of 32,000.
 
 Contestants take turns, a training of some steps each; its first step warms up. Reported are medians over steps and
 rounds of wall-clock seconds from the log of one step to the log of the next, and of seconds spent waiting for scores;
@@ -114,7 +114,7 @@ def random_32k(folder: Path) -> Pair:
     from step import word_tokenizer
 
     tokenizer = word_tokenizer(32_000)
-    for name, width, layers in (("student", 64, 2), ("teacher", 256, 4)):
+    for name, width, layers in (("student", 64, 2), ("teacher", 128, 4)):
         save_random(folder / name, width, layers, tokenizer)
     ids = torch.randint(2, 32_000, (COMPLETIONS, 16), generator=torch.Generator().manual_seed(0))
     return Pair(folder / "student", folder / "teacher", tokenizer.batch_decode(ids), 48)
@@ -276,13 +276,14 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     torch.set_num_threads(1)
     record: dict[str, Any] = {"machine": machine_of(machine("cpu"), arguments.python), "cases": {}}
-    record |= {"rounds": arguments.rounds, "steps": arguments.steps, "load_before": os.getloadavg()[0]}
+    record |= {"rounds": arguments.rounds, "steps": arguments.steps, "loads": [os.getloadavg()[0]]}
     for case in arguments.case:
         with tempfile.TemporaryDirectory() as folder:
             pair = embedded(Path(folder)) if case == "embedded" else random_32k(Path(folder))
             with served(arguments.python, pair.teacher) as urls:
                 rows = rows_of(pair, urls, arguments.rounds, arguments.steps)
         record["cases"][case] = [asdict(row) for row in rows]
+        record["loads"].append(os.getloadavg()[0])  # the last minute's: the program's own is between 1 and 3
         print(f"\n{case}\n\n{table(rows)}", flush=True)
     computed = networks(rows[-1].received_by_token)
     record["computed"] = {"tokens": STEP_TOKENS, "networks": [asdict(row) for row in computed]}

@@ -165,7 +165,7 @@ def changed(folder: Path, what: str) -> Path:
 def adapted(folder: Path) -> tuple[Path, Path]:
     """An adapter of the embedded teacher with random weights, and the two merged, which is what it has to equal.
 
-    Loading an adapter draws random numbers, so that a run with it in this process would sample other completions.
+    Merged, because loading an adapter draws random numbers: a run with it samples other completions.
     """
     import peft
 
@@ -178,17 +178,17 @@ def adapted(folder: Path) -> tuple[Path, Path]:
     model = peft.get_peft_model(pair.teacher, settings)
     model.save_pretrained(folder / "adapter")
     model.merge_and_unload().save_pretrained(folder / "merged")
-    for place in ("adapter", "merged"):
-        pair.tokenizer.save_pretrained(folder / place)
+    for where in ("adapter", "merged"):
+        pair.tokenizer.save_pretrained(folder / where)
     return folder / "adapter", folder / "merged"
 
 
 def served_adapter(check: Checks, url: str, adapter: Path, merged: Path) -> None:
     """An adapter that vLLM serves beside its base, which has another name there; its head is the base's."""
-    own = train("vopd", None, merged)
-    other = train("vopd", None, adapter, **by_server(url, name=ADAPTED))
+    own, other = (train("vopd", None, merged, **settings) for settings in ({}, by_server(url, name=ADAPTED)))
     check(f"a LoRA adapter served by vLLM: {frobenius(own, other):.1e}", frobenius(own, other) <= TOLERANCE)
-    print(f"its note: {other.notes[-1]}")
+    notes = train("vopd", None, adapter, **by_server(url, name=ADAPTED)).notes
+    print(f"where the adapter's folder is named: {notes[-1]}")
 
 
 def refused(check: Checks, what: str, words: str, urls: str | list[str], teacher: Path) -> None:
