@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,31 @@ def test_a_teacher_by_its_server_and_its_files_gives_whole_rows(
     # How exactly the states come may change, as where they come from.
     assert main(["train", "--resume", *config(**own, max_steps=2, teacher_server_dtype="float32")]) == 0
     assert "teacher_server_dtype bfloat16 -> float32" in capsys.readouterr().err
+
+
+def test_a_head_that_is_missing_is_found_before_training(
+    config: Callable[..., list[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its file is looked at, not read; where the server may give scores, it may be absent."""
+    bare = tmp_path / "bare"
+    shutil.copytree(embedded_pair().teacher, bare)
+    (bare / "model.safetensors").unlink()
+    monkeypatch.delattr("vopd.models.files.weight_files.WeightFiles.read")
+
+    def dry_run(path: Path, **more: Any) -> tuple[int, str]:
+        code = main(["train", "--dry_run", *config(teacher_model=str(path), **more)])
+        return code, "".join(capfd.readouterr())
+
+    code, said = dry_run(bare, teacher_server_payload="hidden_states")
+    assert code == 4 and told(f"'{bare}' has no model.safetensors", said)
+    code, said = dry_run(bare)
+    assert code == 0 and told("note: if the server gives hidden states ... bare' has no model.safetensors", said)
+    for path, payload in ((bare, "scores"), (embedded_pair().teacher, "hidden_states")):
+        code, said = dry_run(path, teacher_server_payload=payload)
+        assert code == 0 and "model.safetensors" not in said
 
 
 @pytest.mark.parametrize(

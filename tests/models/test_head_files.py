@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf  # here, or its log would go to what captures one test
 from safetensors.torch import load_file, save_file
 
 from messages import says
@@ -34,16 +35,12 @@ SIZES: dict[str, Any] = {
 
 
 def build(name: str, ending: str = "ForCausalLM", config: str = "Config", **settings: Any) -> Any:
-    import transformers
-
-    made = getattr(transformers, name + config)(**SIZES | settings)
-    return getattr(transformers, name + ending)(made)
+    made = getattr(tf, name + config)(**SIZES | settings)
+    return getattr(tf, name + ending)(made)
 
 
 def with_images() -> Any:
     """A Gemma 3 for text and images, whose weights are saved under other names than its text model has."""
-    import transformers as tf
-
     vision = tf.SiglipVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
@@ -55,8 +52,6 @@ def with_images() -> Any:
 
 def text_of_larger() -> Any:
     """A Qwen 3.5 for text and images, of which only the text model is loaded."""
-    import transformers as tf
-
     linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
     text = tf.Qwen3_5TextConfig(**SIZES | linear | {"num_hidden_layers": 4, "linear_value_head_dim": 16})
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": WIDTH}

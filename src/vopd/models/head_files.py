@@ -44,19 +44,43 @@ def load_head(source: str | Path, revision: str | None = None) -> Head:
         MismatchError: there is no such model, its files are damaged or are no safetensors files, they lack the head, or
             it is quantized, or changed by an adapter.
     """
+    head, saved, names = _located(*_holder(source, revision))
+    weight, *bias = map(saved.read, names)
+    return replace(head, weight=weight, bias=bias[0].to(weight.dtype) if bias else None)
+
+
+def check_head(source: str | Path, revision: str | None = None) -> None:
+    """Look for the output head in the files of a local folder without reading it; a hub id's are not looked at.
+
+    Raises:
+        MismatchError: `load_head` would raise it.
+    """
+    holder = _holder(source, revision)
+    if Path(holder[0]).is_dir():
+        _located(*holder)
+
+
+def _holder(source: str | Path, revision: str | None) -> tuple[str | Path, str | None]:
+    """The folder or hub id whose files hold the head, and its revision: for an adapter, those of the base model."""
     check_source(source, revision)
     adapter = find_adapter(source, revision)
+    if adapter is None:
+        return source, revision
+    _check_unchanged(load_skeleton(source, revision=revision), adapter)
+    return _holder(adapter.base, adapter.base_revision)
+
+
+def _located(source: str | Path, revision: str | None) -> tuple[Head, WeightFiles, list[str]]:
+    """The head without weights, and the names under which its weight and its bias, if any, are saved in the files."""
     skeleton = load_skeleton(source, revision=revision)
-    if adapter is not None:
-        _check_unchanged(skeleton, adapter)
-        return load_head(adapter.base, adapter.base_revision)
     head, saved = read_head(skeleton, "teacher"), find_weights(source, revision)
     module = _name(skeleton, skeleton.get_output_embeddings())
     tied = [name for name, weight in skeleton.named_parameters(remove_duplicate=False) if weight is head.weight]
     names = [f"{module}.weight", *(name for name in tied if name != f"{module}.weight"), _RENAMED]
-    weight = _read(saved, names, head.weight)
-    bias = None if head.bias is None else _read(saved, [f"{module}.bias"], head.bias).to(weight.dtype)
-    return replace(head, weight=weight, bias=bias)
+    found = [_saved_name(saved, names, head.weight)]
+    if head.bias is not None:
+        found.append(_saved_name(saved, [f"{module}.bias"], head.bias))
+    return head, saved, found
 
 
 def _name(model: Any, module: Any) -> str:
@@ -76,8 +100,8 @@ def _check_unchanged(adapted: Any, adapter: Adapter) -> None:
             )
 
 
-def _read(saved: WeightFiles, names: list[str], expected: Tensor) -> Tensor:
-    """Read the first of the weights that is saved, whole and in the shape that the configuration gives it."""
+def _saved_name(saved: WeightFiles, names: list[str], expected: Tensor) -> str:
+    """The name of the first of the weights that is saved, whole and in the shape that the configuration gives it."""
     for name in names:
         module, _, kind = name.rpartition(".")
         beside = [other for other in _like(saved, module) if other.rpartition(".")[2] not in ("weight", "bias")]
@@ -92,9 +116,10 @@ def _read(saved: WeightFiles, names: list[str], expected: Tensor) -> Tensor:
                 f"'{saved.source}' has weights of another shape than its config.json says: {found} is "
                 f"{saved.shape(found)}, not {tuple(expected.shape)}; put the config.json of these weights there"
             )
-        return saved.read(found)
+        return found
+    names = [name for name in names if name != _RENAMED]
     raise MismatchError(
-        f"'{saved.source}' lacks the weights of the output head: {' and '.join(names[:-1])}; take the whole checkpoint of a "
+        f"'{saved.source}' lacks the weights of the output head: {' or '.join(names)}; take the whole checkpoint of a "
         "causal language model, with the config.json of its weights"
     )
 

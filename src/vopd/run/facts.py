@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,13 @@ from vopd.models import (
 )
 from vopd.models.adapters import check_mergeable, check_sendable
 from vopd.models.files.adapter_folders import find_adapter
+from vopd.models.head_files import check_head
 from vopd.models.loading import check_weights
 from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts, check_readers
 from vopd.teachers.itself import is_self
-from vopd.teachers.server.settings import SCORES
+from vopd.teachers.server.settings import AUTO, SCORES
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.first_lines import Gives, Start
 from vopd.training.rewards.functions import Rewards
@@ -128,6 +129,7 @@ def gather_facts(plan: Plan, *, far: bool = True) -> Facts:
         place: reach(place[0], partial(_model, loaded=place in here), *place) for place in teacher_places(plan).values()
     }
     teachers = {place: teacher for place, teacher in found.items() if teacher is not None}
+    _check_heads(plan, teachers, notes, faults)
     sizes = _check_models(plan, student, teachers, notes, faults)
     prompts = reach(options.dataset, _prompts, plan, None if student is None else student.tokenizer, faults)
     if prompts is not None and student is None and (config.chat_template or prompts.conversations):
@@ -298,6 +300,23 @@ def _check_models(
             notes += [] if difference is None else [f"{difference} (vopd train does this)"]
         return sizes
     return {}
+
+
+def _check_heads(plan: Plan, teachers: Container[Place], notes: list[str], faults: Faults) -> None:
+    """Look in the files of teachers behind servers for the output heads that hidden states need.
+
+    What is wrong with one is only a note where the server may turn out to give scores.
+    """
+    payload, places = plan.config.teacher_server_payload, teacher_places(plan)
+    wrong = Faults()
+    for place in {places[name] for name, source in plan.teachers.items() if isinstance(source, Served) and source.path}:
+        if place in teachers and payload != SCORES:
+            wrong.check(check_head, *place)
+    for fault in wrong.found:
+        if payload == AUTO:
+            notes.append(f"if the server gives hidden states, training will end: {fault}")
+        else:
+            faults.add(fault)
 
 
 def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:

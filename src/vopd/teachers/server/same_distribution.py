@@ -46,6 +46,7 @@ def check_distribution(found: Findings, path: str, revision: str | None, others:
             own = by_scores(others, found.text, what)
         else:
             what = f"the files of {path}"
+            logger.info(f"comparing the server with {what}, read layer by layer where they are on this machine")
             own = logprobs_from_files(path, found.text.ids, found.text.start, revision)
     except NotComparable as error:
         return _uncompared(found, path, str(error))
