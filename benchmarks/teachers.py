@@ -1,4 +1,4 @@
-"""Teachers in this process and behind vLLM: seconds a step, and bytes a token that cross the network.
+"""Teachers in this process and behind vLLM: seconds a step, and bytes per token that cross the network.
 
     PYTHONPATH=src python benchmarks/teachers.py VLLM_PYTHON --json benchmarks/results/teachers-cpu.json
 
@@ -250,7 +250,7 @@ def table(rows: Sequence[Row]) -> str:
 def network_table(rows: Sequence[Network]) -> str:
     """In markdown."""
     speeds = " | ".join(f"s at {speed} Gbit/s" for speed in GIGABITS)
-    lines = [f"| teacher | payload | bytes a token | GB a step | {speeds} |", "|---" * (4 + len(GIGABITS)) + "|"]
+    lines = [f"| teacher | payload | bytes per token | GB a step | {speeds} |", "|---" * (4 + len(GIGABITS)) + "|"]
     for row in rows:
         seconds = " | ".join(f"{seconds:.2g}" for seconds in row.seconds.values())
         size = f"{row.bytes_by_token:,.0f} | {row.bytes_by_step / 1e9:.2f}"
