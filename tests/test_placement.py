@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
-from vopd.placement import Placement
+from vopd.placement import Placement, loaded_apart
 
 
 def test_a_compiled_model_keeps_the_ddp_around_it(fresh_accelerate: None) -> None:
@@ -21,3 +25,15 @@ def test_a_compiled_model_keeps_the_ddp_around_it(fresh_accelerate: None) -> Non
         assert placement.unwrap(compiled) is bare and compiled._orig_mod is around
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_model_for_one_process_alone_is_loaded_as_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import deepspeed
+
+    config = SimpleNamespace(is_zero3=lambda: True)
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(KeyError), loaded_apart():
+        assert not deepspeed.is_deepspeed_zero3_enabled() and "ACCELERATE_USE_FSDP" not in os.environ
+        raise KeyError
+    assert deepspeed.is_deepspeed_zero3_enabled() and os.environ["ACCELERATE_USE_FSDP"] == "true"

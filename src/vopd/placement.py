@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vopd.errors import ConfigurationError
+from vopd.errors import ConfigurationError, require
 from vopd.kernels import Head
 from vopd.models import Padded, States, last_hidden_states, read_head
 from vopd.models.head_checks import check_adapters, check_logits
@@ -206,6 +207,18 @@ def part() -> None:
     """Leave the process group, after the models were freed: a connection that is open at exit may abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def loaded_apart() -> Iterator[None]:
+    """Context in which this process loads models for itself alone, whole, as without a launcher."""
+    sharding = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        with replaced(require("transformers.integrations.deepspeed", "train"), _hf_deepspeed_config_weak_ref=None):
+            yield
+    finally:
+        if sharding is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = sharding
 
 
 def whole(weight: Tensor) -> Tensor:

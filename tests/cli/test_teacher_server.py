@@ -95,9 +95,9 @@ def test_a_teacher_by_its_server_and_its_files_gives_whole_rows(
     teachers = {"default": {"server_url": pooling.url, "model": str(embedded_pair().teacher)}}
     own: dict[str, Any] = {"teacher_server_url": ..., "teachers": teachers, "estimator": "vopd", "loss_top_k": ...}
     head = f"hidden states (bfloat16), output head of {embedded_pair().teacher} here: 640 x 128 in float32, 0.3 MiB"
-    assert main(["train", "--dry_run", *config(**own)]) == 0
+    assert main(["train", "--dry_run", *config(**own | {"estimator": "opd"})]) == 0
     assert told(f"server at {pooling.url}, {head}; or scores", capsys.readouterr().out)
-    assert main(["train", "--dry_run", *config(**own, teacher_server_payload="hidden_states")]) == 0
+    assert main(["train", "--dry_run", *config(**own)]) == 0  # which needs them
     assert f"server at {pooling.url}, {head}\n" in capsys.readouterr().out
     assert not pooling.bodies
     assert main(["train", *config(**own, save_steps=1)]) == 0
@@ -128,8 +128,9 @@ def test_a_head_that_is_missing_is_found_before_training(
         code = main(["train", "--dry_run", *config(teacher_model=str(path), **more)])
         return code, "".join(capfd.readouterr())
 
-    code, said = dry_run(bare, teacher_server_payload="hidden_states")
-    assert code == 4 and told(f"'{bare}' has no model.safetensors", said)
+    for needed in ({"teacher_server_payload": "hidden_states"}, {"estimator": "vopd", "loss_top_k": ...}):
+        code, said = dry_run(bare, **needed)
+        assert code == 4 and told(f"'{bare}' has no model.safetensors", said)
     code, said = dry_run(bare)
     assert code == 0 and told("note: if the server gives hidden states ... bare' has no model.safetensors", said)
     for path, payload in ((bare, "scores"), (embedded_pair().teacher, "hidden_states")):

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vopd
 from enumeration import top_k
@@ -29,6 +30,24 @@ def test_top_k_is_that_of_a_sort(k, vocab):
     ids = top_k_ids(logits, k)
     torch.testing.assert_close(logits.gather(-1, ids), logits.topk(k).values)
     assert all(len(row.unique()) == k for row in ids)
+
+
+def test_the_logits_of_a_few_rows_need_no_whole_head_in_float32(monkeypatch):
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    monkeypatch.setattr(heads, "CAST_ROWS", 8)
+    hidden, head = torch.randn(2, 50), Head(torch.randn(30, 50).bfloat16(), torch.randn(30), scale=0.5, softcap=2.0)
+    with Largest() as largest:
+        found = head.logits(hidden)
+    torch.testing.assert_close(found, 2 * torch.tanh(0.5 * (hidden @ head.weight.float().T + head.bias) / 2))
+    assert largest.elements == 8 * 50
 
 
 @pytest.mark.parametrize("elements", [1, 100, 1 << 25])

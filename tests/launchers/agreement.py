@@ -44,8 +44,8 @@ def save_models(folder: Path, tokenizer: Any) -> dict[str, str]:
     return {name: str(folder / name) for name in ("tied", "untied", "phi", "teacher")}
 
 
-def cases(models: dict[str, str]) -> dict[str, Case]:
-    """All of them, by name."""
+def cases(models: dict[str, str], server: str | None = None) -> dict[str, Case]:
+    """All of them, by name; with that of a teacher whose hidden states come from `server`, if it is given."""
     teacher, untied = models["teacher"], models["untied"]
     hinted, ahead = {"teacher_prompt_column": "hint"}, {"teacher_scoring": "step"}
     listed = [
@@ -65,6 +65,9 @@ def cases(models: dict[str, str]) -> dict[str, Case]:
         Case("base self", models["tied"], ["self:base"], "lora", options=hinted),
         Case("poisoned", untied, [teacher], poisoned=True),
     ]
+    if server is not None:
+        served = {"teacher_server_url": server, "teacher_server_dtype": "float32", "teacher_offload": True}
+        listed.append(Case("served states", untied, [teacher], options=served))
     named = {case.name: case for case in listed}
     for name in ("tied head", "own head", "lora", "lora with head"):
         named[f"{name} bf16"] = replace(named[name], name=f"{name} bf16", bf16=True)
@@ -83,6 +86,7 @@ def launched(config: str, chosen: Sequence[Case], out: Path, *options: str) -> d
     precision = "bf16" if chosen[0].bf16 else "no"
     program = str(HERE / "ranks.py")
     said = start(config, "--mixed_precision", precision, *options, program, str(ranks.write_cases(list(chosen), out)))
+    assert "were not compared" not in said  # of a served teacher, whose files one process reads by itself
     divided = config in ("fsdp2", "deepspeed_zero3")
     assert ("sharded over the processes" in said, "full copy on every process" in said) == (divided, not divided)
     # What the optimizer has, and what a moving average is kept in; not copies for a forward pass.
@@ -135,7 +139,7 @@ def check_metrics(case: Case, one: Path, several: Path) -> None:
     for now, before in zip(ours, theirs, strict=True):
         assert now.keys() == before.keys()
         for name in before:
-            if not any(clock in name for clock in ("second", "runtime", "step_time")):
+            if not any(part in name for part in ("second", "runtime", "step_time", "teacher/")):  # clocks and requests
                 assert now[name] == pytest.approx(before[name], rel=1e-3, abs=1e-5), (case.name, name)
     if len(case.teachers) > 1:
         assert ["reverse_kl/1" in record for record in ours[:2]] == [True, False]

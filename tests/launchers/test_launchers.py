@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from launchers.agreement import (
 )
 from launchers.ranks import Case
 from launchers.starting import HERE, command, environment, start
+from teachers.stub_server import StubServer
 from training.two_processes import free_port
+from vopd.models import load_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,8 +60,16 @@ def models(folder: Path, tiny_tokenizer: Any) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def known(models: dict[str, str]) -> dict[str, Case]:
-    return cases(models)
+def server(models: dict[str, str], tiny_tokenizer: Any) -> Iterator[str]:
+    """The address of a server of the teacher's hidden states."""
+    stub = StubServer(load_model(models["teacher"]), tiny_tokenizer, pools="token_embed")
+    yield stub.url
+    stub.close()
+
+
+@pytest.fixture(scope="module")
+def known(models: dict[str, str], server: str) -> dict[str, Case]:
+    return cases(models, server)
 
 
 @pytest.fixture(scope="module")

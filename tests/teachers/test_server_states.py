@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,11 @@ from teachers.conftest import PROMPTS
 from vopd.errors import ConfigurationError, MismatchError, TeacherServerError
 from vopd.estimators import ESTIMATORS
 from vopd.experiments.pair import embedded_pair
-from vopd.teachers.server.discovery import pooling_servers
+from vopd.models.head_files import load_head
+from vopd.teachers.server import Servers
+from vopd.teachers.server.discovery import find_model, pooling_servers
 from vopd.teachers.server.engines.vllm import VLLM
+from vopd.teachers.server.preflight import by_scores, by_states
 from vopd.teachers.server.questions import Question
 from vopd.teachers.server.refusals import Rejected
 from vopd.training.objective import Objective
@@ -112,16 +116,15 @@ def hinted_and_routed(source: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "own",
     [
-        {"temperature": 1.4, "estimator": "vopd_optimal", "gradient_accumulation_steps": 2},
-        {"max_tokens_per_micro_batch": 100, "gradient_accumulation_steps": 2, "teacher_offload": True},
-        {"teachers": "two", "estimator": "vopd", "gradient_accumulation_steps": 2},
+        {"temperature": 1.4, "estimator": "vopd_optimal", "max_tokens_per_micro_batch": 100, "teacher_offload": True},
+        {"teachers": "two", "estimator": "vopd"},
     ],
 )
 def test_a_step_has_the_gradient_of_the_teacher_in_this_process(
     own: dict[str, Any], pool: Make, make_trainer: Make, gradients_of: Make
 ) -> None:
     server, both = pool(), []
-    own = dict(own)
+    own = {"gradient_accumulation_steps": 2, **own}
     two = own.pop("teachers", None)
     for served in (None, server):
         given = settings(served, **own)
@@ -161,13 +164,22 @@ def test_a_completion_without_states_counts_nowhere_in_an_evaluation(pool: Make,
 
 def test_a_resumed_run_ends_with_the_same_bits(pool: Make, make_trainer: Make, tmp_path: Path) -> None:
     server = pool()
-    given = settings(server, max_steps=3, max_completion_length=4, save_strategy="steps", save_steps=1)
+    given = settings(server, max_steps=2, max_completion_length=4, save_strategy="steps", save_steps=1)
     whole = make_trainer(**given, output_dir=str(tmp_path / "whole"))
     whole.train()
     resumed = make_trainer(**given, output_dir=str(tmp_path / "whole"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     theirs = whole.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_states_times_head_give_the_teacher_s_own_scores(pool: Make, serve: Make) -> None:
+    """Of the whole vocabulary, however many ids the student shares."""
+    text, found = Question((70, 80, 90, 60, 291), 1), []
+    for server, measure in ((serve(), by_scores), (pool(), by_states(load_head(TEACHER), torch.float32))):
+        model = replace(find_model(Servers(server.url), None).model, vocab_size=300)
+        found.append(measure(model, text, server.url, None))
+    torch.testing.assert_close(*found)
 
 
 # ---- what is found out at the start -------------------------------------------------------------------------------

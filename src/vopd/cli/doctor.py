@@ -176,6 +176,7 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
     import torch
 
     from vopd.estimators import ESTIMATORS
+    from vopd.models import described_head
     from vopd.models.head_files import load_head
     from vopd.teachers.server.connect import check_width
     from vopd.teachers.server.preflight import by_states, measured
@@ -191,21 +192,17 @@ def _states(options: DoctorOptions, model: ServedModel, width: int, text: Questi
         f"every estimator works, at any temperature: {', '.join(ESTIMATORS)}",
     ]
     if options.teacher_model is None:
-        own = f" (the server has loaded {path})" if path else ""
+        own = f" (the server lists {path})" if path else ""
         return [*lines, f"output head: not checked; name the teacher's folder or hub id with --teacher_model{own}"]
     head = load_head(options.teacher_model)
     check_width(head, {model.servers.urls[0]: width}, options.teacher_model)
-    found = measured(
-        replace(model, vocab_size=model.vocab_size or len(head.weight)), {}, text, by_states(head, torch.float32)
-    )
+    known = replace(model, vocab_size=model.vocab_size or len(head.weight))
+    found = measured(known, text, by_states(head, torch.float32))
     (repeat,) = found.repeats.values()
     scoring = model.servers if model.engine.states_with_scores else model.servers.only(())
-    rows, dtype = len(head.weight), str(head.weight.dtype).removeprefix("torch.")
-    size = sum(part.nbytes for part in (head.weight, head.bias) if part is not None)
     return [
         *lines,
-        f"output head of {options.teacher_model}: {rows:,} x {width}, {dtype}, "
-        f"{size / (1 << 20):,.1f} MiB in the student's process",
+        f"output head of {options.teacher_model}: {described_head(head)} in the student's process",
         f"scores repeat to within {repeat.max():.2g} nats/token",
         check_distribution(found, options.teacher_model, None, replace(model, servers=scoring)),
     ]
@@ -217,7 +214,7 @@ def _scores(options: DoctorOptions, model: ServedModel, prompt: Sequence[int]) -
     from vopd.teachers.server.preflight import by_scores, measured, most_top_k, refusal_of_chosen, untempered, written
 
     text, _ = written(model, prompt)
-    found = measured(model, {}, text, by_scores)
+    found = measured(model, text, by_scores)
     began = time.perf_counter()
     model.score(text)
     seconds = time.perf_counter() - began

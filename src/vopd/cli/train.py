@@ -79,7 +79,7 @@ def estimate(plan: Plan, facts: Facts) -> Footprint:
     generated = config.per_device_train_batch_size * config.gradient_accumulation_steps
     budget = config.max_tokens_per_micro_batch
     local = {*teacher_places(plan, served=False).values()}
-    behind = {*teacher_places(plan).values()} - local if sends_states(config, files=True) else set()
+    behind = {*teacher_places(plan).values()} - local if sends_states(config) else set()
     kept = (STEP, STEP_ON_HOST) if config.device.type == "cpu" else (STEP,)
     step = Step(
         sequences=min(generated, max(1, budget / tokens)) if budget else config.per_device_train_batch_size,

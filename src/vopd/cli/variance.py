@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vopd.data.conversations import check_last_turn
-from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, check_known, counted, require
+from vopd.errors import ConfigurationError, DataError, Faults, check_at_least, counted, require
 from vopd.run import directory
 from vopd.run.options import needed, read_options, setting
 
 if TYPE_CHECKING:
     from vopd.experiments.measure import ModelPair
+    from vopd.experiments.teacher_states import StatesServer
     from vopd.teachers.server.teacher import ServerStates
 
 _OF_SERVER = ("teacher_server_url", "teacher_server_model", "teacher_server_key_env", "teacher_server_dtype")
@@ -69,25 +70,22 @@ class VarianceOptions:
 
     def __post_init__(self) -> None:
         from vopd.estimators.catalogue import SPECTRUM, find_estimators
+        from vopd.teachers.server.settings import check_server
 
         self.estimators = self.estimators or [estimator.name for estimator in SPECTRUM]
         find_estimators(self.estimators)
         for name, least in (("contexts", 2), ("resamples", 2), ("loss_top_k", 1), ("max_completion_length", 1)):
             check_at_least(name, getattr(self, name), least)
         check_last_turn(self.last_assistant_turn)
-        self._check_server()
+        check_server(self.server())
         if self.temperature <= 0:
             raise ConfigurationError(f"temperature must be above 0, got {self.temperature}")
 
-    def _check_server(self) -> None:
-        from vopd.teachers.server.addresses import checked_urls
-        from vopd.teachers.server.keys import check_key_name
-        from vopd.teachers.server.settings import DTYPES
+    def server(self) -> StatesServer:
+        """Return the settings of the teacher's server."""
+        from vopd.experiments.teacher_states import StatesServer
 
-        check_known("teacher_server_dtype", self.teacher_server_dtype, DTYPES)
-        check_key_name(self.teacher_server_key_env)
-        if self.teacher_server_url is not None:
-            checked_urls(self.teacher_server_url)
+        return StatesServer(**{name: getattr(self, name) for name in _OF_SERVER})
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -181,12 +179,12 @@ def _connected(options: VarianceOptions, models: ModelPair, prompts: list[list[i
     """
     import torch
 
-    from vopd.experiments.teacher_states import StatesServer, connect_states
-    from vopd.teachers.server.connect import Pupil
+    from vopd.teachers.server.connect import Files, Pupil, connect
+    from vopd.teachers.server.teacher import ServerStates
 
-    server = StatesServer(**{name: getattr(options, name) for name in _OF_SERVER})
     pupil = Pupil(models.tokenizer, models.vocabulary, models.end_ids, prompts[0], torch.device(models.device))
-    teacher, notes = connect_states(server, options.teacher_model, pupil)
+    teacher, notes = connect(options.server(), Files(options.teacher_model), pupil)
+    assert isinstance(teacher, ServerStates)  # which is what the payload of these settings is
     for note in notes:
         print(f"teacher server: {note}", file=sys.stderr, flush=True)
     longest = max(map(len, prompts))

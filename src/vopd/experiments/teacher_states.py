@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vopd.models import States, layers_of, read_head
-from vopd.teachers.server.connect import Files, Pupil, connect
 from vopd.teachers.server.questions import StatesQuestion
 from vopd.teachers.server.settings import HIDDEN_STATES, ServerSettings
 from vopd.teachers.server.teacher import ServerStates
@@ -24,22 +23,12 @@ TeacherStates = Callable[[Sequence[Rollout]], States]
 
 @dataclass
 class StatesServer(ServerSettings):
-    """What ``connect`` reads of a VOPDConfig, for a server that must give hidden states: a measurement needs the full
-    distribution."""
+    """What ``check_server`` and ``connect`` read of a VOPDConfig, for a server that must give hidden states: a
+    measurement needs the full distribution."""
 
     teacher_server_payload: str = HIDDEN_STATES
     teacher_offload: bool = False
-
-
-def connect_states(server: StatesServer, files: str, pupil: Pupil) -> tuple[ServerStates, list[str]]:
-    """The teacher on a server, and notes on the checks; `files` is the folder or hub id whose head is read.
-
-    Raises:
-        TeacherServerError, MismatchError, ConfigurationError: as ``connect``; a server of scores is refused.
-    """
-    teacher, notes = connect(server, Files(files), pupil)
-    assert isinstance(teacher, ServerStates)  # which is what its payload is
-    return teacher, notes
+    teacher_model_init_kwargs: None = None
 
 
 def local_states(model: Any) -> TeacherStates:

@@ -22,6 +22,9 @@ BUFFER_ALIGNMENT = 128
 GATHER_ELEMENTS = 1 << 25
 """Elements of a head that are gathered at once: 64 MiB in half precision."""
 
+CAST_ROWS = 1 << 13
+"""Rows of a head that are in float32 at once: 128 MiB at width 4,096."""
+
 
 logger = logging.getLogger("vopd")
 
@@ -62,7 +65,8 @@ class Head:
     def logits(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens V"]:
         """Return logits, (..., V), of a few hidden states, (..., D), in float32 or wider."""
         wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-        logits = wide @ self.weight.to(wide.dtype).T
+        # A part at a time: a whole head in float32 may be larger than what is free on the device.
+        logits = torch.cat([wide @ rows.to(wide.dtype).T for rows in self.weight.split(CAST_ROWS)], dim=-1)
         if self.bias is not None:
             logits = logits + self.bias.to(wide.dtype)
         return soft_cap(logits * self.scale, self.softcap)

@@ -36,7 +36,8 @@ from vopd.placement import Placement, described
 from vopd.teachers.build import DEFAULT, Served
 from vopd.teachers.columns import Routes, TeacherPrompts, check_readers
 from vopd.teachers.itself import is_self
-from vopd.teachers.server.settings import AUTO, SCORES
+from vopd.teachers.server.settings import HIDDEN_STATES, SCORES, sends_states
+from vopd.training import VOPDConfig
 from vopd.training.monitoring.benchmark_runs import check_names, load_one, plan_lines
 from vopd.training.monitoring.first_lines import Gives, Start
 from vopd.training.rewards.functions import Rewards
@@ -184,7 +185,7 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
     for name, source in plan.teachers.items():
         model = facts.teachers.get(places.get(name, ("", None)))
         if isinstance(source, Served):
-            gives[name] = _planned_gives(config.teacher_server_payload, model)
+            gives[name] = _planned_gives(config, model)
         elif model is not None:
             model.skeleton.requires_grad_(False)
             sizes[name] = size(model, options.teacher_dtype, options.teacher_quantization)
@@ -203,8 +204,9 @@ def planned_start(plan: Plan, facts: Facts) -> Start:
     )
 
 
-def _planned_gives(payload: str, model: ModelFacts | None) -> Gives:
+def _planned_gives(config: VOPDConfig, model: ModelFacts | None) -> Gives:
     """What a server will give, as far as it is known without asking; `model`: of the files that are named, if any."""
+    payload = HIDDEN_STATES if sends_states(config) else config.teacher_server_payload
     if model is None or payload == SCORES:
         return Gives()
     saved = _as_loaded(model.skeleton, "auto", None)
@@ -307,16 +309,16 @@ def _check_heads(plan: Plan, teachers: Container[Place], notes: list[str], fault
 
     What is wrong with one is only a note where the server may turn out to give scores.
     """
-    payload, places = plan.config.teacher_server_payload, teacher_places(plan)
+    config, places = plan.config, teacher_places(plan)
     wrong = Faults()
     for place in {places[name] for name, source in plan.teachers.items() if isinstance(source, Served) and source.path}:
-        if place in teachers and payload != SCORES:
+        if place in teachers and config.teacher_server_payload != SCORES:
             wrong.check(check_head, *place)
     for fault in wrong.found:
-        if payload == AUTO:
-            notes.append(f"if the server gives hidden states, training will end: {fault}")
-        else:
+        if sends_states(config):
             faults.add(fault)
+        else:
+            notes.append(f"if the server gives hidden states, training will end: {fault}")
 
 
 def _prompts(plan: Plan, tokenizer: Any, faults: Faults) -> Prompts:

@@ -94,7 +94,9 @@ def connect(args: Any, files: Files | None, pupil: Pupil) -> tuple[ServerTeacher
         model, same_ids = compare_ids(found.model, pupil.tokenizer, pupil.vocab_size, pupil.end_ids)
         _check_compared(same_ids, files is not None)
         found, payload = replace(found, model=model), args.teacher_server_payload
-        widths, refusal = ({}, "") if payload == SCORES else pooling_servers(model, text_of(pupil.prompt, model))
+        # A server that gives both is asked for scores where no output head is known to make more of its states.
+        scores = payload == SCORES or (files is None and model.engine.states_with_scores)
+        widths, refusal = ({}, "") if scores else pooling_servers(model, text_of(pupil.prompt, model))
         if not widths and payload == HIDDEN_STATES:
             raise ConfigurationError(refusal)
         if not widths:
@@ -115,7 +117,7 @@ def _with_scores(
     )
     check_chosen(args)
     text, end_id = written(found.model, pupil.prompt)
-    findings = measured(found.model, same_ids, text, by_scores)
+    findings = measured(found.model, text, by_scores)
     _check_scores(findings, estimator, args.loss_top_k, args.temperature)
     _check_end(end_id, found.model.vocab_size, pupil)
     teacher = ServerScores(
@@ -127,7 +129,7 @@ def _with_scores(
         check=findings.check_weights,
         positions=None if found.length is None else found.length - found.model.engine.spare_of_scores,
     )
-    return teacher, _notes(findings)
+    return teacher, _notes(findings, same_ids)
 
 
 def _with_states(
@@ -143,15 +145,15 @@ def _with_states(
         raise ConfigurationError(
             f"{next(iter(widths))} gives hidden states, which need the teacher's output head: set teacher_model (with "
             "several teachers: model beside server_url) to the teacher's folder or hub id, from which the head alone "
-            f"is read{f'; the server has loaded {found.path}' if found.path else ''}"
+            f"is read{f'; the server lists {found.path}' if found.path else ''}"
         )
     head = _head_of(files, widths, None if args.teacher_offload else pupil.device)
     engine, urls = found.model.engine, found.model.servers.urls
     scoring = urls if engine.states_with_scores else [url for url in urls if url not in widths]
     model, others = (replace(found.model, servers=found.model.servers.only(part)) for part in (list(widths), scoring))
     dtype = getattr(torch, args.teacher_server_dtype)
-    findings = measured(model, same_ids, text_of(pupil.prompt, model), by_states(head, dtype))
-    notes = _notes(findings)
+    findings = measured(model, text_of(pupil.prompt, model), by_states(head, dtype))
+    notes = _notes(findings, same_ids)
     if pupil.first:
         notes.append(check_distribution(findings, files.path, files.revision, others))
     teacher = ServerStates(
@@ -226,10 +228,10 @@ def _check_end(end_id: int | None, shared: int | None, pupil: Pupil) -> None:
         )
 
 
-def _notes(found: Findings) -> list[str]:
+def _notes(found: Findings, same_ids: dict[str, CommonVocabulary | None]) -> list[str]:
     notes = []
     for url, repeat in found.repeats.items():
-        ids = found.same_ids[url] or "compared only with the tokenizer of teacher_model"
+        ids = same_ids[url] or "compared only with the tokenizer of teacher_model"
         repeats = f"scores repeat to within {repeat.max():.2g} nats/token, {repeat.mean():.2g} on average"
         notes.append(f"{url}: {found.model.name}; vocabulary: {ids}; {repeats}")
     return notes

@@ -26,7 +26,7 @@ class Found:
     Attributes:
         model: the model on its servers.
         length: longest sequence that all servers accept; None if none reports it.
-        path: from where the first server has loaded it; None if not reported.
+        path: from where the first server has loaded it, or its name again; None if not reported.
     """
 
     model: ServedModel
@@ -53,8 +53,7 @@ def find_model(servers: Servers, wanted: str | None) -> Found:
     first = next(iter(found.values()))
     engine = _engine_of(first)
     length = min((listed.length for listed in found.values() if listed.length is not None), default=None)
-    path = first.path if engine.lists_paths else None
-    return Found(ServedModel(servers, engine, first.name), length, path)
+    return Found(ServedModel(servers, engine, first.name), length, first.path)
 
 
 def _engine_of(listed: Listed) -> Engine:

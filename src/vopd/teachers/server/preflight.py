@@ -34,11 +34,12 @@ def by_scores(model: ServedModel, text: Question, url: str, retries: int | None 
 
 
 def by_states(head: Head, dtype: torch.dtype) -> Measure:
-    """A ``Measure``: log softmax of the server's hidden states times the teacher's output head."""
+    """A ``Measure``: log softmax of the server's hidden states times the teacher's output head, over all rows of the
+    head, as the teacher's own scores are."""
 
     def measured(model: ServedModel, text: Question, url: str, retries: int | None = None) -> Tensor:
         found = model.states(StatesQuestion(text.ids, text.start, dtype, head.weight.size(1)), url, retries)
-        logprobs = head.logits(found.to(head.device))[:, : model.vocab_size].log_softmax(-1)
+        logprobs = head.logits(found.to(head.device)).log_softmax(-1)
         return logprobs.gather(-1, torch.tensor(text.ids[text.start :], device=head.device).unsqueeze(-1))[:, 0].cpu()
 
     return measured
@@ -50,7 +51,6 @@ class Findings:
 
     Attributes:
         model: the model on its servers.
-        same_ids: by address, the ids that are the same as the student's; None if the server cannot be asked.
         text: a text that the servers score.
         measure: how they do.
         scores: log-probabilities of its tokens, from the first server.
@@ -58,7 +58,6 @@ class Findings:
     """
 
     model: ServedModel
-    same_ids: dict[str, CommonVocabulary | None]
     text: Question
     measure: Measure
     scores: Tensor
@@ -111,9 +110,7 @@ def written(model: ServedModel, prompt: Sequence[int]) -> tuple[Question, int | 
     return Question((*prompt, *found.ids), len(prompt)), found.end_id
 
 
-def measured(
-    model: ServedModel, same_ids: dict[str, CommonVocabulary | None], text: Question, measure: Measure
-) -> Findings:
+def measured(model: ServedModel, text: Question, measure: Measure) -> Findings:
     """Have every server score the text, the first one twice.
 
     Raises:
@@ -128,7 +125,7 @@ def measured(
                 f"the scores of {url} and {first} differ by {apart.mean():.2f} nats/token: they serve different "
                 "weights; start both with the same model"
             )
-    return Findings(model, same_ids, text, measure, scores, repeats)
+    return Findings(model, text, measure, scores, repeats)
 
 
 def _tolerance(repeats: dict[str, Tensor]) -> float:

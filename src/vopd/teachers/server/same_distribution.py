@@ -9,6 +9,7 @@ from itertools import takewhile
 
 from vopd.errors import MismatchError
 from vopd.models.layer_by_layer import NotComparable, logprobs_from_files
+from vopd.placement import loaded_apart
 
 from .preflight import SAME_WEIGHTS, Findings, by_scores
 from .questions import Question
@@ -47,7 +48,8 @@ def check_distribution(found: Findings, path: str, revision: str | None, others:
         else:
             what = f"the files of {path}"
             logger.info(f"comparing the server with {what}, read layer by layer where they are on this machine")
-            own = logprobs_from_files(path, found.text.ids, found.text.start, revision)
+            with loaded_apart():
+                own = logprobs_from_files(path, found.text.ids, found.text.start, revision)
     except NotComparable as error:
         return _uncompared(found, path, str(error))
     apart = float((own - found.scores).abs().mean())

@@ -113,14 +113,15 @@ def check_payload(args: Any, files: bool) -> None:
     check_chosen(args)
 
 
-def sends_states(args: Any, files: bool) -> bool:
-    """Whether a server has to send hidden states: it is set, or the estimator works with nothing less.
+def sends_states(args: Any) -> bool:
+    """Whether a server whose teacher's files are named has to send hidden states: it is set, or the estimator works
+    with nothing less.
 
     With teacher_server_payload=auto a server may send them to every estimator, which only it can tell.
     """
     if args.teacher_server_payload == HIDDEN_STATES:
         return True
-    return files and args.teacher_server_payload != SCORES and args.chosen_estimator.need not in _SCORES
+    return args.teacher_server_payload != SCORES and args.chosen_estimator.need not in _SCORES
 
 
 def check_chosen(args: Any) -> None:

@@ -26,8 +26,6 @@ class Engine(ABC):
     name: ClassVar[str]
     start_states: ClassVar[str]
     """The command that starts a server of hidden states."""
-    lists_paths: ClassVar[bool]
-    """Whether ``root`` in its list of models is the path that it has loaded, and not the model's name again."""
     serves_adapters: ClassVar[bool]
     """Whether the model's name in a request chooses an adapter on the model."""
     states_with_scores: ClassVar[bool]

@@ -38,7 +38,6 @@ class SGLang(Engine):
 
     name = "SGLang"
     start_states = "sglang serve --model-path TEACHER --enable-return-hidden-states --chunked-prefill-size -1"
-    lists_paths = False
     serves_adapters = False
     states_with_scores = True
     spare_of_scores = _SPARE
@@ -101,13 +100,12 @@ class SGLang(Engine):
                 f"the response has hidden states of {len(rows)} tokens, but {needed} were requested; start the server "
                 "with --chunked-prefill-size -1"
             )
-        # They end with the last token's, which predicts none of the completion.
-        found = _numbers(rows[-needed:-1])
+        found = _numbers(rows[-needed:])
         if found.dim() != 2 or found.size(1) != (question.width or found.size(1)):
             raise BadAnswer(f"the hidden states are {tuple(found.shape)}, but their width must be {question.width}")
         if not bool(found.isfinite().all()):
             raise BadAnswer("a hidden state is not finite")
-        return found.to(question.dtype)
+        return found[:-1].to(question.dtype)  # the last token's predicts none of the completion
 
     def continuation(self, prompt: Sequence[int], tokens: int, model: str) -> Request:
         """Asks for the most likely tokens."""

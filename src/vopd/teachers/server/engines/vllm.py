@@ -42,7 +42,6 @@ class VLLM(Engine):
 
     name = "vLLM"
     start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed"
-    lists_paths = True
     serves_adapters = True
     states_with_scores = False
     spare_of_scores = 1  # for the token that is generated
@@ -97,10 +96,10 @@ class VLLM(Engine):
         size = tokens * width * question.dtype.itemsize
         if (item["start"], item["end"], len(body.content)) != (0, size, size):
             raise BadAnswer(f"the response has {len(body.content)} bytes instead of {size}")
-        found = torch.frombuffer(body.content, dtype=question.dtype).reshape(tokens, width)[question.start - 1 : -1]
+        found = torch.frombuffer(body.content, dtype=question.dtype).reshape(tokens, width)
         if not all(bool(bound.isfinite()) for bound in found.aminmax()):  # NaN is both; no mask of this size
             raise BadAnswer("a hidden state is not finite")
-        return found.clone()  # without the prompt's
+        return found[question.start - 1 : -1].clone()  # without the prompt's
 
     def continuation(self, prompt: Sequence[int], tokens: int, model: str) -> Request:
         """Asks ``/v1/completions`` to generate."""
