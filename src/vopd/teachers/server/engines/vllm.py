@@ -41,7 +41,7 @@ class VLLM(Engine):
     """A vLLM server, 0.11 or newer."""
 
     name = "vLLM"
-    start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed"
+    start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed --host 127.0.0.1"
     serves_adapters = True
     states_with_scores = False
     spare_of_scores = 1  # for the token that is generated
