@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from vopd.errors import TeacherServerError, counted, require, shortened
 from vopd.network import check_certificates, proxy_of
 
 from .addresses import checked_urls
+from .background import Background
 from .keys import read_key
 from .questions import BadAnswer, Binary, Request
 from .refusals import Rejected, Reply, Unreachable, advice, refusal, unanswered
@@ -81,14 +82,14 @@ class Servers:
         self._key, self._key_env = read_key(key_env), key_env
         self._proxies = {url: proxy_of(url) for url in self.urls}
         self._client = self._opened(concurrency)
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
+        self._background = Background(concurrency, "teacher-server")
         self._random = random.Random()  # its own: the random numbers of training must not depend on failures
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
         self.close = weakref.finalize(
-            self, _give_up, self._closed, self._executor, self._client, self._lock, self._under_way
+            self, _give_up, self._closed, self._background, self._client, self._lock, self._under_way
         )
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0, "seconds": 0.0}
 
@@ -119,7 +120,7 @@ class Servers:
 
     def background(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` in the pool of requests; the future holds its result or error."""
-        return self._executor.submit(work)
+        return self._background.submit(work)
 
     def ask(self, request: Request, read: Callable[[Any], T], url: str | None = None, retries: int | None = None) -> T:
         """Send a request and return the result of `read`. If `read` raises BadAnswer, the request is retried.
@@ -240,6 +241,10 @@ class Servers:
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
             return Reply(answer.status_code, answer.headers, held.content, self._key)
 
+    def failed_since(self, moment: float) -> bool:
+        """Whether a request failed after a moment of ``time.monotonic``: a server may have been restarted."""
+        return max(self._failed_at.values()) >= moment
+
     def _least_busy(self) -> str:
         """The server with the fewest pending requests; those that failed in the last minute come last."""
         recently = time.monotonic() - 60
@@ -304,12 +309,12 @@ def _kind(reply: Reply) -> str:
 
 def _give_up(
     closed: threading.Event,
-    executor: ThreadPoolExecutor,
+    background: Background,
     client: Any,
     lock: threading.Lock,
     under_way: dict[str, int],
 ) -> None:
-    executor.shutdown(wait=False, cancel_futures=True)
+    background.close()
     with lock:
         closed.set()
         _close_unused(client, under_way)
