@@ -17,7 +17,10 @@ AUTO, SCORES, HIDDEN_STATES = "auto", "scores", "hidden_states"
 PAYLOADS = (AUTO, SCORES, HIDDEN_STATES)
 DTYPES = ("bfloat16", "float16", "float32")
 _SCORES: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen"})
-_SCORING = "a server of scores (one of hidden states provides everything: set teacher_model too)"
+_SCORING = (
+    "a server of scores (one of hidden states provides everything: name the teacher's files too, with teacher_model or "
+    "with model beside server_url)"
+)
 
 
 def own(value: Any, help_text: str) -> Any:
