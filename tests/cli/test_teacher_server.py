@@ -156,6 +156,8 @@ def test_a_head_that_is_missing_is_found_before_training(
         ({"teacher_failure": "ignore"}, 2, "raise ... drop"),
         ({"estimator": "vopd_sparse", "teacher_failure": "drop"}, 2, "teacher_failure=drop ... 'vopd_sparse'"),
         ({"teacher_server_url": ...}, 2, "teacher_model ... teacher_server_url"),
+        ({"teacher_dtype": "bfloat16"}, 2, "teacher_dtype has no effect ... server"),
+        ({"teacher_quantization": "4bit"}, 2, "teacher_quantization has no effect ... server"),
     ],
 )
 def test_what_cannot_be_is_told_before_training(
@@ -220,3 +222,8 @@ def usable(shown: str) -> dict[str, str]:
 def test_doctor_ends_with_5_where_no_server_is(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--teacher", "http://127.0.0.1:9"]) == 5
     assert told("http://127.0.0.1:9", capfd.readouterr().err)
+
+
+def test_doctor_does_not_ignore_what_only_a_server_is_checked_with(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--teacher_model", str(embedded_pair().teacher)]) == 2
+    assert told("teacher_model has no effect without teacher", capfd.readouterr().err)

@@ -421,6 +421,7 @@ def test_certificates(
         (" http://h:1/v1\n", "http://h:1"),
         ("http://h:1/v1/models", "http://h:1"),
         ("https://h/team/v1/chat/completions/", "https://h/team"),
+        ("http://h:1/pooling", "http://h:1"),
         ("https://h/team", "https://h/team"),
     ],
 )
@@ -429,9 +430,10 @@ def test_an_endpoint_is_not_the_address(typed: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["h:8001", "localhost:8001", "http://", "http://h:99999", "http://[::1", "http://h x"]
+    "typed",
+    ["h:8001", "localhost:8001", "http://", "http://h:99999", "http://[::1", "http://h x", 8001, {"a": "http://h:1"}],
 )
-def test_what_is_no_address_is_refused(typed: str) -> None:
+def test_what_is_no_address_is_refused(typed: Any) -> None:
     with pytest.raises(ConfigurationError, match=says("teacher_server_url ... http://host:8001")):
         checked_urls(typed)
 

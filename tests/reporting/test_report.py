@@ -216,8 +216,15 @@ def test_guards_rewards_and_teachers_have_their_sections(run_folder: Path) -> No
     assert found["code"] == ["http://gpu:8000", "server", "0.125", "0.125"]
     assert found["my own"][1].startswith("the student itself") and found["my own"][2:] == ["", ""]
     assert found["c"][0] == "a dir/t"
-    assert found["s"][:2] == ["http://a, http://b", "server"]
+    assert found["s"][:2] == ["http://a, http://b (a dir/t)", "server"]
     assert "1 token · math 0.5<" in text
+
+
+def test_a_served_teacher_is_shown_with_its_files(run_folder: Path) -> None:
+    served = "teacher_server_url: 'http://gpu:8000'  # a.yaml\nteacher_model: org/big  # a.yaml\n"
+    (run_folder / "resolved_config.yaml").write_text(served)
+    text = write_report(run_folder).read_text()
+    assert "teacher http://gpu:8000 (org/big)" in text and "<td>http://gpu:8000 (org/big)</td><td>server</td>" in text
 
 
 def test_seconds_are_means_per_step_whatever_the_logging_steps() -> None:

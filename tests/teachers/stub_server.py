@@ -77,6 +77,7 @@ class StubServer:
         self.bodies: list[dict[str, Any]] = []
         self.answered: list[int] = []
         self.under_way = self.most_under_way = 0
+        self.closing = threading.Event()
         self.lock, self.compute = threading.Lock(), threading.Lock()
         handler = type("Handler", (_Handler,), {"stub": self})
         self.http = _Quiet(("127.0.0.1", 0), handler)
@@ -85,9 +86,15 @@ class StubServer:
         self.thread.start()
 
     def close(self) -> None:
-        """Stop listening: whoever asks from now on is refused."""
+        """Stop listening: whoever asks from now on is refused.
+
+        Threads that compute are waited for: torch would abort a process that ends meanwhile.
+        """
+        self.closing.set()
         self.http.shutdown()
         self.http.server_close()
+        while self.under_way:
+            time.sleep(0.01)
 
     # ---- what the model says ----------------------------------------------------------------------------------
 
@@ -297,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         if fault == "slow":
-            time.sleep(self.stub.slow)
+            self.stub.closing.wait(self.stub.slow)
         if fault in {"500", "503", "429"}:
             self.answer(int(fault), _error("not now", int(fault)))
             return

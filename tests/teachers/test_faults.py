@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,6 +111,25 @@ def test_a_connection_that_opens_while_the_servers_are_given_up_is_closed(
     assert [one.fileno() for one in opened] == [-1]
     with pytest.raises(TeacherServerError, match="given up"):
         ask(servers)
+
+
+def test_a_process_ends_while_a_server_does_not_answer() -> None:
+    """As after Ctrl-C, or an error of training: nothing waits for what nobody needs any more."""
+    program = """
+import sys, time
+from vopd.teachers.server import Servers
+from vopd.teachers.server.questions import Request
+servers = Servers(sys.argv[1], concurrency=2)
+for _ in range(5):
+    servers.background(lambda: servers.ask(Request("/v1/completions", {}), print))
+while servers.counts["requests"] < 2:
+    time.sleep(0.01)
+sys.exit(3)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ended = subprocess.run([sys.executable, "-c", program, url], timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3, "")
 
 
 def test_a_hundred_faults_leave_no_trace(serve: Make, make_trainer: Make) -> None:

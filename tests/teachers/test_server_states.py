@@ -236,6 +236,24 @@ def test_other_weights_under_the_same_name_end_the_run(pool: Make, make_trainer:
         trainer.train()
 
 
+def test_a_server_that_comes_back_with_other_weights_teaches_no_step(pool: Make, make_trainer: Make, pair: Any) -> None:
+    """The check of the batch found it as it was, or down; only the failed request shows that it was restarted."""
+    server = pool()
+    trainer = make_trainer(**settings(server, max_completion_length=2))
+    begun = len(server.bodies)
+
+    def restarted(number: int) -> str | None:
+        if number <= begun + 1:
+            return None
+        server.model = turned(pair.teacher)
+        return "500" if number == begun + 2 else None
+
+    server.faults = restarted
+    with pytest.raises(TeacherServerError, match=says(f"{server.url} ... nats/token ... other weights")):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_a_gateway_that_lets_only_scores_through_is_no_pooling_server() -> None:
     class Gateway:
         servers, engine = SimpleNamespace(urls=("http://here",)), VLLM()
@@ -258,3 +276,7 @@ def test_what_a_pooling_server_needs_is_named(pool: Make, serve: Make, make_trai
     with pytest.raises(ConfigurationError, match=says("--runner pooling")):
         asked = {"teacher_server_payload": "hidden_states", "estimator": "opd"}
         make_trainer(**settings(serve(), **asked))
+    with pytest.raises(ConfigurationError, match=says(f"{url} ... no scores ... teacher_server_payload")):
+        make_trainer(teacher_model=TEACHER, teacher_server_url=url, teacher_server_payload="scores")
+    with pytest.raises(ConfigurationError, match=says("model beside server_url")):
+        make_trainer(trainer={"teachers": {"a": url}}, estimator="full_rkl", loss_top_k=...)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vopd.errors import Faults, counted
+from vopd.errors import ConfigurationError, Faults, counted
 from vopd.folders import check_writable, nearest_existing
 from vopd.run.options import read_options, setting
 from vopd.versions import versions
@@ -58,6 +58,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.teacher is not None:
         print("\n".join(_teacher(options, options.teacher)))
         return 0
+    for name in ("model", "teacher_model", "teacher_server_model"):
+        if getattr(options, name) is not None:
+            raise ConfigurationError(f"{name} has no effect without teacher; give the address of a server to check")
     sections = {
         "versions": _versions(),
         "extras": _extras(),

@@ -50,7 +50,8 @@ def check_gives(estimator: Estimator, gives: Collection[ScoreKind], teacher: str
     use = f"use an estimator that works with this teacher: {', '.join(able)}; or " if able else ""
     raise ConfigurationError(
         f"estimator {estimator.name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not provide; {use}load the "
-        "teacher in this process, or serve its hidden states and set teacher_model"
+        "teacher in this process, or serve its hidden states and name its files (teacher_model, or model beside "
+        "server_url)"
     )
 
 

@@ -325,16 +325,24 @@ def _named_figures(
 
 def _teacher_sources(settings: Settings) -> dict[str, str]:
     """Every teacher's path, hub id or address by its name; a single one has no name."""
-    single = _given(settings, "teacher_server_url") or _given(settings, "teacher_model")
-    written = _given(settings, "teachers")
-    named = require("yaml", "train").safe_load(written) if written else {}
-    return ({"": single} if single else {}) | {name: _source(source) for name, source in named.items()}
+    url, model, several = (_read(settings, name) for name in ("teacher_server_url", "teacher_model", "teachers"))
+    single = {"server_url": url, "model": model} if url else model
+    named = ({"": single} if single else {}) | (several or {})
+    return {name: _source(source) for name, source in named.items()}
+
+
+def _read(settings: Settings, name: str) -> Any:
+    """The value of a setting that is written in YAML; None if it is not given."""
+    written = _given(settings, name)
+    return require("yaml", "train").safe_load(written) if written else None
 
 
 def _source(source: Any) -> str:
-    """One of several teachers as text: a server by its address, or by its addresses."""
-    given = source["server_url"] if isinstance(source, dict) else source
-    return ", ".join(given) if isinstance(given, list) else str(given)
+    """A teacher as text: a server by its address, or addresses, and the files that were named with it."""
+    if not isinstance(source, dict):
+        return ", ".join(source) if isinstance(source, list) else str(source)
+    served, model = _source(source["server_url"]), source.get("model")
+    return f"{served} ({_shortened(str(model))})" if model else served
 
 
 def _teachers(settings: Settings, records: Sequence[dict[str, Any]], figures: Sequence[Figure]) -> str:

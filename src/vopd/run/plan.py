@@ -18,7 +18,7 @@ from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import backend_name
 from vopd.models.adapters import QUANTIZED
 from vopd.models.loading import BITS, DTYPES
-from vopd.teachers.build import check_sources, sources
+from vopd.teachers.build import Served, check_sources, sources
 from vopd.teachers.itself import check_self, check_worth, is_self
 from vopd.training import VOPDConfig
 from vopd.training.inherited import only_in_python
@@ -231,6 +231,10 @@ def _teachers(options: TrainOptions, config: VOPDConfig, faults: Faults) -> dict
     if options.push_to_hub and not config.hub_model_id:
         faults.add(ConfigurationError("push_to_hub needs hub_model_id, such as hub_model_id=me/my-model"))
     faults.check(check_sources, config, teachers)
+    if all(isinstance(teacher, Served) for teacher in teachers.values()):
+        for name in ("teacher_dtype", "teacher_quantization"):
+            if getattr(options, name) not in (None, "auto"):
+                faults.add(ConfigurationError(f"{name} has no effect on a teacher on a server; remove it"))
     adapts = faults.check(check_lora_options, options)
     for teacher in filter(is_self, teachers.values()) if adapts is not None else ():
         faults.check(check_self, teacher, adapters=adapts, in_an_engine=False)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from vopd.errors import ConfigurationError
 
 # Endpoints that are often copied together with the address.
-_ENDPOINT = re.compile(r"(/v1)?(/models|/completions|/chat/completions)?$")
+_ENDPOINT = re.compile(r"(/v1)?(/models|/completions|/chat/completions|/pooling)?$")
 
 
 def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
         ConfigurationError: one is not an http(s) address, or contains a password or a key; neither is shown.
     """
     found = []
-    for url in [urls] if isinstance(urls, str) else urls:
+    for url in urls if isinstance(urls, list | tuple) else [urls]:
         text = str(url).strip()
         shown = re.split(r"[?#]", text)[0].rpartition("@")[2]
         try:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -81,15 +81,13 @@ class Servers:
         self._key, self._key_env = read_key(key_env), key_env
         self._proxies = {url: proxy_of(url) for url in self.urls}
         self._client = self._opened(concurrency)
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher-server")
+        self._free = threading.Semaphore(concurrency)
         self._random = random.Random()  # its own: the random numbers of training must not depend on failures
         self._lock = threading.Lock()
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, -math.inf)
         self._closed = threading.Event()
-        self.close = weakref.finalize(
-            self, _give_up, self._closed, self._executor, self._client, self._lock, self._under_way
-        )
+        self.close = weakref.finalize(self, _give_up, self._closed, self._client, self._lock, self._under_way)
         self.counts = {"requests": 0.0, "retries": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0, "seconds": 0.0}
 
     def _opened(self, concurrency: int) -> Any:
@@ -118,8 +116,14 @@ class Servers:
         return part
 
     def background(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` in the pool of requests; the future holds its result or error."""
-        return self._executor.submit(work)
+        """Run `work` in a thread, as many at a time as requests may be; the future holds its result or error.
+
+        Threads of an executor would be waited for at the end of the process: a request that no server answers would
+        hold up a process that was interrupted, or that ends with an error.
+        """
+        future: Future[T] = Future()
+        threading.Thread(target=_run, args=(future, work, self._free, self._closed), daemon=True).start()
+        return future
 
     def ask(self, request: Request, read: Callable[[Any], T], url: str | None = None, retries: int | None = None) -> T:
         """Send a request and return the result of `read`. If `read` raises BadAnswer, the request is retried.
@@ -145,7 +149,8 @@ class Servers:
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
             if url is not None or len(self.urls) == 1:  # or else another server may answer sooner
                 pause = max(pause, problem.wait)
-            if attempt == retries or time.monotonic() + pause > ends or self._closed.wait(pause):
+            late = time.monotonic() + 2 * pause > ends  # an attempt without time would hide what is wrong
+            if attempt == retries or late or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable response in {counted(attempt + 1, 'attempt')}: "
                     f"{problem}; check its log, or raise teacher_server_retries and teacher_server_deadline"
@@ -240,6 +245,10 @@ class Servers:
                 self.counts["bytes_received"] += answer.num_bytes_downloaded
             return Reply(answer.status_code, answer.headers, held.content, self._key)
 
+    def failed_since(self, moment: float) -> bool:
+        """Whether a request failed after a moment of ``time.monotonic``: a server may have been restarted."""
+        return max(self._failed_at.values()) >= moment
+
     def _least_busy(self) -> str:
         """The server with the fewest pending requests; those that failed in the last minute come last."""
         recently = time.monotonic() - 60
@@ -302,14 +311,24 @@ def _kind(reply: Reply) -> str:
     return f"{kind}: {reply.said}" if re.search("text|html|json", kind) else kind
 
 
+def _run(future: Future[T], work: Callable[[], T], free: threading.Semaphore, closed: threading.Event) -> None:
+    with free:
+        if closed.is_set():
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+
 def _give_up(
     closed: threading.Event,
-    executor: ThreadPoolExecutor,
     client: Any,
     lock: threading.Lock,
     under_way: dict[str, int],
 ) -> None:
-    executor.shutdown(wait=False, cancel_futures=True)
     with lock:
         closed.set()
         _close_unused(client, under_way)

@@ -18,6 +18,7 @@ from vopd.models.head_files import load_head
 
 from .client import Patience, Servers
 from .discovery import Found, find_model, pooling_servers
+from .engines.base import ABSENT
 from .preflight import (
     Findings,
     by_scores,
@@ -29,6 +30,7 @@ from .preflight import (
     untempered,
     written,
 )
+from .refusals import Rejected
 from .same_distribution import check_distribution, text_of
 from .settings import HIDDEN_STATES, SCORES, check_chosen, use_unnormalised
 from .teacher import ServerScores, ServerStates, ServerTeacher
@@ -116,8 +118,16 @@ def _with_scores(
         estimator, {"sampled", "top_k", "chosen"}, f"the server ({refusal})" if refusal else "a server's scores"
     )
     check_chosen(args)
-    text, end_id = written(found.model, pupil.prompt)
-    findings = measured(found.model, text, by_scores)
+    try:
+        text, end_id = written(found.model, pupil.prompt)
+        findings = measured(found.model, text, by_scores)
+    except Rejected as error:
+        if error.status not in ABSENT:
+            raise
+        raise ConfigurationError(
+            f"{error}: it gives no scores; start it without options of pooling; if it gives hidden states, "
+            "set teacher_server_payload=hidden_states and teacher_model instead"
+        ) from error
     _check_scores(findings, estimator, args.loss_top_k, args.temperature)
     _check_end(end_id, found.model.vocab_size, pupil)
     teacher = ServerScores(

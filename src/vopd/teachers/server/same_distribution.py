@@ -72,5 +72,8 @@ def _uncompared(found: Findings, path: str, reason: str) -> str:
         f"{reason}; a prompt gets {mean:.1f} nats/token with them (chance: {chance:.1f})"
     )
     if mean < chance:
-        logger.warning(f"{said}: check that {path} is the model that is served")
+        logger.warning(
+            f"with the output head of {path} a prompt gets {mean:.1f} nats/token, less than by chance: check that "
+            "it is the model that is served"
+        )
     return said

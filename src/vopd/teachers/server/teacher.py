@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -32,8 +33,8 @@ class ServerTeacher(Teacher, Generic[T]):
         model: the model on its servers.
         gives: the kinds of scores that the servers were found to provide.
         drop: leave a completion without a usable answer out of the loss, instead of ending the run.
-        check: called in the background with every generated batch; raises TeacherServerError if a server's weights
-            have changed.
+        check: called in the background with every generated batch, and again where a request of it failed; raises
+            TeacherServerError if a server's weights have changed.
         positions: longest sequence that the servers score; None if they do not report it.
     """
 
@@ -52,6 +53,7 @@ class ServerTeacher(Teacher, Generic[T]):
         self.model, self.drop, self.check, self.positions = model, drop, check, positions
         self._gives = gives
         self._checked: Future[None] | None = None
+        self._checked_at = 0.0
         self._asked: dict[int, Future[T]] = {}
         self._dropped = 0
         self._reported: dict[str, float] = {}
@@ -72,7 +74,7 @@ class ServerTeacher(Teacher, Generic[T]):
     def begin(self, rollouts: Rollouts) -> None:
         """Send a request for every row, unless the student must choose the ids first."""
         self._raise_checked()
-        self._checked = self.model.servers.background(self.check)
+        self._begin_check()
         if not self.waits_for_student and rollouts.rows is not None:
             self._asked.update(zip(rollouts.rows.tolist(), self._ask(rollouts)))
 
@@ -94,6 +96,10 @@ class ServerTeacher(Teacher, Generic[T]):
             asked = [self._asked.pop(row) for row in rollouts.rows.tolist()]
             answers = [None if self.drop and _failed(future) else self._result(future) for future in asked]
         self._raise_checked()
+        if self.model.servers.failed_since(self._checked_at):  # it may have come back with other weights
+            self._begin_check()
+            self._raise_checked()
+            self._checked_at = time.monotonic()  # a server that is still down fails once per batch, not per micro-batch
         return [Scored(self._batch(answers, rollouts.completion_ids.size(1), student.head))]
 
     def metrics(self) -> dict[str, float]:
@@ -105,6 +111,9 @@ class ServerTeacher(Teacher, Generic[T]):
 
     def _ask(self, rollouts: Rollouts, student: States | None = None) -> list[Future[T]]:
         return [self.model.servers.background(question) for question in self._questions(rollouts, student)]
+
+    def _begin_check(self) -> None:
+        self._checked_at, self._checked = time.monotonic(), self.model.servers.background(self.check)
 
     def _raise_checked(self) -> None:
         """Raise what the last check of the servers found."""
