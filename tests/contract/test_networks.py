@@ -203,7 +203,7 @@ def test_an_answer_that_is_none_is_read(answer: str, listen: Make, fails: Callab
 OTHERS = {
     "llama.cpp": {"models": [], "object": "list", "data": [{"id": "m", "meta": {"n_ctx_train": 64}}]},
     "Ollama": {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "library"}]},
-    "LMDeploy": {"object": "list", "data": [{"id": "m", "owned_by": "lmdeploy", "max_model_len": "64"}]},
+    "TGI": {"object": "list", "data": [{"id": "m", "owned_by": "m", "max_model_len": "64"}]},
 }
 
 

@@ -4,14 +4,14 @@ scores and hidden states equal those of the teacher in this process.
     make test-sglang SGLANG=http://127.0.0.1:PORT
 
 The server must run already. No target makes its environment: the kernels of SGLang 0.5.23 are built for CUDA, and its
-CPU engine ran with an empty module in their place (docs/how-to/server-teachers.md). So nothing runs this by itself; run
+CPU engine ran with an empty module in their place (docs/how-to/sglang.md). So nothing runs this by itself; run
 it when the engine or its stub changes. Start the server in float32 with
 
     SGLANG_USE_CPU_ENGINE=1 python -m sglang.launch_server --model-path src/vopd/experiments/embedded/teacher \\
         --device cpu --dtype float32 --context-length 256 --max-total-tokens 4096 --mem-fraction-static 0.3 \\
         --enable-return-hidden-states --chunked-prefill-size -1 --host 127.0.0.1 --port PORT
 
-What is printed belongs into docs/how-to/server-teachers.md.
+What is printed belongs into docs/how-to/sglang.md.
 """
 
 from __future__ import annotations

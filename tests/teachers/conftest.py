@@ -26,11 +26,11 @@ def pair() -> Any:
 
 @pytest.fixture
 def serve(pair: Any) -> Iterator[Callable[..., StubServer]]:
-    """serve(**options): a stub server of the embedded teacher, closed after the test."""
+    """serve(**options): a stub server of the embedded teacher, closed after the test; of another class with `kind`."""
     servers: list[StubServer] = []
 
-    def start(model: Any = None, **options: Any) -> StubServer:
-        servers.append(StubServer(pair.teacher if model is None else model, pair.tokenizer, **options))
+    def start(model: Any = None, kind: type[StubServer] = StubServer, **options: Any) -> StubServer:
+        servers.append(kind(pair.teacher if model is None else model, pair.tokenizer, **options))
         return servers[-1]
 
     yield start

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,9 @@ FORMS = {"no_top_k": (TypeError, "NoneType"), "ragged": (ValueError, "expected s
 
 
 @pytest.fixture
-def serve(pair: Any) -> Iterator[Callable[..., StubSGLang]]:
+def serve(serve: Make) -> Make:
     """serve(**options): a stub SGLang server of the embedded teacher, closed after the test."""
-    servers: list[StubSGLang] = []
-
-    def start(model: Any = None, **options: Any) -> StubSGLang:
-        servers.append(StubSGLang(pair.teacher if model is None else model, pair.tokenizer, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    return partial(serve, kind=StubSGLang)
 
 
 def answered(stub: StubSGLang, question: Question | StatesQuestion, fault: str | None = None) -> Any:

@@ -47,11 +47,12 @@ def check_gives(estimator: Estimator, gives: Collection[ScoreKind], teacher: str
     if estimator.need in gives:
         return
     able = [other.name for other in ESTIMATORS.values() if other.need in gives]
+    use = f"use an estimator that works with this teacher: {', '.join(able)}; or " if able else ""
     raise ConfigurationError(
-        f"estimator {estimator.name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not provide; "
-        + (f"use an estimator that works with this teacher: {', '.join(able)}; or load the teacher in this process, or "
-           "serve its hidden states" if able else "load the teacher in this process, or serve its hidden states")
-    )  # fmt: skip
+        f"estimator {estimator.name!r} needs {_NEEDS[estimator.need]}, which {teacher} does not provide; {use}load the "
+        "teacher in this process, or serve its hidden states and set teacher_model (with several teachers: model "
+        "beside server_url)"
+    )
 
 
 def resolve_top_k(estimator: Estimator, top_k: int | None, scores: TopKScores | None, vocab_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,19 @@ class Answer:
     sampled: Tensor
     top_k_ids: Tensor
     top_k_logprobs: Tensor
+
+    @classmethod
+    def of(
+        cls, sampled: Sequence[float], top: Sequence[Mapping[int, float]], top_k: int, vocab_size: int | None
+    ) -> Answer:
+        """Scores of sampled tokens, and the most likely ids at each, in order; ids from `vocab_size` on are removed."""
+        kept = [[pair for pair in row.items() if vocab_size is None or pair[0] < vocab_size] for row in top]
+        rows, shape = [row + [(0, -math.inf)] * (top_k - len(row)) for row in kept], (len(sampled), top_k)
+        return cls(
+            torch.tensor(sampled, dtype=torch.float32),
+            torch.tensor([[token for token, _ in row] for row in rows], dtype=torch.long).reshape(shape),
+            torch.tensor([[value for _, value in row] for row in rows], dtype=torch.float32).reshape(shape),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .served import ServedModel
 
 logger = logging.getLogger("vopd")
 
-_TEXT = 256
+_TEXT = 64
 """Most tokens of a text: each has a row of the whole vocabulary."""
 _WRONG = 0.5
 """Nats/token on average: precision and quantization make less, another head more."""

@@ -17,10 +17,6 @@ AUTO, SCORES, HIDDEN_STATES = "auto", "scores", "hidden_states"
 PAYLOADS = (AUTO, SCORES, HIDDEN_STATES)
 DTYPES = ("bfloat16", "float16", "float32")
 _SCORES: frozenset[ScoreKind] = frozenset({"sampled", "top_k", "chosen"})
-_SCORING = (
-    "a server of scores (one of hidden states provides everything: name the teacher's files too, with teacher_model or "
-    "with model beside server_url)"
-)
 
 
 def own(value: Any, help_text: str) -> Any:
@@ -112,7 +108,7 @@ def check_payload(args: Any, files: bool) -> None:
             "teacher_server_payload=hidden_states needs the teacher's output head; set teacher_model to the teacher's "
             "folder or hub id, from which the head alone is read"
         )
-    check_gives(args.chosen_estimator, _SCORES, _SCORING)
+    check_gives(args.chosen_estimator, _SCORES, "a server that gives scores")
     check_chosen(args)
 
 

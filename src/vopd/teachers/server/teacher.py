@@ -88,20 +88,18 @@ class ServerTeacher(Teacher, Generic[T]):
         return ~torch.tensor(failed, dtype=torch.bool)
 
     def score(self, rollouts: Rollouts, student: States) -> list[Scored]:
-        """Scores of the micro-batch. Dropped rows are zeros, which the mask keeps out of the loss."""
+        """Scores of the micro-batch; of rows that ``settle`` has left out of the loss, zeros."""
+        answers: list[T | None]
         if self.waits_for_student or rollouts.rows is None:
-            futures = self._ask(rollouts, student)
+            answers = [self._result(future) for future in self._ask(rollouts, student)]
         else:
-            futures = [self._asked.pop(row) for row in rollouts.rows.tolist()]
-        dropped = [self.drop and _failed(future) for future in futures]
-        answers = [None if out else self._result(future) for future, out in zip(futures, dropped)]
+            asked = [self._asked.pop(row) for row in rollouts.rows.tolist()]
+            answers = [None if self.drop and _failed(future) else self._result(future) for future in asked]
         self._raise_checked()
         if self.model.servers.failed_since(self._checked_at):  # it may have come back with other weights
             self._begin_check()
             self._raise_checked()
-        scores = self._batch(answers, rollouts.completion_ids.size(1), student.head)
-        device = student.head.device
-        return [Scored(scores, mask=~torch.tensor(dropped, device=device).unsqueeze(-1) if any(dropped) else None)]
+        return [Scored(self._batch(answers, rollouts.completion_ids.size(1), student.head))]
 
     def metrics(self) -> dict[str, float]:
         """Requests, retries, dropped rows and bytes of this process since the last call."""

@@ -15,7 +15,6 @@ response is checked by what it repeats: the ids, their number, and the ids again
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -69,20 +68,10 @@ class SGLang(Engine):
         positions = meta["input_top_logprobs"][1:] if question.top_k else [[] for _ in tokens]
         if len(positions) != len(tokens):
             raise BadAnswer(f"the response has a top k of {len(positions)} tokens of {len(tokens)}")
-        ids, logprobs = [], []
-        for token, score, entries in zip(tokens, sampled, positions):
-            found = _top_k(entries, question.top_k)
+        top = [_top_k(entries, question.top_k) for entries in positions]
+        for token, score, found in zip(tokens, sampled, top):
             _check_agrees(token, score, found)
-            kept = [(other, value) for other, value in found.items() if vocab_size is None or other < vocab_size]
-            missing = question.top_k - len(kept)
-            ids.append([other for other, _ in kept] + [0] * missing)
-            logprobs.append([value for _, value in kept] + [-math.inf] * missing)
-        shape = (len(tokens), question.top_k)
-        return Answer(
-            torch.tensor(sampled, dtype=torch.float32),
-            torch.tensor(ids, dtype=torch.long).reshape(shape),
-            torch.tensor(logprobs, dtype=torch.float32).reshape(shape),
-        )
+        return Answer.of(sampled, top, question.top_k, vocab_size)
 
     def states(self, question: StatesQuestion, model: str) -> Request:
         """Asks for states as JSON numbers of the server's own precision: there is no binary form."""
@@ -126,14 +115,6 @@ class SGLang(Engine):
     def read_decoding(self, body: Any) -> str:
         """The text."""
         return str(body["text"])
-
-    def encoding(self, text: str, model: str) -> Request:
-        """Asks ``/tokenize``."""
-        return Request("/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})
-
-    def read_encoding(self, body: Any) -> list[int]:
-        """The ids, called tokens."""
-        return list(body["tokens"])
 
 
 def _prefill(ids: Sequence[int], start: int, model: str, temperature: float = 1.0) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class VLLM(Engine):
     """A vLLM server, 0.11 or newer."""
 
     name = "vLLM"
-    start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed"
+    start_states = "vllm serve TEACHER --runner pooling --pooler-config.task token_embed --host 127.0.0.1"
     serves_adapters = True
     states_with_scores = False
     spare_of_scores = 1  # for the token that is generated
@@ -126,14 +126,6 @@ class VLLM(Engine):
         """The text, called prompt."""
         return str(body["prompt"])
 
-    def encoding(self, text: str, model: str) -> Request:
-        """Asks ``/tokenize``."""
-        return Request("/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})
-
-    def read_encoding(self, body: Any) -> list[int]:
-        """The ids, called tokens."""
-        return list(body["tokens"])
-
 
 def _check_model(model: str, body: Mapping[str, Any]) -> None:
     if body.get("model") != model:
@@ -152,23 +144,14 @@ def _of_completion(question: Question, body: Mapping[str, Any], vocab_size: int 
         raise BadAnswer("the response has no prompt_logprobs")
     if len(positions) != len(question.ids):
         raise BadAnswer(f"the response scores {len(positions)} positions of {len(question.ids)}")
-    sampled, ids, logprobs = [], [], []
-    for token, entries in zip(question.ids[question.start :], positions[question.start :]):
-        score, others = _of_position(token, entries, question.top_k)
-        kept = [(other, value) for other, value in others if vocab_size is None or other < vocab_size]
-        missing = question.top_k - len(kept)
-        sampled.append(score)
-        ids.append([other for other, _ in kept] + [0] * missing)
-        logprobs.append([value for _, value in kept] + [-math.inf] * missing)
-    shape = (len(sampled), question.top_k)
-    return Answer(
-        torch.tensor(sampled, dtype=torch.float32),
-        torch.tensor(ids, dtype=torch.long).reshape(shape),
-        torch.tensor(logprobs, dtype=torch.float32).reshape(shape),
-    )
+    found = [
+        _of_position(token, entries, question.top_k)
+        for token, entries in zip(question.ids[question.start :], positions[question.start :])
+    ]
+    return Answer.of([score for score, _ in found], [top for _, top in found], question.top_k, vocab_size)
 
 
-def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tuple[int, float]]]:
+def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, dict[int, float]]:
     """The sampled token's score, and the teacher's top k in descending order, without it unless it is among them."""
     found = {int(other): checked_score(entry.get("logprob")) for other, entry in entries.items()}
     if token not in found:
@@ -180,7 +163,7 @@ def _of_position(token: int, entries: Any, top_k: int) -> tuple[float, list[tupl
         del found[token]
     elif len(found) != top_k:
         raise BadAnswer(f"a position has {len(found)} scores instead of the requested {top_k} or {top_k + 1}")
-    return sampled, sorted(found.items(), key=lambda entry: -entry[1])
+    return sampled, dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
 
 def _of_chosen(question: Question, body: Mapping[str, Any]) -> Answer:
