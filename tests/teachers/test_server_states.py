@@ -278,5 +278,5 @@ def test_what_a_pooling_server_needs_is_named(pool: Make, serve: Make, make_trai
         make_trainer(**settings(serve(), **asked))
     with pytest.raises(ConfigurationError, match=says(f"{url} ... no scores ... teacher_server_payload")):
         make_trainer(teacher_model=TEACHER, teacher_server_url=url, teacher_server_payload="scores")
-    with pytest.raises(ConfigurationError, match=says("model beside server_url")):
+    with pytest.raises(ConfigurationError, match=says("model beside ... server_url")):
         make_trainer(trainer={"teachers": {"a": url}}, estimator="full_rkl", loss_top_k=...)

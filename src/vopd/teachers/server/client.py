@@ -149,7 +149,7 @@ class Servers:
             pause = min(patience.pause * 2**attempt, patience.longest_pause) * self._random.uniform(0.5, 1.5)
             if url is not None or len(self.urls) == 1:  # or else another server may answer sooner
                 pause = max(pause, problem.wait)
-            late = time.monotonic() + 2 * pause > ends  # an attempt without time would hide what is wrong
+            late = time.monotonic() + pause + min(pause, 1.0) > ends  # an attempt without time would hide what is wrong
             if attempt == retries or late or self._closed.wait(pause):
                 raise TeacherServerError(
                     f"the teacher server {where} gave no usable response in {counted(attempt + 1, 'attempt')}: "

@@ -125,7 +125,7 @@ def _with_scores(
         if error.status not in ABSENT:
             raise
         raise ConfigurationError(
-            f"{error}: it gives no scores; start it without options of pooling; if it gives hidden states, "
+            f"{error}: it gives no scores; start it without --runner pooling; if it gives hidden states, "
             "set teacher_server_payload=hidden_states and teacher_model instead"
         ) from error
     _check_scores(findings, estimator, args.loss_top_k, args.temperature)
