@@ -173,7 +173,7 @@ CASES = [
     Case(SERVED, 0, "valid"),
     Case(SERVED + "--teacher_offload true", 2, "teacher_offload ... local"),
     Case(SERVED + "--teacher_offload true --teacher_model {T}", 0, "valid"),
-    Case(SERVED + "--estimator vopd", 2, "'vopd' ... server that gives scores ... set teacher_model"),
+    Case(SERVED + "--estimator vopd", 2, "'vopd' ... server that gives scores ... teacher_model"),
     Case(SERVED + "--estimator vopd --teacher_model {T}", 0, "valid"),
     Case(SERVED + "--estimator vopd --teacher_model {T} --teacher_server_payload scores", 2, "'vopd' ... scores"),
     Case(SERVED + "--teacher_server_payload hidden_states", 2, "output head ... set teacher_model"),
