@@ -313,11 +313,9 @@ def _kind(reply: Reply) -> str:
 
 def _run(future: Future[T], work: Callable[[], T], free: threading.Semaphore, closed: threading.Event) -> None:
     with free:
-        if closed.is_set():
-            future.cancel()
-        if not future.set_running_or_notify_cancel():
-            return
         try:
+            if closed.is_set():
+                raise TeacherServerError("requests to the teacher servers ended with an error before; start again")
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
