@@ -113,6 +113,13 @@ def test_a_connection_that_opens_while_the_servers_are_given_up_is_closed(
         ask(servers)
 
 
+def test_what_is_asked_after_the_servers_were_given_up_says_so(serve: Make) -> None:
+    servers = Servers(serve().url)
+    servers.close()
+    with pytest.raises(TeacherServerError, match="ended with an error before"):
+        servers.background(lambda: 1).result()
+
+
 def test_a_process_ends_while_a_server_does_not_answer() -> None:
     """As after Ctrl-C, or an error of training: nothing waits for what nobody needs any more."""
     program = """
