@@ -56,7 +56,7 @@ class VarianceOptions:
     max_completion_length: int = setting(512, "maximum number of tokens per rollout")
     seed: int = setting(0, "seed of rollouts, resampling and a task's problems")
     teacher_server_url: str | list[str] | None = setting(
-        None, "address of a vLLM server of the teacher's hidden states, or several addresses"
+        None, "address of a server that gives the teacher's hidden states, or several addresses"
     )
     teacher_server_model: str | None = setting(None, "the teacher's name on a server with several models")
     teacher_server_key_env: str = setting("TEACHER_API_KEY", "environment variable with the server's API key")

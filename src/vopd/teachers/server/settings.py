@@ -29,8 +29,8 @@ class ServerSettings:
     """Settings of a teacher on a server: its address, timeouts, retries, and what to do when retries run out.
 
     Args:
-        teacher_server_url: address of a vLLM server, or of several with the same model, to ask instead of a local
-            teacher. ``teacher_model`` then names the files whose tokenizer and EOS tokens are compared, and whose
+        teacher_server_url: address of a vLLM or SGLang server, or of several with the same model, to ask instead of a
+            local teacher. ``teacher_model`` then names the files whose tokenizer and EOS tokens are compared, and whose
             output head is read for hidden states.
         teacher_server_payload: what the server is asked for: "scores" of some ids, from a server that generates;
             "hidden_states", from one that pools per token, which give the full distribution with the output head of
@@ -50,7 +50,7 @@ class ServerSettings:
 
     # In the order that HfArgumentParser depends on.
     teacher_server_url: None | str | list[str] = own(  # noqa: RUF036
-        None, "Address of a vLLM server that serves the teacher, or several addresses."
+        None, "Address of a vLLM or SGLang server that serves the teacher, or several addresses."
     )
     teacher_server_model: str | None = own(None, "The teacher's name on the server. Default: the only model served.")
     teacher_server_payload: str = own(
