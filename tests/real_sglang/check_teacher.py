@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from real_vllm.trained import largest, train
+from real_vllm.trained import largest, text_ids, traffic, train
 from teachers.stub_sglang import StubSGLang
 from teachers.stub_states import states_of
 from vopd.experiments.pair import embedded_pair, load_embedded_pair
@@ -54,6 +54,9 @@ def main() -> int:
     worst = max(compared(found.model, pair.teacher))
     print(f"scores and states: {worst:.1e}, allowed {NEAR:.0e}")
     stub.close()
+    for top_k in (0, 1, 5, 20):
+        traffic(found.model, f"top_logprobs_num = {top_k}", Question(text_ids(), 20, top_k))
+    traffic(found.model, "hidden states, float32", StatesQuestion(text_ids(), 20, torch.float32, 128))
     good = [apart(sys.argv[1], *run) <= (LOOSE if run[1] else TOLERANCE) for run in RUNS]
     return int(bool(unlike) or worst > NEAR or not all(good))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from serving import place, serving
-from trained import PROMPTS, VOCABULARY, largest, train
+from trained import PROMPTS, VOCABULARY, largest, text_ids, traffic, train
 
 TOLERANCE = 1e-4
 # q_rest = 1 - sum q carries an error of about 1e-7 in float32. On tokens where the teacher is so sure that q_rest is
@@ -42,7 +42,7 @@ def main() -> int:
         given = fixed_rollouts(url)
         trained = [compared(url, str(teacher), name, top_k) for name, top_k in ESTIMATORS]
         refused(url)
-        traffic(url)
+        sizes(url)
     print(f"given completions: {given:.1e}, allowed {TOLERANCE:.0e}")
     print(f"training: opd {trained[0]:.1e}, allowed {TOLERANCE:.0e}; others {max(trained):.1e}, allowed {LOOSE:.0e}")
     return int(not (given < TOLERANCE and trained[0] < TOLERANCE and max(trained) < LOOSE))
@@ -125,20 +125,16 @@ def refused(url: str) -> None:
             raise SystemExit(f"{name} should have been refused")
 
 
-def traffic(url: str) -> None:
-    """Bytes that cross the wire for a token, prompt or completion, of one text."""
-    from vopd.experiments.pair import load_embedded_pair
+def sizes(url: str) -> None:
+    """Print what requests of scores carry."""
     from vopd.teachers.server import ServedModel, Servers
     from vopd.teachers.server.engines.vllm import VLLM
     from vopd.teachers.server.questions import Question
 
-    ids = load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200]
+    model = ServedModel(Servers(url), VLLM(), "teacher")
     for top_k in (0, 1, 5, 20):
-        servers = Servers(url)
-        ServedModel(servers, VLLM(), "teacher").score(Question(tuple(ids), 20, top_k))
-        sent, received = (servers.counts[f"bytes_{way}"] / len(ids) for way in ("sent", "received"))
-        print(f"prompt_logprobs = {top_k:<3} {sent:.0f} bytes a token sent, {received:.0f} received")
-        servers.close()
+        traffic(model, f"prompt_logprobs = {top_k}", Question(text_ids(), 20, top_k))
+    model.servers.close()
 
 
 if __name__ == "__main__":

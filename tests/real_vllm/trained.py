@@ -100,6 +100,22 @@ def norm(parts: dict[str, Tensor]) -> float:
     return float(sum(part.double().square().sum() for part in parts.values())) ** 0.5
 
 
+def traffic(model: Any, what: str, question: Any) -> None:
+    """Print the bytes that cross the network for a token of a question, prompt or completion."""
+    counts, ask = model.servers.counts, model.score if hasattr(question, "top_k") else model.states
+    before = dict(counts)
+    ask(question)
+    sent, received = ((counts[name] - before[name]) / len(question.ids) for name in ("bytes_sent", "bytes_received"))
+    print(f"{what:<28} {sent:.0f} bytes per token sent, {received:.0f} received")
+
+
+def text_ids() -> tuple[int, ...]:
+    """200 tokens, whose traffic is measured."""
+    from vopd.experiments.pair import load_embedded_pair
+
+    return tuple(load_embedded_pair().tokenizer(" ".join(PROMPTS))["input_ids"][:200])
+
+
 class Notes(logging.Handler):
     """Collects what is logged about teacher servers, as a context."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,5 +102,27 @@ def gradients_of() -> Callable[[Any], list[dict[str, torch.Tensor]]]:
         trainer.add_callback(keep)
         trainer.train()
         return keep.steps
+
+    return train
+
+
+@pytest.fixture
+def gradients_without(gradients_of: Callable[..., Any]) -> Callable[..., dict[str, torch.Tensor]]:
+    """gradients_without(trainer, left_out): the gradient of its first step, where completions for whose ids, added up,
+    `left_out` holds count neither in the loss nor in the normalizer."""
+    from vopd.training.batch import Batch
+
+    def train(trainer: Any, left_out: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        completions_of = trainer.completions_of
+
+        def masked(rows: list[dict[str, Any]]) -> Batch:
+            batch = completions_of(rows)
+            ids, mask, *_ = batch.sequence
+            kept = (~left_out((ids * mask).sum(1))).long()
+            batch = replace(batch, tool_mask=kept.unsqueeze(1).expand_as(batch.completion_mask))
+            return replace(batch, num_items_in_batch=batch.loss_mask.sum())
+
+        trainer.completions_of = masked
+        return gradients_of(trainer)[0]
 
     return train

@@ -22,7 +22,6 @@ from vopd.teachers.server import Patience, Servers
 from vopd.teachers.server.engines.vllm import VLLM
 from vopd.teachers.server.questions import StatesQuestion
 from vopd.teachers.server.served import ServedModel
-from vopd.training.batch import Batch
 
 Make = Callable[..., Any]
 QUICK = Patience(timeout=20, deadline=60, retries=3, pause=0.01)
@@ -154,7 +153,9 @@ def never_scored(ids: list[int]) -> bool:
     return sum(ids) % 3 == 0
 
 
-def test_dropped_completions_count_nowhere(pool: Make, make_trainer: Make, gradients_of: Make) -> None:
+def test_dropped_completions_count_nowhere(
+    pool: Make, make_trainer: Make, gradients_of: Make, gradients_without: Make
+) -> None:
     """The gradient is that of the batch without them, its normaliser recounted; faults that pass drop nothing."""
     lasting = [fault for fault in FAULTS_OF_STATES if fault not in {"slow", "429"}]
     server, seen = pool(), {}
@@ -183,15 +184,5 @@ def test_dropped_completions_count_nowhere(pool: Make, make_trainer: Make, gradi
 
     server.faults = lambda number: None
     whole = make_trainer(str(embedded_pair().teacher), **settings)
-    completions_of = whole.completions_of
-
-    def without_the_same(rows: list[dict[str, Any]]) -> Batch:
-        batch = completions_of(rows)
-        ids, mask, *_ = batch.sequence
-        bad = (ids * mask).sum(1) % 3 == 0
-        batch = replace(batch, tool_mask=(~bad).long().unsqueeze(1).expand_as(batch.completion_mask))
-        return replace(batch, num_items_in_batch=batch.loss_mask.sum())
-
-    whole.completions_of = without_the_same
-    for name, value in gradients_of(whole)[0].items():
+    for name, value in gradients_without(whole, lambda total: total % 3 == 0).items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
