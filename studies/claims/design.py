@@ -1,4 +1,4 @@
-"""What the claims study runs: estimators, seeds, learning rates, tasks; 130 training runs at most."""
+"""What the claims study runs: settings, estimators, seeds, learning rates. plan.md says why."""
 
 from __future__ import annotations
 
@@ -9,42 +9,68 @@ from pathlib import Path
 from typing import Any
 
 from studies.claims import controls, pairs
-from studies.claims.one_run import CHOICE_FILE
 from vopd.data.reasoning import Problem
-from vopd.estimators import ESTIMATORS
 from vopd.experiments.grid import GridRun, run_name
 from vopd.experiments.held_out import HeldOut, write_held_out
 from vopd.experiments.measure import Measurement
 from vopd.experiments.pair import MAX_COMPLETION_TOKENS, embedded_pair, pair_problems, prompt_text
 
-MAIN = ("opd", "vopd", "vopd_top_k", "vopd_sparse", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl",
-        "top_k_rkl")  # fmt: skip
-CONTROLS = tuple(controls.CONTROLS)
 FEW = ("opd", "vopd", "vopd_optimal", "full_rkl")
-# Which estimators get five seeds at their own best rate first, should not all fit.
-OWN_BEST_ORDER = ("opd", "vopd", "full_rkl", "vopd_optimal", "rao_blackwell_teacher_top_k", "vopd_top_k")
+ESTIMATORS = {
+    "main": ("opd", "vopd", "vopd_top_k", "vopd_optimal", "rao_blackwell_teacher_top_k", "full_rkl"),
+    "larger": FEW,
+    "sorting": FEW,
+}
+# What also runs on main at one rate for all, as everything did in the first study.
+AT_COMMON_RATE = ("opd_undetached", "opd", "vopd", "vopd_optimal", "full_rkl")
 # The paper's k and, for what a server gives, a usual number of log-probabilities.
-TOP_K = {"vopd_top_k": 5, "vopd_sparse": 5, "top_k_rkl": 5, "rao_blackwell_teacher_top_k": 20}
-RATES = (1e-4, 3e-4, 1e-3)
+TOP_K = {"vopd_top_k": 5, "rao_blackwell_teacher_top_k": 20}
+# The pilot begins with the middle three, and goes on where an estimator does best at the smallest or the largest.
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
-SEEDS = 5
-MOST_RUNS = 130
+# Earlier seeds: 0 to 4 in the first study; 11 to 18 where the deviations of the power calculation were measured.
+PILOT_SEED = 50
+FIRST_SEED = 100
+SEEDS = {"main": 10, "larger": 8, "sorting": 8}
 BATCH = 16
 WARMUP = 20
-CHECKPOINTS = 4
+PILOT_FILE = Path(__file__).parent / "pilot.json"
+
+Wanted = tuple[str, float, int]
+"""Estimator, learning rate, seed."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the study is; a smaller one tries the machinery out."""
+    """How large the study is; a smaller one tries the machinery out.
+
+    Attributes:
+        steps: optimizer steps of a run.
+        problems: held-out problems of every seed, each with one sampled completion, at the last checkpoints.
+        curve_problems: how many of them the earlier checkpoints are measured on.
+        contexts, resamples: of the measurements at fixed parameters.
+        seeds: the most seeds of a setting.
+    """
 
     steps: int = 200
-    seeds: int = SEEDS
-    problems: int = 400
-    curve_problems: int = 128
-    choice_problems: int = 200
-    contexts: int = 48
+    problems: int = 2000
+    curve_problems: int = 400
+    contexts: int = 96
     resamples: int = 16
+    seeds: int = 100
+
+    @property
+    def last_steps(self) -> tuple[int, ...]:
+        """The checkpoints whose mean is a run's figure: at 80 %, 90 % and the end of training."""
+        return tuple(self.steps * tenths // 10 for tenths in (8, 9, 10))
+
+    @property
+    def curve_steps(self) -> tuple[int, ...]:
+        """The checkpoints that are measured."""
+        return *(self.steps * tenths // 10 for tenths in (2, 4, 6)), *self.last_steps
+
+
+SMALL = Size(steps=10, problems=24, curve_problems=8, contexts=4, resamples=4, seeds=2)
 
 
 @dataclass(frozen=True)
@@ -83,17 +109,18 @@ def settings() -> dict[str, Setting]:
     }  # fmt: skip
 
 
-def write_problems(setting: Setting, folder: Path, size: Size) -> Measurement:
-    """Write held-out problems, those that choose the rates, and the prompts of every seed."""
+def held_out_file(seed: int) -> str:
+    """The name of the held-out problems of a seed."""
+    return f"held_out-seed{seed}.jsonl"
+
+
+def write_problems(setting: Setting, folder: Path, size: Size, seeds: Iterable[int]) -> Measurement:
+    """Write the prompts and the held-out problems of every seed, and the problems of the start."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_held_out(setting.held_out(size.problems, 0), folder / "held_out.jsonl")
-    if setting.name == "main":
-        # Another seed; a problem that it shares with the first is left out.
-        known = {problem.prompt for problem in setting.held_out(size.problems, 0)}
-        others = [p for p in setting.held_out(3 * size.choice_problems, 1) if p.prompt not in known]
-        write_held_out(others[: size.choice_problems], folder / CHOICE_FILE)
-    for seed in range(size.seeds):
-        problems = setting.problems("train", size.steps * BATCH, 100 + seed)
+    write_held_out(setting.held_out(size.problems, 2000), folder / "held_out.jsonl")
+    for seed in seeds:
+        write_held_out(setting.held_out(size.problems, 2000 + seed), folder / held_out_file(seed))
+        problems = setting.problems("train", size.steps * BATCH, 1000 + seed)
         rows = (json.dumps({"prompt": setting.prompt(problem)}) + "\n" for problem in problems)
         (folder / f"train-seed{seed}.jsonl").write_text("".join(rows))
     return Measurement(
@@ -115,7 +142,7 @@ def grid_run(setting: Setting, folder: Path, size: Size, estimator: str, rate: f
         "max_completion_length": MAX_COMPLETION_TOKENS,
         "lr_scheduler_type": "linear",
         "warmup_steps": min(WARMUP, size.steps // 5),
-        "save_steps": size.steps // CHECKPOINTS,
+        "save_steps": size.steps // 10,
         "save_only_model": True,
         "metrics_every": 10,
         "samples_per_step": 0,
@@ -127,23 +154,25 @@ def grid_run(setting: Setting, folder: Path, size: Size, estimator: str, rate: f
     return GridRun(found, seed, rate, run_name(found, rate, seed), options)
 
 
-def pilot_runs() -> list[tuple[str, float, int]]:
-    """(estimator, rate, seed) of the pilot: the first seed at every rate."""
-    return [(name, rate, 0) for rate in RATES for name in MAIN]
+def best_rates(pilot: Iterable[Mapping[str, Any]], setting: str) -> dict[str, float]:
+    """For each estimator of a setting the pilot's rate of least held-out reverse KL; a run that broke off has none."""
+    tried: dict[str, dict[float, float]] = {name: {} for name in ESTIMATORS[setting]}
+    for record in pilot:
+        if record["setting"] == setting:
+            tried[record["estimator"]][record["rate"]] = record.get("reverse_kl", float("inf"))
+    return {name: min(values, key=values.__getitem__) for name, values in tried.items() if values}
 
 
-def common_runs(names: Iterable[str], seeds: int) -> list[tuple[str, float, int]]:
-    """The runs at the common rate, seed by seed."""
-    return [(name, COMMON_RATE, seed) for seed in range(seeds) for name in names]
+def committed_pilot() -> list[dict[str, Any]]:
+    """The pilot's records, from which the plan took the learning rates."""
+    found: list[dict[str, Any]] = json.loads(PILOT_FILE.read_text())
+    return found
 
 
-def own_best_runs(best: Mapping[str, float], room: int, seeds: int) -> list[tuple[str, float, int]]:
-    """The other seeds of estimators whose best rate is not the common one: whole estimators, as there is room."""
-    chosen = [name for name in OWN_BEST_ORDER if best[name] != COMMON_RATE]
-    chosen = chosen[: room // max(1, seeds - 1)]
-    return [(name, best[name], seed) for seed in range(1, seeds) for name in chosen]
-
-
-def check() -> None:
-    """The design names what there is."""
-    assert set(MAIN) <= set(ESTIMATORS) and not set(CONTROLS) & set(ESTIMATORS)
+def planned(setting: str, best: Mapping[str, float], size: Size) -> list[Wanted]:
+    """The runs of a setting, seed by seed: each estimator at its own rate, and on main some at the common rate too."""
+    cells = [(name, best[name]) for name in ESTIMATORS[setting]]
+    if setting == "main":
+        cells += [(name, COMMON_RATE) for name in AT_COMMON_RATE]
+    seeds = range(FIRST_SEED, FIRST_SEED + min(size.seeds, SEEDS[setting]))
+    return [(*cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]

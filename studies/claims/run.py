@@ -1,6 +1,7 @@
 """The training runs of the claims study: `python -m studies.claims.run --output runs/claims --jobs 2`.
 
-May be stopped and started again at any time: finished runs are not done again.
+It says what is missing and how long that takes, and does it. May be stopped and started again at any time: finished
+runs are not done again.
 """
 
 from __future__ import annotations
@@ -11,78 +12,82 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studies.claims import design
-from studies.claims.design import Setting, Size
-from vopd.experiments.grid import GridRun, is_finished, measured_of, run_grid
-from vopd.experiments.measure import Measurement
+from studies.claims.design import SMALL, Size, Wanted
+from studies.claims.records import Record, records_of
+from vopd.experiments.grid import GridRun, is_finished, run_grid
 
 ENTRY = "studies.claims.one_run"
-SMALL = Size(steps=10, seeds=2, problems=24, curve_problems=8, choice_problems=8, contexts=4, resamples=4)
+SESSIONS_FILE = "sessions.jsonl"
+# Processor seconds of a run and its measurement, on an Intel Xeon; only to say how long the study will take.
+SECONDS = {"main": 60, "larger": 65, "sorting": 30}
 
 
 class Study:
-    """The three settings with their folders and measurements."""
+    """The settings with their folders and runs."""
 
     def __init__(self, output: Path, size: Size) -> None:
         self.output, self.size = output, size
         self.settings = design.settings()
-        self.measurements: dict[str, Measurement] = {}
+        pilot = design.committed_pilot()
+        self.best = {name: design.best_rates(pilot, name) for name in self.settings}
 
-    def prepare(self) -> None:
-        """Write the problems of every setting; the same each time."""
-        for name, setting in self.settings.items():
-            self.measurements[name] = design.write_problems(setting, self.output / name, self.size)
+    def wanted(self) -> dict[str, list[Wanted]]:
+        """All runs of every setting."""
+        return {name: design.planned(name, self.best[name], self.size) for name in self.settings}
 
-    def runs(self, name: str, wanted: Sequence[tuple[str, float, int]]) -> list[GridRun]:
-        """Runs of one setting, each once."""
-        setting: Setting = self.settings[name]
-        return [design.grid_run(setting, self.output / name, self.size, *what) for what in dict.fromkeys(wanted)]
+    def runs(self, name: str, wanted: Sequence[Wanted]) -> list[GridRun]:
+        """Runs of one setting with their options."""
+        return [design.grid_run(self.settings[name], self.output / name, self.size, *what) for what in wanted]
 
-    def best_rates(self) -> dict[str, float]:
-        """For each estimator the pilot's rate of least divergence, on problems that serve nothing else."""
-        best = {}
-        for name in design.MAIN:
-            tried = {}
-            for run in self.runs("main", [(name, rate, 0) for rate in design.RATES]):
-                measured = measured_of(self.output / "main" / run.directory)
-                tried[run.learning_rate] = measured.get("choice", {}).get("value", float("inf"))
-            best[name] = min(tried, key=lambda rate: tried[rate])
-        return best
+    def missing(self) -> dict[str, list[Wanted]]:
+        """The runs that are not finished."""
+        return {
+            name: [what for what, run in zip(wanted, self.runs(name, wanted), strict=True)
+                   if not is_finished(self.output / name / run.directory)]
+            for name, wanted in self.wanted().items()
+        }  # fmt: skip
 
-    def wanted(self) -> dict[str, list[tuple[str, float, int]]]:
-        """All runs by setting, as far as they are known: those at the own best rates only after the pilot."""
-        seeds = self.size.seeds
-        found = {"main": [*design.pilot_runs(), *design.common_runs((*design.MAIN, *design.CONTROLS), seeds)]}
-        found |= {name: design.common_runs(design.FEW, seeds) for name in ("sorting", "larger")}
-        if all(is_finished(self.output / "main" / run.directory) for run in self.runs("main", design.pilot_runs())):
-            room = design.MOST_RUNS - sum(len(set(runs)) for runs in found.values())
-            found["main"] += design.own_best_runs(self.best_rates(), room, seeds)
-        return found
+    def records(self) -> list[Record]:
+        """What is kept of every finished run."""
+        return [record for name, wanted in self.wanted().items()
+                for record in records_of(name, self.runs(name, wanted), self.output / name)]  # fmt: skip
 
     def run(self, jobs: int) -> None:
-        """Do all runs: the pilot, then seed by seed over the settings, then the own best rates."""
-        self._grid("main", design.pilot_runs(), jobs)
-        for seed in range(self.size.seeds):
-            for name, wanted in self.wanted().items():
-                common = [run for run in wanted if run[1:] == (design.COMMON_RATE, seed)]
-                self._grid(name, common, jobs)
-        for name, wanted in self.wanted().items():
-            self._grid(name, wanted, jobs)
-
-    def _grid(self, name: str, wanted: Sequence[tuple[str, float, int]], jobs: int) -> None:
-        folder = self.output / name
-        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-        run_grid(self.runs(name, wanted), folder, self.measurements[name], processes=jobs, entry=ENTRY, say=_say)
+        """Do all runs, seed by seed over the settings, so that a study that is cut short has whole seeds."""
+        wanted = self.wanted()
+        seeds = {name: sorted({seed for _, _, seed in runs}) for name, runs in wanted.items()}
+        measurements = {
+            name: design.write_problems(setting, self.output / name, self.size, seeds[name])
+            for name, setting in self.settings.items()
+        }
+        for seed in max(seeds.values(), key=len):
+            for name, runs in wanted.items():
+                if some := self.runs(name, [run for run in runs if run[2] == seed]):
+                    print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}", flush=True)
+                    run_grid(some, self.output / name, measurements[name], processes=jobs, entry=ENTRY, say=_say)
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def said(missing: dict[str, list[Wanted]], jobs: int) -> str:
+    """How many runs are missing, and how long they take."""
+    parts = [f"{len(runs)} of {name}" for name, runs in missing.items() if runs]
+    if not parts:
+        return "no run is missing"
+    minutes = sum(SECONDS[name] * len(runs) for name, runs in missing.items()) / 60
+    return (
+        f"missing runs: {', '.join(parts)}; about {minutes / 60:.1f} core-hours, or {minutes / jobs:.0f} minutes with "
+        f"{jobs} at a time on idle cores"
+    )
 
 
 def facts() -> dict[str, Any]:
@@ -95,7 +100,7 @@ def facts() -> dict[str, Any]:
                   if line.startswith("model name")), platform.processor())  # fmt: skip
     return {
         "commit": git("rev-parse", "HEAD"),
-        "changed_files": git("status", "--porcelain").splitlines(),
+        "changed_files": git("status", "--porcelain", "--untracked-files=no").splitlines(),
         "date": time.strftime("%Y-%m-%d"),
         "processor": model,
         "python": platform.python_version(),
@@ -107,23 +112,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/claims"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="another number of optimizer steps, to try things out")
     parser.add_argument("--small", action="store_true", help="a study of minutes that shows nothing but that it runs")
+    parser.add_argument("--missing", action="store_true", help="say what is missing and do nothing")
     arguments = parser.parse_args()
-    design.check()
-    size = SMALL if arguments.small else Size()
-    size = replace(size, steps=arguments.steps) if arguments.steps else size
-    output = arguments.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    study = Study(arguments.output.resolve(), SMALL if arguments.small else Size())
+    print(said(study.missing(), arguments.jobs))
+    if arguments.missing:
+        return
+    study.output.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    sessions = output / "sessions.jsonl"
-    study = Study(output, size)
-    study.prepare()
-    record = {"facts": facts(), "size": asdict(size), "jobs": arguments.jobs, "started": started}
+    record = {"facts": facts(), "size": asdict(study.size), "jobs": arguments.jobs, "started": started}
     try:
         study.run(arguments.jobs)
     finally:
-        with sessions.open("a") as file:
+        with (study.output / SESSIONS_FILE).open("a") as file:
             file.write(json.dumps({**record, "seconds": round(time.time() - started)}) + "\n")
 
 

@@ -18,7 +18,7 @@ import torch
 
 from messages import says, told
 from vopd.errors import GuardError, Interrupted, Terminated, VOPDError
-from vopd.experiments.measure import _checkpoints
+from vopd.experiments.measure import checkpoints_of
 from vopd.training.monitoring.stopping import Stopping
 from vopd.training.saving.checkpoints import newest_valid
 
@@ -80,14 +80,14 @@ def test_ctrl_c_finishes_the_step_and_saves_what_goes_on(make_trainer: Make, tmp
         trainer.train()
     assert ended.value.exit_code == 130 and isinstance(ended.value, KeyboardInterrupt)
     assert newest_valid(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
-    assert _checkpoints(tmp_path / "run") == []  # no planned point of a curve
+    assert checkpoints_of(tmp_path / "run") == []  # no planned point of a curve
     make_trainer(max_steps=3, gradient_accumulation_steps=2).train(resume_from_checkpoint=True)
     saving = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
     planned = make_trainer(output_dir=str(tmp_path / "on"), **saving)
     planned.add_callback(callback_at(1, interrupt))
     with pytest.raises(Interrupted):
         planned.train()
-    assert [step for step, _ in _checkpoints(tmp_path / "on")] == [1]
+    assert [step for step, _ in checkpoints_of(tmp_path / "on")] == [1]
 
 
 def test_a_second_ctrl_c_ends_at_once(make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vopd.data.chat import Chat, PromptError
 from vopd.errors import DataError, Faults
@@ -37,7 +38,7 @@ from vopd.reporting.run_files import read_json
 from vopd.statistics import Interval, bootstrap_interval
 
 from .held_out import HeldOut, outcomes, read_held_out
-from .rollouts import like_length, pad, sample_rollouts
+from .rollouts import Rollout, like_length, pad, sample_rollouts
 from .teacher_states import local_states
 from .variance import gradient_noise
 
@@ -53,7 +54,6 @@ def greedy_texts(model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tok
     return [completion.text for completion in found]
 
 
-@torch.no_grad()
 def held_out_reverse_kl(
     student: Any,
     teacher: Any,
@@ -70,12 +70,40 @@ def held_out_reverse_kl(
     means, by its linear form: a bootstrap over problems, keeping the tokens of a completion together. `vocabulary` is
     the size of the common vocabulary; default: the tokenizer's.
     """
-    heads, rollouts = (read_head(student, "student"), read_head(teacher, "teacher")), []
+    size = vocabulary or vocabulary_size(tokenizer)
+    rollouts = held_out_rollouts(student, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed, vocabulary=size)
+    total, count = completion_reverse_kl(student, teacher, rollouts, vocabulary=size)
+    value = total.sum() / count.sum()
+    low, high = bootstrap_interval(value + (total - value * count) / count.mean())
+    return Interval(value.item(), low, high)
+
+
+def held_out_rollouts(
+    student: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, seed: int, vocabulary: int
+) -> list[Rollout]:
+    """One sampled completion per prompt.
+
+    Two students with the same prompts and seed draw each token with the same random numbers, so that the difference
+    between them has less noise than either.
+    """
+    rollouts = []
     for start in range(0, len(prompts), _BATCH):
         rollouts += sample_rollouts(
             student, tokenizer, prompts[start : start + _BATCH], max_new_tokens=max_new_tokens, batch_size=_BATCH,
             seed=seed + start, vocab_size=vocabulary,
         )  # fmt: skip
+    return rollouts
+
+
+@torch.no_grad()
+def completion_reverse_kl(
+    student: Any, teacher: Any, rollouts: Sequence[Rollout], *, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Exact KL(student || teacher) in nats summed over each completion, and the completion's number of tokens.
+
+    Both are (rollouts,), float64 on the CPU.
+    """
+    heads = read_head(student, "student"), read_head(teacher, "teacher")
     total, count = torch.zeros(2, len(rollouts), dtype=torch.float64)
     for rows in like_length(rollouts, _BATCH):
         inputs, completion_mask = pad([rollouts[row] for row in rows], student.device)
@@ -84,15 +112,13 @@ def held_out_reverse_kl(
         output = linear_distillation_loss(
             states[0], heads[0].weight, states[1], heads[1].weight,
             torch.zeros_like(mask),  # the exact divergence does not depend on the sampled token
-            mask, estimator=FULL_RKL, vocab_size=vocabulary or vocabulary_size(tokenizer),
+            mask, estimator=FULL_RKL, vocab_size=vocabulary,
             **heads[0].options("student"), **heads[1].options("teacher"),
         )  # fmt: skip
         assert output.reverse_kl is not None  # FULL_RKL always computes it
         total[rows] = (output.reverse_kl * mask).sum(1).double().cpu()
         count[rows] = mask.sum(1).double().cpu()
-    value = total.sum() / count.sum()
-    low, high = bootstrap_interval(value + (total - value * count) / count.mean())
-    return Interval(value.item(), low, high)
+    return total, count
 
 
 @dataclass(frozen=True)
@@ -248,7 +274,7 @@ def measure_run(evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     (right, texts), final = evaluator.answers(model, problems), evaluator.reverse_kl(model, problems)
     last = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     divergence, accuracy = [], []
-    for step, path in _checkpoints(folder):
+    for step, path in checkpoints_of(folder):
         if step < last:
             student = evaluator.models.student(path)
             divergence.append((step, evaluator.reverse_kl(student, few).value))
@@ -268,7 +294,7 @@ def _share(right: Sequence[bool]) -> float:
     return sum(right) / len(right)
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def checkpoints_of(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of a run's checkpoints, in order, without one that was saved because the run was stopped there."""
     planned = [path for path in folder.glob("checkpoint-*") if not read_json(path / "manifest.json").get("unplanned")]
     return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in planned)
