@@ -19,7 +19,7 @@ FIRST = design.RATES[1:-1]
 
 
 def run_pilot(output: Path, size: Size, jobs: int) -> list[Record]:
-    """Every estimator at the middle rates, then at an outer rate as long as the best is next to one that was not tried."""
+    """Every estimator at the middle rates, then at outer ones while the best is next to one that was not tried."""
     found: list[Record] = []
     for name, setting in design.settings().items():
         folder = output / name

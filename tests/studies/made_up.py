@@ -1,0 +1,107 @@
+"""Records of a made-up study, in which the estimators' figures are chosen: for tests of what is computed from them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studies.claims import design
+from studies.claims.fixed import FEW_TOP_KS, PLAIN, TOP_KS
+
+# Reverse KL of every estimator, in the order in which the study would find them.
+LEVELS = {
+    "opd": 0.25, "vopd": 0.23, "vopd_top_k": 0.231, "opd_undetached": 0.27, "vopd_optimal": 0.21,
+    "rao_blackwell_teacher_top_k": 0.2, "full_rkl": 0.19,
+}  # fmt: skip
+NOISE = {"opd": 1.0, "vopd": 0.5, "vopd_optimal": 0.2, "rao_blackwell_teacher_top_k": 0.1, "full_rkl": 0.0}
+SIZE = design.Size(steps=200, problems=2000)
+
+
+def best_rates() -> dict[str, dict[str, float]]:
+    """Vanilla does best at a smaller rate than the others."""
+    return {
+        setting: {name: 1e-4 if name == "opd" else 3e-4 for name in names}
+        for setting, names in design.ESTIMATORS.items()
+    }
+
+
+def record(setting: str, estimator: str, rate: float, seed: int, level: float, noise: float = 0.002) -> dict[str, Any]:
+    """A run whose figure is about `level`; its seed decides the noise, most of which all estimators share."""
+    shared, own = random.Random(f"{setting} {seed}"), random.Random(f"{setting} {estimator} {rate} {seed}")
+    level += shared.gauss(0, 3 * noise) + own.gauss(0, noise)
+    curve = []
+    for step in SIZE.curve_steps:
+        at = level + (0.3 - level) * max(0.0, 1 - step / 140)
+        curve.append([step, [[3000 * (at + own.gauss(0, 0.01)), 3000] for _ in range(20)]])
+    found = {"setting": setting, "estimator": estimator, "rate": rate, "seed": seed, "reverse_kl": curve}
+    return {**found, "accuracy": 0.9 - level, "sampled_accuracy": 0.8 - level}
+
+
+def records(levels: Mapping[str, float] = LEVELS, noise: float = 0.002) -> list[dict[str, Any]]:
+    """Every run of the plan."""
+    best = best_rates()
+    return [
+        record(setting, name, rate, seed, levels[name], noise)
+        for setting in design.ESTIMATORS
+        for name, rate, seed in design.planned(setting, best[setting], SIZE)
+    ]
+
+
+def study() -> dict[str, Any]:
+    """What is kept besides the runs."""
+    start = {"accuracy": 0.6, "teacher_accuracy": 0.99, "reverse_kl": 0.32}
+    return {"sessions": [], "best_rates": best_rates(), "starts": dict.fromkeys(design.ESTIMATORS, start)}
+
+
+def fixed() -> dict[str, Any]:
+    """Measurements at fixed parameters."""
+    return {setting: _fixed(TOP_KS if setting == "main" else FEW_TOP_KS) for setting in design.ESTIMATORS}
+
+
+def _fixed(top_ks: Mapping[int, Any]) -> dict[str, Any]:
+    labels = {name: NOISE[name] for name in (*PLAIN, "full_rkl")} | {"opd_undetached": 1.2}
+    labels |= {f"{name}, k = {k}": NOISE.get(name, 0.55) for k, names in top_ks.items() for name in names}
+    samplers = {
+        sampler: {name: {"relative_bias": scale * (0.1 + noise)} for name, noise in NOISE.items()}
+        for sampler, scale in (("exact", 1e-13), ("top-p 0.95", 0.1))
+    }
+    bins = [
+        {"low": n / 8, "high": (n + 1) / 8, "tokens": 10, "none": 1.0, "value": 0.6, "optimal": 0.3} for n in range(8)
+    ]
+    return {
+        "estimators": {label: _noise(noise) for label, noise in labels.items()},
+        "samplers": samplers,
+        "profile": {"value_hurts_share": around(0.05), "by_position": bins, "by_entropy": bins},
+        "along_training": {
+            "steps": [0, *SIZE.curve_steps], "value_left": [0.5, 0.51, 0.52, 0.53, 0.54, 0.55, 0.56],
+            "optimal_left": [0.2] * 7, "change": around(0.06), "seeds": [100, 101],
+        },
+        "facts": {},
+    }  # fmt: skip
+
+
+def _noise(noise: float) -> dict[str, Any]:
+    found = {"token_over_opd": around(noise), "token_over_vopd": around(noise / 0.5), "token_over_top_k": around(0.8)}
+    return {**found, "kept": around((1 - noise) / 0.5), "relative_bias": around(0.02), "token": around(noise)}
+
+
+def around(value: float) -> dict[str, float]:
+    """An interval of a twentieth on either side."""
+    return {"value": value, "low": 0.95 * value, "high": 1.05 * value}
+
+
+def cost() -> dict[str, Any]:
+    """Costs as benchmarks/loss.py writes them."""
+    names = ("naive full_rkl", "opd", "vopd", "full_rkl")
+    return {"trainable": {"rows": [{"name": name, "seconds": 1.0, "extra_bytes": 1000} for name in names]}}
+
+
+def write(folder: Path, **others: Any) -> Path:
+    """The made-up study as files, some parts of it replaced."""
+    parts = {"runs": records, "study": study, "fixed": fixed, "cost": cost}
+    for name, part in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps(others.get(name) or part()))
+    return folder
