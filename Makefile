@@ -35,7 +35,7 @@ export OMP_NUM_THREADS := 1
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
-	@echo "make study-claims   train and measure all that docs/evidence.md rests on (about an hour); may be interrupted"
+	@echo "make study-claims   train and measure all that docs/evidence.md rests on (hours); may be interrupted"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
@@ -71,11 +71,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/vopd demo
 
-# Goes on where it was interrupted. runs/claims holds the runs, studies/claims/results what came of them.
+# Says what is missing and how long it takes, and goes on where it was interrupted. runs/claims holds the runs,
+# studies/claims/results what came of them; the last two commands compute all tables from the latter, in a minute.
 study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.run --jobs 2
 	$(PYTHON) -m studies.claims.fixed
 	$(PYTHON) -m studies.claims.cost
+	$(PYTHON) -m studies.claims.repeat
+	$(PYTHON) -m studies.claims.collect
 	$(PYTHON) -m studies.claims.report
 	$(PYTHON) -m studies.claims.figures
 
