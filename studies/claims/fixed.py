@@ -43,15 +43,15 @@ _SAMPLED_TOKENS = 160
 class Place:
     """A setting's models and rollouts of the student at hand, on prompts that no run is trained on."""
 
-    def __init__(self, setting: Setting, student: Path, contexts: int) -> None:
+    def __init__(self, setting: Setting, student: Path, contexts: int, seed: int = 3) -> None:
         self.tokenizer = load_tokenizer(setting.student)
         self.student = load_model(student, dtype="float32")
         self.teacher = load_model(setting.teacher, dtype="float32").requires_grad_(False)
         self.vocabulary = len(self.tokenizer)
-        problems: list[HeldOut] = setting.held_out(contexts, 3)
+        problems: list[HeldOut] = setting.held_out(contexts, seed)
         prompts = [problem.prompt for problem in problems]
         self.rollouts = sample_rollouts(
-            self.student, self.tokenizer, prompts, max_new_tokens=design.MAX_COMPLETION_TOKENS, batch_size=64, seed=3
+            self.student, self.tokenizer, prompts, max_new_tokens=design.MAX_COMPLETION_TOKENS, batch_size=64, seed=seed
         )
 
 
