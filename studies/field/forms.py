@@ -238,8 +238,8 @@ FORMS = (
                      "log-ratio with a floor", "A = max(r, log(l)/(1 - l)), l = 0.2", ALL_ROWS),
     _other_objective("power", _power, "PowerOPD (arXiv 2606.17199); a = 1 chosen here",
                      "difference of powers of the probabilities", "A = q^a - p^a", ALL_ROWS),
-    Form(ESTIMATORS["opd"], "NeMo-RL `subtract_global_baseline: true`; slime `normalize_advantages`, which also divides "
-         "by the standard deviation", "log-ratio minus the mean advantage of the batch", "A = r - mean of r", ALL_ROWS,
+    Form(ESTIMATORS["opd"], "NeMo-RL `subtract_global_baseline: true`; slime `normalize_advantages`, which also "
+         "divides by the standard deviation", "log-ratio minus the mean advantage of the batch", "A = r - mean of r", ALL_ROWS,
          batch_mean=global_mean, label="opd_global_mean"),
     Form(ESTIMATORS["opd"], "leave-one-out over tokens", "log-ratio minus the mean over all other tokens",
          "A = r - mean of the other r", ALL_ROWS, batch_mean=mean_of_other_tokens, label="opd_other_tokens"),

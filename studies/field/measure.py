@@ -10,7 +10,8 @@ Deterministic on one machine. All values are at the students' start, with every 
 - noise per signal: mean Var g_m / mean |E g_m|^2. A reward that is made smaller has less variance and as much less
   signal; this ratio does not change with scale.
 
-Two kinds of bias: against the exact gradient of reverse KL, and against the form that a baseline should leave unchanged.
+Two kinds of bias: against the exact gradient of reverse KL, and against the form without the baseline, which a baseline
+should leave unchanged.
 
 Means of the batch. Their advantages depend on other tokens, so a sum over one token's vocabulary says nothing. With
 prefixes fixed, all tokens are independent, and the expectation follows on paper: leave-one-out changes nothing, a mean
@@ -40,6 +41,7 @@ from studies.field.forms import FORMS, Form, global_mean
 from vopd.estimators import distillation_loss
 from vopd.experiments.teacher_states import local_states
 from vopd.experiments.variance import decompose_variance
+from vopd.functional.moments import not_none
 from vopd.statistics import Interval, ratio_of_means, t_interval
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -127,8 +129,8 @@ class Expected:
 
     def first(self, count: int) -> Expected:
         """The first contexts alone."""
-        parts = (part[:count] for part in (self.signal, self.exact, self.inner, self.off_like))
-        return Expected(*parts, self.logit_variance)
+        signal, exact, inner, off_like = (p[:count] for p in (self.signal, self.exact, self.inner, self.off_like))
+        return Expected(signal, exact, inner, off_like, self.logit_variance)
 
 
 def expectations(contexts: Sequence[Context], forms: Sequence[Form]) -> dict[str, Expected]:
@@ -199,7 +201,7 @@ def batch_gradient(form: Form, logits: Tensor, teacher: Tensor, tokens: Tensor, 
     extra = None
     if form.batch_mean is not None:
         first = distillation_loss(rows.detach(), teacher, tokens, estimator=form.estimator)
-        extra = -form.batch_mean(first.advantages, completion)
+        extra = -form.batch_mean(not_none(first.advantages), completion)
     second = distillation_loss(rows, teacher, tokens, estimator=form.estimator, extra_advantages=extra, normalizer=1.0)
     (found,) = torch.autograd.grad(second.loss, rows)
     return found
@@ -327,8 +329,8 @@ def main() -> None:
     found = {"texts": texts(), "size": asdict(size), "settings": {}, "facts": {}} | found | {"texts": texts()}
     for name, setting in design.settings().items():
         if name not in found["settings"]:
-            found["settings"][name] = measure(Place(setting, setting.student, size.contexts, SEED), size)
             found["facts"][name] = facts()
+            found["settings"][name] = measure(Place(setting, setting.student, size.contexts, SEED), size)
             print(f"{name}: measured", flush=True)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
 
