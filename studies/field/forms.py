@@ -44,9 +44,8 @@ BatchMean = Callable[[Tensor, Tensor], Tensor]
 
 
 def _column_rewards(rows: Rows) -> Tensor:
-    """r at the columns, (N, K), 0 outside S."""
-    rewards = not_none(rows.support_teacher_logprobs) - rows.support_logprobs
-    return rewards.masked_fill(~rows.in_support, 0)
+    """r at the columns, (N, K), inside S or not."""
+    return not_none(rows.support_teacher_logprobs) - rows.support_logprobs
 
 
 def _plus_one(rows: Rows) -> Estimate:
@@ -154,7 +153,8 @@ class Form:
         like: name of the form whose expected gradient it shares: "full_rkl" if unbiased, its own name if it trains
             another objective.
         batch_mean: what a second pass subtracts from the advantages of the first.
-        name: in the results; that of the estimator by default.
+        name: in the results; that of the estimator unless it has a label.
+        note: what to know about its bias.
     """
 
     estimator: Estimator
@@ -166,6 +166,7 @@ class Form:
     like: str = "full_rkl"
     batch_mean: BatchMean | None = None
     label: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -187,63 +188,66 @@ def _other_objective(name: str, reward: Reward, where: str, runs: str, terms: st
 
 def _plus_one_form(support: str, where: str, instead: str) -> Form:
     needs = Needs("student_top_k") if support == "student" else Needs("teacher_top_k")
-    runs = f"the {support}'s top 20 summed exactly, other tokens sampled with log p - log q + 1"
+    runs = f"the {support}'s top 20 summed exactly, other tokens sampled with the + 1 of the derivative"
     estimator = Estimator(f"plus_one_{support}", runs, "top_k", needs, _plus_one)
-    return Form(estimator, where, runs, f"Rao-Blackwell with b = +1, S = the {support}'s top 20", instead, K)
+    return Form(estimator, where, runs, "Rao-Blackwell, b = +1", instead, K)
 
 
 def _bounded_form(name: str, terms: str, baseline: Callable[[Moments], Tensor]) -> Form:
     runs = f"the same, minus {terms}"
     estimate = _reshaped_minus(_bounded, baseline)
     estimator = Estimator(name, runs, "top_k", Needs("student_top_k"), estimate, unbiased=False)
-    return Form(estimator, "none known", runs, f"A = f - {terms}", "", WHOLE_VOCABULARY, "bounded")
+    return Form(estimator, "none known", runs, f"A = f - {terms.split()[0]}", "-", WHOLE_VOCABULARY, "bounded")
 
 
 ALL_ROWS = "`full_rkl`, or `vopd_optimal` where a policy gradient is needed"
 WITH_SERVER = "`rao_blackwell_teacher_top_k`"
 
 BOUNDED = _other_objective(
-    "bounded", _bounded, "NeMo-RL `proximal_teacher_alpha: 0.2` (#4011), TOP-D (arXiv 2607.04751)",
-    "reward against a mixture of teacher and student, bounded below",
-    "A = f = log(0.2 e^r + 0.8)", "a choice of objective; to follow reverse KL with less noise: " + ALL_ROWS,
+    "bounded", _bounded, "NeMo-RL `proximal_teacher_alpha: 0.2` (#4011); TOP-D (arXiv 2607.04751)",
+    "the log-ratio to a mixture of teacher and student", "A = f = log(0.2 e^r + 0.8)",
+    "for this objective, a baseline (two rows down); for reverse KL, " + ALL_ROWS,
 )  # fmt: skip
 
 FORMS = (
-    _of_vopd("opd", "most frameworks, by default", "log-ratio of the sampled token", "A = r", ALL_ROWS),
-    _of_vopd("vopd", "vOPD (arXiv 2605.07865)", "minus its mean over the vocabulary", "A = r - V", "`vopd_optimal`"),
-    _of_vopd("vopd_optimal", "vopd", "minus the baseline of least variance", "A = r - b*", ""),
+    _of_vopd("opd", "most frameworks, by default", "the log-ratio of the sampled token", "A = r", ALL_ROWS),
+    Form(ESTIMATORS["opd"], "NeMo-RL `subtract_global_baseline: true` (#4011); slime `normalize_advantages`, which "
+         "also divides by the standard deviation", "minus the mean advantage of the batch", "A = r - mean of r",
+         ALL_ROWS,
+         batch_mean=global_mean, label="opd_global_mean",
+         note="the gradient is multiplied by 1 - 1/N, N tokens in the batch; and later tokens, as in the next row"),
+    Form(ESTIMATORS["opd"], "leave-one-out over tokens", "minus the mean over all other tokens of the batch",
+         "A = r - mean of the other r", ALL_ROWS, batch_mean=mean_of_other_tokens, label="opd_other_tokens",
+         note="yes with fixed prefixes; no in a rollout, where later tokens depend on this one: a term of order 1/N"),
+    Form(ESTIMATORS["opd"], "leave-one-out over completions", "minus the mean over all other completions of the batch",
+         "A = r - mean of r elsewhere", ALL_ROWS, batch_mean=mean_of_other_completions, label="opd_other_completions"),
+    _of_vopd("vopd", "vOPD (arXiv 2605.07865)", "minus the mean over the vocabulary", "A = r - V", "`vopd_optimal`"),
+    _of_vopd("vopd_optimal", "vopd", "minus the baseline of least variance", "A = r - b*", "-"),
     _of_vopd("rao_blackwell_teacher_top_k", "vopd", "the teacher's top 20 summed exactly, other tokens sampled",
-             "Rao-Blackwell with b = r_bucket", "", K),
+             "Rao-Blackwell, b = r_bucket", "-", K),
     _of_vopd("rao_blackwell_top_k", "vopd", "the student's top 20 summed exactly, other tokens sampled",
-             "Rao-Blackwell with b = mean reward outside", "", K),
-    _plus_one_form("student", "NeMo-RL #3584 (open)", "`rao_blackwell_top_k`, or NeMo-RL's own `full: enabled: true`"),
-    _plus_one_form("teacher", "NeMo-RL #3608 (open)", WITH_SERVER),
+             "Rao-Blackwell, b = mean reward outside", "-", K),
+    _plus_one_form("teacher", "NeMo-RL #3608 (open)", WITH_SERVER + ", from the same scores"),
+    _plus_one_form("student", "NeMo-RL #3584 (open)", "`rao_blackwell_top_k`"),
     Form(
         Estimator("without_tail", "generalized KL on the teacher's top 20 alone", "top_k", Needs("teacher_top_k"),
                   _without_tail, unbiased=False, samples=False),
-        "MOPD (arXiv 2606.30406, Eq. 5), requested for ms-swift (#10079)",
-        "sum of p log(p/q) - p + q over the teacher's top 20", "Rao-Blackwell with b = 0, without the sampled tail",
-        WITH_SERVER + ", from the same scores", K, "without_tail",
+        "MOPD (arXiv 2606.30406, Eq. 5); requested for ms-swift (#10079)",
+        "the sum of p log(p/q) - p + q over the teacher's top 20", "Rao-Blackwell, b = 0, without the sampled tail",
+        WITH_SERVER + ", from the same scores", K, "without_tail", note="the tail is missing",
     ),
-    _other_objective("sign", _sign, "TV-OPD (arXiv 2609.08341)", "the sign of the log-ratio", "A = sign(r)", ALL_ROWS),
-    Form(FIXED_NEGATIVE, "a control (arXiv 2608.31046)", "the same advantage for every token", "A = -1",
-         "anything: it has no signal", like="fixed_negative"),
     BOUNDED,
-    _bounded_form("bounded_value", "V_f", value_baseline),
-    _bounded_form("bounded_optimal", "b*_f", optimal_baseline),
-    Form(BOUNDED.estimator, "NeMo-RL `subtract_global_baseline: true` with it (#4011)",
+    Form(BOUNDED.estimator, "NeMo-RL, with `subtract_global_baseline: true` (#4011)",
          "the same, minus the mean advantage of the batch", "A = f - mean of f", BOUNDED.instead,
          like="bounded", batch_mean=global_mean, label="bounded_global_mean"),
-    _other_objective("floored", _floored, "REOPOLD (arXiv 2603.11137); floor of -2.01 chosen here",
-                     "log-ratio with a floor", "A = max(r, log(l)/(1 - l)), l = 0.2", ALL_ROWS),
+    _bounded_form("bounded_value", "V_f = E_p[f]", value_baseline),
+    _bounded_form("bounded_optimal", "b*_f = E_p[w f] / E_p[w]", optimal_baseline),
+    _other_objective("floored", _floored, "REOPOLD (arXiv 2603.11137); l = 0.2 chosen here",
+                     "the log-ratio, not below a floor", "A = max(r, log(l) / (1 - l))", ALL_ROWS),
     _other_objective("power", _power, "PowerOPD (arXiv 2606.17199); a = 1 chosen here",
-                     "difference of powers of the probabilities", "A = q^a - p^a", ALL_ROWS),
-    Form(ESTIMATORS["opd"], "NeMo-RL `subtract_global_baseline: true`; slime `normalize_advantages`, which also "
-         "divides by the standard deviation", "log-ratio minus the mean advantage of the batch", "A = r - mean of r", ALL_ROWS,
-         batch_mean=global_mean, label="opd_global_mean"),
-    Form(ESTIMATORS["opd"], "leave-one-out over tokens", "log-ratio minus the mean over all other tokens",
-         "A = r - mean of the other r", ALL_ROWS, batch_mean=mean_of_other_tokens, label="opd_other_tokens"),
-    Form(ESTIMATORS["opd"], "leave-one-out over completions", "log-ratio minus the mean over all other completions",
-         "A = r - mean of r elsewhere", ALL_ROWS, batch_mean=mean_of_other_completions, label="opd_other_completions"),
+                     "the difference of powers of the probabilities", "A = q^a - p^a", ALL_ROWS),
+    _other_objective("sign", _sign, "TV-OPD (arXiv 2609.08341)", "the sign of the log-ratio", "A = sign(r)", ALL_ROWS),
+    Form(FIXED_NEGATIVE, "a control (arXiv 2608.31046)", "the same advantage for every token", "A = -1",
+         "any other row", like="fixed_negative", note="the expected gradient is 0"),
 )  # fmt: skip
 """In the order of the table; opd is first."""

@@ -311,7 +311,7 @@ def texts() -> dict[str, dict[str, str]]:
     """What the table says of each form beside its numbers, in the table's order."""
     return {
         form.name: {"where": form.where, "runs": form.runs, "terms": form.terms, "instead": form.instead,
-                    "like": form.like}
+                    "note": form.note, "like": form.like}
         for form in FORMS
     }  # fmt: skip
 
