@@ -8,7 +8,7 @@ parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,25 +91,32 @@ def exact_gradient(logits: Tensor, other: Tensor) -> Tensor:
     return (-own.exp() * (rewards - (own.exp() * rewards).sum(-1, keepdim=True))).float()
 
 
-def moments(
-    logits: Tensor, other: Tensor, weights: Sequence[Tensor], estimator: str | Estimator, top_k: int | None
-) -> list[tuple[Tensor, Tensor]]:
-    """For each sampler's s: sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
+def outcomes(logits: Tensor, other: Tensor, estimator: str | Estimator, top_k: int | None) -> Iterator[Tensor]:
+    """The gradient g(y) in the logits for every token y, a few tokens at a time: (n, y, V), N in all."""
     vocabulary = logits.shape[-1]
-    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
-    size = max(1, _CHUNK_ELEMENTS // vocabulary**2)
-    for start in range(0, len(logits), size):
-        own, target = logits[start : start + size], other[start : start + size]
+    for own, target in zip(few(logits), few(other), strict=True):
         rows = own.repeat_interleave(vocabulary, 0).requires_grad_()
         ids = torch.arange(vocabulary).repeat(len(own))
         output = distillation_loss(
             rows, target.repeat_interleave(vocabulary, 0), ids, estimator=estimator, top_k=top_k, normalizer=1.0
         )
-        gradient = torch.autograd.grad(output.loss, rows)[0].view(len(own), vocabulary, vocabulary)
+        yield torch.autograd.grad(output.loss, rows)[0].view(len(own), vocabulary, vocabulary)
+
+
+def few(rows: Tensor) -> Sequence[Tensor]:
+    """Rows (N, V) split as in `outcomes`."""
+    return rows.split(max(1, _CHUNK_ELEMENTS // rows.shape[-1] ** 2))
+
+
+def moments(
+    logits: Tensor, other: Tensor, weights: Sequence[Tensor], estimator: str | Estimator, top_k: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    """For each sampler's s: sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
+    for gradient, *here in zip(outcomes(logits, other, estimator, top_k), *map(few, weights), strict=True):
         squares = gradient.square().sum(-1)
-        for part, given in zip(parts, weights, strict=True):
-            here = given[start : start + size]
-            part.append((torch.einsum("nyv,ny->nv", gradient, here), torch.einsum("ny,ny->n", squares, here)))
+        for part, given in zip(parts, here, strict=True):
+            part.append((torch.einsum("nyv,ny->nv", gradient, given), torch.einsum("ny,ny->n", squares, given)))
     return [(torch.cat([mean for mean, _ in part]), torch.cat([square for _, square in part])) for part in parts]
 
 

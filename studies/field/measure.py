@@ -6,7 +6,10 @@ Deterministic on one machine. All values are at the students' start, with every 
 - g_m, the gradient of one rollout m (a context) with the contexts' mean length as divisor, as in
   vopd.experiments.variance, in all parameters;
 - its expectation E g_m, exact: at each token sum_y p_y g(y) over the whole vocabulary, carried back through the model;
-- its variance Var g_m, the token part, from tokens drawn again;
+- its variance Var g_m, the token part. Most of it may come from tokens that are drawn once in ten thousand times, so
+  drawing tokens as often as one can afford misses it. All g(y) being known in the logits, a deviation from the mean is
+  drawn at each token in proportion to its share of that token's variance there, with the length of the whole; carried
+  back with random signs, its square has Var g_m as its expectation, without rare events.
 - noise per signal: mean Var g_m / mean |E g_m|^2. A reward that is made smaller has less variance and as much less
   signal; this ratio does not change with scale.
 
@@ -15,16 +18,18 @@ should leave unchanged.
 
 Means of the batch. Their advantages depend on other tokens, so a sum over one token's vocabulary says nothing. With
 prefixes fixed, all tokens are independent, and the expectation follows on paper: leave-one-out changes nothing, a mean
-over all N tokens of the batch multiplies it by 1 - 1/N (tests/studies enumerates whole small batches to prove it). Here
-the prefixes themselves depend on earlier tokens, and a mean that holds later tokens of the same completion is biased by
-their dependence on this one, once more over N; that part is proved in the tests and far too small to be seen by
-sampling. The variance is measured by drawing whole batches of 16 rollouts again, as many as train a step: in a first
-pass the advantages of all tokens, in a second the gradients with minus the mean as extra advantages.
+over all N tokens of the batch multiplies it by 1 - 1/N (tests/studies enumerates whole small batches to prove it). In a
+rollout the prefixes depend on earlier tokens, and a mean that holds later tokens of the same completion is biased by
+their dependence on this one, also over N; that part is proved in the tests and far too small to be seen by sampling.
+Their variance is measured by drawing whole batches of 16 rollouts again, as many as train a step: in a first pass the
+advantages of all tokens, in a second the gradients with minus the mean as extra advantages. It is compared with the
+variance of the same loss without the mean on the same draws, which has the same rare tokens, and that one's is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,11 +41,9 @@ from torch import Tensor
 
 from studies.claims import design
 from studies.claims.fixed import Place
-from studies.claims.samplers import exact_gradient, moments
+from studies.claims.samplers import exact_gradient, few, outcomes
 from studies.field.forms import FORMS, Form, global_mean
 from vopd.estimators import distillation_loss
-from vopd.experiments.teacher_states import local_states
-from vopd.experiments.variance import decompose_variance
 from vopd.functional.moments import not_none
 from vopd.statistics import Interval, ratio_of_means, t_interval
 
@@ -54,11 +57,12 @@ class Size:
     """How much is measured; a smaller one tries the machinery out."""
 
     contexts: int = 48
+    draws: int = 16
     resamples: int = 16
     batch: int = design.BATCH
 
 
-SMALL = Size(contexts=4, resamples=2, batch=2)
+SMALL = Size(contexts=4, draws=2, resamples=2, batch=2)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def contexts_of(place: Place) -> list[Context]:
     return found
 
 
-# ---- expectations, by enumeration --------------------------------------------------------------------------------
+# ---- expectations and variances, by enumeration -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,14 @@ class Expected:
         exact: the same of the exact reverse KL, e_m.
         inner: the inner product of E g_m and e_m.
         off_like: |E g_m - that of the form that it should agree with|^2.
-        logit_variance: mean variance of one token's gradient in the logits, a number; None if unknown.
+        logit_variance: mean variance of one token's gradient in the logits, a number; NaN if unknown.
     """
 
     signal: Tensor
     exact: Tensor
     inner: Tensor
     off_like: Tensor
-    logit_variance: float | None
+    logit_variance: float
 
     @property
     def off(self) -> Tensor:
@@ -125,7 +129,7 @@ class Expected:
     def times(self, factors: Tensor) -> Expected:
         """Of the form that multiplies every E g_m by a factor, (M,), and should not."""
         off_like = (1 - factors).square() * self.signal
-        return Expected(factors.square() * self.signal, self.exact, factors * self.inner, off_like, None)
+        return Expected(factors.square() * self.signal, self.exact, factors * self.inner, off_like, float("nan"))
 
     def first(self, count: int) -> Expected:
         """The first contexts alone."""
@@ -133,53 +137,82 @@ class Expected:
         return Expected(signal, exact, inner, off_like, self.logit_variance)
 
 
-def expectations(contexts: Sequence[Context], forms: Sequence[Form]) -> dict[str, Expected]:
-    """Of every form without a mean of the batch, by name; a form comes after the one that it should agree with."""
-    own = torch.cat([context.logits.detach() for context in contexts])
-    other = torch.cat([context.teacher_logits for context in contexts])
-    probs = own.double().softmax(-1).float()
+@dataclass(frozen=True)
+class Noise:
+    """Exact E g_m, (M, parameters), and Var g_m, (M,), of a form; the mean variance of one token in the logits."""
 
-    def carried(gradient: Tensor) -> Tensor:
-        parts = gradient.split([len(context.logits) for context in contexts])
-        return torch.stack([context.carried(part) for context, part in zip(contexts, parts, strict=True)])
+    mean: Tensor
+    variance: Tensor
+    logit_variance: float
 
-    def inner(left: Tensor, right: Tensor) -> Tensor:
-        return torch.stack([row.double() @ another.double() for row, another in zip(left, right, strict=True)])
 
-    exact = carried(exact_gradient(own, other))
-    signal, found = inner(exact, exact), {}
+def noise_of(form: Form, contexts: Sequence[Context], draws: int) -> Noise:
+    """By enumeration, all but the directions in which the variance is carried back."""
+    generator = torch.Generator().manual_seed(SEED)
+    means, variances, in_logits = [], [], []
+    for context in contexts:
+        mean, directions = enumerated(form, context, draws, generator)
+        means.append(context.carried(mean))
+        squares = [context.carried(drawn).double().square().sum() for drawn in directions]
+        variances.append(torch.stack(squares).mean())
+        in_logits.append(directions[0].square().sum(-1))
+    return Noise(torch.stack(means), torch.stack(variances), float(torch.cat(in_logits).mean()))
+
+
+def enumerated(form: Form, context: Context, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Over all tokens y: the mean of g(y), (n, V), and (R, n, V) deviations that carry its variance.
+
+    At each token a deviation d(y) = g(y) - mean is drawn with chance p_y |d(y)|^2 / v, where v is the sum of the
+    numerators, and scaled to v in squares, with a random sign.
+    """
+    logits = context.logits.detach()
+    means, drawn = [], []
+    gradients = outcomes(logits, context.teacher_logits, form.estimator, form.k(logits.shape[-1]))
+    for gradient, probs in zip(gradients, few(logits.double().softmax(-1).float()), strict=True):
+        mean = torch.einsum("nyv,ny->nv", gradient, probs)
+        deviations = gradient - mean.unsqueeze(1)
+        squares = deviations.square().sum(-1)
+        shares = probs * squares
+        variance = shares.sum(-1, keepdim=True)
+        ids = torch.multinomial(torch.where(variance > 0, shares, probs), draws, True, generator=generator)
+        scale = (variance / squares.gather(1, ids)).nan_to_num(0, 0).sqrt()
+        signs = 2 * torch.randint(2, ids.shape, generator=generator) - 1
+        directions = deviations[torch.arange(len(ids)).unsqueeze(-1), ids] * (scale * signs).unsqueeze(-1)
+        means.append(mean)
+        drawn.append(directions * form.estimator.samples)  # otherwise only rounding differs between tokens
+    return torch.cat(means), torch.cat(drawn).transpose(0, 1)
+
+
+def expectations(
+    contexts: Sequence[Context], forms: Sequence[Form], draws: int
+) -> tuple[dict[str, Expected], dict[str, Tensor]]:
+    """Of every form without a mean of the batch, by name, what is expected and Var g_m, (M,).
+
+    A form comes after the one that it should agree with.
+    """
+    exact = torch.stack([c.carried(exact_gradient(c.logits.detach(), c.teacher_logits)) for c in contexts])
+    signal = _inner(exact, exact)
     wanted = {form.like for form in forms if form.like != form.name}
     known = {"full_rkl": exact}  # no more than needed: each holds all parameters for every context
+    found, variances = {}, {}
     for form in forms:
         if form.batch_mean is None:
-            ((mean, square),) = moments(own, other, [probs], form.estimator, form.k(own.shape[-1]))
-            variance = float((square - mean.square().sum(-1)).clamp_min(0).mean())
-            gradients = carried(mean)
+            noise = noise_of(form, contexts, draws)
             if form.name in wanted:
-                known[form.name] = gradients
-            off = gradients - known.get(form.like, gradients)
-            found[form.name] = Expected(
-                inner(gradients, gradients), signal, inner(gradients, exact), inner(off, off), variance
-            )
-    return found
+                known[form.name] = noise.mean
+            off = noise.mean - known.get(form.like, noise.mean)
+            own = _inner(noise.mean, noise.mean)
+            found[form.name] = Expected(own, signal, _inner(noise.mean, exact), _inner(off, off), noise.logit_variance)
+            variances[form.name] = noise.variance
+    return found, variances
 
 
-# ---- variances, by drawing tokens again --------------------------------------------------------------------------
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Row by row, in float64, (M,)."""
+    return torch.stack([row.double() @ other.double() for row, other in zip(left, right, strict=True)])
 
 
-def variances(place: Place, forms: Sequence[Form], size: Size) -> dict[str, Tensor]:
-    """Var g_m, (M,), of every form without a mean of the batch; the same tokens are drawn for all."""
-    found: dict[str, Tensor] = {}
-    single = [form for form in forms if form.batch_mean is None]
-    for k in {form.k(place.vocabulary) for form in single}:
-        estimators = [form.estimator for form in single if form.k(place.vocabulary) == k]
-        measured = decompose_variance(
-            place.student, local_states(place.teacher), place.rollouts, estimators=estimators, top_k=k,
-            resamples=size.resamples, vocab_size=place.vocabulary, seed=SEED,
-        )  # fmt: skip
-        for name, noise in measured.estimators.items():
-            found[name] = torch.tensor(noise.token_by_context, dtype=torch.float64)
-    return found
+# ---- means of the batch, by drawing whole batches again ----------------------------------------------------------
 
 
 def batches(contexts: Sequence[Context], size: int) -> Iterator[Sequence[Context]]:
@@ -244,50 +277,70 @@ def per_signal(noise: Tensor, signal: Tensor, other_noise: Tensor, other_signal:
     return Interval(ratio, *(torch.tensor([low, high]).exp() * ratio).tolist())
 
 
-def record(form: Form, own: Expected, opd: Expected, noise: Tensor, vanilla: Tensor) -> dict[str, Any]:
-    """What is kept of a form, given its exact expectations, those of opd, and Var g_m of both, (M,)."""
-    nothing = Interval(0.0, 0.0, 0.0)
-    variance = ratio_of_means(noise, vanilla, positive=True) if noise.any() else nothing
+def scaled(interval: Interval, factor: float) -> Interval:
+    """The interval of a value times a known factor above 0."""
+    return Interval(interval.value * factor, interval.low * factor, interval.high * factor)
+
+
+def record(form: Form, own: Expected, variance: Interval, noise_per_signal: Interval) -> dict[str, Any]:
+    """What is kept of a form; the two intervals are relative to opd."""
     share = float(own.signal.sum() / own.exact.sum())
     found: dict[str, Any] = {
         "variance_over_opd": asdict(variance),
         "relative_bias": asdict(ratio_of_means(own.off, own.exact)),
         "signal_over_exact": share,
         "cosine": own.cosine if share > NO_SIGNAL else None,
-        "noise_per_signal_over_opd": None,
+        "noise_per_signal_over_opd": asdict(noise_per_signal) if share > NO_SIGNAL else None,
     }
     if form.like not in (form.name, "full_rkl"):
         found["bias_against_like"] = asdict(ratio_of_means(own.off_like, own.signal))
-    if own.logit_variance is not None and opd.logit_variance is not None:
-        found["logit_variance_over_opd"] = own.logit_variance / opd.logit_variance
-    if share > NO_SIGNAL:
-        ratio = per_signal(noise, own.signal, vanilla, opd.signal) if noise.any() else nothing
-        found["noise_per_signal_over_opd"] = asdict(ratio)
+    return found
+
+
+def single_records(
+    forms: Sequence[Form], expected: Mapping[str, Expected], noise: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Of every form without a mean of the batch; the first is opd."""
+    opd, vanilla = expected[forms[0].name], noise[forms[0].name]
+    found = {}
+    for form in forms:
+        if form.batch_mean is None:
+            own, mine = expected[form.name], noise[form.name]
+            variance = ratio = Interval(0.0, 0.0, 0.0)
+            if mine.any():
+                variance = ratio_of_means(mine, vanilla, positive=True)
+                ratio = per_signal(mine, own.signal, vanilla, opd.signal)
+            entry = record(form, own, variance, ratio)
+            found[form.name] = {**entry, "logit_variance_over_opd": own.logit_variance / opd.logit_variance}
     return found
 
 
 def batch_records(
-    contexts: Sequence[Context], forms: Sequence[Form], expected: Mapping[str, Expected], size: Size
-) -> dict[str, Any]:
-    """The same of the forms with a mean of the batch, relative to opd on the same draws."""
+    contexts: Sequence[Context], forms: Sequence[Form], expected: Mapping[str, Expected], noise: Mapping[str, Tensor],
+    size: Size,
+) -> dict[str, Any]:  # fmt: skip
+    """Of every form with a mean of the batch: its variance over that of the loss without it, times the known rest."""
     groups = list(batches(contexts, size.batch))
     tokens = [sum(len(context.logits) for context in batch) for batch in groups]
     each = torch.tensor(tokens).double().repeat_interleave(size.batch)
-    known = {name: of.first(len(each)) for name, of in expected.items()}
+    opd, vanilla = expected[forms[0].name].first(len(each)), noise[forms[0].name][: len(each)]
 
-    def noise(form: Form) -> tuple[Tensor, float]:
+    @functools.cache
+    def drawn(form: Form) -> tuple[Tensor, float]:
         parts = [batch_variances(batch, form, size.resamples, SEED + at) for at, batch in enumerate(groups)]
         return torch.cat([own for own, _ in parts]), sum(whole for _, whole in parts)
 
-    vanilla, whole_vanilla = noise(forms[0])
-    found = {}
+    found, bases = {}, {form.name: form for form in forms}
     for form in forms:
         if form.batch_mean is not None:
-            own, whole = noise(form)
+            (mine, whole), (without, whole_without) = drawn(form), drawn(bases[form.estimator.name])
             factors = 1 - 1 / each if form.batch_mean is global_mean else torch.ones_like(each)
-            entry = record(form, known[form.estimator.name].times(factors), known[forms[0].name], own, vanilla)
+            own = expected[form.estimator.name].first(len(each)).times(factors)
+            base = float(noise[form.estimator.name][: len(each)].mean() / vanilla.mean())
+            variance = scaled(ratio_of_means(mine, without, positive=True), base)
             found[form.name] = {
-                **entry, "whole_batch_variance_over_opd": whole / whole_vanilla, "tokens_in_batches": tokens,
+                **record(form, own, variance, scaled(variance, float(opd.signal.mean() / own.signal.mean()))),
+                "whole_batch_variance_over_opd": whole / whole_without * base, "tokens_in_batches": tokens,
             }  # fmt: skip
     return found
 
@@ -295,16 +348,10 @@ def batch_records(
 def measure(place: Place, size: Size, forms: Sequence[Form] = FORMS) -> dict[str, Any]:
     """Everything of one setting; the first form is opd."""
     contexts = contexts_of(place)
-    expected = expectations(contexts, forms)
-    noise = variances(place, forms, size)
-    vanilla = noise[forms[0].name]
-    found = {
-        form.name: record(form, expected[form.name], expected[forms[0].name], noise[form.name], vanilla)
-        for form in forms
-        if form.batch_mean is None
-    }
-    found |= batch_records(contexts, forms, expected, size)
-    return {"tokens": sum(len(context.logits) for context in contexts), "vocabulary": place.vocabulary, "forms": found}
+    expected, noise = expectations(contexts, forms, size.draws)
+    found = single_records(forms, expected, noise) | batch_records(contexts, forms, expected, noise, size)
+    tokens = sum(len(context.logits) for context in contexts)
+    return {"tokens": tokens, "vocabulary": place.vocabulary, "forms": {form.name: found[form.name] for form in forms}}
 
 
 def texts() -> dict[str, dict[str, str]]:

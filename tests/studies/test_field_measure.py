@@ -18,7 +18,9 @@ from studies.field.measure import (
     batch_gradient,
     batch_variances,
     batches,
+    enumerated,
     expectations,
+    noise_of,
     per_signal,
     texts,
 )
@@ -52,7 +54,7 @@ def exact(context: Context) -> Tensor:
 def test_expectations_are_those_of_autograd(contexts: list[Context]) -> None:
     forms = [BY_NAME[name] for name in ("opd", "power", "bounded", "bounded_value", "fixed_negative")]
     forms.append(replace(BY_NAME["power"], like="bounded", label="another"))
-    found = expectations(contexts, forms)
+    found, variances = expectations(contexts, forms, draws=2)
     signal = torch.stack([exact(context).square().sum() for context in contexts]).double()
     torch.testing.assert_close(found["opd"].signal, signal)
     assert float(found["opd"].off.max()) < 1e-9 and found["opd"].cosine == pytest.approx(1)
@@ -64,20 +66,58 @@ def test_expectations_are_those_of_autograd(contexts: list[Context]) -> None:
     off = torch.stack([(mine - exact(c)).square().sum() for mine, c in zip(power, contexts, strict=True)]).double()
     torch.testing.assert_close(found["power"].off, off)
     assert float(found["bounded_value"].off_like.max()) < 1e-9 < float(found["bounded_value"].off.min())
+    assert set(variances) == set(found)
     assert float(found["another"].off_like.min()) > 1e-4
     assert float(found["fixed_negative"].signal.max()) < 1e-9
 
 
-def test_drawn_variances_are_the_closed_form(contexts: list[Context]) -> None:
-    expected = []
-    for context in contexts:
-        variance = gradient_variance(moments(context.logits.detach(), context.teacher_logits), torch.zeros(3))
-        expected.append(float(variance.sum()) / DIVISOR**2)
+def closed_form(context: Context) -> float:
+    """Var g_m of opd where the parameters are the logits."""
+    variance = gradient_variance(moments(context.logits.detach(), context.teacher_logits), torch.zeros(3))
+    return float(variance.sum()) / DIVISOR**2
+
+
+def test_variances_in_the_logits_are_the_closed_form(contexts: list[Context]) -> None:
+    found = noise_of(BY_NAME["opd"], contexts, draws=2)
+    assert found.variance.tolist() == pytest.approx([closed_form(context) for context in contexts], rel=1e-5)
+    assert found.logit_variance == pytest.approx(DIVISOR**2 * float(found.variance.mean()) / 3, rel=1e-5)
+    without_noise = noise_of(replace(BY_NAME["without_tail"], top_k=2), contexts, draws=2)
+    assert not without_noise.variance.any()
+
+
+def test_variances_in_parameters_that_tokens_share() -> None:
+    """Logits that are linear in three parameters: sum over tokens of E |J (g - E g)|^2, by enumeration."""
+    generator = torch.Generator().manual_seed(0)
+    jacobian, teacher = torch.randn(4, 5, 3, generator=generator), torch.randn(4, 5, generator=generator)
+    parameter = torch.randn(3, generator=generator).requires_grad_()
+    context = Context(jacobian @ parameter, teacher, [parameter], DIVISOR)
+    logits = context.logits.detach()
+    own, probs = logits.log_softmax(-1), logits.softmax(-1)
+    gradients = (teacher.log_softmax(-1) - own).unsqueeze(-1) * (probs.unsqueeze(1) - torch.eye(5))
+    carried = torch.einsum("nyv,nvj->nyj", gradients, jacobian) / DIVISOR
+    mean = torch.einsum("ny,nyj->nj", probs, carried)
+    expected = float((probs * (carried - mean.unsqueeze(1)).square().sum(-1)).sum())
+    found = noise_of(BY_NAME["opd"], [context], draws=3000)
+    torch.testing.assert_close(found.mean[0], mean.sum(0))
+    assert float(found.variance) == pytest.approx(expected, rel=0.05)
+
+
+def test_one_token_is_drawn_by_its_share_of_the_variance() -> None:
+    """Two of three tokens are never drawn from p, and make up nearly all of the variance."""
+    logits, teacher = torch.tensor([[0.0, -12.0, -12.0]]), torch.tensor([[0.0, -2000.0, -1000.0]])
+    context = Context(logits, teacher, [], 1.0)
+    _, directions = enumerated(BY_NAME["opd"], context, 200, torch.Generator().manual_seed(0))
+    drawn, lengths = directions[:, 0].abs(), directions.square().sum(-1)
+    # E |g|^2 is r^2 times about 2: the one of twice the reward has four fifths of it.
+    assert float((drawn[:, 1] > drawn[:, 2]).double().mean()) == pytest.approx(0.8, abs=0.07)
+    assert float(lengths.std()) < 1e-3 * float(lengths.mean())
+
+
+def test_variances_of_batches_drawn_again_are_the_closed_form(contexts: list[Context]) -> None:
+    expected = [closed_form(context) for context in contexts]
     own, whole = batch_variances(contexts, BY_NAME["opd"], resamples=400, seed=0)
     assert own.tolist() == pytest.approx(expected, rel=0.12)
     assert whole == pytest.approx(sum(expected) / 2, rel=0.12)  # without a mean of the batch contexts are independent
-    again, _ = batch_variances(contexts, BY_NAME["opd"], resamples=4, seed=0)
-    torch.testing.assert_close(again, batch_variances(contexts, BY_NAME["opd"], resamples=4, seed=0)[0])
 
 
 def test_the_second_pass_subtracts_the_mean_of_the_first(contexts: list[Context]) -> None:
