@@ -13,6 +13,7 @@ import inspect
 import json
 import os.path
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,13 @@ def rules() -> str:
     verdicts.append(json.loads((CLAIMS / "timings.json").read_text(encoding="utf-8"))["verdict"])
     verdicts.sort(key=lambda verdict: verdict["claim"])
     return rows(("claim", "reproduced if"), ((f"({verdict['claim']})", verdict["rule"]) for verdict in verdicts))
+
+
+def other_losses(which: str) -> str:
+    """A table of the study of other frameworks' losses: its `losses`, or their `intervals`."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return rows(*getattr(importlib.import_module("studies.field.table"), which)())
 
 
 def recipes(folder: str) -> str:
@@ -343,6 +351,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "estimators": estimators,
     "guards": guards,
     "rules": rules,
+    "other-losses": partial(other_losses, "losses"),
+    "other-losses-intervals": partial(other_losses, "intervals"),
     "resume-rules": resume_rules,
     "exit-codes": exit_codes,
     "metrics": metrics,

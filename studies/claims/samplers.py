@@ -8,16 +8,16 @@ parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vopd.estimators import distillation_loss
+from vopd.estimators import Estimator, distillation_loss
 from vopd.experiments.rollouts import Rollout
 
-_CHUNK = 16
+_CHUNK_ELEMENTS = 4_000_000  # of tokens x V x V logits
 ESTIMATORS: Mapping[str, int | None] = {
     "opd": None, "vopd": None, "vopd_top_k": 5, "vopd_sparse": 5, "vopd_optimal": None,
     "rao_blackwell_teacher_top_k": 20,
@@ -41,14 +41,14 @@ def sampler_table(
         return torch.cat([part.flatten() for part in parts if part is not None])
 
     own = logits.detach()
-    exact = _exact(own, other)
+    exact = exact_gradient(own, other)
     exact_parameters = carried(exact)
     tried = samplers(own, rough)
     found: dict[str, dict[str, dict[str, float]]] = {sampler: {} for sampler in tried}
     reference = 0.0
     for name, top_k in ESTIMATORS.items():
-        moments = _moments(own, other, list(tried.values()), name, top_k)
-        for sampler, (mean, square) in zip(tried, moments, strict=True):
+        found_moments = moments(own, other, list(tried.values()), name, top_k)
+        for sampler, (mean, square) in zip(tried, found_moments, strict=True):
             variance = float((square - mean.square().sum(-1)).clamp_min(0).mean())
             reference = reference or variance  # opd's, on-policy: the first of both
             off = carried(mean) - exact_parameters
@@ -84,30 +84,39 @@ def _top_p(probabilities: Tensor, mass: float) -> Tensor:
     return cut / cut.sum(-1, keepdim=True)
 
 
-def _exact(logits: Tensor, other: Tensor) -> Tensor:
+def exact_gradient(logits: Tensor, other: Tensor) -> Tensor:
+    """Gradient of KL(p || q) in the student's logits, (N, V), summed in float64."""
     own = logits.double().log_softmax(-1)
     rewards = other.double().log_softmax(-1) - own
     return (-own.exp() * (rewards - (own.exp() * rewards).sum(-1, keepdim=True))).float()
 
 
-def _moments(
-    logits: Tensor, other: Tensor, weights: Sequence[Tensor], name: str, top_k: int | None
-) -> list[tuple[Tensor, Tensor]]:
-    """For each sampler's s: sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
+def outcomes(logits: Tensor, other: Tensor, estimator: str | Estimator, top_k: int | None) -> Iterator[Tensor]:
+    """The gradient g(y) in the logits for every token y, a few tokens at a time: (n, y, V), N in all."""
     vocabulary = logits.shape[-1]
-    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
-    for start in range(0, len(logits), _CHUNK):
-        own, target = logits[start : start + _CHUNK], other[start : start + _CHUNK]
+    for own, target in zip(few(logits), few(other), strict=True):
         rows = own.repeat_interleave(vocabulary, 0).requires_grad_()
         ids = torch.arange(vocabulary).repeat(len(own))
         output = distillation_loss(
-            rows, target.repeat_interleave(vocabulary, 0), ids, estimator=name, top_k=top_k, normalizer=1.0
+            rows, target.repeat_interleave(vocabulary, 0), ids, estimator=estimator, top_k=top_k, normalizer=1.0
         )
-        gradient = torch.autograd.grad(output.loss, rows)[0].view(len(own), vocabulary, vocabulary)
+        yield torch.autograd.grad(output.loss, rows)[0].view(len(own), vocabulary, vocabulary)
+
+
+def few(rows: Tensor) -> Sequence[Tensor]:
+    """Rows (N, V) split as in `outcomes`."""
+    return rows.split(max(1, _CHUNK_ELEMENTS // rows.shape[-1] ** 2))
+
+
+def moments(
+    logits: Tensor, other: Tensor, weights: Sequence[Tensor], estimator: str | Estimator, top_k: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    """For each sampler's s: sum_y s_y g(y), (N, V), and sum_y s_y |g(y)|^2, (N,), over all tokens y."""
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in weights]
+    for gradient, *here in zip(outcomes(logits, other, estimator, top_k), *map(few, weights), strict=True):
         squares = gradient.square().sum(-1)
-        for part, given in zip(parts, weights, strict=True):
-            here = given[start : start + _CHUNK]
-            part.append((torch.einsum("nyv,ny->nv", gradient, here), torch.einsum("ny,ny->n", squares, here)))
+        for part, given in zip(parts, here, strict=True):
+            part.append((torch.einsum("nyv,ny->nv", gradient, given), torch.einsum("ny,ny->n", squares, given)))
     return [(torch.cat([mean for mean, _ in part]), torch.cat([square for _, square in part])) for part in parts]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies.claims.samplers import ESTIMATORS, _moments, sampler_table, samplers
+from studies.claims.samplers import ESTIMATORS, moments, sampler_table, samplers
 from vopd.experiments.rollouts import Rollout
 from vopd.models import load_model
 
@@ -41,7 +41,7 @@ def test_the_mean_is_the_plain_sum_over_tokens() -> None:
     torch.manual_seed(0)
     own, other = torch.randn(3, 6), torch.randn(3, 6)
     weights = torch.randn(3, 6).softmax(-1)
-    ((mean, square),) = _moments(own, other, [weights], "vopd", None)
+    ((mean, square),) = moments(own, other, [weights], "vopd", None)
     student, teacher = own.log_softmax(-1), other.log_softmax(-1)
     advantages = teacher - student - (student.exp() * (teacher - student)).sum(-1, keepdim=True)
     directions = student.exp().unsqueeze(1) - torch.eye(6)
