@@ -35,7 +35,7 @@ export OMP_NUM_THREADS := 1
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
-	@echo "make study-claims   train and measure all that docs/evidence.md rests on (about an hour); may be interrupted"
+	@echo "make study-claims   train and measure all that docs/evidence.md rests on (hours); may be interrupted"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
@@ -76,8 +76,10 @@ study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.run --jobs 2
 	$(PYTHON) -m studies.claims.fixed
 	$(PYTHON) -m studies.claims.cost
+	$(PYTHON) -m studies.claims.collect
 	$(PYTHON) -m studies.claims.report
 	$(PYTHON) -m studies.claims.figures
+	$(PYTHON) docs/generate.py
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ LEVELS = {
 }  # fmt: skip
 NOISE = {"opd": 1.0, "vopd": 0.5, "vopd_optimal": 0.2, "rao_blackwell_teacher_top_k": 0.1, "full_rkl": 0.0}
 SIZE = design.Size(steps=200, problems=2000)
+FACTS = {"date": "2026-01-01", "commit": "0123456789", "processor": "none", "python": "3.11", "torch": "2.13"}
 
 
 def best_rates() -> dict[str, dict[str, float]]:
@@ -53,7 +55,21 @@ def records(levels: Mapping[str, float] = LEVELS, noise: float = 0.002) -> list[
 def study() -> dict[str, Any]:
     """What is kept besides the runs."""
     start = {"accuracy": 0.6, "teacher_accuracy": 0.99, "reverse_kl": 0.32}
-    return {"sessions": [], "best_rates": best_rates(), "starts": dict.fromkeys(design.ESTIMATORS, start)}
+    return {
+        "sessions": [{**FACTS, "seconds": 7200, "jobs": 2}],
+        "size": asdict(SIZE),
+        "best_rates": best_rates(),
+        "starts": dict.fromkeys(design.ESTIMATORS, start),
+    }
+
+
+def pilot() -> list[dict[str, Any]]:
+    """Every estimator at three rates, nearest to the teacher at its own."""
+    return [
+        {"setting": setting, "estimator": name, "rate": rate, "seed": design.PILOT_SEED,
+         "reverse_kl": LEVELS[name] + (0.0 if rate == best else 0.05), "error": 0.001}
+        for setting, rates in best_rates().items() for name, best in rates.items() for rate in design.RATES[1:-1]
+    ]  # fmt: skip
 
 
 def fixed() -> dict[str, Any]:
@@ -66,7 +82,7 @@ def _fixed(top_ks: Mapping[int, Any]) -> dict[str, Any]:
     labels |= {f"{name}, k = {k}": NOISE.get(name, 0.55) for k, names in top_ks.items() for name in names}
     samplers = {
         sampler: {name: {"relative_bias": scale * (0.1 + noise)} for name, noise in NOISE.items()}
-        for sampler, scale in (("exact", 1e-13), ("top-p 0.95", 0.1))
+        for sampler, scale in (("exact", 1e-13), ("temperature 0.9", 0.02), ("top-p 0.95", 0.1))
     }
     bins = [
         {"low": n / 8, "high": (n + 1) / 8, "tokens": 10, "none": 1.0, "value": 0.6, "optimal": 0.3} for n in range(8)
@@ -79,7 +95,7 @@ def _fixed(top_ks: Mapping[int, Any]) -> dict[str, Any]:
             "steps": [0, *SIZE.curve_steps], "value_left": [0.5, 0.51, 0.52, 0.53, 0.54, 0.55, 0.56],
             "optimal_left": [0.2] * 7, "change": around(0.06), "seeds": [100, 101],
         },
-        "facts": {},
+        "facts": FACTS,
     }  # fmt: skip
 
 
@@ -96,7 +112,8 @@ def around(value: float) -> dict[str, float]:
 def cost() -> dict[str, Any]:
     """Costs as benchmarks/loss.py writes them."""
     names = ("naive full_rkl", "opd", "vopd", "full_rkl")
-    return {"trainable": {"rows": [{"name": name, "seconds": 1.0, "extra_bytes": 1000} for name in names]}}
+    rows = [{"name": name, "seconds": 1.0, "extra_bytes": 1000} for name in names]
+    return {"machine": FACTS, "trainable": {"rows": rows}}
 
 
 def write(folder: Path, **others: Any) -> Path:
