@@ -62,7 +62,7 @@ class Evidence:
     def __init__(
         self, runs: Runs, compared: Sequence[Compared], fixed: Mapping[str, Any], cost: Mapping[str, Any]
     ) -> None:
-        self.runs, self.fixed, self.cost = runs, fixed, cost
+        self.runs, self.compared, self.fixed, self.cost = runs, compared, fixed, cost
         self._compared = {(c.metric, c.setting, c.rates, c.first, c.second): c for c in compared}
 
     def trained(self, setting: str, first: str, second: str) -> Part:

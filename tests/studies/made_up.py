@@ -72,23 +72,23 @@ def pilot() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def fixed() -> dict[str, Any]:
+def fixed(noise: Mapping[str, float] = NOISE) -> dict[str, Any]:
     """Measurements at fixed parameters."""
-    return {setting: _fixed(TOP_KS if setting == "main" else FEW_TOP_KS) for setting in design.ESTIMATORS}
+    return {setting: _fixed(TOP_KS if setting == "main" else FEW_TOP_KS, noise) for setting in design.ESTIMATORS}
 
 
-def _fixed(top_ks: Mapping[int, Any]) -> dict[str, Any]:
-    labels = {name: NOISE[name] for name in (*PLAIN, "full_rkl")} | {"opd_undetached": 1.2}
-    labels |= {f"{name}, k = {k}": NOISE.get(name, 0.55) for k, names in top_ks.items() for name in names}
+def _fixed(top_ks: Mapping[int, Any], noise: Mapping[str, float]) -> dict[str, Any]:
+    labels = {name: noise[name] for name in (*PLAIN, "full_rkl")} | {"opd_undetached": 1.2}
+    labels |= {f"{name}, k = {k}": noise.get(name, 0.55) for k, names in top_ks.items() for name in names}
     samplers = {
-        sampler: {name: {"relative_bias": scale * (0.1 + noise)} for name, noise in NOISE.items()}
+        sampler: {name: {"relative_bias": scale * (0.1 + own)} for name, own in noise.items()}
         for sampler, scale in (("exact", 1e-13), ("temperature 0.9", 0.02), ("top-p 0.95", 0.1))
     }
     bins = [
         {"low": n / 8, "high": (n + 1) / 8, "tokens": 10, "none": 1.0, "value": 0.6, "optimal": 0.3} for n in range(8)
     ]
     return {
-        "estimators": {label: _noise(noise) for label, noise in labels.items()},
+        "estimators": {label: _noise(own, noise["opd"], noise["vopd"]) for label, own in labels.items()},
         "samplers": samplers,
         "profile": {"value_hurts_share": around(0.05), "by_position": bins, "by_entropy": bins},
         "along_training": {
@@ -99,19 +99,23 @@ def _fixed(top_ks: Mapping[int, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _noise(noise: float) -> dict[str, Any]:
-    found = {"token_over_opd": around(noise), "token_over_vopd": around(noise / 0.5), "token_over_top_k": around(0.8)}
-    return {**found, "kept": around((1 - noise) / 0.5), "relative_bias": around(0.02), "token": around(noise)}
+def _noise(own: float, vanilla: float, value: float) -> dict[str, Any]:
+    return {
+        "token": around(own), "token_over_opd": around(own / vanilla), "token_over_vopd": around(own / value),
+        "token_over_top_k": around(0.8), "kept": around((vanilla - own) / (vanilla - value)),
+        "relative_bias": around(0.02),
+    }  # fmt: skip
 
 
-def around(value: float) -> dict[str, float]:
-    """An interval of a twentieth on either side."""
-    return {"value": value, "low": 0.95 * value, "high": 1.05 * value}
+def around(value: float, half: float | None = None) -> dict[str, float]:
+    """An interval of `half` on either side, or of a twentieth of the value."""
+    half = abs(value) / 20 if half is None else half
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def cost() -> dict[str, Any]:
     """Costs as benchmarks/loss.py writes them."""
-    names = ("naive full_rkl", "opd", "vopd", "full_rkl")
+    names = ("naive full_rkl", "opd", "vopd", "vopd_optimal", "full_rkl")
     rows = [{"name": name, "seconds": 1.0, "extra_bytes": 1000} for name in names]
     return {"machine": FACTS, "trainable": {"rows": rows}}
 
