@@ -95,7 +95,7 @@ def forest(compared: Comparisons) -> Any:
         _name_pairs(axes, pairs[setting])
         axes.set_title(TITLES[setting])
         if setting != "larger":
-            axes.set_xlabel("difference in held-out reverse KL, nats/token")
+            axes.set_xlabel("difference in reverse KL, nats/token")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=11)
     return figure
 
