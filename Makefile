@@ -71,11 +71,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/vopd demo
 
-# Goes on where it was interrupted. runs/claims holds the runs, studies/claims/results what came of them.
+# Says what is missing and how long it takes, and goes on where it was interrupted. runs/claims holds the runs,
+# studies/claims/results what came of them; the last three commands compute all tables and figures from the latter.
 study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.run --jobs 2
 	$(PYTHON) -m studies.claims.fixed
 	$(PYTHON) -m studies.claims.cost
+	$(PYTHON) -m studies.claims.repeat
 	$(PYTHON) -m studies.claims.collect
 	$(PYTHON) -m studies.claims.report
 	$(PYTHON) -m studies.claims.figures

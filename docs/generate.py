@@ -372,6 +372,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "claims-pilot": partial(study, "pilot"),
     "claims-runs": partial(study, "what_was_run"),
     "claims-when": partial(study, "when_and_where"),
+    "claims-repeated": partial(study, "repeated"),
     "claims-first-study": partial(study, "first_study"),
     "resume-rules": resume_rules,
     "exit-codes": exit_codes,

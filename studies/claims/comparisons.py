@@ -89,9 +89,9 @@ class Compared:
 
 
 def primary() -> list[Pair]:
-    """The comparisons of reverse KL that verdicts on training rest on."""
+    """The comparisons of reverse KL that verdicts on training, and the choice of the default, rest on."""
     settings = tuple(design.ESTIMATORS)
-    pairs = (("vopd", "opd"), ("vopd_optimal", "vopd"))
+    pairs = (("vopd", "opd"), ("vopd_optimal", "vopd"), ("full_rkl", "vopd"))
     return [
         *((setting, OWN_RATE, *pair) for pair in pairs for setting in settings),
         ("main", OWN_RATE, "rao_blackwell_teacher_top_k", "vopd"),

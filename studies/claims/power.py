@@ -31,10 +31,8 @@ class Assumed(NamedTuple):
     deviation: float
 
     def power(self, seeds: int, level: float) -> float:
-        """The chance that a two-sided paired t-test at this level finds the effect."""
-        # Above eight standard errors the power is 1 to many digits, and the noncentral t does not compute.
-        size = min(abs(self.effect) / self.deviation, 8 / math.sqrt(seeds))
-        return float(TTestPower().power(size, seeds, level))
+        """The chance that a two-sided paired t-test at this level finds the effect, in its direction."""
+        return float(TTestPower().power(abs(self.effect) / self.deviation, seeds, level / 2, alternative="larger"))
 
 
 def assumptions() -> dict[tuple[str, str, str], list[Assumed]]:

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from studies.claims import design
-from studies.claims.records import Record, figure
+from studies.claims.records import Record, block_values, figure_of
 from vopd.reporting.tables import format_table
 
 # Checkpoints, share of the completions: as in the first study, more completions, and as the plan says.
@@ -19,16 +20,20 @@ _PAIRS = (("vopd", "opd"), ("vopd_optimal", "vopd"))
 
 
 def precision(records: Sequence[Record], best_rates: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """For each setting and way: the mean standard error of a run's figure from its completions, and the standard
-    deviation between seeds of two differences of runs at each estimator's own rate."""
+    """For each setting and way: the mean standard error of a run's figure, and of each of two differences of runs with
+    the same seed, at each estimator's own rate, its standard error and its standard deviation between seeds.
+
+    Errors are those from the completions alone. That of a difference is smaller than that of two runs apart by what the
+    common random numbers take away.
+    """
     found = []
     for setting, (checkpoints, share) in product(design.ESTIMATORS, WAYS):
         own = [record for record in records if record["setting"] == setting and "failed" not in record]
-        figures = {_key(record): figure(record, checkpoints, share) for record in own}
-        error = fmean(one.error for one in figures.values())
+        values = {_key(record): block_values(record, checkpoints, share) for record in own}
+        error = fmean(figure_of(one).error for one in values.values())
+        row = {"setting": setting, "checkpoints": checkpoints, "share": share, "error": error}
         best = best_rates[setting]
-        deviations = {f"{a} - {b}": _deviation(figures, (a, best[a]), (b, best[b])) for a, b in _PAIRS}
-        found.append({"setting": setting, "checkpoints": checkpoints, "share": share, "error": error, **deviations})
+        found.append(row | {f"{a} - {b}": _difference(values, (a, best[a]), (b, best[b])) for a, b in _PAIRS})
     return found
 
 
@@ -36,23 +41,30 @@ def _key(record: Record) -> tuple[str, float, int]:
     return record["estimator"], record["rate"], record["seed"]
 
 
-def _deviation(
-    figures: dict[tuple[str, float, int], Any], first: tuple[str, float], second: tuple[str, float]
-) -> float:
-    seeds = sorted({seed for _, _, seed in figures})
-    both = [(figures[(*first, seed)].value, figures[(*second, seed)].value) for seed in seeds
-            if (*first, seed) in figures and (*second, seed) in figures]  # fmt: skip
-    one, other = torch.tensor(both, dtype=torch.float64).unbind(1)
-    return float((one - other).std())
+def _difference(
+    values: Mapping[tuple[str, float, int], Tensor], first: tuple[str, float], second: tuple[str, float]
+) -> dict[str, float]:
+    seeds = sorted({seed for _, _, seed in values})
+    both = [values[(*first, seed)] - values[(*second, seed)] for seed in seeds
+            if (*first, seed) in values and (*second, seed) in values]  # fmt: skip
+    means = torch.stack([one.mean() for one in both])
+    return {"error": fmean(figure_of(one).error for one in both), "deviation": float(means.std())}
 
 
 def precision_table(found: Sequence[dict[str, Any]]) -> str:
     """The same as text."""
     names = [f"{a} - {b}" for a, b in _PAIRS]
+    parts = ("error", "deviation")
     rows = [
         [row["setting"], str(row["checkpoints"]), f"{round(2000 * row['share'])}", f"{row['error']:.4f}",
-         *(f"{row[name]:.4f}" for name in names)]
+         *(f"{row[name][part]:.4f}" for name in names for part in parts)]
         for row in found
     ]  # fmt: skip
-    headers = ["", "checkpoints", "completions", "error of a run", *(f"deviation of {name}" for name in names)]
+    headers = [
+        "",
+        "checkpoints",
+        "completions",
+        "error of a run",
+        *(f"{name}: {part}" for name in names for part in parts),
+    ]
     return format_table(headers, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vopd.experiments.grid import GridRun, is_finished, measured_of
 
@@ -43,27 +44,34 @@ class Figure:
     error: float
 
 
-def figure(record: Mapping[str, Any], checkpoints: int = _LAST, completions: float = 1.0) -> Figure:
-    """The mean of the reverse KL over a run's last checkpoints, each the divergence per token of its completions.
+def block_values(record: Mapping[str, Any], checkpoints: int = _LAST, completions: float = 1.0) -> Tensor:
+    """What every block of completions says of the reverse KL of a run, (blocks,); their mean is the run's figure.
+
+    The figure is the mean over the run's last checkpoints of the divergence per token of their completions, a ratio of
+    means; a block's value is that ratio's linear form. Block i has the same problems at every checkpoint, so the mean
+    over the checkpoints is one observation.
 
     Args:
         checkpoints: how many.
         completions: the share of each checkpoint's completions that is taken.
-
-    The standard error is that of the ratio of means by its linear form over blocks of completions; the completions of
-    different checkpoints are drawn independently, though for the same problems.
     """
-    values, linear = [], []
+    found = []
     for _, blocks in record["reverse_kl"][-checkpoints:]:
         taken = torch.tensor(blocks[: round(completions * len(blocks))], dtype=torch.float64)
         total, tokens = taken.unbind(1)
         value = total.sum() / tokens.sum()
-        values.append(value)
-        linear.append((total - value * tokens) / tokens.mean())
-    # The same problems are in block i of each checkpoint: their mean is one observation.
-    over_blocks = torch.stack(linear).mean(0)
-    error = over_blocks.std() / len(over_blocks) ** 0.5
-    return Figure(float(torch.stack(values).mean()), float(error))
+        found.append(value + (total - value * tokens) / tokens.mean())
+    return torch.stack(found).mean(0)
+
+
+def figure_of(values: Tensor) -> Figure:
+    """The mean of blocks' values and its standard error."""
+    return Figure(float(values.mean()), float(values.std()) / len(values) ** 0.5)
+
+
+def figure(record: Mapping[str, Any], checkpoints: int = _LAST, completions: float = 1.0) -> Figure:
+    """A run's figure; arguments as for `block_values`."""
+    return figure_of(block_values(record, checkpoints, completions))
 
 
 def curve(record: Mapping[str, Any]) -> list[tuple[int, float]]:

@@ -165,13 +165,14 @@ def precision(folder: Path = RESULTS) -> Table:
     """How well a run's figure is known, by completions and checkpoints."""
     found = json.loads((folder / "precision.json").read_text())
     pairs = [key for key in found[0] if " - " in key]
+    parts = ("error", "deviation")
     size = json.loads((folder / "study.json").read_text())["size"]["problems"]
     body = [
         [row["setting"], f"{row['checkpoints']}", f"{size * row['share']:.0f}", f"{row['error']:.4f}",
-         *(f"{row[pair]:.4f}" for pair in pairs)] for row in found
+         *(f"{row[pair][part]:.4f}" for pair in pairs for part in parts)] for row in found
     ]  # fmt: skip
-    head = ("setting", "checkpoints", "completions at each", "standard error of a run")
-    return (*head, *(f"deviation of {pair} between seeds" for pair in pairs)), body
+    head = ("setting", "checkpoints", "completions at each", "error of a run")
+    return (*head, *(f"{pair}: {part}" for pair in pairs for part in parts)), body
 
 
 def pilot(records: Iterable[Mapping[str, Any]] | None = None) -> Table:
@@ -236,6 +237,16 @@ def when_and_where(folder: Path = RESULTS) -> str:
     return (
         f"Training runs: {_facts(sessions)}, {hours:.1f} hours with {sessions[-1]['jobs']} runs at a time. "
         f"Measurements at fixed parameters: {_facts(fixed)}. Costs: {_facts([kept.cost['machine']])}."
+    )
+
+
+def repeated(folder: Path = RESULTS) -> str:
+    """How many of the repeated runs came out the same."""
+    found = json.loads((folder / "repeated.json").read_text())["runs"]
+    same = sum(run["weights"] and run["log"] and run["measured"] for run in found)
+    return (
+        f"{len(found)} runs, {len(found) // len(SETTINGS)} of each setting, were repeated on the same machine: in {same} of "
+        "them the trained weights, the log and all measurements are equal to the last bit."
     )
 
 

@@ -138,7 +138,8 @@ def test_the_profile_is_the_closed_form_by_position_and_entropy(models, pair):
         mean = sum(entry.tokens * entry.value for entry in bins) / len(ids)
         assert mean == pytest.approx(float(expected.variance.value.mean()), rel=1e-4)
     hurts = (expected.variance.value > expected.variance.none).double().mean()
-    assert profile.value_hurts_share.value == pytest.approx(float(hurts))
+    share = profile.value_hurts_share
+    assert share.value == pytest.approx(float(hurts)) and 0 <= share.low < share.high <= 1  # three contexts: wide
     assert all(low.high <= high.low for low, high in zip(profile.by_entropy, profile.by_entropy[1:]))
 
 

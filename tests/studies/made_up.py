@@ -120,9 +120,15 @@ def cost() -> dict[str, Any]:
     return {"machine": FACTS, "trainable": {"rows": rows}}
 
 
+def repeated() -> dict[str, Any]:
+    """Two runs of each setting that came out the same."""
+    same = {"weights": True, "log": True, "measured": True}
+    return {"runs": [{"setting": name, "run": str(n), **same} for name in design.ESTIMATORS for n in (0, 1)]}
+
+
 def write(folder: Path, **others: Any) -> Path:
     """The made-up study as files, some parts of it replaced."""
-    parts = {"runs": records, "study": study, "fixed": fixed, "cost": cost}
+    parts = {"runs": records, "study": study, "fixed": fixed, "cost": cost, "repeated": repeated}
     for name, part in parts.items():
         (folder / f"{name}.json").write_text(json.dumps(others.get(name) or part()))
     return folder

@@ -333,8 +333,9 @@ def variance_profile(
         hurts.append(float((output.variance.value > output.variance.none).sum()))
         counts.append(float(len(context.tokens)))
     position, entropy, *variances = torch.cat(columns, dim=1)
+    share = ratio_of_means(torch.tensor(hurts), torch.tensor(counts))
     return Profile(
-        ratio_of_means(torch.tensor(hurts), torch.tensor(counts)),
+        Interval(share.value, max(0.0, share.low), min(1.0, share.high)),
         _bins(position, variances, bins),
         _bins(entropy, variances, bins),
     )
