@@ -245,8 +245,8 @@ def repeated(folder: Path = RESULTS) -> str:
     found = json.loads((folder / "repeated.json").read_text())["runs"]
     same = sum(run["weights"] and run["log"] and run["measured"] for run in found)
     return (
-        f"{len(found)} runs, {len(found) // len(SETTINGS)} of each setting, were repeated on the same machine: in {same} of "
-        "them the trained weights, the log and all measurements are equal to the last bit."
+        f"{len(found)} runs, {len(found) // len(SETTINGS)} of each setting, were repeated on the same machine: in "
+        f"{same} of them the trained weights, the log and all measurements are equal to the last bit."
     )
 
 

@@ -80,6 +80,7 @@ def finish(study: Study) -> list[Path]:
             files[-1].write_text(json.dumps(start if at.name == START else measured))
     (study.output / "fixed.json").write_text(json.dumps(made_up.fixed()))
     (study.output / "cost.json").write_text(json.dumps(made_up.cost()))
+    (study.output / "repeated.json").write_text(json.dumps(made_up.repeated()))
     session = {"facts": made_up.FACTS, "seconds": 60, "jobs": 2, "size": {}}
     (study.output / "sessions.jsonl").write_text(json.dumps(session) + "\n")
     return [path for path in files if path.parent.name != START]
@@ -108,6 +109,7 @@ def test_an_unfinished_study_is_refused(
     del fixed["sorting"]["along_training"]
     assert "fixed parameters" in without(study.output / "fixed.json", json.dumps(fixed))
     assert "the costs" in without(study.output / "cost.json")
+    assert "repeated runs" in without(study.output / "repeated.json")
     assert collect.main() == 0
     kept = json.loads((results / "runs.json").read_text())
     assert len(kept) == len(runs) and {record["seed"] for record in kept} == {100, 101}
@@ -157,10 +159,20 @@ def test_the_pilot_s_table_marks_the_rate_of_the_study() -> None:
 
 def test_what_was_run_counts_the_records(folder: Path) -> None:
     rows = {row[0]: row[1:] for row in tables.what_was_run(folder)[1]}
-    assert rows["seeds"] == ("10 (100 to 109)", "8 (100 to 107)", "8 (100 to 107)")
+    assert rows["seeds"] == ("12 (100 to 111)", "8 (100 to 107)", "8 (100 to 107)")
     assert rows["training runs"][1:] == ("32", "32") and set(rows["of them crashed"]) == {"0"}
-    assert "10 seeds" in tables.headline(folder) and "2.0 hours with 2 runs" in tables.when_and_where(folder)
+    assert "12 seeds" in tables.headline(folder) and "2.0 hours with 2 runs" in tables.when_and_where(folder)
     assert tables.counts(folder).startswith("Of 14 claims: ")
+
+
+def test_a_repeated_run_that_differs_is_not_counted(folder: Path, tmp_path: Path) -> None:
+    assert tables.repeated(folder).startswith("6 runs, 2 of each setting, ") and "in 6 of them" in tables.repeated(
+        folder
+    )
+    found = made_up.repeated()
+    found["runs"][3]["log"] = False
+    (tmp_path / "repeated.json").write_text(json.dumps(found))
+    assert "in 5 of them" in tables.repeated(tmp_path)
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------
