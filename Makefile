@@ -72,7 +72,7 @@ demo: $(STAMP)
 	$(VENV)/bin/vopd demo
 
 # Says what is missing and how long it takes, and goes on where it was interrupted. runs/claims holds the runs,
-# studies/claims/results what came of them; the last two commands compute all tables from the latter, in a minute.
+# studies/claims/results what came of them; the last three commands compute all tables and figures from the latter.
 study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.run --jobs 2
 	$(PYTHON) -m studies.claims.fixed
@@ -81,6 +81,7 @@ study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.collect
 	$(PYTHON) -m studies.claims.report
 	$(PYTHON) -m studies.claims.figures
+	$(PYTHON) docs/generate.py
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -n 2

@@ -33,9 +33,11 @@ from vopd.training.saving.contract import CONTENT, REFUSED, RULES, TOLD
 from vopd.training.trl import DistillationConfig
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the study is not installed
+from studies.claims import tables  # noqa: E402
+
 SCHEMA = ROOT / "configs" / "train.schema.json"
 RECIPES = ROOT / "recipes"
-CLAIMS = ROOT / "studies" / "claims" / "results"
 _PART = re.compile(r"^(<!-- generated: ([\w-]+) -->)$.*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 # Plain type: what a reader calls it (None is told by the default), and its JSON type.
@@ -165,18 +167,8 @@ def _summary(found: Any) -> str:
     return _plain((inspect.getdoc(found) or "").split("\n\n")[0]).replace("``", "`")
 
 
-def rules() -> str:
-    """When each claim of the study counts as reproduced."""
-    verdicts = json.loads((CLAIMS / "verdicts.json").read_text(encoding="utf-8"))
-    verdicts.append(json.loads((CLAIMS / "timings.json").read_text(encoding="utf-8"))["verdict"])
-    verdicts.sort(key=lambda verdict: verdict["claim"])
-    return rows(("claim", "reproduced if"), ((f"({verdict['claim']})", verdict["rule"]) for verdict in verdicts))
-
-
 def other_losses(which: str) -> str:
     """A table of the study of other frameworks' losses: its `losses`, or their `intervals`."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     return rows(*getattr(importlib.import_module("studies.field.table"), which)())
 
 
@@ -192,6 +184,29 @@ def recipes(folder: str) -> str:
         result = f"{found['Hours']}; {found['Numbers']}" if measured else found["Status"]
         body.append((f"[{name}]({Path(folder, name, page.name).as_posix()})", found["What"], found["Hardware"], result))
     return rows(("recipe", "what", "hardware", "hours; result"), body)
+
+
+# ---- the study of the claims -------------------------------------------------------------------------------------
+
+
+def study(name: str) -> str:
+    """A table or a sentence of the study's."""
+    found = getattr(tables, name)()
+    return found if isinstance(found, str) else rows(*found)
+
+
+def claims_numbers() -> str:
+    """All numbers of every claim, as a list under its verdict."""
+    return _sections({title: "\n".join(f"- {line}" for line in lines) for title, lines in tables.numbers().items()})
+
+
+def claims_training() -> str:
+    """What training came to, a table for each setting."""
+    return _sections({title: rows(*table) for title, table in tables.training().items()})
+
+
+def _sections(found: Mapping[str, str]) -> str:
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in found.items())
 
 
 # ---- commands and their options ----------------------------------------------------------------------------------
@@ -350,9 +365,22 @@ PARTS: dict[str, Callable[[], str]] = {
     "which-estimator": which_estimator,
     "estimators": estimators,
     "guards": guards,
-    "rules": rules,
     "other-losses": partial(other_losses, "losses"),
     "other-losses-intervals": partial(other_losses, "intervals"),
+    "claims-headline": partial(study, "headline"),
+    "claims-counts": partial(study, "counts"),
+    "claims-verdicts": partial(study, "verdicts"),
+    "claims-rules": partial(study, "rules"),
+    "claims-numbers": claims_numbers,
+    "claims-training": claims_training,
+    "claims-primary": partial(study, "primary_comparisons"),
+    "claims-biases": partial(study, "biases"),
+    "claims-precision": partial(study, "precision"),
+    "claims-pilot": partial(study, "pilot"),
+    "claims-runs": partial(study, "what_was_run"),
+    "claims-when": partial(study, "when_and_where"),
+    "claims-repeated": partial(study, "repeated"),
+    "claims-first-study": partial(study, "first_study"),
     "resume-rules": resume_rules,
     "exit-codes": exit_codes,
     "metrics": metrics,

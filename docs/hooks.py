@@ -34,6 +34,8 @@ SEARCH = {
     "contributing/bug-catalogue.md": 0,
     "contributing/": 0.25,
 }
+# Pages with a wide table: without the table of contents at their right.
+WIDE = ("evidence.md",)
 
 _FENCE = re.compile(r"(^( *)```.*?^\2```[^\n]*$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#:]+)(#[^()\s]*)?\)")
@@ -63,10 +65,13 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, **_: Any) -> str:
-    """Turn the relative links of a document, which stand in code nowhere, into links of the site; rank the page."""
+    """Turn the relative links of a document, which stand in code nowhere, into links of the site; rank the page and
+    lay it out."""
     uri = page.file.src_uri
     boost = next((boost for start, boost in SEARCH.items() if uri.startswith(start)), 1)
     page.meta["search"] = {"boost": boost, "exclude": boost == 0}
+    if uri in WIDE:
+        page.meta["hide"] = ["toc"]
     source = next((ROOT / name for name, there in ELSEWHERE.items() if there == uri), DOCS / uri)
     parts = _FENCE.split(markdown)  # text, fence, its indentation, text, ...
     for place in range(0, len(parts), 3):

@@ -14,6 +14,7 @@ from studies.claims import design
 from studies.claims.cost import COST_FILE
 from studies.claims.fixed import FIXED_FILE, missing_along
 from studies.claims.records import write_records
+from studies.claims.repeat import REPEATED_FILE
 from studies.claims.report import RESULTS
 from studies.claims.run import SESSIONS_FILE, Study, said
 from vopd.experiments.grid import START, measured_of
@@ -30,6 +31,8 @@ def unfinished(study: Study) -> list[str]:
         found.append("the measurements at fixed parameters: python -m studies.claims.fixed")
     if not (study.output / COST_FILE).is_file():
         found.append("the costs: python -m studies.claims.cost")
+    if not (study.output / REPEATED_FILE).is_file():
+        found.append("repeated runs: python -m studies.claims.repeat")
     return found
 
 
@@ -77,6 +80,7 @@ def main() -> int:
         STUDY_FILE: study_facts(study),
         FIXED_FILE: read_json(study.output / FIXED_FILE),
         COST_FILE: read_json(study.output / COST_FILE),
+        REPEATED_FILE: read_json(study.output / REPEATED_FILE),
     }.items():
         (arguments.output / name).write_text(json.dumps(value, indent=1) + "\n", encoding="ascii")
     return 0

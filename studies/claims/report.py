@@ -42,17 +42,18 @@ def summary_table(runs: Runs) -> str:
     """Means over seeds of every estimator, as text."""
     rows = []
     for setting, start in runs.starts.items():
-        rows.append([f"{setting}: student before", "", "", f"{start['reverse_kl']:.4f}", _percent(start["accuracy"])])
+        rows.append([f"{setting}: student before", "", "", f"{start['reverse_kl']:.4f}", percent(start["accuracy"])])
         for rates, name in runs.cells(setting):
             columns = [runs.values(setting, rates, [name], what)[0] for what in ("reverse_kl", "accuracy")]
             distance, right = (sum(values) / len(values) for values in columns)
             rate = f"{runs.rate(setting, rates, name):g}"
-            rows.append([f"{setting}: {name}", rate, str(len(columns[0])), f"{distance:.4f}", _percent(right)])
-        rows.append([f"{setting}: teacher", "", "", "0", _percent(start["teacher_accuracy"])])
+            rows.append([f"{setting}: {name}", rate, str(len(columns[0])), f"{distance:.4f}", percent(right)])
+        rows.append([f"{setting}: teacher", "", "", "0", percent(start["teacher_accuracy"])])
     return format_table(["", "rate", "seeds", "reverse KL", "greedy accuracy"], rows)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share, as the documents write it."""
     return f"{100 * value:.1f} %"
 
 

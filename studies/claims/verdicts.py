@@ -26,10 +26,15 @@ OVER = {"opd": "opd", "vopd": "vopd", "top_k": "vopd_top_k"}
 
 @dataclass(frozen=True)
 class Part:
-    """One measured number: 1 if it supports the claim, -1 if it contradicts it, 0 if it does neither."""
+    """One measured number: `side` is 1 if it supports the claim, -1 if it contradicts it, 0 if it does neither.
+
+    `number` is the number alone, and `measure` what it is of; equal in every setting, so that tables put them together.
+    """
 
     text: str
     side: int
+    measure: str
+    number: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,13 @@ class Evidence:
     def __init__(
         self, runs: Runs, compared: Sequence[Compared], fixed: Mapping[str, Any], cost: Mapping[str, Any]
     ) -> None:
-        self.runs, self.fixed, self.cost = runs, fixed, cost
+        self.runs, self.compared, self.fixed, self.cost = runs, compared, fixed, cost
         self._compared = {(c.metric, c.setting, c.rates, c.first, c.second): c for c in compared}
 
     def trained(self, setting: str, first: str, second: str) -> Part:
         """A primary comparison of reverse KL: `first` lower supports."""
         found = self._compared["reverse_kl", setting, OWN_RATE, first, second]
-        return Part(f"{_said(found)}, Holm p = {found.adjusted:.2g}", -found.side)
+        return Part(f"{_said(found)}, Holm p = {found.adjusted:.2g}", -found.side, *_difference(found))
 
     def noise(self, setting: str, name: str, over: str) -> Interval:
         """Token part of an estimator's variance as a multiple of another's."""
@@ -73,9 +78,10 @@ class Evidence:
         """The same in every setting: below the limit supports."""
         found = {setting: self.noise(setting, name, over) for setting in SETTINGS}
         return [
-            Part(f"{setting}: {ratio} times the variance of {OVER[over]}", below(ratio, limit))
+            Part(f"{setting}: {ratio} times the variance of {OVER[over]}", below(ratio, limit),
+                 f"variance, {OVER[over]} = 1", f"{ratio.value:.2f}")
             for setting, ratio in found.items()
-        ]
+        ]  # fmt: skip
 
     def bias(self, setting: str, name: str, sampler: str = "exact") -> float:
         """Squared bias of the enumerated gradient, as a share of the squared gradient."""
@@ -100,8 +106,16 @@ def _said(found: Compared) -> str:
     )
 
 
+def _difference(found: Compared) -> tuple[str, str]:
+    return f"KL, {found.first} - {found.second}", f"{found.difference.value:+.3f}"
+
+
 def _percent(found: Interval) -> str:
     return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+
+
+def _share(found: Interval) -> str:
+    return f"{100 * found.value:.0f} %"
 
 
 def less_variance(evidence: Evidence) -> Verdict:
@@ -112,7 +126,7 @@ def less_variance(evidence: Evidence) -> Verdict:
         f"and the enumerated squared bias is below {ROUNDING:g} of the squared gradient",
         "in any setting the interval is above 1 or the bias is larger",
         [*evidence.noises("vopd", "opd"),
-         *(Part(f"{setting}: squared bias {bias:.1g}", 1 if bias < ROUNDING else -1)
+         *(Part(f"{setting}: squared bias {bias:.1g}", 1 if bias < ROUNDING else -1, "squared bias", f"{bias:.0e}")
            for setting, bias in biases.items())],
     )  # fmt: skip
 
@@ -133,7 +147,8 @@ def near_exact(evidence: Evidence) -> Verdict:
         f"in every setting vopd closes at least {CLOSED:.0%} of the distance in reverse KL from opd to full_rkl, each "
         "at its own rate (95 % interval above)",
         "in any setting the interval is below",
-        [Part(f"{name}: closes {_percent(share)}", above(share, CLOSED)) for name, share in shares.items()],
+        [Part(f"{name}: closes {_percent(share)}", above(share, CLOSED), "distance closed", _share(share))
+         for name, share in shares.items()],
     )  # fmt: skip
 
 
@@ -145,9 +160,9 @@ def top_k_keeps(evidence: Evidence) -> Verdict:
         f"in every setting at least {KEPT:.0%} of the value baseline's reduction of variance (95 % interval above), "
         f"and on main a reverse KL after training that is higher by less than {MARGIN:g} (95 % interval below)",
         "in any setting the interval of the kept share is below, or that of the difference above",
-        [*(Part(f"{name}: keeps {_percent(share)} of the reduction", above(share, KEPT))
-           for name, share in kept.items()),
-         Part(_said(trained), below(trained.difference, MARGIN))],
+        [*(Part(f"{name}: keeps {_percent(share)} of the reduction", above(share, KEPT), "kept",
+                _share(share)) for name, share in kept.items()),
+         Part(_said(trained), below(trained.difference, MARGIN), *_difference(trained))],
     )  # fmt: skip
 
 
@@ -160,7 +175,8 @@ def top_k_objective(evidence: Evidence) -> Verdict:
         "in every setting the squared bias of its gradient at k = 5 is above 0 (95 % interval)",
         "in any setting the interval is below 0.1 % of the squared gradient",
         [Part(f"{name}: squared bias {bias} of the squared gradient",
-              1 if bias.low > 0 else -1 if bias.high < 1e-3 else 0) for name, bias in found.items()],
+              1 if bias.low > 0 else -1 if bias.high < 1e-3 else 0, "squared bias, gradient's square = 1",
+              f"{bias.value:.3f}") for name, bias in found.items()],
     )  # fmt: skip
 
 
@@ -170,7 +186,8 @@ def costs_no_more(evidence: Evidence) -> Verdict:
         "d1", "The value baseline costs no more than vanilla OPD",
         f"loss and backward take at most {NEAR_COST:g} times the time and the memory of opd",
         "either takes more",
-        [Part(f"{what}: {ratio:.2f} of opd's", 1 if ratio <= NEAR_COST else -1) for what, ratio in ratios.items()],
+        [Part(f"{what}: {ratio:.2f} of opd's", 1 if ratio <= NEAR_COST else -1, f"{what}, opd = 1",
+              f"{ratio:.2f}") for what, ratio in ratios.items()],
     )  # fmt: skip
 
 
@@ -184,7 +201,8 @@ def exact_costs_more(evidence: Evidence) -> Verdict:
         "both take less",
         [Part("full_rkl: " + ", ".join(f"{what} {ratio:.2f} of vopd's" for what, ratio in ratios.items())
               + "; with all logits in memory: " + ", ".join(f"{what} {ratio:.2f}" for what, ratio in naive.items()),
-              1 if far else -1)],
+              1 if far else -1, "time and memory of full_rkl, vopd = 1",
+              ", ".join(f"{ratio:.2f}" for ratio in ratios.values()))],
     )  # fmt: skip
 
 
@@ -204,9 +222,9 @@ def stop_gradient(evidence: Evidence) -> Verdict:
         "on main at the common rate that gap is above 0, and the stop-gradient alone closes a share of it above 0 "
         "(95 % intervals)",
         f"the gap's interval is on the other side of 0, or that of the share below {PART_OF_GAP:.0%}",
-        [Part(_said(gap), below(gap.difference, 0)),
+        [Part(_said(gap), below(gap.difference, 0), *_difference(gap)),
          Part(f"share of the gap that the stop-gradient closes: {_percent(share)}",
-              1 if share.low > 0 else -1 if share.high < PART_OF_GAP else 0)],
+              1 if share.low > 0 else -1 if share.high < PART_OF_GAP else 0, "gap closed", _share(share))],
     )  # fmt: skip
 
 
@@ -250,7 +268,8 @@ def where_it_hurts(evidence: Evidence) -> Verdict:
         "interval above)",
         "in any setting the interval is below",
         [Part(f"{name}: {100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] of the tokens",
-              above(share, SHARE_THAT_HURTS)) for name, share in shares.items()],
+              above(share, SHARE_THAT_HURTS), "share of tokens", f"{100 * share.value:.1f} %")
+         for name, share in shares.items()],
     )  # fmt: skip
 
 
@@ -263,6 +282,7 @@ def gain_shrinks(evidence: Evidence) -> Verdict:
         parts.append(Part(
             f"{name}: the value baseline leaves {first:.2f} of the variance at the start and {last:.2f} at the end, a "
             f"change of {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", above(change, 0),
+            "variance left, end less start", f"{change.value:+.3f}",
         ))  # fmt: skip
     return Verdict(
         "g2", "The value baseline's gain shrinks as the student improves",
@@ -280,7 +300,15 @@ def wrong_samplers(evidence: Evidence) -> Verdict:
             if sampler != "exact":
                 opd, value, best = (evidence.bias(setting, name, sampler) for name in ("opd", "vopd", "vopd_optimal"))
                 text = f"{setting}, {sampler}: squared bias opd {opd:.2g}, vopd {value:.2g}, vopd_optimal {best:.2g}"
-                parts.append(Part(text, 1 if best < min(value, opd) else -1))
+                least = min(value, opd)
+                parts.append(
+                    Part(
+                        text,
+                        1 if best < least else -1,
+                        "squared bias, the better of opd and vopd = 1",
+                        f"{best / least:.2f}",
+                    )
+                )
     return Verdict(
         "h", "The optimal baseline reduces the bias from a sampler that is slightly off-policy",
         "in every setting and under every sampler its enumerated squared bias is below vanilla's and the value "
