@@ -58,6 +58,8 @@ def test_the_error_of_a_figure_is_that_of_a_ratio_of_means_over_blocks() -> None
     assert figure({"reverse_kl": [uneven]}, 1).error == pytest.approx(0.1)
     # A block that is longer in the same proportion adds no error.
     assert figure({"reverse_kl": [[200, [[10.0, 50], [30.0, 150]]]]}, 1).error == pytest.approx(0)
+    # Nor does a longer block weigh as much as a shorter one: -0.05 and 0.05, though 0.2 and 0.333 per token.
+    assert figure({"reverse_kl": [[200, [[10.0, 50], [50.0, 150]]]]}, 1).error == pytest.approx(0.05)
     # The blocks of three checkpoints hold the same problems: -0.1 and 0.1 twice, and once the other way round.
     other = [180, [[30.0, 100], [10.0, 100]]]
     assert figure({"reverse_kl": [other, uneven, uneven]}).error == pytest.approx(0.1 / 3)
