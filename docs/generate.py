@@ -83,9 +83,12 @@ def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 
 def which_estimator() -> str:
     """The one answer to which estimator to use."""
+    default = VOPDConfig.estimator
     body = []
     for advice in ADVICE:
         estimator, why = f"`{advice.estimator.name}`", advice.why
+        if advice.estimator.name == default:
+            estimator += " (the default)"
         if isinstance(advice, AdviceUnless):
             estimator += f"; `{advice.instead.name}` {advice.unless}"
             why += f"; {advice.why_instead}"

@@ -75,7 +75,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"estimator": "zzz"}, 2, "'zzz' ... opd, vopd"),
     ({"estimator": "vopd_top_k", "top_k": 5, "loss_top_k": 5}, 2, "top_k ... loss_top_k=5"),
     ({"beta": 0.5}, 2, "beta ... estimator"),
-    ({"loss_top_k": 5}, 2, "loss_top_k ... 'vopd'"),
+    ({"loss_top_k": 5}, 2, "loss_top_k ... 'full_rkl'"),
     ({"estimator": "vopd_top_k"}, 2, "'vopd_top_k' ... loss_top_k"),
     ({"estimator": "vopd_top_k", "loss_top_k": 301}, 2, "loss_top_k=301 ... 300"),
     ({"estimator": "vopd_top_k", "loss_top_k": 0}, 2, "loss_top_k ... 1"),

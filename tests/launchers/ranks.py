@@ -154,6 +154,7 @@ def config(case: Case, folder: Path) -> Any:
     rows = 1 if case.bf16 else ROWS // processes
     return VOPDConfig(
         output_dir=str(folder),
+        estimator="vopd",
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
         gradient_accumulation_steps=2 * ROWS // (processes * rows),

@@ -130,6 +130,7 @@ def trainer_of(model: str, url: str | None, temperature: float = 1.0) -> Any:
     engine = {"vllm_mode": "colocate", "vllm_max_model_length": 256, "vllm_gpu_memory_utilization": 0.1}
     settings = VOPDConfig(
         output_dir=tempfile.mkdtemp(),
+        estimator="vopd",
         per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
         gradient_accumulation_steps=2,
         max_completion_length=LENGTH,

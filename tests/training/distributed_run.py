@@ -52,6 +52,7 @@ def make(
     adapters = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None
     args = VOPDConfig(
         output_dir=str(out),
+        estimator="vopd",
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=2,
         num_train_epochs=2,

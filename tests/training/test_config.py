@@ -14,6 +14,7 @@ import torch
 from messages import says
 from vopd import ESTIMATORS, VOPDConfig
 from vopd.errors import ConfigurationError
+from vopd.estimators.advice import WITH_FULL_ROWS
 from vopd.versions import check_trl_version
 
 
@@ -23,7 +24,7 @@ def config(tmp_path: Path, **settings: Any) -> VOPDConfig:
 
 def test_output_dir_alone_is_enough_and_the_defaults_are_safe(tmp_path: Path) -> None:
     args = config(tmp_path)
-    assert args.estimator == "vopd"
+    assert args.estimator == WITH_FULL_ROWS.estimator.name
     assert args.disable_dropout and not args.logging_nan_inf_filter and not args.telemetry
     assert args.report_to == [] and args.vllm_server_host == "127.0.0.1"
     assert args.top_k == 0 and args.beta is None and args.logging_steps == 1
@@ -79,8 +80,9 @@ def test_every_estimator_can_be_chosen(estimator: str, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    sampled = {"estimator": "vopd"}  # which truncated sampling would bias
     with pytest.raises(ConfigurationError, match=says(message)) as raised:
-        config(tmp_path, **settings)
+        config(tmp_path, **(sampled | settings))
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 2
 

@@ -44,7 +44,7 @@ WITH_TOP_K = Advice(
 TO_REPRODUCE = Advice(
     given="you want to reproduce the paper",
     estimator=VOPD,
-    why="the paper's method (and the default)",
+    why="the paper's method",
 )
 ADVICE = (WITH_FULL_ROWS, WITH_TOP_K, TO_REPRODUCE)
 """In the order in which a reader should stop at the first row that holds."""

@@ -137,7 +137,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         ConfigurationError: a value is out of range, or conflicts with another one.
     """
 
-    estimator: EstimatorOrName = own("vopd", "The loss: a name in vopd.ESTIMATORS, or module:NAME for your own.")
+    estimator: EstimatorOrName = own("full_rkl", "The loss: a name in vopd.ESTIMATORS, or module:NAME for your own.")
     loss_top_k: int | None = own(None, "k of the loss, for estimators that need one; not the sampler's top_k.")
     loss_backend: str = own("auto", "Backend of the loss: torch, triton, or auto (triton on a GPU where it works).")
     loss_normalizer: float | None = own(
