@@ -29,13 +29,14 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo study-claims test test-faults test-kernels test-server test-sglang test-launchers
+.PHONY: help install demo study-claims study-field test test-faults test-kernels test-server test-sglang test-launchers
 .PHONY: test-grader test-matrix dist test-dist test-examples test-tokenizers test-real-size mutants check format docs
 .PHONY: docs-serve embedded-pair clean
 
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make study-claims   train and measure all that docs/evidence.md rests on (hours); may be interrupted"
+	@echo "make study-field    measure what other frameworks run, for docs/reference/other-losses.md (an hour)"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"
@@ -81,6 +82,10 @@ study-claims: $(STAMP)
 	$(PYTHON) -m studies.claims.collect
 	$(PYTHON) -m studies.claims.report
 	$(PYTHON) -m studies.claims.figures
+	$(PYTHON) docs/generate.py
+
+study-field: $(STAMP)
+	$(PYTHON) -m studies.field.measure
 	$(PYTHON) docs/generate.py
 
 test: $(STAMP)

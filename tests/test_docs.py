@@ -74,7 +74,9 @@ def test_one_answer_to_which_estimator(generator: ModuleType) -> None:
     assert full.estimator.support == "full" and not full.estimator.samples and full.estimator.unbiased
     assert full.instead is not None and full.instead.samples  # as rewards and importance weights want it
     assert top_k.estimator.need == "top_k" and top_k.estimator.teacher_scores
-    assert paper.estimator.name == vopd.VOPDConfig(output_dir="x", use_cpu=True).estimator
+    assert paper.estimator.name == "vopd"
+    assert full.estimator.name == vopd.VOPDConfig(output_dir="x", use_cpu=True).estimator
+    assert "(the default)" in table[0] and "(the default)" not in "".join(table[1:])
 
 
 def conforms(value: Any, kinds: list[str]) -> bool:

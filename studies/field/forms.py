@@ -218,7 +218,7 @@ FORMS = (
          note="the gradient is multiplied by 1 - 1/N, N tokens in the batch; and later tokens, as in the next row"),
     Form(ESTIMATORS["opd"], "leave-one-out over tokens", "minus the mean over all other tokens of the batch",
          "A = r - mean of the other r", ALL_ROWS, batch_mean=mean_of_other_tokens, label="opd_other_tokens",
-         note="yes with fixed prefixes; no in a rollout, where later tokens depend on this one: a term of order 1/N"),
+         note="none with fixed prefixes; in a rollout a term of order 1/N, since later tokens depend on this one"),
     Form(ESTIMATORS["opd"], "leave-one-out over completions", "minus the mean over all other completions of the batch",
          "A = r - mean of r elsewhere", ALL_ROWS, batch_mean=mean_of_other_completions, label="opd_other_completions"),
     _of_vopd("vopd", "vOPD (arXiv 2605.07865)", "minus the mean over the vocabulary", "A = r - V", "`vopd_optimal`"),

@@ -74,7 +74,7 @@ def test_shows_the_prompt_with_the_ids_that_training_sees(dry: Callable[..., str
 
 def test_compares_vocabularies_and_end_tokens(dry: Callable[..., str]) -> None:
     text = dry()
-    assert told("vopd ... torch ... cpu", text)
+    assert told("full_rkl ... torch ... cpu", text)
     assert told("common vocabulary ... 300", text)
     assert told("student ... 300 tokens ... 304 head rows ... 1 '<eos>' ... 0 '<pad>'", text)
     assert told("teacher ... 300 tokens ... 320 head rows", text)

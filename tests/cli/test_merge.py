@@ -70,7 +70,7 @@ def test_the_adapter_of_a_run_is_merged_and_evaluated(
     files = {path.name for path in output.iterdir()}
     assert "model.safetensors" in files and not any("adapter" in name for name in files)
     card = ModelCard.load(output / "README.md")
-    assert card.data.library_name == "transformers" and told("estimator ... vopd", card.text)
+    assert card.data.library_name == "transformers" and told("estimator ... full_rkl", card.text)
     assert told("adapter model ... merged into student ... float32 ... PEFT", card.text)
     assert cli.main([
         "eval", "--model", str(output), "--data", str(prompts), "--count", "2", "--samples", "1",

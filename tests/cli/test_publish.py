@@ -134,7 +134,7 @@ class TestTrackers:
         monkeypatch.setattr(trackio, "log", lambda metrics, **settings: logged.append(metrics))
         monkeypatch.setattr(trackio, "finish", lambda: None)
         monkeypatch.setattr(trackio, "config", {}, raising=False)
-        assert train("--report_to", "trackio") == 0
+        assert train("--report_to", "trackio", "--estimator", "vopd") == 0
         names = set().union(*logged)
         assert {"train/loss", "train/reverse_kl", "train/variance/optimal", "train/seconds/rollout"} <= names
         groups = {name.split("/")[1] for name in names if name.count("/") > 1}

@@ -59,7 +59,7 @@ def test_resolved_config_repeats_the_run(train: Train, run: Path) -> None:
     train("--seed", "3", "--report_to", "none")
     resolved = run / "resolved_config.yaml"
     text = resolved.read_text()
-    assert "learning_rate: 0.01  # command line" in text and "estimator: vopd  # default" in text
+    assert "learning_rate: 0.01  # command line" in text and "estimator: full_rkl  # default" in text
     assert "loss_backend: auto  # default, torch on this machine" in text
     assert yaml.safe_load(text)["bf16"] is False  # as chosen, not as left open
     assert cli.main(["train", "--config", str(resolved), "--run_name", "again"]) == 0
@@ -248,7 +248,7 @@ class TestAccuracy:
         self, train: Train, run: Path, answering: Path, graded_by_text: None, more: list[str],
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
-        assert train("--eval_data", str(answering), "--learning_rate", "3e-3", *more) == 0
+        assert train("--eval_data", str(answering), "--learning_rate", "3e-3", "--estimator", "vopd", *more) == 0
         shown = capsys.readouterr().out
         reported = json.loads((run / "results.json").read_text())
         assert reported["start"]["avg_at_k"]["value"] == 1.0

@@ -82,7 +82,7 @@ BROKEN: list[tuple[dict[str, Any], int, str]] = [
     ({"learning_rate": "fast"}, 2, "learning_rate ... number ... 'fast'"),
     ({"max_steps": 1.5}, 2, "max_steps ... whole number ... 1.5"),
     ({"temperature": 0}, 2, "temperature ... above 0"),
-    ({"top_p": 0.9}, 2, "remove top_p"),
+    ({"estimator": "vopd", "top_p": 0.9}, 2, "remove top_p"),
     ({"importance_sampling": True}, 2, "importance_sampling ... use_vllm=true"),
     ({"importance_cap": 0.1}, 2, "importance_cap ... 1"),
     ({"run_name": "../outside"}, 2, "run name '../outside' ... letters"),
