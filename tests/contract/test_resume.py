@@ -122,7 +122,9 @@ CASES = [
     refused("", "dataset ... 4 prompts ... sha256", before=other_rows),
     refused("--max_prompts 4 --prompt_template {prompt}?", "dataset ... prompt_template null -> {prompt}?"),
     refused("--estimator opd", "estimator full_rkl -> opd"),
-    refused("--estimator vopd_top_k --loss_top_k 3 --seed 1", "seed 42 -> 1; estimator full_rkl -> vopd_top_k; loss_top_k"),
+    refused(
+        "--estimator vopd_top_k --loss_top_k 3 --seed 1", "seed 42 -> 1; estimator full_rkl -> vopd_top_k; loss_top_k"
+    ),
     refused("--temperature 0.9", "temperature 1.0 -> 0.9"),
     refused("--teacher_model {S}", "teacher_model ... sha256 ... -> ... sha256"),
     refused("--teacher_model self:frozen --teacher_prompt_template {prompt}!", "teacher_model ... self:frozen"),

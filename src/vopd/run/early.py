@@ -63,8 +63,8 @@ def check_places(command: str, arguments: Sequence[str]) -> Faults:
 
 def _check_folder(given: dict[str, Any]) -> None:
     """Raises ConfigurationError if the folder of a run is in use or cannot be written to."""
-    name, estimator = given.get("run_name"), given.get("estimator", ":")
-    if name is None and (":" in estimator or "model" not in given):
-        return  # the default is known, and a custom estimator has a name, only once modules are imported that take seconds
+    name, estimator = given.get("run_name"), given.get("estimator", "")
+    if name is None and (not estimator or ":" in estimator or "model" not in given):
+        return  # the default, and the name of a custom estimator, are known once more is imported
     folder = directory.run_directory(given.get("output_dir", "runs"), name, given.get("model", ""), estimator)
     directory.check_free(folder, resume=given.get("resume", False))

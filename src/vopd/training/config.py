@@ -16,6 +16,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from vopd.data.conversations import check_last_turn
 from vopd.errors import ConfigurationError, Faults, check_at_least, check_known, counted
 from vopd.estimators import ESTIMATORS, Estimator, find_estimator
+from vopd.estimators.advice import WITH_FULL_ROWS
 from vopd.evaluation.benchmarks import check_kind
 from vopd.kernels import BACKENDS
 from vopd.processes import check_launched, check_together
@@ -113,8 +114,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         reward_weights: one number per reward function, in nats per unit of reward; the teacher's log-ratios have
             weight 1. Default: 1 each.
         teacher_column: column of the dataset that names each row's teacher, if there are several.
-        teacher_prompt_column: column with prompts for the teacher only, such as one with a hint. Default: the teacher
-            reads the student's prompt.
+        teacher_prompt_column: column with prompts for the teacher only, such as one with a hint; else the student's.
         teacher_offload: keep local teachers, and output heads of served ones, in host memory, and copy them to the
             device only to score: saves device memory, at one copy per micro-batch, or per step with teacher_scoring.
         teacher_scoring: when a teacher in this process scores: "micro_batch", each as it is trained on; "step", the
@@ -137,7 +137,7 @@ class VOPDConfig(ServerSettings, DistillationConfig):
         ConfigurationError: a value is out of range, or conflicts with another one.
     """
 
-    estimator: EstimatorOrName = own("full_rkl", "The loss: a name in vopd.ESTIMATORS, or module:NAME for your own.")
+    estimator: EstimatorOrName = own(WITH_FULL_ROWS.estimator.name, "The loss: one of vopd.ESTIMATORS, or module:NAME.")
     loss_top_k: int | None = own(None, "k of the loss, for estimators that need one; not the sampler's top_k.")
     loss_backend: str = own("auto", "Backend of the loss: torch, triton, or auto (triton on a GPU where it works).")
     loss_normalizer: float | None = own(
