@@ -117,7 +117,8 @@ def training(folder: Path = RESULTS) -> dict[str, Table]:
     """Means over seeds of every estimator, and its differences from opd and vopd, by setting and rates."""
     runs = read_kept(folder).runs
     compared = read_comparisons(folder / "comparisons.csv")
-    head = ("estimator", "learning rate", "seeds", "reverse KL", "greedy accuracy", "KL, difference from opd", "from vopd")
+    head = ("estimator", "learning rate", "seeds", "reverse KL", "greedy accuracy")
+    head += ("KL, difference from opd", "from vopd")
     found: dict[str, Table] = {}
     for setting in SETTINGS:
         for rates, name in runs.cells(setting):
