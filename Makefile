@@ -36,7 +36,7 @@ export OMP_NUM_THREADS := 1
 help:
 	@echo "make demo           distil an embedded pair of small models on the CPU and write a report"
 	@echo "make study-claims   train and measure all that docs/evidence.md rests on (hours); may be interrupted"
-	@echo "make study-field    measure what other frameworks run, for docs/reference/other-losses.md (an hour)"
+	@echo "make study-field    measure what other frameworks run, for docs/reference/other-losses.md (10 minutes)"
 	@echo "make test           run the tests"
 	@echo "make test-faults    kill 30 runs at random moments, by signals and disks, and resume them to the same bits"
 	@echo "make test-kernels   run the tests of the Triton kernels, in .venv-kernels and without a GPU"

@@ -200,13 +200,13 @@ def _bounded_form(name: str, terms: str, baseline: Callable[[Moments], Tensor]) 
     return Form(estimator, "none known", runs, f"A = f - {terms.split()[0]}", "-", WHOLE_VOCABULARY, "bounded")
 
 
-ALL_ROWS = "`full_rkl`, or `vopd_optimal` where a policy gradient is needed"
+ALL_ROWS = "`full_rkl` or `vopd_optimal`"
 WITH_SERVER = "`rao_blackwell_teacher_top_k`"
 
 BOUNDED = _other_objective(
     "bounded", _bounded, "NeMo-RL `proximal_teacher_alpha: 0.2` (#4011); TOP-D (arXiv 2607.04751)",
     "the log-ratio to a mixture of teacher and student", "A = f = log(0.2 e^r + 0.8)",
-    "for this objective, a baseline (two rows down); for reverse KL, " + ALL_ROWS,
+    "b*_f (three rows down); for reverse KL, " + ALL_ROWS,
 )  # fmt: skip
 
 FORMS = (
@@ -215,10 +215,10 @@ FORMS = (
          "also divides by the standard deviation", "minus the mean advantage of the batch", "A = r - mean of r",
          ALL_ROWS,
          batch_mean=global_mean, label="opd_global_mean",
-         note="the gradient is multiplied by 1 - 1/N, N tokens in the batch; and later tokens, as in the next row"),
+         note="1 - 1/N times the gradient, N tokens in the batch, and what the next row says"),
     Form(ESTIMATORS["opd"], "leave-one-out over tokens", "minus the mean over all other tokens of the batch",
          "A = r - mean of the other r", ALL_ROWS, batch_mean=mean_of_other_tokens, label="opd_other_tokens",
-         note="none with fixed prefixes; in a rollout a term of order 1/N, since later tokens depend on this one"),
+         note="none with fixed prefixes; in a rollout, where later tokens depend on this one, a term of order 1/N"),
     Form(ESTIMATORS["opd"], "leave-one-out over completions", "minus the mean over all other completions of the batch",
          "A = r - mean of r elsewhere", ALL_ROWS, batch_mean=mean_of_other_completions, label="opd_other_completions"),
     _of_vopd("vopd", "vOPD (arXiv 2605.07865)", "minus the mean over the vocabulary", "A = r - V", "`vopd_optimal`"),
@@ -238,7 +238,7 @@ FORMS = (
     ),
     BOUNDED,
     Form(BOUNDED.estimator, "NeMo-RL, with `subtract_global_baseline: true` (#4011)",
-         "the same, minus the mean advantage of the batch", "A = f - mean of f", BOUNDED.instead,
+         "the same, minus the mean advantage of the batch", "A = f - mean of f", "b*_f (two rows down)",
          like="bounded", batch_mean=global_mean, label="bounded_global_mean"),
     _bounded_form("bounded_value", "V_f = E_p[f]", value_baseline),
     _bounded_form("bounded_optimal", "b*_f = E_p[w f] / E_p[w]", optimal_baseline),

@@ -31,7 +31,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ from studies.claims import design
 from studies.claims.fixed import Place
 from studies.claims.run import facts
 from studies.claims.samplers import exact_gradient, few, outcomes
-from studies.field.forms import FORMS, Form, global_mean
-from vopd.estimators import distillation_loss
-from vopd.functional.moments import not_none
+from studies.field.batch_means import batch_variances, batches
+from studies.field.contexts import Context, contexts_of
+from studies.field.forms import FORMS, Form, K, global_mean
 from vopd.statistics import Interval, ratio_of_means, t_interval
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -64,36 +64,6 @@ class Size:
 
 
 SMALL = Size(contexts=4, draws=2, resamples=2, batch=2)
-
-
-@dataclass(frozen=True)
-class Context:
-    """A rollout of n tokens: the student's logits (n, V) with their graph, the teacher's, and what a gradient is of."""
-
-    logits: Tensor
-    teacher_logits: Tensor
-    parameters: Sequence[Tensor]
-    divisor: float
-
-    def carried(self, gradient: Tensor) -> Tensor:
-        """A gradient in the logits, (n, V), as one in the parameters, over the divisor."""
-        parts = torch.autograd.grad(self.logits, self.parameters, gradient / self.divisor, retain_graph=True)
-        return torch.cat([part.flatten() for part in parts])
-
-
-def contexts_of(place: Place) -> list[Context]:
-    """Every rollout of a place as a context."""
-    parameters = [parameter for parameter in place.student.parameters() if parameter.requires_grad]
-    divisor = sum(len(rollout.completion_ids) for rollout in place.rollouts) / len(place.rollouts)
-    found = []
-    for rollout in place.rollouts:
-        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
-        rows = slice(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
-        student = place.student(input_ids=ids).logits[0, rows, : place.vocabulary]
-        with torch.no_grad():
-            teacher = place.teacher(input_ids=ids).logits[0, rows, : place.vocabulary]
-        found.append(Context(student, teacher, parameters, divisor))
-    return found
 
 
 # ---- expectations and variances, by enumeration -------------------------------------------------------------------
@@ -213,57 +183,6 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack([row.double() @ other.double() for row, other in zip(left, right, strict=True)])
 
 
-# ---- means of the batch, by drawing whole batches again ----------------------------------------------------------
-
-
-def batches(contexts: Sequence[Context], size: int) -> Iterator[Sequence[Context]]:
-    """Whole batches of this size, in order; what is left over is dropped."""
-    return (contexts[start : start + size] for start in range(0, len(contexts) - size + 1, size))
-
-
-def batch_gradient(form: Form, logits: Tensor, teacher: Tensor, tokens: Tensor, completion: Tensor) -> Tensor:
-    """Gradient in the logits of a batch, (N, V), with what the form subtracts computed in a first pass.
-
-    Args:
-        form: an estimator of advantages, with or without a mean of the batch.
-        logits: (N, V), those of the student.
-        teacher: (N, V).
-        tokens: y, (N,).
-        completion: the completion that each token belongs to, (N,).
-    """
-    rows = logits.detach().requires_grad_()
-    extra = None
-    if form.batch_mean is not None:
-        first = distillation_loss(rows.detach(), teacher, tokens, estimator=form.estimator)
-        extra = -form.batch_mean(not_none(first.advantages), completion)
-    second = distillation_loss(rows, teacher, tokens, estimator=form.estimator, extra_advantages=extra, normalizer=1.0)
-    (found,) = torch.autograd.grad(second.loss, rows)
-    return found
-
-
-def batch_variances(batch: Sequence[Context], form: Form, resamples: int, seed: int) -> tuple[Tensor, float]:
-    """Var g_m of each context of a batch, (B,), and the variance of the batch's mean times B.
-
-    Equal seeds draw equal tokens. The second exceeds the mean of the first by what contexts have in common through the
-    mean of the batch.
-    """
-    logits = torch.cat([context.logits.detach() for context in batch])
-    teacher = torch.cat([context.teacher_logits for context in batch])
-    lengths = [len(context.logits) for context in batch]
-    completion = torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(logits.softmax(-1), resamples, True, generator=generator).T
-    total, squares, whole = torch.zeros(()), torch.zeros(len(batch)).double(), 0.0
-    for tokens in drawn:
-        parts = batch_gradient(form, logits, teacher, tokens, completion).split(lengths)
-        found = torch.stack([c.carried(part) for c, part in zip(batch, parts, strict=True)]).double()
-        total = total + found
-        squares += found.square().sum(-1)
-        whole += float(found.mean(0).square().sum())
-    own = (squares - total.square().sum(-1) / resamples) / (resamples - 1)
-    return own, (whole - float(total.mean(0).square().sum()) / resamples) / (resamples - 1) * len(batch)
-
-
 # ---- one setting -------------------------------------------------------------------------------------------------
 
 
@@ -346,13 +265,27 @@ def batch_records(
     return found
 
 
+def masses(contexts: Sequence[Context]) -> dict[str, float]:
+    """Mean probability that the student gives to the top 20 of either model."""
+    probs = torch.cat([context.logits.detach().softmax(-1) for context in contexts])
+    teacher = torch.cat([context.teacher_logits for context in contexts])
+    return {
+        name: float(probs.gather(1, rows.topk(K).indices).sum(-1).mean())
+        for name, rows in (("teacher", teacher), ("student", probs))
+    }
+
+
 def measure(place: Place, size: Size, forms: Sequence[Form] = FORMS) -> dict[str, Any]:
     """Everything of one setting; the first form is opd."""
     contexts = contexts_of(place)
     expected, noise = expectations(contexts, forms, size.draws)
     found = single_records(forms, expected, noise) | batch_records(contexts, forms, expected, noise, size)
-    tokens = sum(len(context.logits) for context in contexts)
-    return {"tokens": tokens, "vocabulary": place.vocabulary, "forms": {form.name: found[form.name] for form in forms}}
+    return {
+        "tokens": sum(len(context.logits) for context in contexts),
+        "vocabulary": place.vocabulary,
+        "student_mass_in_top_20": masses(contexts),
+        "forms": {form.name: found[form.name] for form in forms},
+    }
 
 
 def texts() -> dict[str, dict[str, str]]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import vopd
 from enumeration import exact_gradient, expectation, outcomes
+from studies.field.batch_means import batch_gradient
 from studies.field.forms import FORMS, WHOLE_VOCABULARY, Form
-from studies.field.measure import batch_gradient
 
 VOCABULARY, FEW = 7, 3
 BY_NAME = {form.name: form for form in FORMS}

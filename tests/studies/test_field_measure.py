@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from studies.claims import design
+from studies.field.batch_means import batch_gradient, batch_variances, batches
+from studies.field.contexts import Context, contexts_of
 from studies.field.forms import FORMS
 from studies.field.measure import (
     RESULTS,
-    Context,
     Expected,
-    batch_gradient,
-    batch_variances,
-    batches,
     enumerated,
     expectations,
+    masses,
     noise_of,
     per_signal,
     texts,
 )
+from vopd.experiments.rollouts import Rollout
 from vopd.functional import gradient_variance, moments
+from vopd.models import load_model
 
 BY_NAME = {form.name: form for form in FORMS}
 DIVISOR = 2.0
@@ -152,6 +156,27 @@ def test_noise_per_signal_does_not_change_with_the_scale() -> None:
     assert (scaled.value, scaled.low, scaled.high) == pytest.approx((found.value, found.low, found.high))
     same = per_signal(noise, signal, noise, signal)
     assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
+
+
+def test_a_rollout_s_logits_are_those_that_predict_its_completion(
+    tiny_student_dir: Path, tiny_teacher_dir: Path
+) -> None:
+    student, teacher = load_model(tiny_student_dir), load_model(tiny_teacher_dir).requires_grad_(False)
+    rollouts = [Rollout([5, 6], [7, 8, 9]), Rollout([6], [8])]
+    place = SimpleNamespace(student=student, teacher=teacher, rollouts=rollouts, vocabulary=300)
+    first, second = contexts_of(cast(Any, place))
+    with torch.no_grad():
+        for model, found in ((student, first.logits), (teacher, first.teacher_logits)):
+            torch.testing.assert_close(found, model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 1:4, :300])
+    assert (len(second.logits), first.divisor, second.divisor) == (1, 2.0, 2.0)
+    assert len(first.carried(torch.ones_like(first.logits))) == sum(p.numel() for p in student.parameters())
+
+
+def test_the_student_s_mass_in_a_top_20() -> None:
+    teacher = torch.arange(30.0).unsqueeze(0)  # its top 20 are the last 20 tokens
+    context = Context((torch.arange(30) < 15).double().log()[None].clamp_min(-50), teacher, [], 1.0)
+    found = masses([context])
+    assert (found["teacher"], found["student"]) == pytest.approx((5 / 15, 1))
 
 
 def test_only_whole_batches_are_used(contexts: list[Context]) -> None:
