@@ -14,7 +14,6 @@ import torch
 from messages import says
 from vopd import ESTIMATORS, VOPDConfig
 from vopd.errors import ConfigurationError
-from vopd.estimators.advice import WITH_FULL_ROWS
 from vopd.versions import check_trl_version
 
 
@@ -24,7 +23,7 @@ def config(tmp_path: Path, **settings: Any) -> VOPDConfig:
 
 def test_output_dir_alone_is_enough_and_the_defaults_are_safe(tmp_path: Path) -> None:
     args = config(tmp_path)
-    assert args.estimator == WITH_FULL_ROWS.estimator.name
+    assert args.estimator == "full_rkl"
     assert args.disable_dropout and not args.logging_nan_inf_filter and not args.telemetry
     assert args.report_to == [] and args.vllm_server_host == "127.0.0.1"
     assert args.top_k == 0 and args.beta is None and args.logging_steps == 1
